@@ -32,6 +32,7 @@ class Evaluator:
     count: int  # problems
     chunk: int  # problems a call
     generate: Callable
+    key: jax.Array  # of the random stream
     grade: Callable  # (Rollout, Drawn) → Graded
     replicated: NamedSharding
 
@@ -52,6 +53,7 @@ class Evaluator:
             self.prompts,
             jax.device_put(ids.astype(np.int32), self.replicated),
             sampling,
+            self.key,
         )
         graded = self.grade(written, drawn)
         real = min(self.chunk, self.count - start)
@@ -103,27 +105,30 @@ def make(
     chunk = max(1, min(slots // k, count) // rows) * rows
     generation = {**generation, "group": k, "slots": chunk * k}
 
-    def answer(params, prompts, ids_P, sampling):
+    def answer(params, prompts, ids_P, sampling, key):
         drawn = programs.pick(prompts, ids_P)
         written = rollout.generate(
             params,
             drawn.prompt_PL,
             drawn.position_PL,
             drawn.ids_P,
-            stream_key(seed, "eval", number),
+            key,
             sampling,
             **generation,
         )
         return drawn, written
 
     sharding = NamedSharding(mesh, BATCH)
+    replicated = NamedSharding(mesh, REPLICATED)
     return Evaluator(
         prompts=prompts,
         count=count,
         chunk=chunk,
         generate=jax.jit(answer, out_shardings=sharding),
+        # An argument, so that another seed compiles nothing anew.
+        key=jax.device_put(stream_key(seed, "eval", number), replicated),
         grade=grade,
-        replicated=NamedSharding(mesh, REPLICATED),
+        replicated=replicated,
     )
 
 

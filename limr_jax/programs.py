@@ -60,8 +60,8 @@ class Programs(NamedTuple):
     """The jitted programs; `reference` is None where there is no KL."""
 
     init: Callable  # (params, donated) → State
-    draw: Callable  # (State, Prompts) → sampler state, Drawn
-    generate: Callable  # (params, step, Drawn, Sampling) → Rollout
+    draw: Callable  # (State, Prompts, seed) → sampler state, Drawn
+    generate: Callable  # (params, step, Drawn, Sampling, seed) → Rollout
     verify: Callable  # (Rollout, Drawn) → Graded
     reference: Callable | None  # (reference params, Rollout, Sampling) → [B, T]
     update: Callable  # (State, sampler state, Drawn, …) → State, metrics
@@ -98,7 +98,6 @@ def verify(written: rollout.Rollout, drawn: Drawn, *, phrase) -> Graded:
 
 def _functions(
     *,
-    seed: int,
     sampler: PromptSampler,
     optimizer,
     generation: dict,
@@ -111,12 +110,13 @@ def _functions(
     def init(params):
         return State(jnp.int32(0), learner.init(params, optimizer), sampler.init())
 
-    def draw(state, prompts):
+    # The seed is traced, so that another one compiles nothing anew.
+    def draw(state, prompts, seed):
         key = stream_key(seed, "sampler", state.step)
         sampler_state, ids_P = sampler.sample(state.sampler, key)
         return sampler_state, pick(prompts, ids_P)
 
-    def generate(params, step, drawn, sampling):
+    def generate(params, step, drawn, sampling, seed):
         return rollout.generate(
             params,
             drawn.prompt_PL,
@@ -162,7 +162,7 @@ def build(
     """The programs of one run on `mesh`; `params` are arrays or shapes.
 
     phrase: the tokens that introduce an answer.
-    parts: seed, sampler, optimizer and objective;
+    parts: sampler, optimizer and objective;
       generation: what `rollout.generate` takes beside arrays;
       batch: what `learner.rl_batch` takes beside arrays;
       learning: what `learner.gradients` takes beside arrays and objective.

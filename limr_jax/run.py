@@ -50,6 +50,7 @@ class Run:
     grade: Callable  # (Rollout, Drawn) → Graded, of the training set
     grade_eval: Callable  # likewise, of the held-out set
     sampling: rollout.Sampling  # of the training rollouts, on the devices
+    seed: jax.Array  # uint32, on the devices
     load_params: Callable[[], Any]  # the policy's first parameters
     identity: dict  # whose workdir it is
 
@@ -79,7 +80,6 @@ def set_up(config) -> Run:
     made = programs.build(
         mesh,
         shapes,
-        seed=config.seed,
         sampler=_sampler(config, train_set.problems),
         optimizer=learner.make_optimizer(**config.optimizer),
         generation=generation,
@@ -105,6 +105,7 @@ def set_up(config) -> Run:
         grade=grader(train_set),
         grade_eval=grader(eval_set),
         sampling=sampling,
+        seed=jax.device_put(np.uint32(config.seed), NamedSharding(mesh, REPLICATED)),
         load_params=partial(load_params, config, model_config, mesh),
         identity=_identity(config, train_set, eval_set),
     )

@@ -87,7 +87,7 @@ def _name_left_out(run: Run, workdir) -> None:
 def _step(run: Run, phases, state, reference, prompts):
     """One step: sample, generate, grade, update; the sampler learns in the update."""
     programs, sampling = run.programs, run.sampling
-    sampler_state, drawn = phases("draw", programs.draw, state, prompts)
+    sampler_state, drawn = phases("draw", programs.draw, state, prompts, run.seed)
     written = phases(
         "generate",
         programs.generate,
@@ -95,6 +95,7 @@ def _step(run: Run, phases, state, reference, prompts):
         state.step,
         drawn,
         sampling,
+        run.seed,
     )
     graded = phases("grade", run.grade, written, drawn)
     reference_BT = None

@@ -97,27 +97,33 @@ def test_the_numbers_are_in_tensorboard_too(ran):
                 assert found[f"train/{name}", step] == pytest.approx(value, rel=1e-6)
 
 
-def test_filters_come_from_the_config_and_compile_nothing(ran):
+def test_filters_and_seed_come_from_the_config_and_compile_nothing(ran):
     """Where all but the best token are left out, a group's rollouts are one."""
     config, made, _ = ran
     with jax.set_mesh(made.mesh):
         params = made.load_params()
         state = made.programs.init(jax.tree.map(jax.numpy.copy, params))
-        _, drawn = made.programs.draw(state, data.put(made.train_set, made.mesh))
+        _, drawn = made.programs.draw(
+            state, data.put(made.train_set, made.mesh), made.seed
+        )
 
-    def responses(**fields):
+    def responses(seed=0, **fields):
         """[P, G, T] of the run's own program, set up with other fields."""
         changed = config.copy_and_resolve_references().unlock()
         changed.rollout.update(top_k=0, min_p=0.0)
         changed.rollout.update(fields)
-        sampling = set_up(changed).sampling
+        changed.seed = seed
+        other = set_up(changed)
         with jax.set_mesh(made.mesh):
-            written = made.programs.generate(params, state.step, drawn, sampling)
+            written = made.programs.generate(
+                params, state.step, drawn, other.sampling, other.seed
+            )
         return np.asarray(written.response_BT).reshape(4, 2, -1)
 
     before = made.programs.generate._cache_size()
     free_PGT = responses()
     assert (free_PGT[:, 0] != free_PGT[:, 1]).any()
+    assert (responses(seed=1) != free_PGT).any()
     one_PGT = responses(top_k=1)
     np.testing.assert_array_equal(one_PGT[:, 0], one_PGT[:, 1])
     np.testing.assert_array_equal(responses(min_p=0.999), one_PGT)
