@@ -48,8 +48,8 @@ def train(run: Run, config, workdir: str) -> dict | None:
         enter(jax.transfer_guard("disallow"))
 
         for step in range(start + 1, config.num_steps + 1):
-            phases = _Phases()
-            state, drawn, written, graded, numbers = _step(
+            phases = Phases()
+            state, drawn, written, graded, numbers = one_step(
                 run, phases, state, reference, prompts
             )
             numbers = phases.finish(jax.device_get(numbers))
@@ -84,7 +84,7 @@ def _name_left_out(run: Run, workdir) -> None:
         checkpoint.write_json(path, left_out)
 
 
-def _step(run: Run, phases, state, reference, prompts):
+def one_step(run: Run, phases, state, reference, prompts):
     """One step: sample, generate, grade, update; the sampler learns in the update."""
     programs, sampling = run.programs, run.sampling
     sampler_state, drawn = phases("draw", programs.draw, state, prompts, run.seed)
@@ -118,19 +118,10 @@ def _step(run: Run, phases, state, reference, prompts):
 
 
 def _first_state(run: Run, config, saver):
-    """State of a new run or of the last checkpoint, the reference, and the clock.
-
-    The reference is the first policy in the dtype of compute; without KL there is none.
-    """
+    """State of a new run or of the last checkpoint, the reference, and the clock."""
     latest = saver.latest()
     params = run.load_params() if latest is None or run.programs.reference else None
-    reference = None
-    if run.programs.reference:
-        reference = jax.jit(
-            # A copy: the policy's own buffers are donated.
-            lambda x: jax.tree.map(jnp.copy, model.compute_params(x, run.dtype)),
-            out_shardings=param_shardings(run.mesh, params),
-        )(params)
+    reference = reference_of(run, params)
     seconds_before = 0.0
     if latest is None:
         state = run.programs.init(params)
@@ -138,10 +129,21 @@ def _first_state(run: Run, config, saver):
         state, meta = saver.restore(latest, run.programs.state)
         seconds_before = meta["seconds"]
         metrics.say(f"going on after step {latest} of {config.num_steps}")
-    return state, reference, lambda: round(seconds_before + _process_seconds(), 2)
+    return state, reference, lambda: round(seconds_before + process_seconds(), 2)
 
 
-def _process_seconds() -> float:
+def reference_of(run: Run, params):
+    """The reference: the first policy in the dtype of compute; None without KL."""
+    if not run.programs.reference:
+        return None
+    return jax.jit(
+        # A copy: the policy's own buffers are donated.
+        lambda x: jax.tree.map(jnp.copy, model.compute_params(x, run.dtype)),
+        out_shardings=param_shardings(run.mesh, params),
+    )(params)
+
+
+def process_seconds() -> float:
     """Wall time since this process started, imports included."""
     try:
         with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
@@ -179,7 +181,7 @@ def _note_compilation(event: str, seconds: float, **_) -> None:
 jax.monitoring.register_event_duration_secs_listener(_note_compilation)
 
 
-class _Phases:
+class Phases:
     """Seconds of each phase of one step."""
 
     def __init__(self):

@@ -1,0 +1,334 @@
+"""Seconds of a GRPO step on a workload that other frameworks run too; one JSON line.
+
+    python launch/bench.py --workload ../shared/bench/workload.json \\
+        --variant fixed|ragged --kl 0|0.04 --repeats 5 [--config.field=value …]
+
+The workload's folder holds benchlib.py, from which weights, prompts and statistics
+come; nothing is written there, but into $BENCH_CACHE (default
+~/.cache/limr_jax/bench). The programs are those of a training run, through run.py and
+train.py; the one thing of its own is the reward, the share of even tokens.
+
+--problems N      problems in the set (default: as many as the steps draw)
+--against FILES   results of peers, comma-separated: the ratios to them are added
+--config.…        any field of configs/base.py, instead of what the workload says
+
+A step is draw + generate + grade + reference (with KL) + update; tokens are those up to
+and with the end token. first_step_s is the first step with its compilations,
+start_to_first_step_s the time from the process's start to that step's end. The peak of
+memory is that of the timed steps.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+
+from limr_jax import config as config_lib
+from limr_jax.errors import InputError
+
+BASE = pathlib.Path(__file__).resolve().parents[1] / "configs/base.py"
+CACHE = "~/.cache/limr_jax/bench"
+PHASES = ("draw", "generate", "ref", "update")
+
+
+def main(argv: list[str]) -> None:
+    """Parse, write the workload out as files of a run, measure, print."""
+    options, fields = _parse(argv)
+    bl = _benchlib(options.workload)
+    workload = bl.workload(options.workload)
+    if options.variant not in workload["variants"]:
+        known = " or ".join(workload["variants"])
+        raise InputError(f"--variant={options.variant}: the workload has {known}")
+    repeats = options.repeats or workload["repeats"]
+    steps = workload["warmup"] + 2 * repeats  # a disturbed one is made again
+    config = _config(bl, workload, options, steps, fields)
+    # Imported late: a misspelt field is answered at once.
+    from limr_jax.run import set_up
+
+    run = _with_even_tokens(set_up(config))
+    figures = measure(bl, run, config, workload["warmup"], repeats)
+    result = {
+        "bench": "limr_jax",
+        "variant": options.variant,
+        "beta": options.kl,
+        "overrides": fields,
+        "devices": run.mesh.size,
+        "problems": len(run.train_set),
+        "rollouts": config.prompts_per_step * config.group_size,
+        "response_length": config.rollout.max_response_length,
+        "versions": bl.versions("jax", "jaxlib", "flax", "optax"),
+        **figures,
+    }
+    if options.against:
+        result["ratios"] = ratios(result, options.against.split(","))
+    bl.emit(result)
+
+
+def _parse(argv):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workload", required=True)
+    parser.add_argument("--variant", default="fixed")
+    parser.add_argument("--kl", type=float, default=0.0)
+    parser.add_argument("--repeats", type=int, default=0)
+    parser.add_argument("--problems", type=int, default=0)
+    parser.add_argument("--against", default="")
+    options, fields = parser.parse_known_args(argv)
+    if options.repeats < 0 or options.problems < 0 or options.kl < 0:
+        raise InputError("--repeats, --problems and --kl must be 0 or more")
+    wrong = [field for field in fields if not field.startswith("--config.")]
+    if wrong:
+        raise InputError(f"unknown argument {wrong[0]!r}; see --help")
+    return options, fields
+
+
+def _benchlib(workload: str):
+    """The module beside the workload, told to keep its files elsewhere."""
+    folder = pathlib.Path(workload).resolve().parent
+    if not pathlib.Path(workload).is_file() or not (folder / "benchlib.py").is_file():
+        raise InputError(f"--workload={workload}: no such file with benchlib.py beside")
+    cache = pathlib.Path(os.environ.setdefault("BENCH_CACHE", CACHE)).expanduser()
+    os.environ["BENCH_CACHE"] = str(cache)
+    cache.mkdir(parents=True, exist_ok=True)
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    sys.path.insert(0, str(folder))
+    try:
+        return importlib.import_module("benchlib")
+    finally:
+        sys.path.remove(str(folder))
+        sys.dont_write_bytecode = before
+
+
+def _config(bl, workload, options, steps: int, fields: list[str]):
+    """The workload as a run's config, which `fields` override."""
+    model_dir = _write_model(bl, workload, options.variant)
+    adam, training = workload["train"]["adam"], workload["train"]
+    values = {
+        "num_steps": steps,
+        "prompts_per_step": workload["prompts_per_batch"],
+        "group_size": workload["group_size"],
+        "tokenizer": model_dir,
+        "model.init": model_dir,
+        "model.dtype": workload["dtype"],
+        "data.allow_overlap": True,
+        "answer_phrase": "t3",
+        "rollout.temperature": workload["sampling"]["temperature"],
+        "rollout.max_prompt_length": workload["prompt_len"],
+        "rollout.max_response_length": workload["max_new_tokens"],
+        "loss_normaliser": "sequence",
+        "clip.low": training["epsilon"],
+        "clip.high": training["epsilon"],
+        "kl.coefficient": options.kl,
+        "optimizer.learning_rate": training["lr"],
+        "optimizer.b1": adam[0],
+        "optimizer.b2": adam[1],
+        "optimizer.epsilon": adam[2],
+        "optimizer.weight_decay": training["weight_decay"],
+        "optimizer.clip_norm": training["max_grad_norm"],
+    }
+    arguments = [f"--config.{name}={value}" for name, value in values.items()]
+    arguments = ["--config", str(BASE), *arguments, *fields]
+    given, _ = config_lib.load(arguments)
+    workload = workload | {
+        "prompts_per_batch": given.prompts_per_step,
+        "prompt_len": given.rollout.max_prompt_length,
+    }
+    problems = options.problems or steps * given.prompts_per_step
+    train = _write_problems(bl, workload, problems)
+    return config_lib.load([*arguments, f"--config.data.train={train}"])[0]
+
+
+def _write_model(bl, workload, variant: str) -> pathlib.Path:
+    """The seeded weights as a checkpoint, with a tokenizer of words t3, t4, …"""
+    from safetensors.numpy import save_file
+
+    dimensions, special = workload["model"], workload["tokens"]
+    words = {"<pad>": special["pad"], "<bos>": special["bos"], "<eos>": special["eos"]}
+    words |= {
+        f"t{i}": i for i in range(special["first_normal"], dimensions["vocab_size"])
+    }
+    config = {
+        "model_type": dimensions["arch"],
+        "num_hidden_layers": dimensions["num_layers"],
+        "num_attention_heads": dimensions["num_heads"],
+        "num_key_value_heads": dimensions["num_kv_heads"],
+        "eos_token_id": special["eos"],
+        **dimensions,
+    }
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "model": {"type": "WordLevel", "vocab": words, "unk_token": "<pad>"},
+    }
+    tokens = {"pad_token": "<pad>", "eos_token": "<eos>", "add_bos_token": False}
+
+    def write(folder):
+        folder.mkdir()
+        save_file(bl.weights(workload, variant), folder / "model.safetensors")
+        for name, value in (
+            ("config", config),
+            ("tokenizer", tokenizer),
+            ("tokenizer_config", tokens),
+        ):
+            (folder / f"{name}.json").write_text(json.dumps(value))
+
+    return _kept(f"{workload['name']}-{variant}", write)
+
+
+def _write_problems(bl, workload, count: int) -> pathlib.Path:
+    """The workload's prompts, step after step, as a data set."""
+    prompts, length = workload["prompts_per_batch"], workload["prompt_len"]
+
+    def write(path):
+        with path.open("w", encoding="utf-8") as file:
+            for i in range(count):
+                if i % prompts == 0:
+                    step_PL = bl.prompts(workload, i // prompts)
+                text = " ".join(f"t{token}" for token in step_PL[i % prompts])
+                row = {"id": str(i), "problem": text, "answer": "t3"}
+                file.write(json.dumps(row) + "\n")
+
+    return _kept(f"{workload['name']}-{prompts}x{length}-{count}.jsonl", write)
+
+
+def _kept(name: str, write) -> pathlib.Path:
+    """The file or folder of the cache, written whole if it is not there."""
+    cache = pathlib.Path(os.environ["BENCH_CACHE"])
+    path = cache / f"limr_jax-{name}"
+    if not path.exists():
+        beside = pathlib.Path(tempfile.mkdtemp(dir=cache))
+        write(beside / name)
+        (beside / name).rename(path)
+        shutil.rmtree(beside)
+    return path
+
+
+def _with_even_tokens(run):
+    """The run with the peers' reward: the share of even tokens in a response."""
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import NamedSharding
+
+    from limr_jax.programs import Graded
+    from limr_jax.sharding import BATCH
+
+    def grade(written, drawn):
+        even_B = jnp.sum(written.mask_BT & (written.response_BT % 2 == 0), axis=1)
+        share_B = even_B / jnp.maximum(jnp.sum(written.mask_BT, axis=1), 1)
+        share_PG = share_B.reshape(-1, written.group)
+        good_PG = jnp.ones_like(share_PG, bool)
+        return Graded(share_PG, share_PG, good_PG, good_PG)
+
+    grade = jax.jit(grade, out_shardings=NamedSharding(run.mesh, BATCH))
+    return dataclasses.replace(run, grade=grade)
+
+
+def measure(bl, run, config, warmup: int, repeats: int) -> dict:
+    """Steps of the run, those of the warm-up apart; under the peers' names."""
+    import jax
+
+    from limr_jax import data, train
+
+    compiling = _Compiling()
+    with jax.set_mesh(run.mesh), jax.transfer_guard("disallow"):
+        with jax.transfer_guard("allow"):
+            params = run.load_params()
+            reference = train.reference_of(run, params)
+            state = run.programs.init(params)
+            prompts = data.put(run.train_set, run.mesh)
+            del params  # donated
+
+        def once(_):
+            nonlocal state
+            phases = train.Phases()
+            state, *_, numbers = train.one_step(run, phases, state, reference, prompts)
+            row = phases.finish(jax.device_get(numbers))
+            print({k: round(float(v), 4) for k, v in row.items()}, file=sys.stderr)
+            return row["seconds"], row
+
+        first = once(0)[1]
+        since_start = train.process_seconds()
+        compile_s, compile_count = compiling.seconds, first["compile_count"]
+        for i in range(1, warmup):
+            once(i)
+        bl.reset_peak()
+        rows, noise = bl.repeat_quiet(once, repeats)
+    rows = [row for _, row in rows]
+
+    def stats(name, digits=4):
+        return bl.stats([row[name] for row in rows], digits)
+
+    return {
+        "step_s": stats("seconds"),
+        "draw_s": stats("seconds_draw"),
+        "generate_s": stats("seconds_generate"),
+        "ref_s": stats("seconds_reference") if run.programs.reference else None,
+        "update_s": stats("seconds_update"),
+        "tokens": stats("tokens", 1),
+        "gen_tok_per_s": stats("generate_tokens_per_second", 1),
+        "update_tok_per_s": stats("update_tokens_per_second", 1),
+        "peak_rss_mib": bl.peak_rss_mib(),
+        "compile_s": round(compile_s, 3),
+        "compile_count": compile_count,
+        "compiles_while_timed": rows[-1]["compile_count"] - compile_count,
+        "first_step_s": round(first["seconds"], 3),
+        "start_to_first_step_s": round(since_start, 3),
+        "noise": noise,
+    }
+
+
+class _Compiling:
+    """Seconds that JAX traced, lowered and compiled, from now on."""
+
+    def __init__(self):
+        import jax
+
+        self.seconds = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._note)
+
+    def _note(self, event: str, seconds: float, **_) -> None:
+        if event.startswith("/jax/core/compile/"):
+            self.seconds += seconds
+
+
+def ratios(ours: dict, files: list[str]) -> dict:
+    """Our medians over those of each peer's result file, by file and mode."""
+    found = {}
+    for file in files:
+        try:
+            text = pathlib.Path(file).read_text(encoding="utf-8")
+            theirs = json.loads(text.strip().splitlines()[-1])
+        except (OSError, UnicodeDecodeError, IndexError, ValueError) as error:
+            raise InputError(f"--against={file}: no result ({error})") from error
+        modes = theirs.get("results", {"": theirs})
+        for mode, peer in modes.items():
+            pairs = {
+                "step": (ours["step_s"], peer.get("step_s")),
+                "generate": (ours["generate_s"], peer.get("generate_s")),
+                "peak_rss": (ours["peak_rss_mib"], peer.get("peak_rss_mib")),
+                "first_step": (ours["first_step_s"], peer.get("first_step_s")),
+            }
+            if "seconds" in peer:  # a runner that only generates
+                pairs = {"generate": (ours["generate_s"], peer["seconds"])}
+            name = pathlib.Path(file).stem + (f" {mode}" if mode else "")
+            found[name] = {
+                what: round(_median(one) / _median(other), 3)
+                for what, (one, other) in pairs.items()
+                if other
+            }
+    return found
+
+
+def _median(figure) -> float:
+    return figure["median"] if isinstance(figure, dict) else figure
+
+
+if __name__ == "__main__":
+    config_lib.run_main(main)
