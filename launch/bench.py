@@ -33,7 +33,6 @@ from limr_jax.errors import InputError
 
 BASE = pathlib.Path(__file__).resolve().parents[1] / "configs/base.py"
 CACHE = "~/.cache/limr_jax/bench"
-PHASES = ("draw", "generate", "ref", "update")
 
 
 def main(argv: list[str]) -> None:
@@ -44,6 +43,7 @@ def main(argv: list[str]) -> None:
     if options.variant not in workload["variants"]:
         known = " or ".join(workload["variants"])
         raise InputError(f"--variant={options.variant}: the workload has {known}")
+    peers = _read_peers(options.against)
     repeats = options.repeats or workload["repeats"]
     steps = workload["warmup"] + 2 * repeats  # a disturbed one is made again
     config = _config(bl, workload, options, steps, fields)
@@ -64,9 +64,7 @@ def main(argv: list[str]) -> None:
         "versions": bl.versions("jax", "jaxlib", "flax", "optax"),
         **figures,
     }
-    if options.against:
-        result["ratios"] = ratios(result, options.against.split(","))
-    bl.emit(result)
+    bl.emit(result | {"ratios": ratios(result, peers)} if peers else result)
 
 
 def _parse(argv):
@@ -298,31 +296,32 @@ class _Compiling:
             self.seconds += seconds
 
 
-def ratios(ours: dict, files: list[str]) -> dict:
-    """Our medians over those of each peer's result file, by file and mode."""
+def _read_peers(files: str) -> dict[str, dict]:
+    """The results in the files that a comma separates; name → a peer's figures."""
     found = {}
-    for file in files:
+    for file in filter(None, files.split(",")):
         try:
             text = pathlib.Path(file).read_text(encoding="utf-8")
-            theirs = json.loads(text.strip().splitlines()[-1])
+            result = json.loads(text.strip().splitlines()[-1])
         except (OSError, UnicodeDecodeError, IndexError, ValueError) as error:
             raise InputError(f"--against={file}: no result ({error})") from error
-        modes = theirs.get("results", {"": theirs})
-        for mode, peer in modes.items():
-            pairs = {
-                "step": (ours["step_s"], peer.get("step_s")),
-                "generate": (ours["generate_s"], peer.get("generate_s")),
-                "peak_rss": (ours["peak_rss_mib"], peer.get("peak_rss_mib")),
-                "first_step": (ours["first_step_s"], peer.get("first_step_s")),
-            }
-            if "seconds" in peer:  # a runner that only generates
-                pairs = {"generate": (ours["generate_s"], peer["seconds"])}
-            name = pathlib.Path(file).stem + (f" {mode}" if mode else "")
-            found[name] = {
-                what: round(_median(one) / _median(other), 3)
-                for what, (one, other) in pairs.items()
-                if other
-            }
+        stem = pathlib.Path(file).stem
+        modes = result.get("results", {"": result})
+        found |= {f"{stem} {mode}".strip(): figures for mode, figures in modes.items()}
+    return found
+
+
+def ratios(ours: dict, peers: dict[str, dict]) -> dict:
+    """Our medians over each peer's, of what it measured."""
+    found = {}
+    for name, peer in peers.items():
+        if "seconds" in peer:  # it only generates, and its memory is that of it
+            peer = {"generate_s": peer["seconds"]}
+        found[name] = {
+            what: round(_median(ours[what]) / _median(peer[what]), 3)
+            for what in ("step_s", "generate_s", "peak_rss_mib", "first_step_s")
+            if what in peer
+        }
     return found
 
 
