@@ -80,14 +80,16 @@ def get_config() -> ConfigDict:
     c.overlong.buffer = 0  # tokens before the limit in which it grows; 0: off
     c.overlong.weight = 1.0  # of the penalty, at most so much off the reward
 
-    c.algorithm = "grpo"  # or 'dr_grpo', 'rloo', 'reinforce_pp'
+    c.algorithm = "grpo"  # or 'dr_grpo', 'rloo', 'reinforce_pp'; 'ppo': with a critic
     c.loss_normaliser = "token"  # or 'sequence', 'constant' (rows × longest allowed)
     c.mask_truncated = False  # leave truncated rollouts out of the loss
     c.clip = ConfigDict()
     c.clip.low = 0.2  # the ratio's clip, below 1
     c.clip.high = 0.2  # above 1
     c.entropy_coefficient = 0.0  # weight of the entropy bonus
-    c.micro_batch_rows = 0  # rollouts a backward pass; 0: all
+    c.minibatches_per_step = 1  # optimiser updates a pass; 1: exactly on-policy
+    c.updates_per_minibatch = 1  # passes over the step's rollouts
+    c.micro_batch_rows = 0  # rollouts a backward pass; 0: all of a minibatch
 
     c.filter = ConfigDict()  # DASH: rollouts dropped before the forward pass
     c.filter.tau = -1.0  # those of |advantage| <= tau; below 0: none
@@ -98,6 +100,18 @@ def get_config() -> ConfigDict:
     c.kl.coefficient = 0.0  # 0: no reference model exists
     c.kl.estimator = "k3"  # 'k1' (in the reward only), 'k2', 'k3'
     c.kl.placement = "loss"  # or 'reward'
+    c.kl.target = 0.0  # nats a token that the coefficient adapts to; 0: fixed
+    c.kl.gain = 0.1  # then a step changes it by at most 0.2 x gain of itself
+
+    # Of algorithm=ppo: a copy of the first policy with a value head, its optimiser like
+    # the policy's but for the rate.
+    c.critic = ConfigDict()
+    c.critic.learning_rate = 0.0  # above 0 with ppo, 0 without
+    c.critic.gamma = 1.0  # discount of a token, 0 to 1
+    c.critic.lam = 0.95  # of generalised advantage estimation, 0 to 1
+    c.critic.value_clip = 0.2  # a value's move in a step that is learned from
+    c.critic.reward_clip = 10.0  # rewards are clipped to +- this; 0: off
+    c.critic.whiten = True  # advantages to mean 0, variance 1 over the step's tokens
 
     c.optimizer = ConfigDict()  # AdamW
     c.optimizer.learning_rate = 1e-6

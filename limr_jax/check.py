@@ -1,6 +1,6 @@
 """Settings that cannot work, refused by name before anything is loaded."""
 
-from limr_jax import learner
+from limr_jax import objectives
 from limr_jax.errors import InputError, choose
 from limr_jax.policy import DIMENSIONS
 
@@ -10,7 +10,17 @@ def check(config) -> None:
     if not 0 <= config.seed < 2**32:
         raise InputError(f"seed={config.seed} must be from 0 to {2**32 - 1}")
     for section, least, names in (
-        ("", 1, ("num_steps", "prompts_per_step", "group_size")),
+        (
+            "",
+            1,
+            (
+                "num_steps",
+                "prompts_per_step",
+                "group_size",
+                "minibatches_per_step",
+                "updates_per_minibatch",
+            ),
+        ),
         ("rollout", 1, ("max_prompt_length", "max_response_length")),
         ("checkpoint", 1, ("every", "keep")),
         ("evaluation", 0, ("every", "samples")),
@@ -38,25 +48,66 @@ def check(config) -> None:
             f"overlong.buffer={config.overlong.buffer} with reward=token: the penalty "
             "is for rewards graded on the hosts; set it to 0"
         )
-    choose(learner.ADVANTAGES, config.algorithm, "algorithm")
-    choose(learner.NORMALISERS, config.loss_normaliser, "loss_normaliser")
-    choose(learner.KL_ESTIMATORS, config.kl.estimator, "kl.estimator")
-    choose({"loss": 0, "reward": 0}, config.kl.placement, "kl.placement")
+    choose(objectives.ADVANTAGES, config.algorithm, "algorithm")
+    choose(objectives.NORMALISERS, config.loss_normaliser, "loss_normaliser")
     choose({"uniform": 0, "lim": 0}, config.sampler.name, "sampler.name")
     choose({"all": 0, "kept": 0}, config.filter.normaliser, "filter.normaliser")
-    if config.kl.coefficient < 0:
-        raise InputError(f"kl.coefficient={config.kl.coefficient} must be 0 or more")
-    if (config.kl.estimator, config.kl.placement) == ("k1", "loss"):
-        raise InputError(
-            "kl.estimator=k1 with kl.placement=loss has no gradient in expectation; "
-            "take k2 or k3, or kl.placement=reward"
-        )
-    if config.group_size == 1 and config.algorithm != "reinforce_pp":
+    if config.group_size == 1 and config.algorithm not in ("reinforce_pp", "ppo"):
         raise InputError(
             f"algorithm={config.algorithm} compares the rollouts of a group, but "
             "group_size=1; raise it or take reinforce_pp"
         )
+    _check_kl(config.kl)
+    _check_critic(config)
     _check_lim(config.sampler.lim)
+
+
+def _check_kl(given) -> None:
+    choose(objectives.KL_ESTIMATORS, given.estimator, "kl.estimator")
+    choose({"loss": 0, "reward": 0}, given.placement, "kl.placement")
+    for name in ("coefficient", "target"):
+        if given[name] < 0:
+            raise InputError(f"kl.{name}={given[name]} must be 0 or more")
+    if (given.estimator, given.placement) == ("k1", "loss"):
+        raise InputError(
+            "kl.estimator=k1 with kl.placement=loss has no gradient in expectation; "
+            "take k2 or k3, or kl.placement=reward"
+        )
+    if given.target and not given.coefficient:
+        raise InputError(
+            f"kl.target={given.target} with kl.coefficient=0: there is no KL to adapt; "
+            "give the first coefficient, or kl.target=0"
+        )
+    if not 0 < given.gain < 5:
+        raise InputError(f"kl.gain={given.gain} must be above 0 and below 5")
+
+
+def _check_critic(config) -> None:
+    given = config.critic
+    if config.algorithm != "ppo":
+        if given.learning_rate:
+            raise InputError(
+                f"critic.learning_rate={given.learning_rate} with "
+                f"algorithm={config.algorithm}, which has no critic; take ppo, or 0"
+            )
+        return
+    if given.learning_rate <= 0:
+        raise InputError(
+            f"critic.learning_rate={given.learning_rate}: algorithm=ppo learns a "
+            "critic, so it must be above 0"
+        )
+    if config.filter.tau >= 0:
+        raise InputError(
+            f"filter.tau={config.filter.tau} with algorithm=ppo: the filter drops "
+            "rollouts by their one advantage, and a critic gives each token its own; "
+            "set filter.tau=-1"
+        )
+    for name in ("gamma", "lam"):
+        if not 0 <= given[name] <= 1:
+            raise InputError(f"critic.{name}={given[name]} must be from 0 to 1")
+    for name, least in (("value_clip", 1e-6), ("reward_clip", 0)):
+        if given[name] < least:
+            raise InputError(f"critic.{name}={given[name]} must be at least {least}")
 
 
 def _check_lim(limits) -> None:
@@ -87,9 +138,16 @@ def check_batch(config, mesh) -> None:
             f"rollout.slots={slots} must divide the step's {rows} rollouts and be a "
             f"multiple of group_size x devices = {unit}"
         )
+    minibatches = config.minibatches_per_step
+    if rows % (minibatches * devices):
+        raise InputError(
+            f"minibatches_per_step={minibatches} must divide the {rows // devices} "
+            f"rollouts that each of {devices} devices has of a step"
+        )
+    rows //= minibatches
     micro = config.micro_batch_rows or rows
     if micro < 0 or micro % devices or rows % micro:
         raise InputError(
-            f"micro_batch_rows={micro} must divide the step's {rows} rollouts and be "
-            f"a multiple of {devices}, the devices that share the batch"
+            f"micro_batch_rows={micro} must divide the {rows} rollouts of an update "
+            f"and be a multiple of {devices}, the devices that share the batch"
         )

@@ -47,3 +47,26 @@ def by_chunks(function, *arrays, size: int):
     again = jax.checkpoint(function, prevent_cse=False)
     chunks = jax.lax.map(lambda chunk: again(*chunk), tuple(map(split, arrays)))
     return jax.tree.map(join, chunks)
+
+
+def split_rows(x, count: int):
+    """[B, …] → [count, B / count, …]: part m takes every count-th row.
+
+    So each device keeps the rows that it holds, and minibatches mix all groups.
+    """
+    return jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1)
+
+
+def join_rows(x):
+    """The inverse of `split_rows`."""
+    return jnp.swapaxes(x, 0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+
+
+def by_rows(function, *arrays, size: int):
+    """`function(*arrays)` over `size` rows of all of them at a time (0: all at once).
+
+    `size` divides the rows; what is returned has its rows in the same order.
+    """
+    rows = arrays[0].shape[0]
+    parts = tuple(split_rows(x, rows // (size or rows)) for x in arrays)
+    return jax.tree.map(join_rows, jax.lax.map(lambda part: function(*part), parts))

@@ -1,50 +1,24 @@
-"""The learner: rewards become advantages, advantages one jitted update.
+"""The learner: a batch becomes one optimiser step, or several.
 
-Every loss here is a weighted sum over tokens, Σ weight_BT · loss_BT, whose weights hold
-the normaliser of the *whole* batch. So micro-batches, devices and hosts only add up,
-and the one division is done before any of them begins.
+Every loss is a weighted sum over tokens, Σ weight_BT · loss_BT, whose weights hold the
+normaliser of the *whole* batch (see objectives.py). So micro-batches, devices and hosts
+only add up, and the one division is done before any of them begins.
 """
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from limr_jax import model
-from limr_jax.algorithms import dash, dr_grpo, grpo, kl, ppo, reinforce_pp, rloo
-from limr_jax.logprob import logprob_of
+from limr_jax import critic, objectives
+from limr_jax.algorithms import dash
+from limr_jax.chunks import split_rows
+from limr_jax.objectives import Batch
 from limr_jax.sharding import constrain_params
-
-ADVANTAGES = {
-    "grpo": grpo.advantage,
-    "dr_grpo": dr_grpo.advantage,
-    "rloo": rloo.advantage,
-    "reinforce_pp": reinforce_pp.advantage,
-}
-KL_ESTIMATORS = {"k1": kl.k1, "k2": kl.k2, "k3": kl.k3}
-
-
-def _per_token(mask_BT):
-    """Every token of the batch weighs the same."""
-    return mask_BT / jnp.maximum(jnp.sum(mask_BT), 1)
-
-
-def _per_sequence(mask_BT):
-    """Every rollout weighs the same, and each token within it."""
-    length_B1 = jnp.maximum(jnp.sum(mask_BT, axis=1, keepdims=True), 1)
-    rows = jnp.maximum(jnp.sum(jnp.any(mask_BT, axis=1)), 1)
-    return mask_BT / (length_B1 * rows)
-
-
-def _constant(mask_BT):
-    """Divided by rows × the longest response allowed, whatever was written."""
-    return mask_BT / float(mask_BT.shape[0] * mask_BT.shape[1])
-
-
-NORMALISERS = {"token": _per_token, "sequence": _per_sequence, "constant": _constant}
 
 
 @jax.tree_util.register_dataclass
@@ -54,22 +28,6 @@ class TrainState:
 
     params: Any  # fp32 master parameters
     opt_state: Any
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """What an update reads: one row a rollout (or a text), S = L + T columns."""
-
-    tokens_BS: jax.Array  # int32
-    position_BS: jax.Array  # int32, -1 = padding
-    mask_BT: jax.Array  # bool: the tokens among the last T columns that are learned
-    weight_BT: jax.Array  # fp32: each token's share of the loss
-    segment_BS: jax.Array | None = None  # int32: which of a packed row's texts
-    advantage_BT: jax.Array | None = None  # fp32
-    old_logprob_BT: jax.Array | None = None  # fp32, of the policy that chose the token
-    reference_BT: jax.Array | None = None  # fp32, of the reference; None without KL
-    keep_B: jax.Array | None = None  # bool: rows that the filter keeps; None: all
 
 
 def make_optimizer(
@@ -118,177 +76,6 @@ def init(params, optimizer) -> TrainState:
     return TrainState(params, optimizer.init(params))
 
 
-def response_logprob(
-    params,
-    tokens_BS,
-    position_BS,
-    segment_BS,
-    temperature,
-    *,
-    response_length: int,
-    config: model.ModelConfig,
-    dtype,
-    remat: bool = False,
-):
-    """Log-probability and entropy of the last T tokens of each row, both fp32 [B, T].
-
-    Logits are made at those T positions only, a chunk of columns at a time.
-    """
-    hidden_BSD = model.forward(
-        params,
-        tokens_BS,
-        position_BS,
-        segment_BS,
-        config=config,
-        dtype=dtype,
-        remat=remat,
-    )
-    return logprob_of(
-        params,
-        hidden_BSD[:, -response_length - 1 : -1],
-        tokens_BS[:, -response_length:],
-        temperature,
-        config=config,
-        dtype=dtype,
-    )
-
-
-def response_logprobs(
-    params,
-    tokens_BS,
-    position_BS,
-    temperature,
-    *,
-    micro_batch_rows: int,
-    **options,
-):
-    """Log-probabilities of `response_logprob`, in micro-batches: fp32 [B, T]."""
-    rows = tokens_BS.shape[0]
-    count = max(1, rows // (micro_batch_rows or rows))
-
-    def some(micro):
-        tokens_BS, position_BS = micro
-        return response_logprob(
-            params, tokens_BS, position_BS, None, temperature, **options
-        )[0]
-
-    micro_batches = (_split(tokens_BS, count), _split(position_BS, count))
-    return _join(jax.lax.map(some, micro_batches))
-
-
-def _split(x, count: int):
-    """[B, …] → [count, B / count, …]: micro-batch m takes every count-th row.
-
-    So each device keeps the rows that it holds.
-    """
-    return jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1)
-
-
-def _join(x):
-    """The inverse of `_split`."""
-    return jnp.swapaxes(x, 0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
-
-
-def rl_batch(
-    rollout,
-    reward_PG,
-    valid_PG,
-    reference_BT,
-    *,
-    advantage: Callable,
-    normaliser: str,
-    kl_coefficient: float,
-    kl_estimator: str,
-    kl_placement: str,
-    entropy_coefficient: float,
-    mask_truncated: bool,
-    filter_tau: float,
-    filter_normaliser: str,
-    filter_keep_kl: bool,
-) -> tuple[Batch, dict]:
-    """The masks, weights and advantages of one step's rollouts.
-
-    DASH's filter drops rollouts of |advantage| ≤ `filter_tau` (< 0: none) before the
-    forward pass. Their share of the loss's denominator stays ("all"), so that at τ = 0
-    the gradient is the unfiltered one, or goes ("kept"). What a KL or entropy term of
-    the loss would have added for them is lost; `filter_keep_kl` filters nothing then.
-
-    With `kl_placement` "reward", a rollout's reward is lowered by the coefficient times
-    the sum of its tokens' KL estimates. Truncated rollouts stay in their group's
-    statistics (what was not finished was not right) whether or not they are learned.
-    """
-    tokens_BS, position_BS = rollout.sequences()
-    valid_B = valid_PG.reshape(-1)
-    shaped_PG = reward_PG
-    if reference_BT is not None and kl_placement == "reward":
-        kl_BT = KL_ESTIMATORS[kl_estimator](rollout.logprob_BT, reference_BT)
-        kl_B = jnp.sum(jnp.where(rollout.mask_BT, kl_BT, 0.0), axis=1)
-        shaped_PG = reward_PG - kl_coefficient * kl_B.reshape(reward_PG.shape)
-    advantage_B = advantage(shaped_PG, valid_PG).reshape(-1)
-    learned_B = valid_B & ~(mask_truncated & rollout.truncated_B)
-    mask_BT = rollout.mask_BT & learned_B[:, None]
-    in_loss = reference_BT is not None and kl_placement == "loss"
-    carries = filter_keep_kl and (in_loss or entropy_coefficient)
-    keep_B, counted_BT = None, mask_BT
-    if filter_tau >= 0 and not carries:
-        keep_B = dash.keep(advantage_B, learned_B, tau=filter_tau)
-        if filter_normaliser == "kept":
-            counted_BT = mask_BT & keep_B[:, None]
-    batch = Batch(
-        tokens_BS=tokens_BS,
-        position_BS=position_BS,
-        mask_BT=mask_BT,
-        keep_B=keep_B,
-        weight_BT=NORMALISERS[normaliser](counted_BT),
-        advantage_BT=jnp.where(mask_BT, advantage_B[:, None], 0.0),
-        old_logprob_BT=rollout.logprob_BT,
-        reference_BT=reference_BT,
-    )
-    kept = jnp.mean(learned_B if keep_B is None else keep_B)
-    return batch, {
-        "advantage_abs_mean": jnp.mean(jnp.abs(advantage_B)),
-        "kept_share": kept,
-    }
-
-
-def cross_entropy(logprob_BT, entropy_BT, batch: Batch):
-    """Supervised fine-tuning: −log π of each learned token."""
-    return -logprob_BT, {"entropy": entropy_BT}, {}
-
-
-def policy_gradient(
-    logprob_BT,
-    entropy_BT,
-    batch: Batch,
-    *,
-    clip_low: float,
-    clip_high: float,
-    kl_coefficient,
-    kl_estimator: str,
-    kl_placement: str,
-    entropy_coefficient: float,
-):
-    """PPO's clipped loss, KL to the reference in the loss, entropy bonus; per token."""
-    loss_BT, clipped_BT = ppo.clip_loss(
-        logprob_BT,
-        batch.old_logprob_BT,
-        batch.advantage_BT,
-        batch.mask_BT,
-        clip_low=clip_low,
-        clip_high=clip_high,
-    )
-    drift_BT = jnp.abs(logprob_BT - batch.old_logprob_BT)
-    means = {"entropy": entropy_BT, "clipped_share": clipped_BT, "drift": drift_BT}
-    if entropy_coefficient:
-        loss_BT = loss_BT - entropy_coefficient * entropy_BT
-    if batch.reference_BT is not None:
-        kl_BT = KL_ESTIMATORS[kl_estimator](logprob_BT, batch.reference_BT)
-        means["kl"] = kl_BT
-        if kl_placement == "loss":
-            loss_BT = loss_BT + kl_coefficient * kl_BT
-    return loss_BT, means, {"drift_max": drift_BT}
-
-
 def _micro_batches(batch: Batch, micro_batch_rows: int):
     """(batch, micro-batches [M, S, …], how many of them are to be walked).
 
@@ -298,7 +85,7 @@ def _micro_batches(batch: Batch, micro_batch_rows: int):
     rows = batch.mask_BT.shape[0]
     size = micro_batch_rows or rows
     if batch.keep_B is None:
-        split = jax.tree.map(lambda x: _split(x, rows // size), batch)
+        split = jax.tree.map(lambda x: split_rows(x, rows // size), batch)
         return batch, split, rows // size
     order_B, count = dash.pack(batch.keep_B, size)
     batch = dataclasses.replace(batch, mask_BT=batch.mask_BT & batch.keep_B[:, None])
@@ -308,41 +95,23 @@ def _micro_batches(batch: Batch, micro_batch_rows: int):
     return batch, packed, count
 
 
-def gradients(
-    params,
-    batch: Batch,
-    temperature,
-    *,
-    objective: Callable,
-    micro_batch_rows: int,
-    **model_options,
-):
+def gradients(params, batch: Batch, *, loss: Callable, micro_batch_rows: int):
     """Gradient of Σ weight · loss, and the metrics, over micro-batches.
 
-    `objective(logprob_BT, entropy_BT, batch) → loss_BT, means, maxima` gives arrays
-    [B, T]; means are taken over the learned tokens of the whole batch.
+    `loss(params, micro) → loss_BT, means, maxima` gives arrays [B, T]; means are taken
+    over the learned tokens of the whole batch.
     """
-    response_length = batch.mask_BT.shape[1]
     batch, micro_batches, count = _micro_batches(batch, micro_batch_rows)
 
-    def loss(params, micro: Batch):
-        logprob_BT, entropy_BT = response_logprob(
-            params,
-            micro.tokens_BS,
-            micro.position_BS,
-            micro.segment_BS,
-            temperature,
-            response_length=response_length,
-            **model_options,
-        )
-        loss_BT, means, maxima = objective(logprob_BT, entropy_BT, micro)
+    def total(params, micro: Batch):
+        loss_BT, means, maxima = loss(params, micro)
         value = jnp.sum(jnp.where(micro.mask_BT, micro.weight_BT * loss_BT, 0.0))
         sums = {k: jnp.sum(jnp.where(micro.mask_BT, v, 0)) for k, v in means.items()}
         highs = {k: jnp.max(jnp.where(micro.mask_BT, v, 0)) for k, v in maxima.items()}
         return value, ({"loss": value, **sums}, highs)
 
     def of(micro):
-        (_, (sums, highs)), grads = jax.value_and_grad(loss, has_aux=True)(
+        (_, (sums, highs)), grads = jax.value_and_grad(total, has_aux=True)(
             params, micro
         )
         return constrain_params(grads), sums, highs
@@ -364,11 +133,92 @@ def gradients(
 
 
 def update(
-    state: TrainState, batch: Batch, temperature, *, optimizer, **options
+    state: TrainState, batch: Batch, *, optimizer, **options
 ) -> tuple[TrainState, dict]:
-    """One optimiser step."""
-    grads, metrics = gradients(state.params, batch, temperature, **options)
+    """One optimiser step; options as for `gradients`."""
+    grads, metrics = gradients(state.params, batch, **options)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics["gradient_norm"] = optax.tree.norm(grads)
     return TrainState(params, opt_state), metrics
+
+
+def walk(descend: Callable, states, batch: Batch, *, minibatches: int, passes: int):
+    """`descend(states, minibatch) → states, metrics`, over all minibatches, `passes` ×.
+
+    Minibatch m is every so-many-th row, so that it mixes groups; each pass has the same
+    ones. Metrics are means over the updates, those that end in "max" the largest.
+    """
+    if minibatches * passes == 1:
+        return descend(states, batch)
+    parts = jax.tree.map(lambda x: split_rows(x, minibatches), batch)
+
+    def step(states, m):
+        return descend(states, jax.tree.map(lambda x: x[m], parts))
+
+    order = jnp.tile(jnp.arange(minibatches), passes)
+    states, metrics = jax.lax.scan(step, states, order)
+    return states, {
+        name: jnp.max(x) if name.endswith("max") else jnp.mean(x, dtype=jnp.float32)
+        for name, x in metrics.items()
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Learning:
+    """How one step's rollouts are learned."""
+
+    batch: Callable  # objectives.rl_batch, with all that it takes beside arrays
+    objective: Callable  # (logprob_BT, entropy_BT, micro, kl_coefficient=…)
+    kl_coefficient: float  # of the first step
+    adapt_kl: Callable | None  # (coefficient, mean KL) → the next step's; None: fixed
+    optimizer: Any
+    critic_optimizer: Any | None  # None: no critic
+    value_clip: float  # of the critic's loss
+    minibatches: int  # optimiser steps of one pass over the rollouts
+    passes: int
+    micro_batch_rows: int  # rows of one forward and backward pass; 0: a minibatch
+    model_options: dict  # config, dtype, remat
+
+    def critic(self, policy_params) -> TrainState | None:
+        """The critic before the first step."""
+        if self.critic_optimizer is None:
+            return None
+        return init(critic.init_params(policy_params), self.critic_optimizer)
+
+    def learn(self, states, kl_coefficient, temperature, batch: Batch, told: dict):
+        """The step's updates: ((policy, critic), next KL coefficient), metrics.
+
+        told: the metrics that came with the batch.
+        """
+        losses = (
+            partial(
+                objectives.policy_loss,
+                temperature=temperature,
+                objective=partial(self.objective, kl_coefficient=kl_coefficient),
+                **self.model_options,
+            ),
+            partial(
+                objectives.critic_loss, value_clip=self.value_clip, **self.model_options
+            ),
+        )
+
+        def descend(states, minibatch):
+            (policy, value), metrics = states, {}
+            of = {"batch": minibatch, "micro_batch_rows": self.micro_batch_rows}
+            if value is not None:
+                value, told = update(
+                    value, loss=losses[1], optimizer=self.critic_optimizer, **of
+                )
+                metrics = {f"critic/{name}": x for name, x in told.items()}
+            policy, told = update(
+                policy, loss=losses[0], optimizer=self.optimizer, **of
+            )
+            return (policy, value), metrics | told
+
+        states, metrics = walk(
+            descend, states, batch, minibatches=self.minibatches, passes=self.passes
+        )
+        if self.adapt_kl:
+            kl_coefficient = self.adapt_kl(kl_coefficient, told["kl"])
+        return (states, kl_coefficient), told | metrics

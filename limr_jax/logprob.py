@@ -1,7 +1,7 @@
 """Log-probabilities of tokens that are given; the logits are never made all at once."""
 
 from limr_jax import model
-from limr_jax.chunks import by_chunks, chunk_size
+from limr_jax.chunks import by_chunks, by_rows, chunk_size
 from limr_jax.rollout import scaled_logits, token_logprob
 
 
@@ -21,3 +21,57 @@ def logprob_of(
     rows, columns = token_BT.shape
     size = chunk_size(columns, rows * config.vocab_size)
     return by_chunks(some, hidden_BTD, token_BT, size=size)
+
+
+def response_logprob(
+    params,
+    tokens_BS,
+    position_BS,
+    segment_BS,
+    temperature,
+    *,
+    response_length: int,
+    config: model.ModelConfig,
+    dtype,
+    remat: bool = False,
+):
+    """Log-probability and entropy of the last T tokens of each row, both fp32 [B, T].
+
+    Logits are made at those T positions only, a chunk of columns at a time.
+    """
+    hidden_BSD = model.forward(
+        params,
+        tokens_BS,
+        position_BS,
+        segment_BS,
+        config=config,
+        dtype=dtype,
+        remat=remat,
+    )
+    return logprob_of(
+        params,
+        hidden_BSD[:, -response_length - 1 : -1],
+        tokens_BS[:, -response_length:],
+        temperature,
+        config=config,
+        dtype=dtype,
+    )
+
+
+def response_logprobs(
+    params,
+    tokens_BS,
+    position_BS,
+    temperature,
+    *,
+    micro_batch_rows: int,
+    **options,
+):
+    """Log-probabilities of `response_logprob`, in micro-batches: fp32 [B, T]."""
+
+    def some(tokens_BS, position_BS):
+        return response_logprob(
+            params, tokens_BS, position_BS, None, temperature, **options
+        )[0]
+
+    return by_rows(some, tokens_BS, position_BS, size=micro_batch_rows)

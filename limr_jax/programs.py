@@ -1,7 +1,7 @@
 """Every jitted program of a run, made once, with its shardings and donation.
 
 `train.py` calls exactly these objects, in this order: draw, generate, verify (or the
-host's graders), reference (with KL only), update; `evaluate` where it evaluates.
+host's graders), reference (with KL only), values (with a critic only), update.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from limr_jax import data, learner, rollout, token_reward
+from limr_jax import critic, data, learner, logprob, rollout, token_reward
 from limr_jax.algorithms import grpo
 from limr_jax.prompt_sampler import PromptSampler
 from limr_jax.randomness import stream_key
@@ -26,7 +26,9 @@ class State:
     """What a run is at the end of a step; all of it is in the checkpoint."""
 
     step: jax.Array  # int32: steps done
-    train: learner.TrainState  # parameters and optimiser
+    train: learner.TrainState  # the policy's parameters and optimiser
+    critic: learner.TrainState | None  # likewise; None: the algorithm has none
+    kl_coefficient: jax.Array  # fp32; of this step's KL to the reference
     sampler: Any  # the prompt sampler's state
 
 
@@ -56,15 +58,25 @@ class Graded:
     parts: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What other models say of the rollouts' tokens, before the update."""
+
+    reference_BT: jax.Array | None = None  # fp32 log-probability; None without KL
+    value_BT: jax.Array | None = None  # fp32; None without a critic
+
+
 class Programs(NamedTuple):
-    """The jitted programs; `reference` is None where there is no KL."""
+    """The jitted programs; None: `reference` without KL, `values` without a critic."""
 
     init: Callable  # (params, donated) → State
     draw: Callable  # (State, Prompts, seed) → sampler state, Drawn
     generate: Callable  # (params, step, Drawn, Sampling, seed) → Rollout
     verify: Callable  # (Rollout, Drawn) → Graded
     reference: Callable | None  # (reference params, Rollout, Sampling) → [B, T]
-    update: Callable  # (State, sampler state, Drawn, …) → State, metrics
+    values: Callable | None  # (critic's params, Rollout) → [B, T]
+    update: Callable  # (State, sampler state, Drawn, Rollout, …) → State, metrics
     state: State  # shape, dtype and sharding of each array of the state
 
 
@@ -96,19 +108,8 @@ def verify(written: rollout.Rollout, drawn: Drawn, *, phrase) -> Graded:
     )
 
 
-def _functions(
-    *,
-    sampler: PromptSampler,
-    optimizer,
-    generation: dict,
-    batch: dict,
-    objective: Callable,
-    learning: dict,
-) -> dict[str, Callable]:
-    """What the programs compute, by name; not jitted yet. Arguments as for `build`."""
-
-    def init(params):
-        return State(jnp.int32(0), learner.init(params, optimizer), sampler.init())
+def _writing(*, sampler: PromptSampler, generation: dict) -> dict:
+    """How problems are drawn and answered, by name; not jitted yet."""
 
     # The seed is traced, so that another one compiles nothing anew.
     def draw(state, prompts, seed):
@@ -127,53 +128,80 @@ def _functions(
             **generation,
         )
 
-    def reference(params, written, sampling):
-        options = dict(learning, response_length=written.response_BT.shape[1])
-        return learner.response_logprobs(
-            params, *written.sequences(), sampling.temperature, **options
+    return {f.__name__: f for f in (draw, generate)}
+
+
+def _learning(*, sampler: PromptSampler, learning: learner.Learning) -> dict:
+    """How the answers are learned from, by name; not jitted yet."""
+    scoring = {**learning.model_options, "micro_batch_rows": learning.micro_batch_rows}
+
+    def init(params):
+        return State(
+            step=jnp.int32(0),
+            train=learner.init(params, learning.optimizer),
+            critic=learning.critic(params),
+            kl_coefficient=jnp.float32(learning.kl_coefficient),
+            sampler=sampler.init(),
         )
 
-    def update(state, sampler_state, drawn, written, graded, reference_BT, sampling):
-        learned, metrics = learner.rl_batch(
-            written, graded.reward_PG, graded.valid_PG, reference_BT, **batch
+    def reference(params, written, sampling):
+        scored = (*written.sequences(), sampling.temperature)
+        response_length = written.response_BT.shape[1]
+        return logprob.response_logprobs(
+            params, *scored, response_length=response_length, **scoring
         )
-        train, learned_metrics = learner.update(
-            state.train,
-            learned,
+
+    def values(params, written):
+        response_length = written.response_BT.shape[1]
+        return critic.values(
+            params, *written.sequences(), response_length=response_length, **scoring
+        )
+
+    def update(state, sampler_state, drawn, written, graded, scores, sampling):
+        seen = (graded.reward_PG, graded.valid_PG, scores.reference_BT, scores.value_BT)
+        kl_coefficient = state.kl_coefficient
+        (states, kl_coefficient), metrics = learning.learn(
+            (state.train, state.critic),
+            kl_coefficient,
             sampling.temperature,
-            optimizer=optimizer,
-            objective=objective,
-            **learning,
+            *learning.batch(written, *seen, kl_coefficient),
         )
-        metrics |= learned_metrics | step_metrics(written, graded)
+        metrics |= step_metrics(written, graded)
         # Before the sampler learns: an epoch's end weighs anew.
         metrics |= sampler.report(sampler_state, drawn.ids_P)
         sampler_state = sampler.update(
             sampler_state, drawn.ids_P, graded.correct_PG, graded.valid_PG
         )
-        return State(state.step + 1, train, sampler_state), metrics
+        return State(state.step + 1, *states, kl_coefficient, sampler_state), metrics
 
-    return {f.__name__: f for f in (init, draw, generate, reference, update)}
+    return {f.__name__: f for f in (init, reference, values, update)}
 
 
 def build(
-    mesh, params, *, phrase: tuple[int, ...], with_reference: bool, **parts
+    mesh,
+    params,
+    *,
+    sampler: PromptSampler,
+    generation: dict,
+    learning: learner.Learning,
+    phrase: tuple[int, ...],
+    with_reference: bool,
 ) -> Programs:
     """The programs of one run on `mesh`; `params` are arrays or shapes.
 
+    generation: what `rollout.generate` takes beside arrays.
     phrase: the tokens that introduce an answer.
-    parts: sampler, optimizer and objective;
-      generation: what `rollout.generate` takes beside arrays;
-      batch: what `learner.rl_batch` takes beside arrays;
-      learning: what `learner.gradients` takes beside arrays and objective.
     """
-    compute = _functions(**parts)
+    compute = _writing(sampler=sampler, generation=generation)
+    compute |= _learning(sampler=sampler, learning=learning)
     rows = NamedSharding(mesh, BATCH)
     whole = NamedSharding(mesh, REPLICATED)
     shapes = jax.eval_shape(compute["init"], params)
     shardings = State(
         step=whole,
         train=param_shardings(mesh, shapes.train),
+        critic=param_shardings(mesh, shapes.critic),
+        kl_coefficient=whole,
         sampler=jax.tree.map(lambda _: whole, shapes.sampler),
     )
     by_prompt = Drawn(whole, rows, rows, rows, rows)
@@ -186,6 +214,9 @@ def build(
             jax.jit(compute["reference"], out_shardings=rows)
             if with_reference
             else None
+        ),
+        values=(
+            jax.jit(compute["values"], out_shardings=rows) if shapes.critic else None
         ),
         update=jax.jit(
             compute["update"], out_shardings=(shardings, whole), donate_argnums=(0, 1)

@@ -20,13 +20,14 @@ from limr_jax import (
     evaluate,
     learner,
     model,
+    objectives,
     programs,
     prompt_sampler,
     reward,
     rollout,
     text,
 )
-from limr_jax.algorithms import lim
+from limr_jax.algorithms import kl, lim
 from limr_jax.check import check, check_batch
 from limr_jax.errors import InputError, choose
 from limr_jax.host_grader import HostGrader
@@ -81,11 +82,10 @@ def set_up(config) -> Run:
         mesh,
         shapes,
         sampler=_sampler(config, train_set.problems),
-        optimizer=learner.make_optimizer(**config.optimizer),
+        learning=_learning(config, model_config, dtype),
         generation=generation,
         phrase=answer_phrase(config, tokenizer),
         with_reference=config.kl.coefficient > 0,
-        **_learning(config, model_config, dtype),
     )
 
     def grader(problem_set):
@@ -248,38 +248,54 @@ def _sampler(config, problems: data.Problems) -> prompt_sampler.PromptSampler:
     return choose(table, config.sampler.name, "sampler.name")()
 
 
-def _learning(config, model_config, dtype) -> dict:
+def _learning(config, model_config, dtype) -> learner.Learning:
     """What the update is put together from."""
-    kl = {
-        "kl_coefficient": config.kl.coefficient,
-        "kl_estimator": config.kl.estimator,
-        "kl_placement": config.kl.placement,
-    }
-    return {
-        "batch": {
-            "advantage": learner.ADVANTAGES[config.algorithm],
-            "normaliser": config.loss_normaliser,
-            "mask_truncated": config.mask_truncated,
-            "entropy_coefficient": config.entropy_coefficient,
-            "filter_tau": config.filter.tau,
-            "filter_normaliser": config.filter.normaliser,
-            "filter_keep_kl": config.filter.keep_kl,
-            **kl,
-        },
-        "objective": partial(
-            learner.policy_gradient,
+    given, critic = config.kl, dict(config.critic)
+    placed = {"kl_estimator": given.estimator, "kl_placement": given.placement}
+    critic_rate, value_clip = critic.pop("learning_rate"), critic.pop("value_clip")
+    advantage = objectives.ADVANTAGES[config.algorithm]
+    if config.algorithm == "ppo":
+        advantage = partial(advantage, **critic)
+    optimizer = dict(config.optimizer)
+    adapt = partial(kl.adapt, target=given.target, gain=given.gain)
+    return learner.Learning(
+        batch=partial(
+            objectives.rl_batch,
+            advantage=advantage,
+            normaliser=config.loss_normaliser,
+            mask_truncated=config.mask_truncated,
+            entropy_coefficient=config.entropy_coefficient,
+            filter_tau=config.filter.tau,
+            filter_normaliser=config.filter.normaliser,
+            filter_keep_kl=config.filter.keep_kl,
+            minibatches=config.minibatches_per_step,
+            **placed,
+        ),
+        objective=partial(
+            objectives.policy_gradient,
             clip_low=config.clip.low,
             clip_high=config.clip.high,
             entropy_coefficient=config.entropy_coefficient,
-            **kl,
+            **placed,
         ),
-        "learning": {
-            "micro_batch_rows": config.micro_batch_rows,
+        kl_coefficient=given.coefficient,
+        adapt_kl=adapt if given.target else None,
+        optimizer=learner.make_optimizer(**optimizer),
+        critic_optimizer=(
+            learner.make_optimizer(**optimizer | {"learning_rate": critic_rate})
+            if config.algorithm == "ppo"
+            else None
+        ),
+        value_clip=value_clip,
+        minibatches=config.minibatches_per_step,
+        passes=config.updates_per_minibatch,
+        micro_batch_rows=config.micro_batch_rows,
+        model_options={
             "config": model_config,
             "dtype": dtype,
             "remat": config.model.remat,
         },
-    }
+    )
 
 
 def describe(run: Run, config) -> str:
@@ -292,6 +308,7 @@ def describe(run: Run, config) -> str:
         f"mesh: {shape} on {run.mesh.devices.flat[0].device_kind}",
         f"policy: {parameters:,} parameters, compute in {jnp.dtype(run.dtype).name}",
         f"reference: {'loaded' if run.programs.reference else 'none (no KL)'}",
+        f"critic: {'a copy of the policy' if run.programs.values else 'none'}",
         f"problems: {len(run.train_set):,} of {config.data.train}",
     ]
     if run.eval_set:

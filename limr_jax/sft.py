@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 import limr_jax
-from limr_jax import checkpoint, data, learner, metrics, text, weights
+from limr_jax import checkpoint, data, learner, metrics, objectives, text, weights
 from limr_jax.errors import InputError
 from limr_jax.policy import compute_dtype, load_params, read_model_config, resolve
 from limr_jax.sharding import BATCH, REPLICATED, make_mesh, param_shardings
@@ -85,7 +86,7 @@ def pack(
     return packed
 
 
-def batches(texts: Texts, *, rows: int, seed: int) -> Iterator[learner.Batch]:
+def batches(texts: Texts, *, rows: int, seed: int) -> Iterator[objectives.Batch]:
     """Batches without end: every row once an epoch, in a new order each epoch.
 
     Raises:
@@ -106,9 +107,9 @@ def batches(texts: Texts, *, rows: int, seed: int) -> Iterator[learner.Batch]:
     )
 
 
-def _batch(texts: Texts, chosen: np.ndarray) -> learner.Batch:
+def _batch(texts: Texts, chosen: np.ndarray) -> objectives.Batch:
     mask_BT = texts.learned_RS[chosen, 1:]
-    return learner.Batch(
+    return objectives.Batch(
         tokens_BS=texts.tokens_RS[chosen],
         position_BS=texts.position_RS[chosen],
         segment_BS=texts.segment_RS[chosen],
@@ -126,11 +127,14 @@ class State:
     train: learner.TrainState
 
 
-def build(mesh, params, *, optimizer, learning: dict):
-    """(init, update, shapes): two jitted programs, and what the state is on `mesh`.
-
-    learning: what `learner.gradients` takes beside arrays and objective.
-    """
+def build(mesh, params, *, optimizer, micro_batch_rows: int, model_options: dict):
+    """(init, update, shapes): two jitted programs, and what the state is on `mesh`."""
+    loss = partial(
+        objectives.policy_loss,
+        temperature=1.0,
+        objective=objectives.cross_entropy,
+        **model_options,
+    )
 
     def init(params):
         return State(jnp.int32(0), learner.init(params, optimizer))
@@ -139,10 +143,9 @@ def build(mesh, params, *, optimizer, learning: dict):
         train, metrics = learner.update(
             state.train,
             batch,
-            1.0,
             optimizer=optimizer,
-            objective=learner.cross_entropy,
-            **learning,
+            loss=loss,
+            micro_batch_rows=micro_batch_rows,
         )
         metrics["tokens"] = jnp.sum(batch.position_BS >= 0)
         return State(state.step + 1, train), metrics
@@ -173,8 +176,8 @@ def train(config, workdir: str) -> dict:
         mesh,
         first,
         optimizer=learner.make_optimizer(**config.optimizer),
-        learning={
-            "micro_batch_rows": config.micro_batch_rows,
+        micro_batch_rows=config.micro_batch_rows,
+        model_options={
             "config": model_config,
             "dtype": compute_dtype(config.model.dtype),
             "remat": config.model.remat,

@@ -13,6 +13,7 @@ REPLICATED = PartitionSpec()
 _LOGICAL_AXES = {
     "embedder/embedding": ("vocab", "width"),
     "head/kernel": ("width", "vocab"),
+    "value_head/kernel": ("width",),
     "final_norm/scale": ("norm",),
     "attention/q/kernel": ("width", "heads", "channels"),
     "attention/k/kernel": ("width", "kv_heads", "channels"),
@@ -48,7 +49,7 @@ _MESH_AXIS = {
 # the axis, and published vocabularies are odd. Anything else that does not divide is
 # the user's mesh to change.
 _MAY_REPLICATE = {"kv_heads", "vocab"}
-_ROOTS = ("embedder", "blocks", "tail", "final_norm", "head")
+_ROOTS = ("embedder", "blocks", "tail", "final_norm", "head", "value_head")
 
 
 def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from limr_jax import checkpoint, data, evaluate, metrics, model
+from limr_jax.programs import Scores
 from limr_jax.run import Run, evaluator, put_sampling
 from limr_jax.sharding import param_shardings
 
@@ -98,11 +99,13 @@ def one_step(run: Run, phases, state, reference, prompts):
         run.seed,
     )
     graded = phases("grade", run.grade, written, drawn)
-    reference_BT = None
+    reference_BT = value_BT = None
     if programs.reference:
         reference_BT = phases(
             "reference", programs.reference, reference, written, sampling
         )
+    if programs.values:
+        value_BT = phases("values", programs.values, state.critic.params, written)
     state, numbers = phases(
         "update",
         programs.update,
@@ -111,7 +114,7 @@ def one_step(run: Run, phases, state, reference, prompts):
         drawn,
         written,
         graded,
-        reference_BT,
+        Scores(reference_BT, value_BT),
         sampling,
     )
     return state, drawn, written, graded, numbers

@@ -87,6 +87,9 @@ def test_a_dry_run_tells_and_touches_nothing(launch, tmp_path, train):
     assert list(tmp_path.iterdir()) == []
 
 
+PPO = {"algorithm": "ppo", "critic.learning_rate": 0.1}
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
@@ -128,6 +131,18 @@ def test_a_dry_run_tells_and_touches_nothing(launch, tmp_path, train):
         ({"kl.coefficient": 1, "kl.estimator": "k1"}, ["k1", "k2 or k3"]),
         ({"rollout.slots": 5}, ["rollout.slots=5", "8 rollouts"]),
         ({"micro_batch_rows": 3}, ["micro_batch_rows=3", "8 rollouts"]),
+        ({"minibatches_per_step": 3}, ["minibatches_per_step=3", "8 devices"]),
+        ({"minibatches_per_step": 0}, ["minibatches_per_step=0", "at least 1"]),
+        (
+            {"critic.learning_rate": 0.1, "algorithm": "rloo"},
+            ["critic.learning_rate=0.1", "rloo", "no critic"],
+        ),
+        ({"algorithm": "ppo"}, ["critic.learning_rate=0", "above 0"]),
+        (PPO | {"filter.tau": 0}, ["filter.tau=0", "ppo"]),
+        (PPO | {"critic.lam": 1.5}, ["critic.lam=1.5", "0 to 1"]),
+        (PPO | {"critic.value_clip": 0}, ["critic.value_clip=0"]),
+        ({"kl.target": 0.1}, ["kl.target=0.1", "kl.coefficient=0"]),
+        ({"kl.coefficient": 0.1, "kl.gain": 0}, ["kl.gain=0", "above 0"]),
         ({"rollout.temperature": 0}, ["rollout.temperature=0", "above 0"]),
         ({"rollout.top_p": 0}, ["rollout.top_p=0", "out of range"]),
         ({"rollout.max_response_length": 0}, ["rollout.max_response_length=0"]),

@@ -5,29 +5,32 @@ of its log-probabilities and entropies, with coefficients made here by hand in N
 """
 
 import dataclasses
+import operator
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny_policy
 from jax.sharding import NamedSharding
 from tiny_policy import QUICK, QWEN
 
-from limr_jax import learner, model, sharding
+from limr_jax import learner, logprob, model, objectives, sharding
 
 OPTIONS = {"config": QWEN, "dtype": jnp.float32}
 TEMPERATURE = 0.7
 P, G, T = tiny_policy.PROMPTS, 2, 12
 # What rl_batch and policy_gradient take from a config, all of it off.
 BATCH = {
-    "advantage": learner.ADVANTAGES["grpo"],
+    "advantage": objectives.ADVANTAGES["grpo"],
     "normaliser": "token",
     "mask_truncated": False,
     "filter_tau": -1.0,
     "filter_normaliser": "all",
     "filter_keep_kl": True,
+    "minibatches": 1,
 }
 BOTH = {
     "kl_coefficient": 0.0,
@@ -36,6 +39,7 @@ BOTH = {
     "entropy_coefficient": 0.0,
 }
 CLIP = {"clip_low": 0.2, "clip_high": 0.3}
+NO_KL = {name: x for name, x in BOTH.items() if name != "kl_coefficient"}
 
 
 @pytest.fixture(scope="module")
@@ -68,19 +72,28 @@ def noise_like(x, seed, size=0.3):
 
 def make_batch(written, reward_PG, valid_PG=ALL_VALID, reference_BT=None, **changes):
     """rl_batch, with BATCH and BOTH but for the changes."""
-    return learner.rl_batch(
-        written, reward_PG, valid_PG, reference_BT, **(BATCH | BOTH | changes)
-    )[0]
+    return rl_batch(written, reward_PG, valid_PG, reference_BT, **changes)[0]
 
 
-def gradients(params, batch, temperature, *, micro_batch_rows, **loss):
-    return learner.gradients(
-        params,
-        batch,
-        temperature,
-        objective=partial(learner.policy_gradient, **loss),
-        micro_batch_rows=micro_batch_rows,
+def rl_batch(
+    written, reward_PG, valid_PG=ALL_VALID, reference_BT=None, value_BT=None, **changes
+):
+    options = BATCH | BOTH | changes
+    coefficient = np.float32(options.pop("kl_coefficient"))
+    return objectives.rl_batch(
+        written, reward_PG, valid_PG, reference_BT, value_BT, coefficient, **options
+    )
+
+
+def gradients(params, batch, temperature, *, micro_batch_rows, **changes):
+    loss = partial(
+        objectives.policy_loss,
+        temperature=temperature,
+        objective=partial(objectives.policy_gradient, **changes),
         **OPTIONS,
+    )
+    return learner.gradients(
+        params, batch, loss=loss, micro_batch_rows=micro_batch_rows
     )
 
 
@@ -208,7 +221,6 @@ def test_kl_in_the_loss(params, written, direct, estimator):
     expected, _ = direct(params, 0.5 * slope_BT / mask_BT.sum())
     assert_close(grads, expected)
     mean = value_BT[mask_BT].mean()
-    np.testing.assert_allclose(metrics["kl"], mean, rtol=1e-5)
     np.testing.assert_allclose(metrics["loss"], 0.5 * mean, rtol=1e-5)
 
 
@@ -266,7 +278,7 @@ def test_nothing_valid_is_no_gradient(params, written, reward_PG):
     assert metrics["loss"] == 0
 
 
-@pytest.mark.parametrize("normaliser", learner.NORMALISERS)
+@pytest.mark.parametrize("normaliser", objectives.NORMALISERS)
 def test_micro_batches_are_the_full_batch(params, written, reward_PG, normaliser):
     """With every term of the loss on, off the policy, and rows left out."""
     changes = {"kl_coefficient": 0.3, "entropy_coefficient": 0.1}
@@ -289,7 +301,7 @@ def test_micro_batches_are_the_full_batch(params, written, reward_PG, normaliser
         np.testing.assert_allclose(part_metrics[name], value, rtol=1e-5)
 
 
-@pytest.mark.parametrize("normaliser", learner.NORMALISERS)
+@pytest.mark.parametrize("normaliser", objectives.NORMALISERS)
 def test_filtered_at_zero_is_unfiltered(params, written, reward_PG, normaliser):
     """Rollouts whose advantage is 0 have no gradient: leaving them out changes none."""
     full = make_batch(written, reward_PG, normaliser=normaliser)
@@ -340,13 +352,13 @@ def test_normalisers_by_hand():
         ("sequence", 1 / 4, 1 / 8),
         ("constant", 1 / 12, 1 / 12),
     ):
-        weight_BT = learner.NORMALISERS[name](mask_BT)
+        weight_BT = objectives.NORMALISERS[name](mask_BT)
         expected = [[first, first, 0, 0], [second] * 4, [0] * 4]
         np.testing.assert_allclose(weight_BT, expected, rtol=1e-6)
 
 
 def test_micro_batch_log_probabilities_are_in_the_rows_order(params, written):
-    find = partial(learner.response_logprobs, response_length=T, **OPTIONS)
+    find = partial(logprob.response_logprobs, response_length=T, **OPTIONS)
     find = jax.jit(find, static_argnames="micro_batch_rows", compiler_options=QUICK)
     tokens_BS, position_BS = written.sequences()
     temperature = jnp.float32(TEMPERATURE)
@@ -418,3 +430,105 @@ def test_gradients_are_clipped_by_their_norm():
     np.testing.assert_allclose(clipped[0], [-(0.5**0.5)] * 2, rtol=1e-4)
     within = updates(1, grad=0.5, clip_norm=1.0, **linear)
     np.testing.assert_allclose(within[0], [-0.5, -0.5], rtol=1e-4)
+
+
+@pytest.mark.parametrize("tau", [-1.0, 0.0])
+def test_minibatches_are_updates_one_after_another(params, written, reward_PG, tau):
+    """Two passes of four minibatches: eight steps of Adam, each on every fourth row.
+
+    Old log-probabilities and advantages are those of the step; each minibatch is
+    divided by its own tokens.
+    """
+    optimizer = learner.make_optimizer(**ADAM | {"learning_rate": 0.01})
+    batch, told = rl_batch(written, reward_PG, minibatches=4, filter_tau=tau)
+    learning = learner.Learning(
+        batch=None,
+        objective=partial(objectives.policy_gradient, **CLIP, **NO_KL),
+        kl_coefficient=0.0,
+        adapt_kl=None,
+        optimizer=optimizer,
+        critic_optimizer=None,
+        value_clip=0.2,
+        minibatches=4,
+        passes=2,
+        micro_batch_rows=2,
+        model_options=OPTIONS,
+    )
+
+    def learn(state, batch):
+        given = (jnp.float32(0), jnp.float32(TEMPERATURE), batch, told)
+        ((state, _), _), metrics = learning.learn((state, None), *given)
+        return state, metrics
+
+    learn = jax.jit(learn, compiler_options=QUICK)
+    learned, metrics = learn(learner.init(params, optimizer), batch)
+    state, advantage_B1 = learner.init(params, optimizer), by_hand_grpo(reward_PG)
+    norms, kept = [], np.asarray(batch.weight_BT) * 0
+    for update in range(8):
+        rows = slice(update % 4, None, 4)
+        mask_BT = np.asarray(written.mask_BT)[rows]
+        part = jax.tree.map(operator.itemgetter(rows), batch)
+        part = dataclasses.replace(
+            part,
+            weight_BT=np.float32(mask_BT / mask_BT.sum()),
+            advantage_BT=np.float32(mask_BT * advantage_B1[rows]),
+            keep_B=None,
+        )
+        grads, _ = compute(state.params, part)
+        norms.append(optax.tree.norm(grads))
+        added, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        state = learner.TrainState(optax.apply_updates(state.params, added), opt_state)
+        kept[rows] = mask_BT
+    np.testing.assert_array_equal(kept, written.mask_BT)
+    assert optax.tree_utils.tree_get(learned.opt_state, "count") == 8
+    # Adam makes whole steps of gradients that are rounding errors.
+    for one, two in zip(*map(jax.tree.leaves, (learned.params, state.params))):
+        assert np.mean(np.abs(one - two) < 1e-5) > 0.995
+    np.testing.assert_allclose(metrics["gradient_norm"], np.mean(norms), rtol=1e-3)
+    assert metrics["drift_max"] > 0.01
+
+
+def test_kl_is_told_of_all_rollouts_that_are_learned(written, reward_PG):
+    """Whatever the filter drops: over its few rows the mean would mislead."""
+    old_BT, mask_BT = np.asarray(written.logprob_BT), np.asarray(written.mask_BT)
+    reference_BT = noise_like(old_BT, seed=8)
+    kl = {"kl_estimator": "k2", "kl_coefficient": 0.5, "filter_keep_kl": False}
+    batch, told = rl_batch(
+        written, reward_PG, ALL_VALID, reference_BT, filter_tau=0.0, **kl
+    )
+    assert 0 < batch.keep_B.sum() < P * G
+    expected = ((old_BT - reference_BT) ** 2 / 2)[mask_BT].mean()
+    np.testing.assert_allclose(told["kl"], expected, rtol=1e-5)
+    assert told["kl_coefficient"] == 0.5
+
+
+@pytest.mark.parametrize("entropy", [0.0, 0.1])
+def test_what_the_filter_loses_is_the_kl_and_entropy_of_the_rows_dropped(
+    params, written, reward_PG, direct, entropy
+):
+    terms = {
+        "kl_coefficient": 0.5,
+        "kl_estimator": "k2",
+        "entropy_coefficient": entropy,
+    }
+    old_BT, mask_BT = np.asarray(written.logprob_BT), np.asarray(written.mask_BT)
+    reference_BT = noise_like(old_BT, seed=9)
+    given = (written, reward_PG, ALL_VALID, reference_BT)
+    full = make_batch(*given, **terms)
+    few = make_batch(*given, filter_tau=0.0, filter_keep_kl=False, **terms)
+    dropped_B1 = ~np.asarray(few.keep_B)[:, None]
+    assert 0 < dropped_B1.sum() < P * G
+    lost_BT = np.where(dropped_B1 & mask_BT, 0.5 * (old_BT - reference_BT), 0)
+    tokens = mask_BT.sum()
+    expected, _ = direct(
+        params, lost_BT / tokens, np.where(dropped_B1 & mask_BT, -entropy / tokens, 0)
+    )
+    lost = jax.tree.map(
+        jnp.subtract,
+        compute(params, full, 4, **terms)[0],
+        compute(params, few, 4, **terms)[0],
+    )
+    assert_close(lost, expected, limit=2e-6)
+    # And nothing is lost where the setting says so.
+    kept = make_batch(*given, filter_tau=0.0, filter_keep_kl=True, **terms)
+    assert kept.keep_B is None

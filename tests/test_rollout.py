@@ -19,14 +19,14 @@ from tiny_policy import (
     sampling,
 )
 
-from limr_jax import learner, model, randomness, rollout
+from limr_jax import logprob, model, randomness, rollout
 from limr_jax.sharding import BATCH, make_mesh, param_shardings
 
 T, GROUP, STOP, PAD = 12, SHAPE["group"], SHAPE["stop_ids"], SHAPE["pad_id"]
 CONFIGS = {"qwen": QWEN, "gemma": GEMMA}
 TEMPERATURE = 1.3
 LEARNED = jax.jit(
-    learner.response_logprob,
+    logprob.response_logprob,
     static_argnames=("response_length", "config", "dtype"),
     compiler_options=QUICK,
 )
