@@ -131,7 +131,7 @@ PPO = {"algorithm": "ppo", "critic.learning_rate": 0.1}
         ({"kl.coefficient": 1, "kl.estimator": "k1"}, ["k1", "k2 or k3"]),
         ({"rollout.slots": 5}, ["rollout.slots=5", "8 rollouts"]),
         ({"micro_batch_rows": 3}, ["micro_batch_rows=3", "8 rollouts"]),
-        ({"minibatches_per_step": 3}, ["minibatches_per_step=3", "8 devices"]),
+        ({"minibatches_per_step": 3}, ["minibatches_per_step=3", "2 rollouts"]),
         ({"minibatches_per_step": 0}, ["minibatches_per_step=0", "at least 1"]),
         (
             {"critic.learning_rate": 0.1, "algorithm": "rloo"},
