@@ -71,7 +71,7 @@ def writing(made):
     length = made.generation["response_length"]
     pad_id, end_id = made.generation["pad_id"], made.tokenizer.stop_ids[0]
 
-    def generate(params, step, drawn, sampling):
+    def generate(params, step, drawn, sampling, seed):
         ids_P = jax.device_get(drawn.ids_P)
         texts = [write(int(i)) for i in ids_P for write in WRITES]
         response_BT = np.full((len(texts), length), pad_id, np.int32)
