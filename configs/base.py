@@ -45,7 +45,8 @@ def get_config() -> ConfigDict:
     c.mesh.tensor = 1  # heads, feed-forward, vocabulary
 
     c.sampler = ConfigDict()
-    c.sampler.name = "uniform"  # or 'lim'
+    # Or 'lim', 'cdas', 'prioritized', 'mopps', 'greso', 'curriculum', 'adarft'.
+    c.sampler.name = "uniform"
     c.sampler.lim = ConfigDict()
     c.sampler.lim.warmup_epochs = 1  # epochs that visit every problem once; at least 1
     # File of {"id", "lim_score"} lines (launch/lim.py writes it): its weights hold from
@@ -55,6 +56,30 @@ def get_config() -> ConfigDict:
     c.sampler.lim.threshold = 0.6  # score from which a problem has weight 1
     c.sampler.lim.temperature = 0.1  # of softmax weights, in units of the score
     c.sampler.lim.floor = 0.05  # least weight of any problem, 0 to 1
+    c.sampler.cdas = ConfigDict()  # difficulty as the competence (arXiv:2505.17652)
+    c.sampler.cdas.weights = "paper"  # or 'code': a first visit weighs 1, or 1/2
+    c.sampler.prioritized = ConfigDict()  # by 1 - pass rate so far (Kimi k1.5)
+    c.sampler.prioritized.floor = 0.0  # least weight of a solved problem, 0 to 1
+    c.sampler.mopps = ConfigDict()  # pass rates by Thompson draws (arXiv:2507.04632)
+    c.sampler.mopps.pool = 8  # candidates, in batches of prompts_per_step
+    c.sampler.mopps.target = 0.5  # pass rate to be near
+    c.sampler.mopps.decay = 0.5  # of what was seen, a visit; 1: nothing is forgotten
+    c.sampler.mopps.prior = 1.0  # pseudo-count of right, and of wrong, responses
+    c.sampler.greso = ConfigDict()  # skips what never varies (arXiv:2506.02177)
+    c.sampler.greso.floor = 0.01  # least probability of a draw at a problem's turn
+    c.sampler.greso.target_right = 0.25 / 3  # share of all-right groups to be held
+    c.sampler.greso.target_wrong = 0.5 / 3  # likewise of all-wrong groups
+    c.sampler.greso.step = 0.01  # by which a step moves the exploration
+    c.sampler.curriculum = ConfigDict()  # uniform, then only hard problems
+    c.sampler.curriculum.column = "level"  # of the data set: a number a problem
+    c.sampler.curriculum.start = 0  # steps of all problems before the minimum holds
+    c.sampler.curriculum.minimum = 4.0  # least level from then on
+    c.sampler.adarft = ConfigDict()  # nearest to a moving target (arXiv:2504.05520)
+    c.sampler.adarft.column = "difficulty"  # of the data set: 0 to 100, easy to hard
+    c.sampler.adarft.target = 0.0  # the first target difficulty
+    c.sampler.adarft.beta = 0.5  # mean reward to be held
+    c.sampler.adarft.alpha = 2.0  # how sharply the reward acts
+    c.sampler.adarft.eta = 50.0  # largest move of the target a step
 
     c.rollout = ConfigDict()
     c.rollout.temperature = 1.0  # above 0

@@ -1,6 +1,6 @@
 """Settings that cannot work, refused by name before anything is loaded."""
 
-from limr_jax import objectives
+from limr_jax import objectives, selection
 from limr_jax.errors import InputError, choose
 from limr_jax.policy import DIMENSIONS
 
@@ -50,7 +50,6 @@ def check(config) -> None:
         )
     choose(objectives.ADVANTAGES, config.algorithm, "algorithm")
     choose(objectives.NORMALISERS, config.loss_normaliser, "loss_normaliser")
-    choose({"uniform": 0, "lim": 0}, config.sampler.name, "sampler.name")
     choose({"all": 0, "kept": 0}, config.filter.normaliser, "filter.normaliser")
     if config.group_size == 1 and config.algorithm not in ("reinforce_pp", "ppo"):
         raise InputError(
@@ -59,7 +58,7 @@ def check(config) -> None:
         )
     _check_kl(config.kl)
     _check_critic(config)
-    _check_lim(config.sampler.lim)
+    selection.check(config.sampler)
 
 
 def _check_kl(given) -> None:
@@ -108,18 +107,6 @@ def _check_critic(config) -> None:
     for name, least in (("value_clip", 1e-6), ("reward_clip", 0)):
         if given[name] < least:
             raise InputError(f"critic.{name}={given[name]} must be at least {least}")
-
-
-def _check_lim(limits) -> None:
-    if (
-        limits.warmup_epochs < 1
-        or not 0 <= limits.floor <= 1
-        or limits.temperature <= 0
-    ):
-        raise InputError(
-            f"sampler.lim: warmup_epochs={limits.warmup_epochs} (at least 1), "
-            f"floor={limits.floor} (0 to 1), temperature={limits.temperature} (above 0)"
-        )
 
 
 def check_batch(config, mesh) -> None:

@@ -15,24 +15,22 @@ from jax.sharding import NamedSharding
 
 import limr_jax
 from limr_jax import (
-    curves,
     data,
     evaluate,
     learner,
     model,
     objectives,
     programs,
-    prompt_sampler,
     reward,
     rollout,
+    selection,
     text,
 )
-from limr_jax.algorithms import kl, lim
+from limr_jax.algorithms import kl
 from limr_jax.check import check, check_batch
-from limr_jax.errors import InputError, choose
+from limr_jax.errors import InputError
 from limr_jax.host_grader import HostGrader
 from limr_jax.policy import compute_dtype, load_params, read_model_config, resolve
-from limr_jax.randomness import stream_key
 from limr_jax.sharding import REPLICATED, make_mesh
 
 
@@ -81,7 +79,12 @@ def set_up(config) -> Run:
     made = programs.build(
         mesh,
         shapes,
-        sampler=_sampler(config, train_set.problems),
+        sampler=selection.sampler(
+            config.sampler,
+            train_set.problems,
+            prompts=config.prompts_per_step,
+            seed=config.seed,
+        ),
         learning=_learning(config, model_config, dtype),
         generation=generation,
         phrase=answer_phrase(config, tokenizer),
@@ -213,39 +216,6 @@ def answer_phrase(config, tokenizer) -> tuple[int, ...]:
             f"answer_phrase={config.answer_phrase!r} has no token; give another"
         )
     return phrase
-
-
-def _sampler(config, problems: data.Problems) -> prompt_sampler.PromptSampler:
-    prompts = config.prompts_per_step
-    # The first order folds 0 into the key of step 0, whose own draw folds in 1.
-    in_order = {
-        "problems": len(problems),
-        "prompts": prompts,
-        "key": stream_key(config.seed, "sampler"),
-    }
-
-    def by_lim():
-        given = config.sampler.lim
-        weights_of = {
-            "threshold": partial(
-                lim.threshold_weight, threshold=given.threshold, floor=given.floor
-            ),
-            "softmax": partial(
-                lim.softmax_weight, temperature=given.temperature, floor=given.floor
-            ),
-        }
-        weights = choose(weights_of, given.weights, "sampler.lim.weights")
-        if not given.scores:
-            return prompt_sampler.online_lim(
-                **in_order, warmup_epochs=given.warmup_epochs, weights=weights
-            )
-        score_N, _ = curves.scores_of(resolve(given.scores), problems.ids)
-        # A problem without a score is never kept: its weight is the floor.
-        weight_N = weights(jnp.float32(score_N), jnp.ones(score_N.shape, bool))
-        return prompt_sampler.weighted(weight_N=weight_N, prompts=prompts)
-
-    table = {"uniform": partial(prompt_sampler.uniform, **in_order), "lim": by_lim}
-    return choose(table, config.sampler.name, "sampler.name")()
 
 
 def _learning(config, model_config, dtype) -> learner.Learning:
