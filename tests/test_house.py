@@ -64,8 +64,8 @@ def test_every_field_is_read(tmp_path, quick_compiler, monkeypatch):
     one_step = view(num_steps=1, data__eval=held_out)
     train(set_up(one_step), one_step, tmp_path / "run")
     set_up(view(sampler__name="lim", reward="math"))
-    for name in ("curriculum", "adarft"):
-        set_up(view(sampler__name=name, **{f"sampler__{name}__column": "level"}))
+    set_up(view(sampler__name="curriculum", sampler__curriculum__minimum=0))
+    set_up(view(sampler__name="adarft", sampler__adarft__column="level"))
     assets = ROOT / "limr_jax/assets/arithmetic"
     own = {f"model__{name}": 0 for name in MODEL}  # the checkpoint's dimensions
     examined = view(model__init=assets, benchmarks__names=f"{held_out}@2", **own)
