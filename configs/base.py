@@ -90,7 +90,8 @@ def get_config() -> ConfigDict:
     c.rollout.max_response_length = 256  # tokens, the end token included
     c.rollout.slots = 0  # rows generated at once; 0: all of the step's
 
-    # 'token': in-graph comparison of the answer's tokens. Else graded on the hosts:
+    # 'token': in-graph comparison of the answer's tokens; 'none': with jepo alone. Else
+    # graded on the hosts:
     # 'math', 'limr' (+1, -0.5, -1), or package.module.function of the user's own
     # (prompts, completions, **columns) -> list[float | None]; several with weights as
     # 'math, 0.2*my.module.brevity', the first of which correctness comes from.
@@ -105,8 +106,11 @@ def get_config() -> ConfigDict:
     c.overlong.buffer = 0  # tokens before the limit in which it grows; 0: off
     c.overlong.weight = 1.0  # of the penalty, at most so much off the reward
 
-    c.algorithm = "grpo"  # or 'dr_grpo', 'rloo', 'reinforce_pp'; 'ppo': with a critic
-    c.loss_normaliser = "token"  # or 'sequence', 'constant' (rows × longest allowed)
+    # Or 'dr_grpo', 'rloo', 'reinforce_pp'; 'ppo' (with a critic), 'jepo' (no verifier).
+    c.algorithm = "grpo"
+    # The loss is a mean over tokens, or over each 'sequence' and then all; a sum over
+    # rows × longest allowed ('constant'), or over rows ('rollout').
+    c.loss_normaliser = "token"
     c.mask_truncated = False  # leave truncated rollouts out of the loss
     c.clip = ConfigDict()
     c.clip.low = 0.2  # the ratio's clip, below 1
@@ -137,6 +141,12 @@ def get_config() -> ConfigDict:
     c.critic.value_clip = 0.2  # a value's move in a step that is learned from
     c.critic.reward_clip = 10.0  # rewards are clipped to +- this; 0: off
     c.critic.whiten = True  # advantages to mean 0, variance 1 over the step's tokens
+
+    c.jepo = ConfigDict()  # of algorithm=jepo: learns from reference answers
+    c.jepo.estimator = "practical"  # or 'multi_sample', 'one_sample'
+    c.jepo.beta_sup = 0.01  # weight of the reference answers' own log-probabilities
+    c.jepo.format_penalty = 10.0  # of thoughts without answer_phrase ('practical')
+    c.jepo.semi_verifiable = False  # prompts with a right rollout take RLOO's loss
 
     c.optimizer = ConfigDict()  # AdamW
     c.optimizer.learning_rate = 1e-6

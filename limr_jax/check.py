@@ -1,6 +1,6 @@
 """Settings that cannot work, refused by name before anything is loaded."""
 
-from limr_jax import objectives, selection
+from limr_jax import objectives, selection, thoughts
 from limr_jax.errors import InputError, choose
 from limr_jax.policy import DIMENSIONS
 
@@ -48,7 +48,7 @@ def check(config) -> None:
             f"overlong.buffer={config.overlong.buffer} with reward=token: the penalty "
             "is for rewards graded on the hosts; set it to 0"
         )
-    choose(objectives.ADVANTAGES, config.algorithm, "algorithm")
+    choose({**objectives.ADVANTAGES, "jepo": 0}, config.algorithm, "algorithm")
     choose(objectives.NORMALISERS, config.loss_normaliser, "loss_normaliser")
     choose({"all": 0, "kept": 0}, config.filter.normaliser, "filter.normaliser")
     if config.group_size == 1 and config.algorithm not in ("reinforce_pp", "ppo"):
@@ -58,6 +58,7 @@ def check(config) -> None:
         )
     _check_kl(config.kl)
     _check_critic(config)
+    _check_jepo(config)
     selection.check(config.sampler)
 
 
@@ -107,6 +108,47 @@ def _check_critic(config) -> None:
     for name, least in (("value_clip", 1e-6), ("reward_clip", 0)):
         if given[name] < least:
             raise InputError(f"critic.{name}={given[name]} must be at least {least}")
+
+
+def _check_jepo(config) -> None:
+    given = config.jepo
+    choose(thoughts.ESTIMATORS, given.estimator, "jepo.estimator")
+    for name in ("beta_sup", "format_penalty"):
+        if given[name] < 0:
+            raise InputError(f"jepo.{name}={given[name]} must be 0 or more")
+    jepo, ungraded = config.algorithm == "jepo", config.reward == "none"
+    if ungraded and not jepo:
+        raise InputError(
+            f"reward=none with algorithm={config.algorithm}, which learns from "
+            "rewards; take algorithm=jepo or another reward"
+        )
+    if ungraded and config.sampler.name != "uniform":
+        raise InputError(
+            f"sampler.name={config.sampler.name} with reward=none: there are no "
+            "rewards to draw by; take uniform"
+        )
+    if given.semi_verifiable and (ungraded or not jepo):
+        raise InputError(
+            f"jepo.semi_verifiable=True with algorithm={config.algorithm}, "
+            f"reward={config.reward}: it needs jepo and a verifier; set it to False"
+        )
+    for name, wrong, remedy in (
+        ("filter.tau", config.filter.tau >= 0, "set it to -1"),
+        ("mask_truncated", config.mask_truncated, "set it to False"),
+        ("loss_normaliser", config.loss_normaliser == "sequence", "take rollout"),
+        (
+            "kl.placement",
+            config.kl.coefficient and config.kl.placement == "reward",
+            "take loss",
+        ),
+    ):
+        if jepo and wrong:
+            section, _, field = name.rpartition(".")
+            value = config[section][field] if section else config[field]
+            raise InputError(
+                f"{name}={value} with algorithm=jepo, whose gradients of thought and "
+                f"answer go together and have no such thing; {remedy}"
+            )
 
 
 def check_batch(config, mesh) -> None:

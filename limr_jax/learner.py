@@ -168,7 +168,7 @@ def walk(descend: Callable, states, batch: Batch, *, minibatches: int, passes: i
 class Learning:
     """How one step's rollouts are learned."""
 
-    batch: Callable  # objectives.rl_batch, with all that it takes beside arrays
+    batch: Callable  # objectives.rl_batch or thoughts.jepo_batch, but for the arrays
     objective: Callable  # (logprob_BT, entropy_BT, micro, kl_coefficient=…)
     kl_coefficient: float  # of the first step
     adapt_kl: Callable | None  # (coefficient, mean KL) → the next step's; None: fixed
@@ -179,6 +179,8 @@ class Learning:
     passes: int
     micro_batch_rows: int  # rows of one forward and backward pass; 0: a minibatch
     model_options: dict  # config, dtype, remat
+    thoughts: Callable | None = None  # thoughts.make, but for the arrays; None: no JEPO
+    semi_verifiable: bool = False  # JEPO only where no rollout of a prompt is right
 
     def critic(self, policy_params) -> TrainState | None:
         """The critic before the first step."""

@@ -12,6 +12,7 @@ is lost; with `filter_keep_kl` nothing is dropped where the loss has such a term
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,18 @@ class Batch:
     old_value_BT: jax.Array | None = None  # fp32, of the critic before the step
     return_BT: jax.Array | None = None  # fp32: the critic's targets
     keep_B: jax.Array | None = None  # bool: rows that the filter keeps; None: all
+    answer_BT: jax.Array | None = None  # bool: tokens of JEPO's reference answers
+    answer_weight_BT: jax.Array | None = None  # fp32, of their log-probabilities
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What is found out about the rollouts' tokens before the update."""
+
+    reference_BT: jax.Array | None = None  # fp32 log-probability; None without KL
+    value_BT: jax.Array | None = None  # fp32; None without a critic
+    thoughts: Any = None  # thoughts.Thoughts of JEPO, scored; None without
 
 
 def _per_token(mask_BT):
@@ -60,7 +73,23 @@ def _constant(mask_BT):
     return mask_BT / float(mask_BT.shape[0] * mask_BT.shape[1])
 
 
-NORMALISERS = {"token": _per_token, "sequence": _per_sequence, "constant": _constant}
+def _per_rollout(mask_BT):
+    """Summed over a rollout's tokens, every rollout weighs the same."""
+    return mask_BT / jnp.maximum(jnp.sum(jnp.any(mask_BT, axis=1)), 1)
+
+
+NORMALISERS = {
+    "token": _per_token,
+    "sequence": _per_sequence,
+    "constant": _constant,
+    "rollout": _per_rollout,
+}
+
+
+def token_weights(mask_BT, normaliser: str, minibatches: int):
+    """Each token's share of the loss of its own minibatch, weight_BT."""
+    parts = split_rows(mask_BT, minibatches)
+    return join_rows(jax.vmap(NORMALISERS[normaliser])(parts))
 
 
 def by_group(
@@ -120,8 +149,7 @@ def rl_batch(
     rollout: Rollout,
     reward_PG,
     valid_PG,
-    reference_BT,
-    value_BT,
+    scores: Scores,
     kl_coefficient,
     *,
     advantage: Callable,
@@ -137,7 +165,7 @@ def rl_batch(
 ) -> tuple[Batch, dict]:
     """The masks, weights and advantages of one step's rollouts, frozen for the step.
 
-    `advantage` is one of ADVANTAGES; `value_BT` is the critic's, None without one.
+    `advantage` is one of ADVANTAGES.
 
     With `kl_placement` "reward", the reward is lowered by the coefficient times the KL
     estimate of each token. Truncated rollouts stay in their group's statistics (what
@@ -146,39 +174,36 @@ def rl_batch(
     tokens_BS, position_BS = rollout.sequences()
     learned_B = valid_PG.reshape(-1) & ~(mask_truncated & rollout.truncated_B)
     mask_BT = rollout.mask_BT & learned_B[:, None]
-    kl_BT, in_reward = (
-        _kl(rollout, reference_BT, kl_estimator),
-        kl_placement == "reward",
-    )
+    kl_BT = token_kl(rollout, scores.reference_BT, kl_estimator)
+    in_reward = kl_placement == "reward"
     penalty_BT = kl_coefficient * in_reward * kl_BT
     advantage_BT, return_BT = advantage(
-        rollout, reward_PG, valid_PG, penalty_BT, value_BT
+        rollout, reward_PG, valid_PG, penalty_BT, scores.value_BT
     )
     advantage_B = jnp.max(jnp.abs(advantage_BT), axis=1)
-    in_loss = reference_BT is not None and not in_reward
+    in_loss = scores.reference_BT is not None and not in_reward
     keep_B, counted_BT = None, mask_BT
     if filter_tau >= 0 and not (filter_keep_kl and (in_loss or entropy_coefficient)):
         keep_B = dash.keep(advantage_B, learned_B, tau=filter_tau)
         counted_BT = mask_BT & (keep_B | (filter_normaliser == "all"))[:, None]
-    weight_MST = jax.vmap(NORMALISERS[normaliser])(split_rows(counted_BT, minibatches))
     batch = Batch(
         tokens_BS=tokens_BS,
         position_BS=position_BS,
         mask_BT=mask_BT,
         keep_B=keep_B,
-        weight_BT=join_rows(weight_MST),
+        weight_BT=token_weights(counted_BT, normaliser, minibatches),
         advantage_BT=jnp.where(mask_BT, advantage_BT, 0.0),
         old_logprob_BT=rollout.logprob_BT,
-        reference_BT=reference_BT,
-        old_value_BT=value_BT,
+        reference_BT=scores.reference_BT,
+        old_value_BT=scores.value_BT,
         return_BT=return_BT,
     )
     kept = jnp.mean(learned_B if keep_B is None else keep_B)
-    told = {"advantage_abs_mean": jnp.mean(advantage_B), "kept_share": kept}
-    return batch, told | _told(batch, kl_BT, kl_coefficient)
+    metrics = {"advantage_abs_mean": jnp.mean(advantage_B), "kept_share": kept}
+    return batch, metrics | told(batch, mask_BT, kl_BT, kl_coefficient)
 
 
-def _kl(rollout: Rollout, reference_BT, estimator: str):
+def token_kl(rollout: Rollout, reference_BT, estimator: str):
     """KL to the reference of each token that was written; 0 without one."""
     if reference_BT is None:
         return jnp.zeros_like(rollout.logprob_BT)
@@ -186,9 +211,12 @@ def _kl(rollout: Rollout, reference_BT, estimator: str):
     return jnp.where(rollout.mask_BT, kl_BT, 0.0)
 
 
-def _told(batch: Batch, kl_BT, kl_coefficient) -> dict:
-    """Metrics of the reference and of the critic, where there are any."""
-    mask_BT, metrics = batch.mask_BT, {}
+def told(batch: Batch, mask_BT, kl_BT, kl_coefficient) -> dict:
+    """Metrics of the reference and of the critic, where there are any.
+
+    mask_BT: the learned tokens that the policy chose.
+    """
+    metrics = {}
     if batch.reference_BT is not None:
         tokens = jnp.maximum(jnp.sum(mask_BT), 1)
         metrics["kl"] = jnp.sum(jnp.where(mask_BT, kl_BT, 0.0)) / tokens

@@ -1,7 +1,8 @@
 """Every jitted program of a run, made once, with its shardings and donation.
 
 `train.py` calls exactly these objects, in this order: draw, generate, verify (or the
-host's graders), reference (with KL only), values (with a critic only), update.
+host's graders), reference (with KL only), values (with a critic only), thoughts (with
+JEPO only), update.
 """
 
 import dataclasses
@@ -13,8 +14,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from limr_jax import critic, data, learner, logprob, rollout, token_reward
-from limr_jax.algorithms import grpo
+from limr_jax import (
+    critic,
+    data,
+    learner,
+    logprob,
+    rollout,
+    thoughts,
+    token_reward,
+)
+from limr_jax.algorithms import grpo, jepo
 from limr_jax.prompt_sampler import PromptSampler
 from limr_jax.randomness import stream_key
 from limr_jax.sharding import BATCH, REPLICATED, param_shardings
@@ -58,17 +67,8 @@ class Graded:
     parts: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Scores:
-    """What other models say of the rollouts' tokens, before the update."""
-
-    reference_BT: jax.Array | None = None  # fp32 log-probability; None without KL
-    value_BT: jax.Array | None = None  # fp32; None without a critic
-
-
 class Programs(NamedTuple):
-    """The jitted programs; None: `reference` without KL, `values` without a critic."""
+    """The jitted programs, in the loop's order; None: the algorithm does without."""
 
     init: Callable  # (params, donated) → State
     draw: Callable  # (State, Prompts, seed) → sampler state, Drawn
@@ -76,6 +76,7 @@ class Programs(NamedTuple):
     verify: Callable  # (Rollout, Drawn) → Graded
     reference: Callable | None  # (reference params, Rollout, Sampling) → [B, T]
     values: Callable | None  # (critic's params, Rollout) → [B, T]
+    thoughts: Callable | None  # (params, Rollout, Drawn, Graded, …) → Thoughts
     update: Callable  # (State, sampler state, Drawn, Rollout, …) → State, metrics
     state: State  # shape, dtype and sharding of each array of the state
 
@@ -87,8 +88,11 @@ def pick(prompts: data.Prompts, ids_P: jax.Array) -> Drawn:
     return Drawn(ids_P, prompt_PL, position_PL, rows.answer_NA, rows.answer_length_N)
 
 
-def verify(written: rollout.Rollout, drawn: Drawn, *, phrase) -> Graded:
-    """The in-graph verifier over a step's rollouts."""
+def verify(written: rollout.Rollout, drawn: Drawn, *, phrase, known: bool) -> Graded:
+    """The in-graph verifier over a step's rollouts; not `known`: of no reward at all.
+
+    Then every rollout is invalid, and only whether it is well formed is told.
+    """
     group = written.group
     right_B, well_formed_B = token_reward.verify(
         written.response_BT,
@@ -98,12 +102,13 @@ def verify(written: rollout.Rollout, drawn: Drawn, *, phrase) -> Graded:
         jnp.repeat(drawn.answer_length_P, group),
         phrase=phrase,
     )
-    right_PG = right_B.reshape(-1, group).astype(jnp.float32)
+    right_PG = (right_B & known).reshape(-1, group).astype(jnp.float32)
+    # An empty reference grades nothing.
+    valid_B = jnp.repeat(known & (drawn.answer_length_P > 0), group)
     return Graded(
         reward_PG=right_PG,
         correct_PG=right_PG,
-        # An empty reference grades nothing.
-        valid_PG=jnp.repeat(drawn.answer_length_P > 0, group).reshape(-1, group),
+        valid_PG=valid_B.reshape(-1, group),
         well_formed_PG=well_formed_B.reshape(-1, group),
     )
 
@@ -157,8 +162,18 @@ def _learning(*, sampler: PromptSampler, learning: learner.Learning) -> dict:
             params, *written.sequences(), response_length=response_length, **scoring
         )
 
+    def score_thoughts(params, written, drawn, graded, sampling):
+        whole_P = ~jepo.unsolved(graded.correct_PG, graded.valid_PG)
+        rows = learning.thoughts(
+            written,
+            drawn.answer_PA,
+            drawn.answer_length_P,
+            whole_P & learning.semi_verifiable,
+        )
+        return thoughts.score(params, rows, sampling.temperature, **scoring)
+
     def update(state, sampler_state, drawn, written, graded, scores, sampling):
-        seen = (graded.reward_PG, graded.valid_PG, scores.reference_BT, scores.value_BT)
+        seen = (graded.reward_PG, graded.valid_PG, scores)
         kl_coefficient = state.kl_coefficient
         (states, kl_coefficient), metrics = learning.learn(
             (state.train, state.critic),
@@ -174,7 +189,8 @@ def _learning(*, sampler: PromptSampler, learning: learner.Learning) -> dict:
         )
         return State(state.step + 1, *states, kl_coefficient, sampler_state), metrics
 
-    return {f.__name__: f for f in (init, reference, values, update)}
+    functions = (init, reference, values, score_thoughts, update)
+    return {f.__name__: f for f in functions}
 
 
 def build(
@@ -186,6 +202,7 @@ def build(
     learning: learner.Learning,
     phrase: tuple[int, ...],
     with_reference: bool,
+    with_reward: bool,
 ) -> Programs:
     """The programs of one run on `mesh`; `params` are arrays or shapes.
 
@@ -205,19 +222,20 @@ def build(
         sampler=jax.tree.map(lambda _: whole, shapes.sampler),
     )
     by_prompt = Drawn(whole, rows, rows, rows, rows)
+
+    def jitted(name, wanted):
+        return jax.jit(compute[name], out_shardings=rows) if wanted else None
+
     return Programs(
         init=jax.jit(compute["init"], out_shardings=shardings, donate_argnums=0),
         draw=jax.jit(compute["draw"], out_shardings=(shardings.sampler, by_prompt)),
         generate=jax.jit(compute["generate"], out_shardings=rows),
-        verify=jax.jit(partial(verify, phrase=phrase), out_shardings=rows),
-        reference=(
-            jax.jit(compute["reference"], out_shardings=rows)
-            if with_reference
-            else None
+        verify=jax.jit(
+            partial(verify, phrase=phrase, known=with_reward), out_shardings=rows
         ),
-        values=(
-            jax.jit(compute["values"], out_shardings=rows) if shapes.critic else None
-        ),
+        reference=jitted("reference", with_reference),
+        values=jitted("values", shapes.critic),
+        thoughts=jitted("score_thoughts", learning.thoughts),
         update=jax.jit(
             compute["update"], out_shardings=(shardings, whole), donate_argnums=(0, 1)
         ),

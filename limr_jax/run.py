@@ -25,6 +25,7 @@ from limr_jax import (
     rollout,
     selection,
     text,
+    thoughts,
 )
 from limr_jax.algorithms import kl
 from limr_jax.check import check, check_batch
@@ -61,9 +62,11 @@ def set_up(config) -> Run:
     check_batch(config, mesh)
     names = ("temperature", "top_p", "top_k", "min_p")
     sampling = put_sampling(mesh, **{name: config.rollout[name] for name in names})
-    host_reward = None if config.reward == "token" else make_host_reward(config)
+    in_graph = config.reward in ("token", "none")
+    host_reward = None if in_graph else make_host_reward(config)
     tokenizer = text.load_tokenizer(resolve(config.tokenizer))
     train_set, eval_set = _load_sets(config, tokenizer)
+    phrase = answer_phrase(config, tokenizer)
     model_config = read_model_config(config.model, tokenizer.vocab_size)
     dtype = compute_dtype(config.model.dtype)
     generation = {
@@ -85,10 +88,11 @@ def set_up(config) -> Run:
             prompts=config.prompts_per_step,
             seed=config.seed,
         ),
-        learning=_learning(config, model_config, dtype),
+        learning=_learning(config, model_config, dtype, phrase, tokenizer.eos_id),
         generation=generation,
-        phrase=answer_phrase(config, tokenizer),
+        phrase=phrase,
         with_reference=config.kl.coefficient > 0,
+        with_reward=config.reward != "none",
     )
 
     def grader(problem_set):
@@ -185,6 +189,13 @@ def _load_sets(config, tokenizer):
         for held_out in [*public, *([eval_set] if eval_set else [])]:
             data.refuse_overlap(train_set, held_out)
     train_set, eval_set = fit(train_set), fit(eval_set) if eval_set else None
+    empty = np.flatnonzero(train_set.answer_length_N == 0)
+    if config.algorithm == "jepo" and len(empty):
+        raise InputError(
+            f"algorithm=jepo learns from reference answers, but {len(empty)} of "
+            f"{len(train_set)} problems of {given.train} have none, first "
+            f"{train_set.problems.ids[empty[0]]!r}; add them or leave those out"
+        )
     if config.prompts_per_step > len(train_set):
         raise InputError(
             f"prompts_per_step={config.prompts_per_step} is more than the "
@@ -218,45 +229,35 @@ def answer_phrase(config, tokenizer) -> tuple[int, ...]:
     return phrase
 
 
-def _learning(config, model_config, dtype) -> learner.Learning:
+def _learning(config, model_config, dtype, phrase, eos_id) -> learner.Learning:
     """What the update is put together from."""
-    given, critic = config.kl, dict(config.critic)
+    given = config.kl
     placed = {"kl_estimator": given.estimator, "kl_placement": given.placement}
-    critic_rate, value_clip = critic.pop("learning_rate"), critic.pop("value_clip")
-    advantage = objectives.ADVANTAGES[config.algorithm]
-    if config.algorithm == "ppo":
-        advantage = partial(advantage, **critic)
-    optimizer = dict(config.optimizer)
-    adapt = partial(kl.adapt, target=given.target, gain=given.gain)
+    optimizer, critic_rate = dict(config.optimizer), config.critic.learning_rate
+    objective = partial(
+        objectives.policy_gradient,
+        clip_low=config.clip.low,
+        clip_high=config.clip.high,
+        entropy_coefficient=config.entropy_coefficient,
+        **placed,
+    )
+    made = {"objective": objective, "batch": _rl_batch(config, placed)}
+    if config.algorithm == "jepo":
+        made = _jepo(config, objective, phrase, eos_id)
     return learner.Learning(
-        batch=partial(
-            objectives.rl_batch,
-            advantage=advantage,
-            normaliser=config.loss_normaliser,
-            mask_truncated=config.mask_truncated,
-            entropy_coefficient=config.entropy_coefficient,
-            filter_tau=config.filter.tau,
-            filter_normaliser=config.filter.normaliser,
-            filter_keep_kl=config.filter.keep_kl,
-            minibatches=config.minibatches_per_step,
-            **placed,
-        ),
-        objective=partial(
-            objectives.policy_gradient,
-            clip_low=config.clip.low,
-            clip_high=config.clip.high,
-            entropy_coefficient=config.entropy_coefficient,
-            **placed,
-        ),
         kl_coefficient=given.coefficient,
-        adapt_kl=adapt if given.target else None,
+        adapt_kl=(
+            partial(kl.adapt, target=given.target, gain=given.gain)
+            if given.target
+            else None
+        ),
         optimizer=learner.make_optimizer(**optimizer),
         critic_optimizer=(
             learner.make_optimizer(**optimizer | {"learning_rate": critic_rate})
             if config.algorithm == "ppo"
             else None
         ),
-        value_clip=value_clip,
+        value_clip=config.critic.value_clip,
         minibatches=config.minibatches_per_step,
         passes=config.updates_per_minibatch,
         micro_batch_rows=config.micro_batch_rows,
@@ -265,7 +266,49 @@ def _learning(config, model_config, dtype) -> learner.Learning:
             "dtype": dtype,
             "remat": config.model.remat,
         },
+        **made,
     )
+
+
+def _rl_batch(config, placed: dict) -> Callable:
+    """How rewards become advantages and weights."""
+    names = ("gamma", "lam", "reward_clip", "whiten")
+    critic = {name: config.critic[name] for name in names}
+    advantage = objectives.ADVANTAGES.get(config.algorithm)
+    if config.algorithm == "ppo":
+        advantage = partial(advantage, **critic)
+    return partial(
+        objectives.rl_batch,
+        advantage=advantage,
+        normaliser=config.loss_normaliser,
+        mask_truncated=config.mask_truncated,
+        entropy_coefficient=config.entropy_coefficient,
+        filter_tau=config.filter.tau,
+        filter_normaliser=config.filter.normaliser,
+        filter_keep_kl=config.filter.keep_kl,
+        minibatches=config.minibatches_per_step,
+        **placed,
+    )
+
+
+def _jepo(config, objective: Callable, phrase, eos_id: int) -> dict:
+    """JEPO's parts of the learner."""
+    given = config.jepo
+    estimator = partial(thoughts.ESTIMATORS[given.estimator], beta_sup=given.beta_sup)
+    if given.estimator == "practical":
+        estimator = partial(estimator, format_penalty=given.format_penalty)
+    return {
+        "objective": partial(thoughts.jensen_loss, objective=objective),
+        "batch": partial(
+            thoughts.jepo_batch,
+            estimator=estimator,
+            normaliser=config.loss_normaliser,
+            kl_estimator=config.kl.estimator,
+            minibatches=config.minibatches_per_step,
+        ),
+        "thoughts": partial(thoughts.make, phrase=phrase, eos_id=eos_id),
+        "semi_verifiable": given.semi_verifiable,
+    }
 
 
 def describe(run: Run, config) -> str:

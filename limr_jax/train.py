@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from limr_jax import checkpoint, data, evaluate, metrics, model
-from limr_jax.programs import Scores
+from limr_jax.objectives import Scores
 from limr_jax.run import Run, evaluator, put_sampling
 from limr_jax.sharding import param_shardings
 
@@ -99,13 +99,7 @@ def one_step(run: Run, phases, state, reference, prompts):
         run.seed,
     )
     graded = phases("grade", run.grade, written, drawn)
-    reference_BT = value_BT = None
-    if programs.reference:
-        reference_BT = phases(
-            "reference", programs.reference, reference, written, sampling
-        )
-    if programs.values:
-        value_BT = phases("values", programs.values, state.critic.params, written)
+    scores = _scores(run, phases, state, reference, drawn, written, graded)
     state, numbers = phases(
         "update",
         programs.update,
@@ -114,10 +108,35 @@ def one_step(run: Run, phases, state, reference, prompts):
         drawn,
         written,
         graded,
-        Scores(reference_BT, value_BT),
+        scores,
         sampling,
     )
     return state, drawn, written, graded, numbers
+
+
+def _scores(run: Run, phases, state, reference, drawn, written, graded) -> Scores:
+    """What the algorithm wants to know of the rollouts before it learns from them."""
+    programs, sampling = run.programs, run.sampling
+    found = {}
+    if programs.reference:
+        found["reference_BT"] = phases(
+            "reference", programs.reference, reference, written, sampling
+        )
+    if programs.values:
+        found["value_BT"] = phases(
+            "values", programs.values, state.critic.params, written
+        )
+    if programs.thoughts:
+        found["thoughts"] = phases(
+            "thoughts",
+            programs.thoughts,
+            state.train.params,
+            written,
+            drawn,
+            graded,
+            sampling,
+        )
+    return Scores(**found)
 
 
 def _first_state(run: Run, config, saver):
@@ -314,7 +333,7 @@ def _result(config, workdir, state, exam: _Exam) -> dict:
         "eval_accuracy_after": after.get("accuracy"),
         "eval_accuracy_well_formed_before": before.get("accuracy_well_formed"),
         "eval_accuracy_well_formed_after": after.get("accuracy_well_formed"),
-        f"pass_at_{k}_before": before.get(f"sampled/pass_at_{k}"),
+        **({f"pass_at_{k}_before": before.get(f"sampled/pass_at_{k}")} if k else {}),
         "format_valid_before": before.get("well_formed"),
         "params_digest": checkpoint.params_digest(state.train.params),
         "workdir": str(workdir),

@@ -88,6 +88,7 @@ def test_a_dry_run_tells_and_touches_nothing(launch, tmp_path, train):
 
 
 PPO = {"algorithm": "ppo", "critic.learning_rate": 0.1}
+JEPO = {"algorithm": "jepo"}
 
 
 @pytest.mark.parametrize(
@@ -160,6 +161,21 @@ PPO = {"algorithm": "ppo", "critic.learning_rate": 0.1}
         (PPO | {"critic.lam": 1.5}, ["critic.lam=1.5", "0 to 1"]),
         (PPO | {"critic.value_clip": 0}, ["critic.value_clip=0"]),
         ({"kl.target": 0.1}, ["kl.target=0.1", "kl.coefficient=0"]),
+        ({"reward": "none"}, ["reward=none", "algorithm=grpo", "jepo"]),
+        (
+            JEPO | {"reward": "none", "sampler.name": "lim"},
+            ["sampler.name=lim", "reward=none", "uniform"],
+        ),
+        (
+            JEPO | {"reward": "none", "jepo.semi_verifiable": True},
+            ["jepo.semi_verifiable=True", "reward=none", "verifier"],
+        ),
+        ({"jepo.semi_verifiable": True}, ["jepo.semi_verifiable=True", "grpo"]),
+        (JEPO | {"jepo.estimator": "two_sample"}, ["'two_sample'", "'one_sample'"]),
+        (JEPO | {"jepo.beta_sup": -1}, ["jepo.beta_sup=-1", "0 or more"]),
+        (JEPO | {"filter.tau": 0}, ["filter.tau=0", "jepo"]),
+        (JEPO | {"loss_normaliser": "sequence"}, ["loss_normaliser=sequence", "jepo"]),
+        (JEPO | {"group_size": 1}, ["group_size=1", "jepo"]),
         ({"kl.coefficient": 0.1, "kl.gain": 0}, ["kl.gain=0", "above 0"]),
         ({"rollout.temperature": 0}, ["rollout.temperature=0", "above 0"]),
         ({"rollout.top_p": 0}, ["rollout.top_p=0", "out of range"]),
@@ -210,6 +226,14 @@ def test_a_wrong_file(refused, tmp_path_factory, content, said):
     assert str(path) in line
     for part in said:
         assert part in line, line
+
+
+def test_no_reference_answer_to_learn_from(refused, tmp_path_factory):
+    path = tmp_path_factory.mktemp("unanswered") / "unanswered.jsonl"
+    rows = [ROW | {"id": str(i), "answer": "2" if i % 2 else ""} for i in range(8)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = refused(JEPO | {"data.train": path})
+    assert "4 of 8 problems" in line and "first '0'" in line
 
 
 def test_held_out_problems_in_the_training_set(refused, train):

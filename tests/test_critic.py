@@ -1,6 +1,5 @@
 """The critic: its values, its gradient, GAE over a step, and a run that learns one."""
 
-import dataclasses
 from functools import partial
 
 import jax
@@ -10,7 +9,14 @@ import pytest
 import tiny_policy
 from jax.sharding import NamedSharding
 from tiny_policy import QUICK, QWEN
-from tiny_run import configure, set_up, told, with_parity, write_problems
+from tiny_run import (
+    configure,
+    set_up,
+    stopping,
+    told,
+    with_parity,
+    write_problems,
+)
 
 from limr_jax import critic, learner, metrics, model, objectives, sharding
 from limr_jax.train import train
@@ -60,7 +66,12 @@ def rl_batch(written, reward_PG, value_BT, valid_PG=ALL_VALID, **changes):
     reference_BT = options.pop("reference_BT")
     coefficient = np.float32(options.pop("kl_coefficient"))
     return objectives.rl_batch(
-        written, reward_PG, valid_PG, reference_BT, value_BT, coefficient, **options
+        written,
+        reward_PG,
+        valid_PG,
+        objectives.Scores(reference_BT, value_BT),
+        coefficient,
+        **options,
     )
 
 
@@ -230,16 +241,8 @@ def test_a_run_with_a_critic(whole):
 def test_a_stop_and_a_resume_change_nothing(whole, tmp_path):
     """The critic, its optimiser and the KL coefficient are in the checkpoint."""
     workdir, made, config = whole
-    calls = []
-
-    def stop_at_3(written, drawn):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return made.grade(written, drawn)
-
     with pytest.raises(KeyboardInterrupt):
-        train(dataclasses.replace(made, grade=stop_at_3), config, tmp_path)
+        train(stopping(made, 3), config, tmp_path)
     train(made, config, tmp_path)
     assert told(tmp_path) == told(workdir)
 

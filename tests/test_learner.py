@@ -81,7 +81,12 @@ def rl_batch(
     options = BATCH | BOTH | changes
     coefficient = np.float32(options.pop("kl_coefficient"))
     return objectives.rl_batch(
-        written, reward_PG, valid_PG, reference_BT, value_BT, coefficient, **options
+        written,
+        reward_PG,
+        valid_PG,
+        objectives.Scores(reference_BT, value_BT),
+        coefficient,
+        **options,
     )
 
 

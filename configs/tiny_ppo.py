@@ -1,0 +1,15 @@
+"""The main job by PPO with a critic and GAE, as LIMR trains (arXiv:2502.11886).
+
+python launch/tpu.py --config configs/tiny_ppo.py
+"""
+
+from configs import tiny
+
+
+def get_config():
+    """The embedded task; what differs from GRPO in configs/tiny.py."""
+    c = tiny.get_config()
+    c.algorithm = "ppo"
+    c.filter.tau = -1.0  # a critic gives each token its own advantage
+    c.critic.learning_rate = 1e-3
+    return c
