@@ -69,15 +69,7 @@ def set_up(config) -> Run:
     phrase = answer_phrase(config, tokenizer)
     model_config = read_model_config(config.model, tokenizer.vocab_size)
     dtype = compute_dtype(config.model.dtype)
-    generation = {
-        "config": model_config,
-        "group": config.group_size,
-        "response_length": config.rollout.max_response_length,
-        "slots": config.rollout.slots or config.prompts_per_step * config.group_size,
-        "stop_ids": tokenizer.stop_ids,
-        "pad_id": tokenizer.pad_id,
-        "dtype": dtype,
-    }
+    generation = _generation(config, model_config, dtype, tokenizer)
     shapes = jax.eval_shape(partial(model.init_params, model_config), jax.random.key(0))
     made = programs.build(
         mesh,
@@ -116,6 +108,20 @@ def set_up(config) -> Run:
         load_params=partial(load_params, config, model_config, mesh),
         identity=_identity(config, train_set, eval_set),
     )
+
+
+def _generation(config, model_config, dtype, tokenizer) -> dict:
+    """What `rollout.generate` takes beside arrays."""
+    rows = config.prompts_per_step * config.group_size
+    return {
+        "config": model_config,
+        "group": config.group_size,
+        "response_length": config.rollout.max_response_length,
+        "slots": config.rollout.slots or rows,
+        "stop_ids": tokenizer.stop_ids,
+        "pad_id": tokenizer.pad_id,
+        "dtype": dtype,
+    }
 
 
 def _identity(config, train_set, eval_set) -> dict:

@@ -333,7 +333,7 @@ def _result(config, workdir, state, exam: _Exam) -> dict:
         "eval_accuracy_after": after.get("accuracy"),
         "eval_accuracy_well_formed_before": before.get("accuracy_well_formed"),
         "eval_accuracy_well_formed_after": after.get("accuracy_well_formed"),
-        **({f"pass_at_{k}_before": before.get(f"sampled/pass_at_{k}")} if k else {}),
+        f"pass_at_{k}_before": before.get(f"sampled/pass_at_{k}"),
         "format_valid_before": before.get("well_formed"),
         "params_digest": checkpoint.params_digest(state.train.params),
         "workdir": str(workdir),
