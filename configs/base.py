@@ -92,7 +92,8 @@ def get_config() -> ConfigDict:
 
     # 'token': in-graph comparison of the answer's tokens; 'none': with jepo alone. Else
     # graded on the hosts:
-    # 'math', 'limr' (+1, -0.5, -1), or package.module.function of the user's own
+    # 'math', 'limr' (+1, -0.5, -1), 'judge' (a model's opinion), or
+    # package.module.function of the user's own
     # (prompts, completions, **columns) -> list[float | None]; several with weights as
     # 'math, 0.2*my.module.brevity', the first of which correctness comes from.
     c.reward = "token"
@@ -102,6 +103,12 @@ def get_config() -> ConfigDict:
     c.grader.wall_seconds = 10.0  # an item's limit; over it the rollout is invalid
     c.grader.cpu_seconds = 5.0  # likewise
     c.grader.memory_mib = 1024  # likewise
+    # A causal checkpoint with its tokenizer that says whether an answer is right: all
+    # answers with reward=judge; with 'math' and 'limr' those that the rules call wrong.
+    c.judge = ConfigDict()
+    c.judge.init = ""  # its directory; empty: none
+    c.judge.max_length = 2048  # tokens of a question: a longer one has no opinion
+    c.judge.rows = 16  # questions at once
     c.overlong = ConfigDict()  # soft penalty of long responses, with graded hosts only
     c.overlong.buffer = 0  # tokens before the limit in which it grows; 0: off
     c.overlong.weight = 1.0  # of the penalty, at most so much off the reward

@@ -213,6 +213,7 @@ def _identity(config, papers, generation) -> dict:
         "reward": config.reward,
         "answer_phrase": config.answer_phrase,
         "grader": {name: config.grader[name] for name in limits},
+        "judge": config.judge.to_dict() if config.judge.init else None,
         "seed": config.seed,
         "dtype": jnp.dtype(generation["dtype"]).name,
         "version": limr_jax.__version__,

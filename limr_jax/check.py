@@ -25,6 +25,7 @@ def check(config) -> None:
         ("checkpoint", 1, ("every", "keep")),
         ("evaluation", 0, ("every", "samples")),
         ("dump", 0, ("max_bytes", "rows_per_step")),
+        ("judge", 1, ("max_length", "rows")),
         ("model", 0, (*DIMENSIONS, "vocab_size")),
     ):
         values = config[section] if section else config
@@ -47,6 +48,11 @@ def check(config) -> None:
         raise InputError(
             f"overlong.buffer={config.overlong.buffer} with reward=token: the penalty "
             "is for rewards graded on the hosts; set it to 0"
+        )
+    if config.reward in ("token", "none") and config.judge.init:
+        raise InputError(
+            f"judge.init={config.judge.init} with reward={config.reward}, which asks "
+            "no judge; leave it empty, or take reward=math"
         )
     choose({**objectives.ADVANTAGES, "jepo": 0}, config.algorithm, "algorithm")
     choose(objectives.NORMALISERS, config.loss_normaliser, "loss_normaliser")

@@ -17,6 +17,7 @@ Mode = Literal["prediction", "response"]
 # (prompts, answers, references) → right, wrong or None: a second opinion, asked only
 # where the rules say wrong.
 Second = Callable[[Sequence[str], Sequence[str], Sequence[str]], Sequence[bool | None]]
+_UNREADABLE = ("control characters", "answer too long")
 _UNPRINTABLE = re.compile("[\x00-\x07\x0e-\x1f\x7f\ud800-\udfff]")
 _SENT = 8_000  # characters of a bare text that a worker may see
 
@@ -51,9 +52,9 @@ def cheap(answers: Sequence[str], references: Sequence[str]) -> Verdict | None:
     """The verdict that needs no worker, None if one is needed."""
     first = answers[0]
     if _UNPRINTABLE.search(first):
-        return Verdict(False, "control characters", first[:80])
+        return Verdict(False, _UNREADABLE[0], first[:80])
     if len(first) > math_extract.MAX_ANSWER:
-        return Verdict(False, "answer too long", first[:80])
+        return Verdict(False, _UNREADABLE[1], first[:80])
     if not references:
         return Verdict(None, "no reference", first)
     squeezed = math_text.squeezed(first)
@@ -108,6 +109,14 @@ def grade_math(
     return _second_opinions(graded, prompts or [""] * len(texts), references, second)
 
 
+def ask(second: Second, questions: Sequence[tuple[str, str, str]]) -> list[bool | None]:
+    """An opinion on every (prompt, answer, reference), each distinct one asked once."""
+    distinct = list(dict.fromkeys(questions))
+    opinions = second(*map(list, zip(*distinct, strict=True))) if distinct else []
+    found = dict(zip(distinct, opinions, strict=True))
+    return [found[question] for question in questions]
+
+
 def _verdict(reply: dict, answer: str) -> Verdict:
     if "error" in reply:
         return Verdict(None, reply["error"], answer)
@@ -121,15 +130,15 @@ def _second_opinions(
     second: Second | None,
 ) -> list[Verdict]:
     """A cascade: the second verifier sees only answers that the rules call wrong."""
-    asked = [k for k, v in enumerate(graded) if v.correct is False and v.answer]
+    asked = [
+        k
+        for k, v in enumerate(graded)
+        if v.correct is False and v.answer and v.reason not in _UNREADABLE
+    ]
     if second is None or not asked:
         return graded
-    opinions = second(
-        [prompts[k] for k in asked],
-        [graded[k].answer for k in asked],
-        [references[k] for k in asked],
-    )
-    for k, opinion in zip(asked, opinions, strict=True):
+    questions = [(prompts[k], graded[k].answer, references[k]) for k in asked]
+    for k, opinion in zip(asked, ask(second, questions), strict=True):
         if opinion:
             graded[k] = dataclasses.replace(
                 graded[k], correct=True, reason="second verifier"

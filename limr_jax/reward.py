@@ -14,7 +14,7 @@ import importlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from limr_jax import grading, math_extract, workers
 from limr_jax.errors import InputError
 
 UserFunction = Callable[..., Sequence[float | None]]
-_BUILT_IN = ("math", "limr")
+_BUILT_IN = ("math", "limr", "judge")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +175,19 @@ def parse_spec(spec: str | Mapping[str, float]) -> dict[str, float]:
     return weights
 
 
+def check_judge(weights: Mapping[str, float], given: bool) -> None:
+    """InputError where a reward asks a judge that is not there, or none asks it."""
+    if "judge" in weights and not given:
+        raise InputError(
+            "reward=judge has nobody to ask; give a checkpoint as judge.init"
+        )
+    if given and not set(_BUILT_IN) & set(weights):
+        raise InputError(
+            f"judge.init is given, but reward={', '.join(weights)} asks no judge; name "
+            "math, limr or judge, or leave judge.init empty"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class HostReward:
     """Called with a batch, gives Grades. Made by `host_reward`; holds the workers."""
@@ -183,7 +196,7 @@ class HostReward:
     functions: dict[str, UserFunction]
     pool: workers.WorkerPool
     mode: grading.Mode
-    second: grading.Second | None
+    judge: grading.Second | None  # `judge` itself, or the second verifier of the rules
     overlong: tuple[int, int, float] | None
     thread: concurrent.futures.ThreadPoolExecutor = dataclasses.field(
         default_factory=lambda: concurrent.futures.ThreadPoolExecutor(1, "grading")
@@ -211,21 +224,29 @@ class HostReward:
         ended = [True] * len(responses) if ended is None else ended
         columns = {"answer": list(references)} | dict(columns or {})
         parts, verdicts = {}, None
-        if any(name in self.weights for name in _BUILT_IN):
+        if {"math", "limr"} & self.weights.keys():
             verdicts = grading.grade_math(
-                responses, references, mode=self.mode, pool=self.pool,
-                prompts=prompts, second=self.second,
+                responses, references, mode=self.mode, pool=self.pool, prompts=prompts,
+                second=None if "judge" in self.weights else self.judge,
             )  # fmt: skip
-            correctness = _correctness(verdicts)
-        for name, function in self.functions.items():
-            parts[name] = _call(name, function, prompts, responses, columns)
-        if "math" in self.weights:
-            parts["math"] = correctness
-        if "limr" in self.weights:
-            parts["limr"] = limr_reward(responses, verdicts, ended)
-        if verdicts is None:
-            first = parts[next(iter(self.weights))]
-            correctness = np.where(np.isnan(first), np.nan, first >= 1.0)
+        for name in self.weights:
+            if name == "math":
+                parts[name] = _values(v.correct for v in verdicts)
+            elif name == "limr":
+                parts[name] = limr_reward(responses, verdicts, ended)
+            elif name == "judge":
+                parts[name] = self._judged(prompts, responses, references)
+            else:
+                function = self.functions[name]
+                parts[name] = _call(name, function, prompts, responses, columns)
+        first = next(iter(self.weights))
+        if verdicts is not None and first in ("math", "limr"):
+            correctness = _values(v.correct for v in verdicts)
+            reasons = [v.reason for v in verdicts]
+        else:
+            known = ~np.isnan(parts[first])
+            correctness = np.where(known, parts[first] >= 1.0, np.nan)
+            reasons = [first] * len(responses)
         weights = dict(self.weights)
         if self.overlong:
             longest, buffer, weights["overlong"] = self.overlong
@@ -234,10 +255,14 @@ class HostReward:
             parts["overlong"] = overlong_penalty(
                 lengths, max_length=longest, buffer=buffer
             )
-        reasons = (
-            [v.reason for v in verdicts] if verdicts else ["user"] * len(responses)
-        )
         return _combined(correctness, parts, weights, reasons)
+
+    def _judged(self, prompts, responses, references) -> np.ndarray:
+        """The judge's opinion on what each box holds; without a box, on all of it."""
+        answers = [math_extract.boxed_answer(r) or r.strip() for r in responses]
+        rows = list(zip(prompts, answers, references, strict=True))
+        opinions = iter(grading.ask(self.judge, [row for row in rows if row[1]]))
+        return _values(next(opinions) if answer else False for answer in answers)
 
     def close(self) -> None:
         """Finish what was submitted; end the workers."""
@@ -245,9 +270,9 @@ class HostReward:
         self.pool.close()
 
 
-def _correctness(verdicts: Sequence[grading.Verdict]) -> np.ndarray:
-    values = [np.nan if v.correct is None else float(v.correct) for v in verdicts]
-    return np.array(values, np.float32)
+def _values(verdicts: Iterable[bool | None]) -> np.ndarray:
+    """1 right, 0 wrong, nan unknown."""
+    return np.array([np.nan if v is None else float(v) for v in verdicts], np.float32)
 
 
 def _combined(correctness_B, parts, weights, reasons) -> Grades:
@@ -274,7 +299,7 @@ def host_reward(
     cpu_seconds: float = 3.0,
     memory_mib: int = 1024,
     mode: grading.Mode = "response",
-    second: grading.Second | None = None,
+    judge: grading.Second | None = None,
     overlong_buffer: int | None = None,
     overlong_weight: float = 1.0,
     max_response_length: int | None = None,
@@ -285,6 +310,7 @@ def host_reward(
     """
     weights = parse_spec(spec)
     functions = {n: user_function(n) for n in weights if n not in _BUILT_IN}
+    check_judge(weights, judge is not None)
     overlong = None
     if overlong_buffer is not None:
         if max_response_length is None:
@@ -297,4 +323,4 @@ def host_reward(
         cpu_seconds=cpu_seconds,
         memory_mib=memory_mib,
     )
-    return HostReward(weights, functions, pool, mode, second, overlong)
+    return HostReward(weights, functions, pool, mode, judge, overlong)

@@ -17,6 +17,7 @@ import limr_jax
 from limr_jax import (
     data,
     evaluate,
+    judge,
     learner,
     model,
     objectives,
@@ -215,6 +216,7 @@ def make_host_reward(config) -> reward.HostReward:
     overlong = config.overlong
     return reward.host_reward(
         config.reward,
+        judge=_judge(config),
         workers_count=config.grader.workers or None,
         wall_seconds=config.grader.wall_seconds,
         cpu_seconds=config.grader.cpu_seconds,
@@ -222,6 +224,19 @@ def make_host_reward(config) -> reward.HostReward:
         overlong_buffer=overlong.buffer or None,
         overlong_weight=overlong.weight,
         max_response_length=config.rollout.max_response_length,
+    )
+
+
+def _judge(config) -> judge.Judge | None:
+    """The model that is asked for its opinion; None where none is named."""
+    given = config.judge
+    if not given.init:
+        return None
+    return judge.Judge(
+        resolve(given.init),
+        max_length=given.max_length,
+        rows=given.rows,
+        dtype=compute_dtype(config.model.dtype),
     )
 
 

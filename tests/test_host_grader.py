@@ -97,7 +97,7 @@ def writing(made):
     return dataclasses.replace(made, programs=programs)
 
 
-def one_step(folder, workdir, reward, devices=1, prompts=4):
+def one_step(folder, workdir, reward, devices=1, prompts=4, **fields):
     """One step of the 8 problems in the loop: its metrics, dump, state, and the run."""
     config = configure(
         folder / "train.jsonl",
@@ -108,6 +108,7 @@ def one_step(folder, workdir, reward, devices=1, prompts=4):
         rollout__max_response_length=16,
         reward=reward,
         checkpoint__every=1,
+        **fields,
     )
     made = writing(set_up(config, devices))
     train.train(made, config, workdir)
@@ -169,7 +170,7 @@ def test_users_functions_from_the_current_folder(here, tmp_path):
     [
         ("graders_of_mine.fast", "no attribute 'fast'"),
         ("graders_of_yours.same", "No module named 'graders_of_yours'"),
-        ("maths", "unknown; give one of math, limr or a dotted path"),
+        ("maths", "unknown; give one of math, limr, judge or a dotted path"),
         ("math, x*limr", "reward weight 'x' of limr is no number"),
     ],
 )
