@@ -88,7 +88,8 @@ def get_config() -> ConfigDict:
     c.rollout.min_p = 0.0  # share of the best token's probability; 0: off
     c.rollout.max_prompt_length = 256  # tokens
     c.rollout.max_response_length = 256  # tokens, the end token included
-    c.rollout.slots = 0  # rows generated at once; 0: all of the step's
+    # Rows of the cache, refilled as rollouts end; 0: one for each rollout of the step.
+    c.rollout.slots = 0
 
     # 'token': in-graph comparison of the answer's tokens; 'none': with jepo alone. Else
     # graded on the hosts:

@@ -158,7 +158,7 @@ def _check_jepo(config) -> None:
 
 
 def check_batch(config, mesh) -> None:
-    """The batch, its waves and its micro-batches divide as they must."""
+    """The batch, its slots and its micro-batches divide as they must."""
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     rows = config.prompts_per_step * config.group_size
     if config.prompts_per_step % devices:
@@ -166,12 +166,11 @@ def check_batch(config, mesh) -> None:
             f"prompts_per_step={config.prompts_per_step} does not divide over "
             f"data x fsdp = {devices} devices; use a multiple of {devices}"
         )
-    slots = config.rollout.slots or rows
-    unit = config.group_size * devices
-    if slots < 0 or slots % unit or rows % slots:
+    slots = config.rollout.slots
+    if slots < 0 or slots % devices:
         raise InputError(
-            f"rollout.slots={slots} must divide the step's {rows} rollouts and be a "
-            f"multiple of group_size x devices = {unit}"
+            f"rollout.slots={slots} must be a multiple of data x fsdp = {devices} "
+            "devices, which have as many each; 0 is all of the step's rollouts"
         )
     minibatches = config.minibatches_per_step
     if rows % (minibatches * devices):

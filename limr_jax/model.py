@@ -10,7 +10,6 @@ Axes: B rows, T tokens, L prompt columns, S cache columns, D width, F feed-forwa
 H heads, K kv heads, G = H / K, C channels per head, V vocabulary, R groups of layers.
 """
 
-import dataclasses
 import functools
 import math
 
@@ -18,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from limr_jax.cache import KVCache, column_counts
 from limr_jax.layers import (
-    ROWS,
     Block,
     ModelConfig,
     RMSNorm,
@@ -27,7 +26,7 @@ from limr_jax.layers import (
     rotation,
     seen_mask,
 )
-from limr_jax.sharding import constrain
+from limr_jax.sharding import ROWS, constrain
 
 __all__ = [
     "KVCache",
@@ -38,8 +37,8 @@ __all__ = [
     "forward",
     "init_params",
     "prefill",
-    "repeat_cache",
     "unembed",
+    "unstack",
 ]
 
 
@@ -195,50 +194,30 @@ def _read(params, x_BTD, position_BT, segment_BT, *, config, remat, keep):
 # --- The cache ---------------------------------------------------------------------
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class KVCache:
-    """Keys and values already computed.
-
-    Rows (B) are axis 1 of the stacks (5 axes), axis 0 of all else.
-    """
-
-    # Of a scan one dict of stacks [R, B, K, S, C]; unrolled, one dict for each group
-    # of [B, K, S, C]: pattern position → (k, v).
-    blocks: tuple
-    tail: dict  # layer of the tail → (k, v), each [B, K, S, C]
-    position: dict  # kind of attention → int32 [B, S]; -1 marks an empty column
-
-
-def repeat_cache(cache: KVCache, G: int) -> KVCache:
-    """Each prompt's row G times: row b of the result is prompt b // G."""
-    return jax.tree.map(lambda x: jnp.repeat(x, G, axis=int(x.ndim == 5)), cache)
-
-
 def prefill(params, tokens_BL, position_BL, *, config, columns: int, dtype):
     """hidden_BLD and the cache of the prompts, with room for `columns` columns.
 
-    Prompts are left-padded (position -1), so that all rows go on at column L. A layer
-    of sliding attention has min(window, columns) columns, used as a ring.
+    Prompts are left-padded (position -1), so that all rows go on at column L. Column c
+    lies at c % the columns that a layer has.
     """
     L = tokens_BL.shape[1]
     if columns < L:
         raise ValueError(f"{columns} columns are too few for prompts of {L}")
-    sizes = {"full": columns, "sliding": min(config.window or columns, columns)}
+    counts = column_counts(config, columns)
 
     def columns_of(kind, x, axis, empty):
         """The last columns of x, column c at place c % size."""
-        size, width = sizes[kind], x.shape[axis]
+        size, width = counts[kind], x.shape[axis]
         if width <= size:
             pads = [(0, size - width if a == axis else 0) for a in range(x.ndim)]
             return jnp.pad(x, pads, constant_values=empty)
         last = jax.lax.slice_in_dim(x, width - size, width, axis=axis)
         return jnp.roll(last, width % size, axis=axis)
 
-    def keep(kind, k_BKLC, v_BKLC):
+    def keep(kind, k_BKCL, v_BKLC):
         return tuple(
-            constrain(columns_of(kind, x, 2, 0), ROWS, "tensor", None, None)
-            for x in (k_BKLC, v_BKLC)
+            constrain(columns_of(kind, x, axis, 0), ROWS, "tensor", None, None)
+            for x, axis in ((k_BKCL, 3), (v_BKLC, 2))
         )
 
     x_BLD = _embed(params, tokens_BL, config, dtype)
@@ -258,6 +237,18 @@ def prefill(params, tokens_BL, position_BL, *, config, columns: int, dtype):
     return _final_norm(params, x_BLD, config), cache
 
 
+def unstack(params, config):
+    """The parameters as `decode` reads them, for a loop over it to close over.
+
+    Cut out of the stacks within the loop, the weights would be copied every step.
+    """
+    if _scanned(config) or isinstance(params["blocks"], tuple):
+        return params
+    groups = range(config.groups)
+    blocks = tuple(jax.tree.map(lambda x, r=r: x[r], params["blocks"]) for r in groups)
+    return {**params, "blocks": blocks}
+
+
 def _scanned(config: ModelConfig) -> bool:
     """Whether decode scans over the groups; a few layers are quicker unrolled.
 
@@ -274,6 +265,7 @@ def decode(params, token_B, position_B, cache, column, *, config, dtype):
 
     Returns hidden_BD and the cache; a row of position -1 writes an empty column.
     """
+    params = unstack(params, config)
     slots = {kind: column % p.shape[-1] for kind, p in cache.position.items()}
     update = jax.lax.dynamic_update_slice
     position = {
@@ -286,15 +278,16 @@ def decode(params, token_B, position_B, cache, column, *, config, dtype):
     def layer(x_B1D, weights, kind, kv, index):
         def write(*new):
             slot = slots[kind]
+            places = ((0, 0, 0, slot), (0, 0, slot, 0))  # keys: columns last
             if index is None:
                 kv_now = tuple(
-                    update(old, x.astype(old.dtype), (0, 0, slot, 0))
-                    for old, x in zip(kv, new)
+                    update(old, x.astype(old.dtype), place)
+                    for old, x, place in zip(kv, new, places)
                 )
                 return *kv_now, kv_now
             kv_now = tuple(
-                update(old, x[None].astype(old.dtype), (index, 0, 0, slot, 0))
-                for old, x in zip(kv, new)
+                update(old, x[None].astype(old.dtype), (index, *place))
+                for old, x, place in zip(kv, new, places)
             )
             read = jax.lax.dynamic_index_in_dim
             return *(read(x, index, keepdims=False) for x in kv_now), kv_now
@@ -318,8 +311,7 @@ def decode(params, token_B, position_B, cache, column, *, config, dtype):
         blocks = (kv,)
     else:
         blocks = ()
-        for r, kv in enumerate(cache.blocks):
-            weights = jax.tree.map(lambda x, r=r: x[r], params["blocks"])
+        for weights, kv in zip(params["blocks"], cache.blocks):
             (x_B1D, kv), _ = group((x_B1D, kv), (weights, None))
             blocks += (kv,)
     tail = {}

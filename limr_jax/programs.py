@@ -271,6 +271,7 @@ def step_metrics(written: rollout.Rollout, graded: Graded) -> dict:
         "invalid_share": jnp.mean(~graded.valid_PG),
         "response_length": jnp.mean(length_B, dtype=jnp.float32),
         "response_length_max": jnp.max(length_B),
+        "rollout_waste": written.waste(),
         "rollout_entropy": jnp.sum(written.entropy_BT)
         / jnp.maximum(jnp.sum(written.mask_BT), 1),
     }

@@ -25,9 +25,13 @@ def rollout_keys(key: jax.Array, problem_B: jax.Array, sample_B: jax.Array):
     return fold(problem_B, sample_B)
 
 
-def gumbel(key_B: jax.Array, position, size: int) -> jax.Array:
-    """Standard Gumbel noise [B, size] for one response position of each rollout."""
-    at_position = jax.vmap(lambda key: jax.random.fold_in(key, position))(key_B)
+def gumbel(key_B: jax.Array, position_B, size: int) -> jax.Array:
+    """Standard Gumbel noise [B, size] for one response position of each rollout.
+
+    position_B: the position of each, or one of all.
+    """
+    position_B = jnp.broadcast_to(position_B, key_B.shape)
+    at_position = jax.vmap(jax.random.fold_in)(key_B, position_B)
     return gumbel_of_word(words(jax.random.key_data(at_position), size))
 
 

@@ -1,12 +1,15 @@
 """The mesh and the one table that says how each parameter lies on it."""
 
+import math
+
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from limr_jax.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = PartitionSpec(("data", "fsdp"))  # rows of a batch
+ROWS = ("data", "fsdp")  # the axes that rows of a batch lie over
+BATCH = PartitionSpec(ROWS)
 REPLICATED = PartitionSpec()
 
 # Parameter name (below blocks/<position> or tail/<layer>) → its logical axes.
@@ -130,24 +133,51 @@ def _mesh_axis(mesh: Mesh, path: str, axis: str | None, size: int) -> str | None
     )
 
 
-def constrain(array: jax.Array, *axes) -> jax.Array:
-    """`array` laid out by mesh axes, under `jax.set_mesh`; elsewhere as it is.
-
-    An axis (or tuple of axes) whose size does not divide the array's is dropped.
-    """
+def _mesh():
+    """The mesh of `jax.set_mesh`, or None."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or not set(AXES) <= set(mesh.axis_names):
-        return array
+    return None if mesh.empty or not set(AXES) <= set(mesh.axis_names) else mesh
 
-    def divides(names, size):
+
+def divided(shape, *axes) -> PartitionSpec:
+    """The mesh axes (a name or several) of each axis, dropped where they do not divide.
+
+    Under `jax.set_mesh`; elsewhere all are dropped.
+    """
+    mesh = _mesh()
+
+    def count(names):
         names = (names,) if isinstance(names, str) else names or ()
-        count = 1
-        for name in names:
-            count *= mesh.shape[name]
-        return size % count == 0
+        return math.prod(mesh.shape[name] for name in names)
 
-    spec = [names if divides(names, n) else None for names, n in zip(axes, array.shape)]
-    return jax.lax.with_sharding_constraint(array, PartitionSpec(*spec))
+    if mesh is None:
+        return REPLICATED
+    return PartitionSpec(
+        *(names if n % count(names) == 0 else None for names, n in zip(axes, shape))
+    )
+
+
+def constrain(array: jax.Array, *axes) -> jax.Array:
+    """`array` laid out by mesh axes as `divided` has it; without a mesh as it is."""
+    if _mesh() is None:
+        return array
+    return jax.lax.with_sharding_constraint(array, divided(array.shape, *axes))
+
+
+def row_shards(rows: int) -> int:
+    """Parts that so many rows of a batch lie in; 1 where the mesh does not divide."""
+    mesh = _mesh()
+    parts = math.prod(mesh.shape[name] for name in ROWS) if mesh is not None else 1
+    return parts if rows % parts == 0 else 1
+
+
+def on_each(function, in_specs, out_specs):
+    """`function` of what each device holds of its arguments; without a mesh of all."""
+    if _mesh() is None:
+        return function
+    return jax.shard_map(
+        function, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
 
 
 def constrain_params(params):
@@ -156,8 +186,8 @@ def constrain_params(params):
     Where nothing says so, a loop that adds gradients up keeps them whole on every
     device of `fsdp`.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or not set(AXES) <= set(mesh.axis_names):
+    mesh = _mesh()
+    if mesh is None:
         return params
     specs = jax.tree_util.tree_map_with_path(
         lambda path, leaf: _spec(

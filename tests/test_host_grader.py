@@ -88,6 +88,7 @@ def writing(made):
                 "logprob_BT": zeros_BT,
                 "entropy_BT": zeros_BT,
                 "truncated_B": np.array([not ends for _, ends in texts]),
+                "slot_steps_D": np.full(len(texts), length, np.int32),
             },
             drawn.prompt_PL.sharding,
         )

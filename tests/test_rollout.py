@@ -116,14 +116,35 @@ def test_tokens_are_those_of_the_plainest_sampler(temperature):
         np.testing.assert_array_equal(mask_BT[::2], mask_BT[1::2])
 
 
-def test_waves_change_nothing():
-    same(generate(), generate(slots=4))
+@pytest.mark.parametrize("config, slots", [(QWEN, 3), (QWEN, 1), (GEMMA, 5)])
+def test_refilled_slots_change_nothing(config, slots):
+    """Rows of all ages side by side; of GEMMA's rings too, which turn many times."""
+    whole, refilled = generate(config=config), generate(config=config, slots=slots)
+    same(whole, refilled)
+    # Somebody sat down after the ring had turned.
+    assert refilled.slot_steps_D[0] > slots * (T + 1)
 
 
-def test_slots_must_make_whole_waves():
-    for slots in (3, 6, 12, 0):
-        with pytest.raises(ValueError, match=f"slots={slots}"):
-            generate(slots=slots)
+@pytest.mark.parametrize("group, slots", [(1, 3), (3, 7), (4, 2)])
+def test_groups_of_any_size(group, slots):
+    """The g-th rollout of a problem is the same in a group of any size."""
+    written = generate(group=4)
+    some = generate(group=group, slots=slots)
+    rows = np.arange(PROMPTS * 4).reshape(PROMPTS, 4)[:, :group].reshape(-1)
+    same(written, some, rows)
+
+
+def test_slots_beyond_the_rollouts_are_not_used():
+    same(generate(), generate(slots=64))
+    assert generate(slots=64).slot_steps_D[0] == generate().slot_steps_D[0]
+
+
+def test_waste_by_hand():
+    """Ends counted where they fall: slots and steps from the lengths alone."""
+    written = generate(slots=1)
+    length_B = np.asarray(written.mask_BT).sum(axis=1)
+    assert written.slot_steps_D.tolist() == [sum(length_B - 1)]
+    assert written.waste() == 0
 
 
 def test_other_problems_in_the_batch_change_nothing():
@@ -149,9 +170,8 @@ def test_prompt_padding_changes_nothing():
     np.testing.assert_array_equal(position_BS[:, 3:], written.sequences()[1])
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 4, 2)])
-def test_devices_change_nothing(shape):
-    """Rows and parameters over 8 devices, as the loop runs it: under its mesh."""
+def generate_on_mesh(shape, **changes):
+    """As the loop runs it: rows and parameters over 8 devices, under its mesh."""
     mesh = make_mesh(*shape)
     params = random_params(QWEN)
     rows = jax.NamedSharding(mesh, BATCH)
@@ -163,17 +183,32 @@ def test_devices_change_nothing(shape):
             out_shardings=rows,
             compiler_options=QUICK,
         )
-        written = program(
+        return program(
             jax.device_put(params, param_shardings(mesh, params)),
             *jax.device_put(prompts_of(range(PROMPTS)), rows),
             jax.device_put(np.arange(PROMPTS, dtype=np.int32), rows),
             key_of(),
             sampling(),
             config=QWEN,
-            **SHAPE,
+            **{**SHAPE, **changes},
         )
+
+
+@pytest.mark.parametrize(
+    "shape, slots", [((8, 1, 1), 16), ((8, 1, 1), 8), ((1, 4, 2), 8), ((2, 2, 2), 12)]
+)
+def test_devices_change_nothing(shape, slots):
+    written = generate_on_mesh(shape, slots=slots)
     assert len(written.response_BT.sharding.device_set) == 8
+    assert written.slot_steps_D.shape == (shape[0] * shape[1],)
     same(generate(), written)
+
+
+def test_slots_must_divide_over_the_devices():
+    with pytest.raises(ValueError, match="slots=0 for 1 devices"):
+        generate(slots=0)
+    with pytest.raises(ValueError, match="slots=12 for 8 devices"):
+        generate_on_mesh((8, 1, 1), slots=12)
 
 
 def test_a_draw_is_of_seed_step_problem_and_sample():

@@ -1,0 +1,121 @@
+"""The KV cache: what a layer has computed, and how rows enter, move and leave it.
+
+Every row writes the same column at the same time: `column` counts decode steps, and a
+ring of S columns keeps it at column % S. So a step writes one slice and scatters
+nothing, wherever each row is in its text. What a row may see, the positions say: a row
+that enters later lies further round the ring.
+
+Axes: B rows, K kv heads, S columns, C channels per head, R groups of layers, L columns
+of a prompt.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from limr_jax.layers import ModelConfig
+from limr_jax.sharding import divided
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KVCache:
+    """Keys [B, K, C, S] and values [B, K, S, C]: each as attention contracts it.
+
+    Rows (B) are axis 1 of the stacks (5 axes), axis 0 of all else.
+    """
+
+    # Of a scan one dict of stacks [R, B, …]; unrolled, one dict for each group of
+    # [B, …]: pattern position → (keys, values).
+    blocks: tuple
+    tail: dict  # layer of the tail → (keys, values)
+    position: dict  # kind of attention → int32 [B, S]; -1 marks an empty column
+
+
+def column_counts(config: ModelConfig, columns: int) -> dict[str, int]:
+    """Columns of each kind of attention: sliding has a ring of its window."""
+    return {"full": columns, "sliding": min(config.window or columns, columns)}
+
+
+def _map(function: Callable, config: ModelConfig, *caches: KVCache) -> KVCache:
+    """`function(*arrays, kind, axis, empty)` of each array; axis is the columns'."""
+
+    def layer(kind, *kvs):
+        return tuple(
+            function(*arrays, kind, axis, 0)
+            for arrays, axis in zip(zip(*kvs), (-1, -2))
+        )
+
+    first = caches[0]
+    return KVCache(
+        blocks=tuple(
+            {
+                key: layer(config.pattern[int(key)], *(g[key] for g in groups))
+                for key in groups[0]
+            }
+            for groups in zip(*(cache.blocks for cache in caches))
+        ),
+        tail={
+            key: layer(config.tail[int(key)], *(cache.tail[key] for cache in caches))
+            for key in first.tail
+        },
+        position={
+            kind: function(*(cache.position[kind] for cache in caches), kind, -1, -1)
+            for kind in first.position
+        },
+    )
+
+
+def _rows_axis(x) -> int:
+    return int(x.ndim == 5)
+
+
+def repeat(cache: KVCache, config: ModelConfig, *, group: int, rows: int, columns: int):
+    """`rows` rows with room for `columns`: row b has prompt b // group."""
+    counts = column_counts(config, columns)
+
+    def widened(x, kind, axis, empty):
+        x = jax.lax.slice_in_dim(x, 0, -(-rows // group), axis=_rows_axis(x))
+        x = jnp.repeat(x, group, axis=_rows_axis(x))
+        x = jax.lax.slice_in_dim(x, 0, rows, axis=_rows_axis(x))
+        return _widen(x, axis, counts[kind], empty)
+
+    return _map(widened, config, cache)
+
+
+def _widen(x, axis: int, count: int, empty):
+    """Empty columns behind, up to `count`."""
+    pads = [(0, 0)] * x.ndim
+    pads[axis] = (0, count - x.shape[axis])
+    return jnp.pad(x, pads, constant_values=empty)
+
+
+def put(cache: KVCache, prompts: KVCache, config: ModelConfig, *, row, prompt, turn):
+    """The cache with this prompt in this row, `turn` columns further round the ring."""
+
+    def put_one(x, prompt_x, kind, axis, empty):
+        at = _rows_axis(x)
+        new = jax.lax.dynamic_slice_in_dim(prompt_x, prompt, 1, axis=at)
+        new = _widen(new, axis, x.shape[axis], empty)
+        new = jnp.roll(new, turn % x.shape[axis], axis=axis)
+        return jax.lax.dynamic_update_slice_in_dim(x, new, row, axis=at)
+
+    return _map(put_one, config, cache, prompts)
+
+
+def take(cache: KVCache, row_X) -> KVCache:
+    """These rows, in this order."""
+    return jax.tree.map(lambda x: jnp.take(x, row_X, axis=_rows_axis(x)), cache)
+
+
+def specs(cache: KVCache, rows) -> KVCache:
+    """How each array lies on the mesh; `rows` are the axes that its rows lie over."""
+
+    def spec(x):
+        stack = (None,) * _rows_axis(x)
+        axes = (rows, "tensor", None, None) if x.ndim > 2 else (rows, None)
+        return divided(x.shape, *stack, *axes)
+
+    return jax.tree.map(spec, cache)
