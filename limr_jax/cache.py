@@ -33,6 +33,10 @@ class KVCache:
     tail: dict  # layer of the tail → (keys, values)
     position: dict  # kind of attention → int32 [B, S]; -1 marks an empty column
 
+    @property
+    def rows(self) -> int:
+        return next(iter(self.position.values())).shape[0]
+
 
 def column_counts(config: ModelConfig, columns: int) -> dict[str, int]:
     """Columns of each kind of attention: sliding has a ring of its window."""
@@ -70,6 +74,27 @@ def _map(function: Callable, config: ModelConfig, *caches: KVCache) -> KVCache:
 
 def _rows_axis(x) -> int:
     return int(x.ndim == 5)
+
+
+def write_column(kv, new, column, index):
+    """Keys and values of a layer with `new` at `column`: to attend to, and to keep.
+
+    index: which layer of the stacks it is; None where there are no stacks.
+    """
+    places = (0, 0, 0, column), (0, 0, column, 0)
+    update = jax.lax.dynamic_update_slice
+    if index is None:
+        kept = tuple(
+            update(old, x.astype(old.dtype), place)
+            for old, x, place in zip(kv, new, places)
+        )
+        return *kept, kept
+    kept = tuple(
+        update(old, x[None].astype(old.dtype), (index, *place))
+        for old, x, place in zip(kv, new, places)
+    )
+    read = jax.lax.dynamic_index_in_dim
+    return *(read(x, index, keepdims=False) for x in kept), kept
 
 
 def repeat(cache: KVCache, config: ModelConfig, *, group: int, rows: int, columns: int):

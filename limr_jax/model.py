@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from limr_jax.cache import KVCache, column_counts
+from limr_jax.cache import KVCache, column_counts, write_column
 from limr_jax.layers import (
     Block,
     ModelConfig,
@@ -267,9 +267,10 @@ def decode(params, token_B, position_B, cache, column, *, config, dtype):
     """
     params = unstack(params, config)
     slots = {kind: column % p.shape[-1] for kind, p in cache.position.items()}
-    update = jax.lax.dynamic_update_slice
     position = {
-        kind: update(p, position_B.astype(p.dtype)[:, None], (0, slots[kind]))
+        kind: jax.lax.dynamic_update_slice(
+            p, position_B.astype(p.dtype)[:, None], (0, slots[kind])
+        )
         for kind, p in cache.position.items()
     }
     views = _views(position_B[:, None], position, config)
@@ -277,20 +278,7 @@ def decode(params, token_B, position_B, cache, column, *, config, dtype):
 
     def layer(x_B1D, weights, kind, kv, index):
         def write(*new):
-            slot = slots[kind]
-            places = ((0, 0, 0, slot), (0, 0, slot, 0))  # keys: columns last
-            if index is None:
-                kv_now = tuple(
-                    update(old, x.astype(old.dtype), place)
-                    for old, x, place in zip(kv, new, places)
-                )
-                return *kv_now, kv_now
-            kv_now = tuple(
-                update(old, x[None].astype(old.dtype), (index, *place))
-                for old, x, place in zip(kv, new, places)
-            )
-            read = jax.lax.dynamic_index_in_dim
-            return *(read(x, index, keepdims=False) for x in kv_now), kv_now
+            return write_column(kv, new, slots[kind], index)
 
         return nnx.merge(graph, weights)(x_B1D, *views[kind], write)
 

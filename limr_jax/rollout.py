@@ -6,6 +6,7 @@ includes the end token: stopping is an action.
 """
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -161,74 +162,33 @@ def generate(
     Raises:
       ValueError: `slots` does not divide over the devices that share the rows.
     """
-    (P, L), devices = prompt_PL.shape, row_shards(prompt_PL.shape[0])
+    (P, L), devices = prompt_PL.shape, row_shards(len(prompt_PL))
     if slots < 1 or slots % devices:
         raise ValueError(f"slots={slots} for {devices} devices")
-    rows = P * group // devices
-    how = {"config": config, "dtype": dtype}
-    stop_X = jnp.asarray(stop_ids, jnp.int32)
     params = model.compute_params(params, dtype)  # decode reads the smaller copy
-    hidden_PLD, prompts = model.prefill(
-        params, prompt_PL, position_PL, columns=L, **how
+    sample_B = jnp.tile(jnp.arange(group), P)
+    key_B = randomness.rollout_keys(key, jnp.repeat(problem_P, group), sample_B)
+    how = {"config": config, "dtype": dtype}
+    ends = partial(_ends, stop_ids=stop_ids, response_length=response_length)
+    first, prompts = _first_tokens(
+        params, prompt_PL, position_PL, key_B, sampling, **how
     )
-    logits_PV = model.unembed(params, hidden_PLD[:, -1], **how)
-    params = model.unstack(params, config)
-    key_B = randomness.rollout_keys(
-        key, jnp.repeat(problem_P, group), jnp.tile(jnp.arange(group), P)
-    )
-    first = _first_tokens(logits_PV, key_B, sampling)
+    token_B = first["response_BT"]
     table = Table(
         prompts=prompts,
-        queue=Queue(
-            token_B=first["response_BT"],
-            ended_B=jnp.isin(first["response_BT"], stop_X) | (response_length == 1),
-            key_B2=jax.random.key_data(key_B),
-            last_B=jnp.repeat(position_PL[:, -1], group),
-        ),
+        queue=Queue.of(token_B, ends(token_B, 0), key_B, position_PL),
         config=config,
-        group=group,
         length=L,
         columns=L + response_length,
         rows_over=ROWS if devices > 1 else None,
     )
-
-    def step(state: State) -> State:
-        """A token of every live row."""
-        live_S, t_S = state.slots.live_S, state.seats.t_S
-        hidden_SD, cache = model.decode(
-            params,
-            state.seats.token_S,
-            jnp.where(live_S, state.seats.last_S + t_S, -1),
-            state.cache,
-            state.column,
-            **how,
-        )
-        logits_SV = model.unembed(params, hidden_SD, **how)
-        key_S = jax.random.wrap_key_data(
-            state.seats.key_S2, impl=jax.random.key_impl(key)
-        )
-        token_S, logprob_S, entropy_S = choose(logits_SV, key_S, t_S, sampling)
-        written = _column(token_S, logprob_S, entropy_S)
-        ends_S = jnp.isin(token_S, stop_X) | (t_S + 1 == response_length)
-        replace = dataclasses.replace
-        return State(
-            slots=replace(state.slots, live_S=live_S & ~ends_S),
-            seats=replace(state.seats, token_S=token_S, t_S=t_S + 1),
-            cache=cache,
-            column=state.column + 1,
-            out=table.noted(state.out, state.slots, t_S, written),
-        )
-
-    out = _nothing_written(P * group, response_length, pad_id)
-    out = {name: x.at[:, 0].set(first[name]) for name, x in out.items()}
+    params = model.unstack(params, config)
+    step = partial(_step, params, sampling, table, ends, jax.random.key_impl(key), how)
+    out = _first_column(first, response_length, pad_id)
     state, held = drive(
-        table.seated(seated(min(slots // devices, rows), devices), out),
-        rows=rows,
-        step=step,
-        refill=table.refilled,
-        shrink=table.shrunk,
+        table.seated(seated(slots // devices, P * group, devices), out), step, table
     )
-    stopped_BT = jnp.isin(state.out["response_BT"], stop_X) & state.out["mask_BT"]
+    stopped_BT = _stops(state.out["response_BT"], stop_ids) & state.out["mask_BT"]
     return Rollout(
         prompt_PL=prompt_PL,
         position_PL=position_PL,
@@ -238,15 +198,56 @@ def generate(
     )
 
 
-def _first_tokens(logits_PV, key_B, sampling) -> dict:
-    """The first column of every rollout; the logits of a prompt are computed once."""
+def _stops(token_X, stop_ids):
+    return jnp.isin(token_X, jnp.asarray(stop_ids, jnp.int32))
+
+
+def _ends(token_B, t_B, *, stop_ids, response_length):
+    """Whether a token at response position t is a rollout's last."""
+    return _stops(token_B, stop_ids) | (t_B + 1 == response_length)
+
+
+def _step(params, sampling, table, ends, random, how, state: State) -> State:
+    """A token of every live row."""
+    live_S, t_S = state.slots.live_S, state.seats.t_S
+    hidden_SD, cache = model.decode(
+        params,
+        state.seats.token_S,
+        jnp.where(live_S, state.seats.last_S + t_S, -1),
+        state.cache,
+        state.column,
+        **how,
+    )
+    logits_SV = model.unembed(params, hidden_SD, **how)
+    key_S = jax.random.wrap_key_data(state.seats.key_S2, impl=random)
+    token_S, logprob_S, entropy_S = choose(logits_SV, key_S, t_S, sampling)
+    written = _column(token_S, logprob_S, entropy_S)
+    replace = dataclasses.replace
+    return State(
+        slots=replace(state.slots, live_S=live_S & ~ends(token_S, t_S)),
+        seats=replace(state.seats, token_S=token_S, t_S=t_S + 1),
+        cache=cache,
+        column=state.column + 1,
+        out=table.noted(state.out, state.slots, t_S, written),
+    )
+
+
+def _first_tokens(params, prompt_PL, position_PL, key_B, sampling, **how):
+    """The first column of every rollout, and the prompts' cache.
+
+    What a prompt's rollouts share is computed once, its logits too.
+    """
+    hidden_PLD, prompts = model.prefill(
+        params, prompt_PL, position_PL, columns=prompt_PL.shape[1], **how
+    )
+    logits_PV = model.unembed(params, hidden_PLD[:, -1], **how)
     key_GP = key_B.reshape(len(logits_PV), -1).T
     chosen = jax.lax.map(lambda key_P: choose(logits_PV, key_P, 0, sampling), key_GP)
-    return _column(*(x_GP.T.reshape(-1) for x_GP in chosen))
+    return _column(*(x_GP.T.reshape(-1) for x_GP in chosen)), prompts
 
 
 def _column(token_B, logprob_B, entropy_B) -> dict:
-    """One column of what `_nothing_written` has."""
+    """One column of what is written, by the names of `Rollout`."""
     return {
         "response_BT": token_B,
         "mask_BT": jnp.ones_like(token_B, bool),
@@ -255,11 +256,12 @@ def _column(token_B, logprob_B, entropy_B) -> dict:
     }
 
 
-def _nothing_written(rows: int, response_length: int, pad_id: int) -> dict:
-    shape = (rows, response_length)
-    return {
-        "response_BT": jnp.full(shape, pad_id, jnp.int32),
-        "mask_BT": jnp.zeros(shape, bool),
-        "logprob_BT": jnp.zeros(shape, jnp.float32),
-        "entropy_BT": jnp.zeros(shape, jnp.float32),
-    }
+def _first_column(first: dict, response_length: int, pad_id: int) -> dict:
+    """All columns, the first of them written."""
+    empty = {"response_BT": pad_id, "mask_BT": False, "logprob_BT": 0, "entropy_BT": 0}
+
+    def column(name, x_B):
+        x_BT = jnp.full((len(x_B), response_length), empty[name], x_B.dtype)
+        return x_BT.at[:, 0].set(x_B)
+
+    return {name: column(name, x_B) for name, x_B in first.items()}

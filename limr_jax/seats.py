@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 
 from limr_jax import cache as kv
 from limr_jax.layers import ModelConfig
-from limr_jax.sharding import REPLICATED, on_each
+from limr_jax.sharding import REPLICATED, on_each, row_shards
 from limr_jax.slots import Slots, first_where, refill
 
 
@@ -26,6 +26,12 @@ class Queue:
     ended_B: jax.Array  # bool: that was its last as well
     key_B2: jax.Array  # uint32: its random key's data
     last_B: jax.Array  # int32: position of its prompt's last token
+
+    @classmethod
+    def of(cls, token_B, ended_B, key_B, position_PL) -> "Queue":
+        """Of random keys, and of the positions of the prompts."""
+        last_B = jnp.repeat(position_PL[:, -1], len(token_B) // len(position_PL))
+        return cls(token_B, ended_B, jax.random.key_data(key_B), last_B)
 
 
 @jax.tree_util.register_dataclass
@@ -58,10 +64,18 @@ class Table:
     prompts: kv.KVCache  # P rows of L columns
     queue: Queue
     config: ModelConfig
-    group: int
     length: int  # L, columns of a prompt
     columns: int  # of the cache
     rows_over: tuple | None  # the mesh axes that rows lie over
+
+    @property
+    def rows(self) -> int:
+        """Rollouts of each device."""
+        return len(self.queue.last_B) // row_shards(self.prompts.rows)
+
+    @property
+    def group(self) -> int:
+        return len(self.queue.last_B) // self.prompts.rows
 
     def seated(self, slots: Slots, out: dict) -> State:
         """The first rollouts of each device in its slots."""

@@ -38,8 +38,9 @@ def sizes(slots: int) -> tuple[int, ...]:
     return tuple(sorted(found, reverse=True))
 
 
-def seated(slots: int, devices: int) -> Slots:
-    """The first `slots` rollouts of each device in its slots."""
+def seated(slots: int, rollouts: int, devices: int) -> Slots:
+    """The first rollouts of each device in its slots, at most all that it has."""
+    slots = min(slots, rollouts // devices)
     return Slots(
         row_S=jnp.tile(jnp.arange(slots, dtype=jnp.int32), devices),
         live_S=jnp.ones(slots * devices, bool),
@@ -64,16 +65,15 @@ def first_where(is_S: jax.Array) -> jax.Array:
     return jnp.argsort(~is_S, stable=True)
 
 
-def drive(state, *, rows: int, step, refill, shrink):
+def drive(state, step, table):
     """All rollouts from the first to the last: (state, slots × steps of a device).
 
     state: anything with `slots`, its `Slots`;
-    rows: rollouts of each device;
     step(state): a token of every live row; it ends some;
-    refill(state): empty slots take the next of the queue;
-    shrink(state, size): the live rows in `size` slots of each device.
+    table.rows: rollouts of each device;
+    table.refilled(state): empty slots have taken the next of the queue;
+    table.shrunk(state, size): the live rows in `size` slots of each device.
     """
-
     devices = state.slots.begun_D.shape[0]
     slots = state.slots.row_S.shape[0] // devices
 
@@ -81,7 +81,7 @@ def drive(state, *, rows: int, step, refill, shrink):
         """Live rows of the fullest device; slots to refill; rollouts that wait."""
         seats = state.slots
         live_D = jnp.sum(seats.live_S.reshape(devices, -1), axis=1)
-        waiting_D = rows - seats.begun_D
+        waiting_D = table.rows - seats.begun_D
         empty_D = seats.live_S.shape[0] // devices - live_D
         useful = jnp.sum(jnp.minimum(empty_D, waiting_D))
         return jnp.max(live_D), useful, jnp.sum(waiting_D)
@@ -107,7 +107,7 @@ def drive(state, *, rows: int, step, refill, shrink):
 
         def round_(carry):
             state, held = carry
-            return jax.lax.while_loop(goes_on, one, (refill(state), held))
+            return jax.lax.while_loop(goes_on, one, (table.refilled(state), held))
 
         if queue:
             return jax.lax.while_loop(unfinished, round_, carry)
@@ -117,6 +117,6 @@ def drive(state, *, rows: int, step, refill, shrink):
     carry = (state, jnp.int32(0))
     for i, size in enumerate(numbers):
         smaller = numbers[i + 1] if i + 1 < len(numbers) else 0
-        state, held = stage(carry, size, smaller, queue=i == 0 and rows > slots)
-        carry = (shrink(state, smaller) if smaller else state, held)
+        state, held = stage(carry, size, smaller, queue=i == 0 and table.rows > slots)
+        carry = (table.shrunk(state, smaller) if smaller else state, held)
     return carry

@@ -1,6 +1,7 @@
 """Who sits where: every rollout is finished, and few slots stand empty."""
 
 import dataclasses
+import types
 from functools import partial
 
 import jax
@@ -47,14 +48,14 @@ def simulated(length_DB, size: int, rows: int):
         """[D · S] as [D, S]; what is one for each device as [D, 1]."""
         return jax.tree.map(lambda x: x.reshape(devices, -1), x)
 
-    def refill(state):
+    def refilled(state):
         rows_now, fresh_DS = jax.vmap(partial(slots.refill, rows=rows))(
             local(state.slots)
         )
         rows_now = jax.tree.map(lambda x: x.reshape(-1), rows_now)
         return at(fresh_DS.reshape(-1), rows_now, state)
 
-    def shrink(state, size):
+    def shrunk(state, size):
         def one(live_S, row_S, t_S):
             row_X = slots.first_where(live_S)[:size]
             return live_S[row_X], row_S[row_X], t_S[row_X]
@@ -68,12 +69,13 @@ def simulated(length_DB, size: int, rows: int):
         return dataclasses.replace(state, slots=seats, t_S=t)
 
     start = Lengths(
-        slots.seated(size, devices),
+        slots.seated(size, rows * devices, devices),
         jnp.zeros(size * devices, jnp.int32),
         jnp.zeros((devices, rows), jnp.int32),
         jnp.int32(0),
     )
-    state, held = slots.drive(start, rows=rows, step=step, refill=refill, shrink=shrink)
+    table = types.SimpleNamespace(rows=rows, refilled=refilled, shrunk=shrunk)
+    state, held = slots.drive(start, step, table)
     return state.made_B, held * devices, state.steps
 
 
