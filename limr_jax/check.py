@@ -44,16 +44,6 @@ def check(config) -> None:
             f"rollout.temperature={config.rollout.temperature}: training samples, so "
             "it must be above 0"
         )
-    if config.reward == "token" and config.overlong.buffer:
-        raise InputError(
-            f"overlong.buffer={config.overlong.buffer} with reward=token: the penalty "
-            "is for rewards graded on the hosts; set it to 0"
-        )
-    if config.reward in ("token", "none") and config.judge.init:
-        raise InputError(
-            f"judge.init={config.judge.init} with reward={config.reward}, which asks "
-            "no judge; leave it empty, or take reward=math"
-        )
     choose({**objectives.ADVANTAGES, "jepo": 0}, config.algorithm, "algorithm")
     choose(objectives.NORMALISERS, config.loss_normaliser, "loss_normaliser")
     choose({"all": 0, "kept": 0}, config.filter.normaliser, "filter.normaliser")
@@ -62,10 +52,25 @@ def check(config) -> None:
             f"algorithm={config.algorithm} compares the rollouts of a group, but "
             "group_size=1; raise it or take reinforce_pp"
         )
+    _check_reward(config)
     _check_kl(config.kl)
     _check_critic(config)
     _check_jepo(config)
     selection.check(config.sampler)
+
+
+def _check_reward(config) -> None:
+    """What is for rewards graded on the hosts only."""
+    if config.reward in ("token", "none") and config.overlong.buffer:
+        raise InputError(
+            f"overlong.buffer={config.overlong.buffer} with reward={config.reward}: "
+            "the penalty is for rewards graded on the hosts; set it to 0"
+        )
+    if config.reward in ("token", "none") and config.judge.init:
+        raise InputError(
+            f"judge.init={config.judge.init} with reward={config.reward}, which asks "
+            "no judge; leave it empty, or take reward=math"
+        )
 
 
 def _check_kl(given) -> None:

@@ -70,9 +70,7 @@ def _unqualified(ref: str, pred: str) -> list[str]:
 
 _PARAMETER = re.compile(r"(?<![A-Za-z\\_])[A-Za-z](?![A-Za-z])")
 _ANY_NUMBER = re.compile(r"integer|\\mathbb\s*\{?[ZNR]|\bnatural\b|constant|arbitrary")
-_COUNTERS = set(
-    "kmnltpNKZ"
-)  # run over the integers where π shows a period
+_COUNTERS = set("kmnltpNKZ")  # run over the integers where π shows a period
 _CONSTANTS = set("CcKk")  # of integration
 
 
