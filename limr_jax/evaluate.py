@@ -46,18 +46,22 @@ class Evaluator:
 
     def answer(self, params, sampling: rollout.Sampling, start: int) -> Evaluation:
         """The problems from `start` on, a chunk of them, answered and graded."""
+        drawn, written = self.write(params, sampling, start)
+        graded = self.grade(written, drawn)
+        real = min(self.chunk, self.count - start)
+        return Evaluation(*(x[:real] for x in _on_host(written, graded)))
+
+    def write(self, params, sampling: rollout.Sampling, start: int):
+        """(Drawn, Rollout) of the chunk from `start` on."""
         # The last chunk is filled up with problems that are counted already.
         ids = np.minimum(np.arange(start, start + self.chunk), self.count - 1)
-        drawn, written = self.generate(
+        return self.generate(
             params,
             self.prompts,
             jax.device_put(ids.astype(np.int32), self.replicated),
             sampling,
             self.key,
         )
-        graded = self.grade(written, drawn)
-        real = min(self.chunk, self.count - start)
-        return Evaluation(*(x[:real] for x in _on_host(written, graded)))
 
 
 def _on_host(written: rollout.Rollout, graded) -> list[np.ndarray]:

@@ -88,7 +88,7 @@ def pick(prompts: data.Prompts, ids_P: jax.Array) -> Drawn:
     return Drawn(ids_P, prompt_PL, position_PL, rows.answer_NA, rows.answer_length_N)
 
 
-def verify(written: rollout.Rollout, drawn: Drawn, *, phrase, known: bool) -> Graded:
+def verify(written: rollout.Rollout, drawn: Drawn, *, phrase, known=True) -> Graded:
     """The in-graph verifier over a step's rollouts; not `known`: of no reward at all.
 
     Then every rollout is invalid, and only whether it is well formed is told.

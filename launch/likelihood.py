@@ -1,0 +1,101 @@
+"""How likely a policy makes the reference answers: proxy-NLL, where nothing verifies.
+
+    python launch/likelihood.py --workdir runs/jepo --sets proofs:test --n 4
+    python launch/likelihood.py --config configs/jepo.py --config.model.init=DIR
+
+--workdir RUN   a run: its config, and its checkpoint of --step (default: the latest)
+--config FILE   instead: that config, and the policy that its model.init names
+--sets          sets as data.eval names them; default: data.eval
+--n             thoughts a problem, at temperature 1 (default 4)
+
+For each set: nats a problem of −(log-mean-exp over n thoughts of the answer's
+likelihood); the same with thoughts of other problems, with none, and the difference
+(`gain`); nats a token. Brackets: the bootstrap's 95 % over problems. The last line on
+stdout is one JSON object.
+"""
+
+import json
+
+from limr_jax import config as config_lib
+from limr_jax.errors import InputError
+
+_FLAGS = {"step": -1, "n": 4}
+_SHORT = {"sets": "benchmarks.names"}
+
+
+def main(argv: list[str]) -> None:
+    """Parse, check, measure, report."""
+    config, options = config_lib.load(
+        argv, __doc__, flags=_FLAGS, short=_SHORT, run_config=_run_config
+    )
+    if options.n < 1:
+        raise InputError(f"--n={options.n} must be at least 1")
+    if options.step >= 0 and not options.workdir:
+        raise InputError(f"--step={options.step} is of a run; give --workdir=RUN")
+    # Imported late: a misspelt field is answered at once.
+    import jax
+
+    from limr_jax import benchmark, likelihood, metrics, model
+    from limr_jax.randomness import stream_key
+    from limr_jax.run import answer_phrase, put_sampling
+
+    with config.unlocked():
+        config.reward = "token"  # nothing is graded
+        config.benchmarks.k, config.benchmarks.temperature = options.n, 1.0
+    step = options.step if options.step >= 0 else None
+    exam = benchmark.set_up(config, options.workdir, step)
+    phrase = answer_phrase(config, exam.tokenizer)
+    for paper in exam.papers:
+        _refuse_empty(paper)
+    if options.dry_run:
+        metrics.say("\n".join(paper.benchmark.label for paper in exam.papers))
+        return
+    result = {"n": options.n, "sets": {}}
+    with jax.set_mesh(exam.mesh):
+        sampling = put_sampling(exam.mesh, temperature=1.0)
+        params = model.compute_params(exam.load_params(), exam.generation["dtype"])
+        for paper in exam.papers:
+            find = likelihood.make(
+                exam.mesh,
+                paper.problems,
+                n=options.n,
+                seed=exam.seed,
+                generation=exam.generation,
+                phrase=phrase,
+                eos_id=exam.tokenizer.eos_id,
+            )
+            label, count = paper.benchmark.spec, len(paper.problems)
+            with metrics.progress(f"likelihood {label}", count, unit="problem") as on:
+                found = find(params, sampling, on)
+            told = likelihood.summary(found, stream_key(exam.seed, "bootstrap"))
+            result["sets"][label] = {"problems": count} | told
+            metrics.say(_table(label, count, told))
+    metrics.say(json.dumps(result, allow_nan=False))
+
+
+def _run_config(workdir):
+    from limr_jax import past_run
+
+    return past_run.read_config(workdir)
+
+
+def _refuse_empty(paper) -> None:
+    empty = int((paper.problems.answer_length_N == 0).sum())
+    if empty:
+        raise InputError(
+            f"{paper.benchmark.spec}: {empty} of {len(paper.problems)} problems have "
+            "no reference answer; leave them out"
+        )
+
+
+def _table(label: str, count: int, told: dict) -> str:
+    lines = [f"{label}: {count:,} problems"]
+    for name, value in told.items():
+        if not name.endswith("_interval"):
+            low, high = told[f"{name}_interval"]
+            lines.append(f"  {name:<22} {value:9.3f}  [{low:.3f}, {high:.3f}]")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    config_lib.run_main(main)
