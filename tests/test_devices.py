@@ -11,7 +11,7 @@ from tiny_run import configure, set_up, told, with_parity, write_problems
 
 from limr_jax import checkpoint, data, model, randomness
 from limr_jax.rollout import scaled_logits
-from limr_jax.train import _step, train
+from limr_jax.train import one_step, train
 
 STEPS = 5
 TIE = 1e-4  # scores so close may change places from one summation order to another
@@ -72,7 +72,7 @@ class Loop:
     def step(self) -> Step:
         before = jax.device_get(self.state)
         with jax.set_mesh(self.run.mesh):
-            self.state, drawn, written, graded, numbers = _step(
+            self.state, drawn, written, graded, numbers = one_step(
                 self.run,
                 lambda name, program, *args: program(*args),
                 self.state,
