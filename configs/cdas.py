@@ -1,6 +1,6 @@
 """CDAS on MATH (arXiv:2505.17652): problems as hard as the policy is able.
 
-    python launch/tpu.py --config configs/cdas.py \
+    python launch/tpu.py --config configs/cdas.py \\
         --config.model.init=DIR --config.tokenizer=DIR
 
 The paper's set-up: Qwen2.5-7B base, GRPO, 1,024 problems × 8 rollouts a step, T 1.0,
@@ -39,6 +39,7 @@ def get_config():
     c.rollout.max_response_length = 4096
     c.rollout.slots = 1024
     c.minibatches_per_step = 4
+    c.model.remat = True
     c.micro_batch_rows = 256
     c.kl.coefficient = 1e-3
     c.entropy_coefficient = 1e-3

@@ -1,6 +1,6 @@
 """DASH on MATH (arXiv:2505.17218): filtered before the backward pass.
 
-    python launch/tpu.py --config configs/dash.py \
+    python launch/tpu.py --config configs/dash.py \\
         --config.model.init=DIR --config.tokenizer=DIR
 
 The paper's set-up: Qwen2.5 0.5B, 1.5B and 3B base, the 12,000 problems of MATH, 64
@@ -45,5 +45,6 @@ def get_config():
     c.filter.keep_kl = False
     c.kl.coefficient = 0.04
     c.optimizer.learning_rate = 3e-6
+    c.model.remat = True
     c.micro_batch_rows = 64
     return c

@@ -1,6 +1,6 @@
 """GRPO as DeepSeekMath has it (arXiv:2402.03300).
 
-    python launch/tpu.py --config configs/grpo.py \
+    python launch/tpu.py --config configs/grpo.py \\
         --config.model.init=DIR --config.tokenizer=DIR
 
 The paper's set-up: DeepSeekMath-Instruct 7B, 64 rollouts a problem, 1,024 rollouts and
@@ -31,6 +31,7 @@ def get_config():
     c.rollout.max_prompt_length = 512
     c.rollout.max_response_length = 1024
     c.loss_normaliser = "sequence"
+    c.model.remat = True
     c.micro_batch_rows = 64
     c.kl.coefficient = 0.04
     c.optimizer.learning_rate = 1e-6

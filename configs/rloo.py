@@ -1,6 +1,6 @@
 """RLOO with a reward of 0 or 1 on MATH: what JEPO is compared with (arXiv:2503.19618).
 
-    python launch/tpu.py --config configs/rloo.py \
+    python launch/tpu.py --config configs/rloo.py \\
         --config.model.init=DIR --config.tokenizer=DIR
 
 The paper's set-up: 64 problems × 4 rollouts a step, T 1, one update a step, KL 1e-3.
@@ -27,6 +27,7 @@ def get_config():
     c.reward = "math"
     c.rollout.max_prompt_length = 512
     c.rollout.max_response_length = 1024
+    c.model.remat = True
     c.micro_batch_rows = 64
     c.kl.coefficient = 1e-3
     c.optimizer.learning_rate = 1e-6

@@ -145,24 +145,9 @@ def _writing(*, sampler: PromptSampler, generation: dict) -> dict:
     return {f.__name__: f for f in (draw, generate)}
 
 
-def _learning(
-    *, sampler: PromptSampler, learning: learner.Learning, surplus: Callable
-) -> dict:
-    """How the answers are learned from, by name; not jitted yet.
-
-    surplus: () → what waits before the first step.
-    """
+def _scoring(learning: learner.Learning) -> dict:
+    """What is asked about the answers before they are learned from, by name."""
     scoring = {**learning.model_options, "micro_batch_rows": learning.micro_batch_rows}
-
-    def init(params):
-        return State(
-            step=jnp.int32(0),
-            train=learner.init(params, learning.optimizer),
-            critic=learning.critic(params),
-            kl_coefficient=jnp.float32(learning.kl_coefficient),
-            sampler=sampler.init(),
-            surplus=surplus(),
-        )
 
     def reference(params, written, sampling):
         scored = (*written.sequences(), sampling.temperature)
@@ -187,6 +172,27 @@ def _learning(
         )
         return thoughts.score(params, rows, sampling.temperature, **scoring)
 
+    return {f.__name__: f for f in (reference, values, score_thoughts)}
+
+
+def _learning(
+    *, sampler: PromptSampler, learning: learner.Learning, surplus: Callable
+) -> dict:
+    """How the answers are learned from, by name; not jitted yet.
+
+    surplus: () → what waits before the first step.
+    """
+
+    def init(params):
+        return State(
+            step=jnp.int32(0),
+            train=learner.init(params, learning.optimizer),
+            critic=learning.critic(params),
+            kl_coefficient=jnp.float32(learning.kl_coefficient),
+            sampler=sampler.init(),
+            surplus=surplus(),
+        )
+
     def update(state, sampler_state, surplus, drawn, written, graded, scores, sampling):
         seen = (graded.reward_PG, graded.valid_PG, scores)
         kl_coefficient = state.kl_coefficient
@@ -204,8 +210,7 @@ def _learning(
         state = State(state.step + 1, *states, kl_coefficient, sampler_state, surplus)
         return state, metrics
 
-    functions = (init, reference, values, score_thoughts, update)
-    return {f.__name__: f for f in functions}
+    return {f.__name__: f for f in (init, update)}
 
 
 def _nothing_waits(generate, *, sampler: PromptSampler, params, prompts, phrase):
@@ -220,6 +225,24 @@ def _nothing_waits(generate, *, sampler: PromptSampler, params, prompts, phrase)
         return drawn, written, verify(written, drawn, phrase=phrase, known=True)
 
     return pool.empty(*jax.eval_shape(one_round, params, prompts))
+
+
+def _placed(mesh, shapes: State, pooled: pool.Pool) -> State:
+    """The shapes with their shardings; `pooled`: those of a pool's arrays."""
+    whole = NamedSharding(mesh, REPLICATED)
+    shardings = State(
+        step=whole,
+        train=param_shardings(mesh, shapes.train),
+        critic=param_shardings(mesh, shapes.critic),
+        kl_coefficient=whole,
+        sampler=jax.tree.map(lambda _: whole, shapes.sampler),
+        surplus=shapes.surplus and jax.tree.broadcast(pooled, shapes.surplus),
+    )
+    return jax.tree.map(
+        lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
+        shapes,
+        shardings,
+    )
 
 
 def build(
@@ -245,19 +268,13 @@ def build(
     rounds = {"sampler": sampler, "prompts": prompts, "phrase": phrase}
     surplus = partial(_nothing_waits, compute["generate"], params=params, **rounds)
     compute |= _learning(sampler=sampler, learning=learning, surplus=surplus)
+    compute |= _scoring(learning)
     rows = NamedSharding(mesh, BATCH)
     whole = NamedSharding(mesh, REPLICATED)
-    shapes = jax.eval_shape(compute["init"], params)
     by_prompt = Drawn(whole, rows, rows, rows, rows)
     pooled = pool.Pool((by_prompt, rows, rows), whole, whole)
-    shardings = State(
-        step=whole,
-        train=param_shardings(mesh, shapes.train),
-        critic=param_shardings(mesh, shapes.critic),
-        kl_coefficient=whole,
-        sampler=jax.tree.map(lambda _: whole, shapes.sampler),
-        surplus=jax.tree.broadcast(pooled, shapes.surplus) if sampler.keep else None,
-    )
+    state = _placed(mesh, jax.eval_shape(compute["init"], params), pooled)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
 
     def jitted(name, wanted):
         return jax.jit(compute[name], out_shardings=rows) if wanted else None
@@ -276,16 +293,12 @@ def build(
             out_shardings=(pooled, pooled, whole),
         ),
         reference=jitted("reference", with_reference),
-        values=jitted("values", shapes.critic),
+        values=jitted("values", state.critic),
         thoughts=jitted("score_thoughts", learning.thoughts),
         update=jax.jit(
             compute["update"],
             out_shardings=(shardings, whole),
             donate_argnums=(0, 1, 2),
         ),
-        state=jax.tree.map(
-            lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
-            shapes,
-            shardings,
-        ),
+        state=state,
     )

@@ -83,13 +83,7 @@ def set_up(config) -> Run:
             seed=config.seed,
         ),
         learning=_learning(config, model_config, dtype, phrase, tokenizer.eos_id),
-        # Shapes of the set; the arrays are put on the devices when training begins.
-        prompts=data.Prompts(
-            train_set.prompt_NL,
-            train_set.prompt_length_N,
-            train_set.answer_NA,
-            train_set.answer_length_N,
-        ),
+        prompts=data.on_host(train_set),
         max_age=config.sampler.dynamic.max_age,
         generation=generation,
         phrase=phrase,
