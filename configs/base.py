@@ -45,7 +45,8 @@ def get_config() -> ConfigDict:
     c.mesh.tensor = 1  # heads, feed-forward, vocabulary
 
     c.sampler = ConfigDict()
-    # Or 'lim', 'cdas', 'prioritized', 'mopps', 'greso', 'curriculum', 'adarft'.
+    # Or 'lim', 'cdas', 'prioritized', 'mopps', 'greso', 'dynamic', 'curriculum',
+    # 'adarft'.
     c.sampler.name = "uniform"
     c.sampler.lim = ConfigDict()
     c.sampler.lim.warmup_epochs = 1  # epochs that visit every problem once; at least 1
@@ -70,6 +71,9 @@ def get_config() -> ConfigDict:
     c.sampler.greso.target_right = 0.25 / 3  # share of all-right groups to be held
     c.sampler.greso.target_wrong = 0.5 / 3  # likewise of all-wrong groups
     c.sampler.greso.step = 0.01  # by which a step moves the exploration
+    c.sampler.dynamic = ConfigDict()  # only groups that vary (arXiv:2503.14476)
+    c.sampler.dynamic.max_rounds = 4  # generations a step until P groups are kept
+    c.sampler.dynamic.max_age = 1  # steps that a group left over may wait: 0 or 1
     c.sampler.curriculum = ConfigDict()  # uniform, then only hard problems
     c.sampler.curriculum.column = "level"  # of the data set: a number a problem
     c.sampler.curriculum.start = 0  # steps of all problems before the minimum holds

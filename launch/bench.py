@@ -247,7 +247,7 @@ def measure(bl, run, config, warmup: int, repeats: int) -> dict:
             nonlocal state
             phases = train.Phases()
             state, *_, numbers = train.one_step(run, phases, state, reference, prompts)
-            row = phases.finish(jax.device_get(numbers))
+            row = phases.finish(*jax.device_get(numbers))
             print({k: round(float(v), 4) for k, v in row.items()}, file=sys.stderr)
             return row["seconds"], row
 

@@ -56,7 +56,7 @@ def check(config) -> None:
     _check_kl(config.kl)
     _check_critic(config)
     _check_jepo(config)
-    selection.check(config.sampler)
+    selection.check(config)
 
 
 def _check_reward(config) -> None:

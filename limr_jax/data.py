@@ -325,11 +325,16 @@ def put(tokenized: TokenizedProblems, mesh: Mesh) -> Prompts:
             host.shape, sharding, lambda index: host[index]
         )
 
+    return jax.tree.map(spread, on_host(tokenized))
+
+
+def on_host(tokenized: TokenizedProblems) -> Prompts:
+    """The set's arrays before they are put on devices."""
     return Prompts(
-        prompt_NL=spread(tokenized.prompt_NL),
-        prompt_length_N=spread(tokenized.prompt_length_N),
-        answer_NA=spread(tokenized.answer_NA),
-        answer_length_N=spread(tokenized.answer_length_N),
+        prompt_NL=tokenized.prompt_NL,
+        prompt_length_N=tokenized.prompt_length_N,
+        answer_NA=tokenized.answer_NA,
+        answer_length_N=tokenized.answer_length_N,
     )
 
 

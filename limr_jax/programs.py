@@ -1,8 +1,9 @@
 """Every jitted program of a run, made once, with its shardings and donation.
 
 `train.py` calls exactly these objects, in this order: draw, generate, verify (or the
-host's graders), reference (with KL only), values (with a critic only), thoughts (with
-JEPO only), update.
+host's graders), observe, collect (with a sampler that keeps only some groups: these
+five once a round), reference (with KL only), values (with a critic only), thoughts
+(with JEPO only), update.
 """
 
 import dataclasses
@@ -19,14 +20,16 @@ from limr_jax import (
     data,
     learner,
     logprob,
+    pool,
     rollout,
     thoughts,
     token_reward,
 )
-from limr_jax.algorithms import grpo, jepo
+from limr_jax.algorithms import jepo
 from limr_jax.prompt_sampler import PromptSampler
 from limr_jax.randomness import stream_key
 from limr_jax.sharding import BATCH, REPLICATED, param_shardings
+from limr_jax.tally import tally
 
 
 @jax.tree_util.register_dataclass
@@ -39,6 +42,8 @@ class State:
     critic: learner.TrainState | None  # likewise; None: the algorithm has none
     kl_coefficient: jax.Array  # fp32; of this step's KL to the reference
     sampler: Any  # the prompt sampler's state
+    # Groups that wait for the next step; None: the sampler keeps whatever it draws.
+    surplus: pool.Pool | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -74,10 +79,14 @@ class Programs(NamedTuple):
     draw: Callable  # (State, Prompts, seed) → sampler state, Drawn
     generate: Callable  # (params, step, Drawn, Sampling, seed) → Rollout
     verify: Callable  # (Rollout, Drawn) → Graded
+    observe: Callable  # (Rollout, Graded) → Tally
+    # (Pool, sampler state, step, Drawn, Rollout, Graded) → batch, surplus, metrics
+    collect: Callable | None
     reference: Callable | None  # (reference params, Rollout, Sampling) → [B, T]
     values: Callable | None  # (critic's params, Rollout) → [B, T]
     thoughts: Callable | None  # (params, Rollout, Drawn, Graded, …) → Thoughts
-    update: Callable  # (State, sampler state, Drawn, Rollout, …) → State, metrics
+    # (State, sampler state, surplus, Drawn, Rollout, …) → State, metrics
+    update: Callable
     state: State  # shape, dtype and sharding of each array of the state
 
 
@@ -136,18 +145,9 @@ def _writing(*, sampler: PromptSampler, generation: dict) -> dict:
     return {f.__name__: f for f in (draw, generate)}
 
 
-def _learning(*, sampler: PromptSampler, learning: learner.Learning) -> dict:
-    """How the answers are learned from, by name; not jitted yet."""
+def _scoring(learning: learner.Learning) -> dict:
+    """What is asked about the answers before they are learned from, by name."""
     scoring = {**learning.model_options, "micro_batch_rows": learning.micro_batch_rows}
-
-    def init(params):
-        return State(
-            step=jnp.int32(0),
-            train=learner.init(params, learning.optimizer),
-            critic=learning.critic(params),
-            kl_coefficient=jnp.float32(learning.kl_coefficient),
-            sampler=sampler.init(),
-        )
 
     def packed(written):
         response_length = written.response_BT.shape[1]
@@ -173,7 +173,28 @@ def _learning(*, sampler: PromptSampler, learning: learner.Learning) -> dict:
         )
         return thoughts.score(params, rows, sampling.temperature, **scoring)
 
-    def update(state, sampler_state, drawn, written, graded, scores, sampling):
+    return {f.__name__: f for f in (reference, values, score_thoughts)}
+
+
+def _learning(
+    *, sampler: PromptSampler, learning: learner.Learning, surplus: Callable
+) -> dict:
+    """How the answers are learned from, by name; not jitted yet.
+
+    surplus: () → what waits before the first step.
+    """
+
+    def init(params):
+        return State(
+            step=jnp.int32(0),
+            train=learner.init(params, learning.optimizer),
+            critic=learning.critic(params),
+            kl_coefficient=jnp.float32(learning.kl_coefficient),
+            sampler=sampler.init(),
+            surplus=surplus(),
+        )
+
+    def update(state, sampler_state, surplus, drawn, written, graded, scores, sampling):
         seen = (graded.reward_PG, graded.valid_PG, scores)
         kl_coefficient = state.kl_coefficient
         (states, kl_coefficient), metrics = learning.learn(
@@ -182,16 +203,47 @@ def _learning(*, sampler: PromptSampler, learning: learner.Learning) -> dict:
             sampling.temperature,
             *learning.batch(written, *seen, kl_coefficient),
         )
-        metrics |= step_metrics(written, graded)
         # Before the sampler learns: an epoch's end weighs anew.
         metrics |= sampler.report(sampler_state, drawn.ids_P)
         sampler_state = sampler.update(
             sampler_state, drawn.ids_P, graded.correct_PG, graded.valid_PG
         )
-        return State(state.step + 1, *states, kl_coefficient, sampler_state), metrics
+        state = State(state.step + 1, *states, kl_coefficient, sampler_state, surplus)
+        return state, metrics
 
-    functions = (init, reference, values, score_thoughts, update)
-    return {f.__name__: f for f in functions}
+    return {f.__name__: f for f in (init, update)}
+
+
+def _nothing_waits(generate, *, sampler: PromptSampler, params, prompts, phrase):
+    """An empty pool for what a round draws, writes and grades; None without `keep`."""
+    if not sampler.keep:
+        return None
+
+    def one_round(params, prompts):
+        _, ids_P = sampler.sample(sampler.init(), stream_key(0, "sampler"))
+        drawn = pick(prompts, ids_P)
+        written = generate(params, 0, drawn, rollout.Sampling(), 0)
+        return drawn, written, verify(written, drawn, phrase=phrase, known=True)
+
+    return pool.empty(*jax.eval_shape(one_round, params, prompts))
+
+
+def _placed(mesh, shapes: State, pooled: pool.Pool) -> State:
+    """The shapes with their shardings; `pooled`: those of a pool's arrays."""
+    whole = NamedSharding(mesh, REPLICATED)
+    shardings = State(
+        step=whole,
+        train=param_shardings(mesh, shapes.train),
+        critic=param_shardings(mesh, shapes.critic),
+        kl_coefficient=whole,
+        sampler=jax.tree.map(lambda _: whole, shapes.sampler),
+        surplus=shapes.surplus and jax.tree.broadcast(pooled, shapes.surplus),
+    )
+    return jax.tree.map(
+        lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
+        shapes,
+        shardings,
+    )
 
 
 def build(
@@ -199,30 +251,31 @@ def build(
     params,
     *,
     sampler: PromptSampler,
+    prompts: data.Prompts,
+    max_age: int,
     generation: dict,
     learning: learner.Learning,
     phrase: tuple[int, ...],
     with_reference: bool,
     with_reward: bool,
 ) -> Programs:
-    """The programs of one run on `mesh`; `params` are arrays or shapes.
+    """The programs of one run on `mesh`; `params`, `prompts` are arrays or shapes.
 
+    max_age: steps that a group may wait, where the sampler keeps only some.
     generation: what `rollout.generate` takes beside arrays.
     phrase: the tokens that introduce an answer.
     """
     compute = _writing(sampler=sampler, generation=generation)
-    compute |= _learning(sampler=sampler, learning=learning)
+    rounds = {"sampler": sampler, "prompts": prompts, "phrase": phrase}
+    surplus = partial(_nothing_waits, compute["generate"], params=params, **rounds)
+    compute |= _learning(sampler=sampler, learning=learning, surplus=surplus)
+    compute |= _scoring(learning)
     rows = NamedSharding(mesh, BATCH)
     whole = NamedSharding(mesh, REPLICATED)
-    shapes = jax.eval_shape(compute["init"], params)
-    shardings = State(
-        step=whole,
-        train=param_shardings(mesh, shapes.train),
-        critic=param_shardings(mesh, shapes.critic),
-        kl_coefficient=whole,
-        sampler=jax.tree.map(lambda _: whole, shapes.sampler),
-    )
     by_prompt = Drawn(whole, rows, rows, rows, rows)
+    pooled = pool.Pool((by_prompt, rows, rows), whole, whole)
+    state = _placed(mesh, jax.eval_shape(compute["init"], params), pooled)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
 
     def jitted(name, wanted):
         return jax.jit(compute[name], out_shardings=rows) if wanted else None
@@ -234,45 +287,19 @@ def build(
         verify=jax.jit(
             partial(verify, phrase=phrase, known=with_reward), out_shardings=rows
         ),
+        observe=jax.jit(tally, out_shardings=whole),
+        collect=sampler.keep
+        and jax.jit(
+            partial(pool.collect, keep=sampler.keep, max_age=max_age),
+            out_shardings=(pooled, pooled, whole),
+        ),
         reference=jitted("reference", with_reference),
-        values=jitted("values", shapes.critic),
+        values=jitted("values", state.critic),
         thoughts=jitted("score_thoughts", learning.thoughts),
         update=jax.jit(
-            compute["update"], out_shardings=(shardings, whole), donate_argnums=(0, 1)
+            compute["update"],
+            out_shardings=(shardings, whole),
+            donate_argnums=(0, 1, 2),
         ),
-        state=jax.tree.map(
-            lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
-            shapes,
-            shardings,
-        ),
+        state=state,
     )
-
-
-def step_metrics(written: rollout.Rollout, graded: Graded) -> dict:
-    """What one step's rollouts look like, over valid rollouts where it says reward."""
-    valid = jnp.maximum(jnp.sum(graded.valid_PG), 1)
-
-    def mean(x_PG):
-        return jnp.sum(jnp.where(graded.valid_PG, x_PG, 0.0)) / valid
-
-    length_B = jnp.sum(written.mask_BT, axis=1)
-    flat_P = grpo.zero_variance(graded.correct_PG, graded.valid_PG)
-    parts = {
-        f"reward/{name}": jnp.mean(part_PG, where=~jnp.isnan(part_PG))
-        for name, part_PG in graded.parts.items()
-    }
-    return {
-        "tokens": jnp.sum(written.mask_BT),
-        "reward": mean(graded.reward_PG),
-        **parts,
-        "pass_rate": mean(graded.correct_PG),
-        "well_formed": mean(graded.well_formed_PG),
-        "zero_variance_share": jnp.mean(flat_P),
-        "truncated_share": jnp.mean(written.truncated_B),
-        "invalid_share": jnp.mean(~graded.valid_PG),
-        "response_length": jnp.mean(length_B, dtype=jnp.float32),
-        "response_length_max": jnp.max(length_B),
-        "rollout_waste": written.waste(),
-        "rollout_entropy": jnp.sum(written.entropy_BT)
-        / jnp.maximum(jnp.sum(written.mask_BT), 1),
-    }

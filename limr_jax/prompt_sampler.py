@@ -10,6 +10,9 @@ and `report(state, ids_P) → metrics`, of the state that `sample` gave: an upda
 weigh anew, and shares are of the weights that were drawn by. State is replicated and
 part of the checkpoint. A problem is drawn at most once a step. Rewards are raw
 correctness.
+
+Dynamic sampling has one more, `keep(state, reward_PG, valid_PG) → keep_P`: the groups
+to learn from. With it a step samples once a round, and updates after the last one.
 """
 
 import dataclasses
@@ -27,6 +30,7 @@ class PromptSampler(NamedTuple):
     sample: Callable[..., Any]
     update: Callable[..., Any]
     report: Callable[..., dict]
+    keep: Callable[..., jax.Array] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -70,26 +74,42 @@ def next_order(key, this_N: jax.Array, position, fill, ready_N=None) -> jax.Arra
     return jnp.lexsort((in_tail_N, priority_N)).astype(jnp.int32)
 
 
-def draw_in_order(state: Order, key, prompts: int) -> tuple[Order, jax.Array]:
-    """The next P of the order; the last batch is filled from the next epoch's."""
+def look_ahead(state: Order, key, count: int) -> Order:
+    """The same place; the next `count` draws (≤ N) are of different problems.
+
+    If they reach this epoch's end, the next one's order is made anew for it.
+    """
     problems = state.order_2N.shape[1]
 
     def prepare(state):
-        fill = prompts - (problems - state.position)
+        fill = count - (problems - state.position)
         following_N = next_order(
             jax.random.fold_in(key, 1), state.order_2N[0], state.position, fill
         )
         return state.order_2N.at[1].set(following_N)
 
-    ends = state.position + prompts >= problems
+    ends = state.position + count >= problems
     order_2N = jax.lax.cond(ends, prepare, lambda state: state.order_2N, state)
-    ids_P = jax.lax.dynamic_slice(order_2N.reshape(-1), (state.position,), (prompts,))
+    return dataclasses.replace(state, order_2N=order_2N)
+
+
+def draw_next(state: Order, prompts: int) -> tuple[Order, jax.Array]:
+    """The next P of the order, for which `look_ahead` has seen to what follows it."""
+    problems = state.order_2N.shape[1]
+    ends = state.position + prompts >= problems
+    order_X = state.order_2N.reshape(-1)  # X = 2N
+    ids_P = jax.lax.dynamic_slice(order_X, (state.position,), (prompts,))
     advanced = Order(
-        order_2N=jnp.where(ends, order_2N[::-1], order_2N),
+        order_2N=jnp.where(ends, state.order_2N[::-1], state.order_2N),
         position=state.position + prompts - jnp.where(ends, problems, 0),
         epoch=state.epoch + ends,
     )
     return advanced, ids_P
+
+
+def draw_in_order(state: Order, key, prompts: int) -> tuple[Order, jax.Array]:
+    """The next P of the order; the last batch is filled from the next epoch's."""
+    return draw_next(look_ahead(state, key, prompts), prompts)
 
 
 def uniform(*, problems: int, prompts: int, key) -> PromptSampler:

@@ -37,13 +37,14 @@ class Rollout:
         """Rollouts a prompt (G)."""
         return self.response_BT.shape[0] // self.prompt_PL.shape[0]
 
-    def waste(self) -> jax.Array:
-        """Share of the slots of all decode steps that held no live row.
+    def waste(self) -> tuple[jax.Array, jax.Array]:
+        """The slots of all decode steps that held no live row, and all of them.
 
         A rollout's first token comes from its prompt, without a decode step.
         """
         decoded = jnp.sum(self.mask_BT) - self.mask_BT.shape[0]
-        return 1 - decoded / jnp.maximum(jnp.sum(self.slot_steps_D), 1)
+        slots = jnp.sum(self.slot_steps_D)
+        return slots - decoded, jnp.maximum(slots, 1)
 
     @property
     def problem_B(self) -> jax.Array:

@@ -48,6 +48,7 @@ class Run:
     dtype: Any
     generation: dict  # what rollout.generate takes beside arrays
     programs: programs.Programs
+    max_rounds: int  # generations of a step; more than 1 where not all is kept
     grade: Callable  # (Rollout, Drawn) → Graded, of the training set
     grade_eval: Callable  # likewise, of the held-out set
     sampling: rollout.Sampling  # of the training rollouts, on the devices
@@ -82,6 +83,8 @@ def set_up(config) -> Run:
             seed=config.seed,
         ),
         learning=_learning(config, model_config, dtype, phrase, tokenizer.eos_id),
+        prompts=data.on_host(train_set),
+        max_age=config.sampler.dynamic.max_age,
         generation=generation,
         phrase=phrase,
         with_reference=config.kl.coefficient > 0,
@@ -102,6 +105,7 @@ def set_up(config) -> Run:
         dtype=dtype,
         generation=generation,
         programs=made,
+        max_rounds=config.sampler.dynamic.max_rounds if made.collect else 1,
         grade=grader(train_set),
         grade_eval=grader(eval_set),
         sampling=sampling,

@@ -10,6 +10,7 @@ from limr_jax import (
     curricula,
     curves,
     data,
+    dynamic_sampler,
     greso_sampler,
     online_lim,
     pass_rate_samplers,
@@ -32,6 +33,9 @@ _LIMITS = {
     "adarft.beta": (0, 1),
     "adarft.alpha": (0, _INFINITY),
     "adarft.eta": (0, _INFINITY),
+    "dynamic.max_rounds": (1, _INFINITY),
+    # A round adds a batch at most, and the next step takes what is over first.
+    "dynamic.max_age": (0, 1),
     "greso.floor": (0, 1),
     "greso.target_right": (0, 1),
     "greso.target_wrong": (0, 1),
@@ -45,8 +49,9 @@ _LIM_WEIGHTS = ("threshold", "softmax")
 _CDAS_COUNTS = {"paper": 0, "code": 1}  # what the starting difficulty weighs
 
 
-def check(given) -> None:
+def check(config) -> None:
     """Refuse what is wrong with the section `sampler`, whatever the data."""
+    given = config.sampler
     choose(_SAMPLERS, given.name, "sampler.name")
     choose(dict.fromkeys(_LIM_WEIGHTS), given.lim.weights, "sampler.lim.weights")
     choose(_CDAS_COUNTS, given.cdas.weights, "sampler.cdas.weights")
@@ -64,6 +69,22 @@ def check(given) -> None:
     for field in _POSITIVE:
         if not value_of(field) > 0:
             raise InputError(f"sampler.{field}={value_of(field)} must be above 0")
+    _check_mix(config)
+
+
+def _check_mix(config) -> None:
+    """Refuse a sampler that leaves nothing to learn from."""
+    name = config.sampler.name
+    if name == "dynamic" and config.algorithm == "jepo":
+        raise InputError(
+            "sampler.name=dynamic with algorithm=jepo drops the groups without a right "
+            "response, which JEPO is for; take another sampler"
+        )
+    if name == "dynamic" and config.group_size == 1:
+        raise InputError(
+            "sampler.name=dynamic with group_size=1 keeps nothing, as one rollout does "
+            "not vary; raise it"
+        )
 
 
 def sampler(given, problems: data.Problems, *, prompts: int, seed: int):
@@ -126,6 +147,17 @@ def _mopps(given, problems, in_order) -> PromptSampler:
     return pass_rate_samplers.mopps(
         problems=len(problems), prompts=in_order["prompts"], **given.mopps
     )
+
+
+def _dynamic(given, problems, in_order) -> PromptSampler:
+    most, prompts = given.dynamic.max_rounds, in_order["prompts"]
+    if most * prompts > len(problems):
+        raise InputError(
+            f"sampler.dynamic.max_rounds={most} may draw {most} x prompts_per_step="
+            f"{prompts} problems in a step, but {problems.source} has "
+            f"{len(problems)}; lower one of them"
+        )
+    return dynamic_sampler.dynamic(**in_order, max_rounds=most)
 
 
 def _greso(given, problems, in_order) -> PromptSampler:
@@ -194,6 +226,7 @@ _SAMPLERS: dict[str, Callable[..., PromptSampler]] = {
     "prioritized": _prioritized,
     "curriculum": _curriculum,
     "adarft": _adarft,
+    "dynamic": _dynamic,
     "greso": _greso,
     "mopps": _mopps,
 }

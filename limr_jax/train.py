@@ -1,9 +1,11 @@
 """The loop: sample → generate → grade → update → log → (save) → (evaluate)."""
 
 import contextlib
+import dataclasses
 import os
 import signal
 import time
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +13,11 @@ import numpy as np
 
 from limr_jax import checkpoint, data, evaluate, metrics, model
 from limr_jax.objectives import Scores
+from limr_jax.programs import Drawn, Graded
+from limr_jax.rollout import Rollout
 from limr_jax.run import Run, evaluator, put_sampling
 from limr_jax.sharding import param_shardings
+from limr_jax.tally import Tally, over_rounds
 
 
 def train(run: Run, config, workdir: str) -> dict | None:
@@ -50,11 +55,9 @@ def train(run: Run, config, workdir: str) -> dict | None:
 
         for step in range(start + 1, config.num_steps + 1):
             phases = Phases()
-            state, drawn, written, graded, numbers = one_step(
-                run, phases, state, reference, prompts
-            )
-            numbers = phases.finish(jax.device_get(numbers))
-            dump.add(step, _rows(run, drawn, written, graded))
+            state, rounds, numbers = one_step(run, phases, state, reference, prompts)
+            numbers = phases.finish(*jax.device_get(numbers))
+            dump.add(step, _rows(run, rounds))
             shown = log.step(step, numbers)
             metrics.say(metrics.line(step, shown, num_steps=config.num_steps))
             stopping = stop()
@@ -85,9 +88,18 @@ def _name_left_out(run: Run, workdir) -> None:
         checkpoint.write_json(path, left_out)
 
 
-def one_step(run: Run, phases, state, reference, prompts):
-    """One step: sample, generate, grade, update; the sampler learns in the update."""
-    programs, sampling = run.programs, run.sampling
+class Round(NamedTuple):
+    """What came of one generation."""
+
+    drawn: Drawn
+    written: Rollout
+    graded: Graded
+    tally: Tally
+
+
+def _one_round(run: Run, phases, state, prompts) -> tuple[Any, Round]:
+    """Sample, generate, grade: the sampler's state, and what came of it."""
+    programs = run.programs
     sampler_state, drawn = phases("draw", programs.draw, state, prompts, run.seed)
     written = phases(
         "generate",
@@ -95,23 +107,52 @@ def one_step(run: Run, phases, state, reference, prompts):
         state.train.params,
         state.step,
         drawn,
-        sampling,
+        run.sampling,
         run.seed,
     )
     graded = phases("grade", run.grade, written, drawn)
-    scores = _scores(run, phases, state, reference, drawn, written, graded)
+    tally = phases("observe", programs.observe, written, graded)
+    return sampler_state, Round(drawn, written, graded, tally)
+
+
+def _collected(run: Run, phases, state, prompts):
+    """Rounds until there is a whole batch of groups to learn from, or the bound is met.
+
+    Returns the sampler's state, what is over, the batch, all rounds, and metrics.
+    """
+    collect, batch, rounds = run.programs.collect, state.surplus, []
+    while True:
+        sampler_state, new = _one_round(run, phases, state, prompts)
+        state = dataclasses.replace(state, sampler=sampler_state)
+        rounds.append(new)
+        if not collect:
+            return sampler_state, None, new[:3], rounds, {}
+        batch, surplus, numbers = phases(
+            "collect", collect, batch, sampler_state, state.step, *new[:3]
+        )
+        whole = jax.device_get(numbers["dynamic/used_groups"]) == len(batch.kept_P)
+        if whole or len(rounds) == run.max_rounds:
+            return sampler_state, surplus, batch.groups, rounds, numbers
+
+
+def one_step(run: Run, phases, state, reference, prompts):
+    """One step: sample, generate, grade, update; the sampler learns in the update."""
+    sampler_state, surplus, batch, rounds, collected = _collected(
+        run, phases, state, prompts
+    )
+    scores = _scores(run, phases, state, reference, *batch)
     state, numbers = phases(
         "update",
-        programs.update,
+        run.programs.update,
         state,
         sampler_state,
-        drawn,
-        written,
-        graded,
+        surplus,
+        *batch,
         scores,
-        sampling,
+        run.sampling,
     )
-    return state, drawn, written, graded, numbers
+    tallies = [each.tally for each in rounds]
+    return state, rounds, (numbers | collected, tallies)
 
 
 def _scores(run: Run, phases, state, reference, drawn, written, graded) -> Scores:
@@ -213,12 +254,15 @@ class Phases:
     def __call__(self, name, program, *args):
         start = time.perf_counter()
         out = jax.block_until_ready(program(*args))
-        self._seconds[name] = time.perf_counter() - start
+        spent = time.perf_counter() - start
+        self._seconds[name] = self._seconds.get(name, 0.0) + spent
         return out
 
-    def finish(self, numbers: dict) -> dict:
+    def finish(self, numbers: dict, tallies: list[Tally]) -> dict:
         """The step's numbers with seconds, tokens a second, and compilations so far."""
+        numbers = numbers | over_rounds(tallies)
         tokens = float(numbers.pop("tokens"))
+        learned = float(numbers.pop("dynamic/used_tokens", tokens))
         seconds = {f"seconds_{name}": s for name, s in self._seconds.items()}
         whole = time.perf_counter() - self._start
         return {
@@ -228,7 +272,7 @@ class Phases:
             "tokens": tokens,
             "tokens_per_second": tokens / whole,
             "generate_tokens_per_second": tokens / self._seconds["generate"],
-            "update_tokens_per_second": tokens / self._seconds["update"],
+            "update_tokens_per_second": learned / self._seconds["update"],
             "compile_count": len(_compilations),
         }
 
@@ -297,10 +341,13 @@ class _Exam:
         )
 
 
-def _rows(run: Run, drawn, written, graded):
-    """Each rollout of a step as a row of the dump."""
-    arrays = jax.device_get((drawn, written, graded))
-    drawn, written, graded = arrays
+def _rows(run: Run, rounds: list[Round]):
+    """Each rollout of a step as a row of the dump, used or not."""
+    for each in rounds:
+        yield from _rows_of(run, *jax.device_get(each[:3]))
+
+
+def _rows_of(run: Run, drawn, written, graded):
     problems, group = run.train_set.problems, written.group
     length_B = written.mask_BT.sum(axis=1)
     for b, row_T in enumerate(written.response_BT):

@@ -73,14 +73,14 @@ def _before_calls(path: str, strike: _Strike) -> None:
 def _around_phases(strike: _Strike) -> None:
     from limr_jax import train
 
-    call = train._Phases.__call__
+    call = train.Phases.__call__
 
     def struck(self, name, program, *args):
         if name == "generate":
             strike(delay=1e-3)
         return call(self, name, program, *args)
 
-    train._Phases.__call__ = struck
+    train.Phases.__call__ = struck
 
 
 if __name__ == "__main__":

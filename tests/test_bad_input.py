@@ -126,6 +126,20 @@ JEPO = {"algorithm": "jepo"}
         ({"sampler.lim.warmup_epochs": 0}, ["warmup_epochs=0", "at least 1"]),
         ({"sampler.lim.floor": 1.5}, ["sampler.lim.floor=1.5", "from 0 to 1"]),
         ({"sampler.lim.temperature": 0}, ["sampler.lim.temperature=0.0", "above 0"]),
+        ({"sampler.dynamic.max_rounds": 0}, ["max_rounds=0", "at least 1"]),
+        ({"sampler.dynamic.max_age": 2}, ["max_age=2", "from 0 to 1"]),
+        (
+            {"sampler.name": "dynamic"},
+            ["sampler.dynamic.max_rounds=4", "prompts_per_step=4", "has 10"],
+        ),
+        (
+            {"sampler.name": "dynamic", "algorithm": "jepo"},
+            ["sampler.name=dynamic", "algorithm=jepo"],
+        ),
+        (
+            {"sampler.name": "dynamic", "group_size": 1, "algorithm": "reinforce_pp"},
+            ["sampler.name=dynamic", "group_size=1"],
+        ),
         ({"sampler.cdas.weights": "papr"}, ["sampler.cdas.weights='papr'", "'paper'"]),
         ({"sampler.mopps.pool": 0}, ["sampler.mopps.pool=0", "at least 1"]),
         ({"sampler.mopps.prior": 0}, ["sampler.mopps.prior=0.0", "above 0"]),

@@ -11,6 +11,7 @@ from tiny_run import configure, set_up, told, with_parity, write_problems
 
 from limr_jax import checkpoint, data, model, randomness
 from limr_jax.rollout import scaled_logits
+from limr_jax.tally import over_rounds
 from limr_jax.train import one_step, train
 
 STEPS = 5
@@ -72,7 +73,7 @@ class Loop:
     def step(self) -> Step:
         before = jax.device_get(self.state)
         with jax.set_mesh(self.run.mesh):
-            self.state, drawn, written, graded, numbers = one_step(
+            self.state, rounds, (numbers, tallies) = one_step(
                 self.run,
                 lambda name, program, *args: program(*args),
                 self.state,
@@ -80,11 +81,12 @@ class Loop:
                 self.prompts,
             )
         sampler = jax.device_get(self.state.sampler)
-        ids_P, written, graded, numbers = jax.device_get(
-            (drawn.ids_P, written, graded, numbers)
+        (drawn, written, graded, _), numbers, tallies = jax.device_get(
+            (rounds[0], numbers, tallies)
         )
+        numbers |= over_rounds(tallies)
         scores = (sampler.score_N, sampler.weight_N, sampler.cell_count_2N)
-        return Step(before, ids_P, written, graded, numbers, scores)
+        return Step(before, drawn.ids_P, written, graded, numbers, scores)
 
     def go_on_from(self, state) -> None:
         places = jax.tree.map(lambda x: x.sharding, self.run.programs.state)

@@ -24,6 +24,7 @@ SAMPLERS = {
     "mopps": ({"pool": 2}, "mopps/drawn_pass_rate"),
     "greso": ({}, "greso/skipped_share"),
     "curriculum": ({"start": 2, "minimum": 1}, "curriculum/eligible_share"),
+    "dynamic": ({"max_rounds": 2}, "dynamic/rounds"),
     "adarft": ({"column": "level"}, "adarft/target"),
 }
 STEPS = 5
