@@ -24,8 +24,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
+from limr_jax import hosts
 from limr_jax.config import differences, plain
 from limr_jax.errors import InputError
 
@@ -70,11 +70,13 @@ class Checkpointer:
             raise InputError(
                 f"{self.workdir} holds no checkpoints; give a run's workdir"
             )
+        if not read_only and jax.process_index() == 0:
+            directory.mkdir(parents=True, exist_ok=True)
+        hosts.barrier("checkpoints: folder made")
         self._manager = ocp.CheckpointManager(
             directory,
             item_handlers={
-                # Compression gains little on weights, and takes seconds of two cores.
-                "state": ocp.PyTreeCheckpointHandler(use_compression=False),
+                "state": _array_handler(),
                 "meta": ocp.JsonCheckpointHandler(),
             },
             item_names=("state", "meta"),
@@ -85,6 +87,8 @@ class Checkpointer:
                 # A half-deleted step must not stop the start.
                 lightweight_initialize=True,
                 read_only=read_only,
+                create=False,
+                multiprocessing_options=_processes(),
             ),
         )
         if not read_only:
@@ -172,7 +176,7 @@ class Checkpointer:
                 ),
             )
             empty = {
-                name: jax.device_put(np.zeros(place.shape, place.dtype), place.sharding)
+                name: hosts.put(np.zeros(place.shape, place.dtype), place.sharding)
                 for name, place in places.items()
                 if not place.size
             }
@@ -194,6 +198,29 @@ class Checkpointer:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def _array_handler() -> ocp.PyTreeCheckpointHandler:
+    """Saves arrays without the devices' computing, which may be busy for minutes.
+
+    A stop saves while rollouts are written that nobody waits for. So replicated arrays
+    are not cut in slices on the devices, for each replica to save one.
+    """
+    arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+    return ocp.PyTreeCheckpointHandler(
+        # Compression gains little on weights, and takes seconds of two cores.
+        use_compression=False,
+        type_handler_registry=ocp.type_handlers.create_type_handler_registry(
+            (jax.Array, arrays)
+        ),
+    )
+
+
+def _processes() -> ocp.options.MultiprocessingOptions:
+    """All processes; named, so that they wait for one another without a collective."""
+    count = jax.process_count()
+    everyone = set(range(count)) if count > 1 else None
+    return ocp.options.MultiprocessingOptions(active_processes=everyone)
 
 
 @contextlib.contextmanager
@@ -253,10 +280,7 @@ def params_digest(params: Any) -> str:
     digest = hashlib.sha256()
     with jax.transfer_guard("allow"):
         for name, array in sorted(named(params).items()):
-            if getattr(array, "is_fully_addressable", True):
-                array = np.asarray(array)
-            else:
-                array = multihost_utils.process_allgather(array, tiled=True)
+            array = np.asarray(hosts.on_host(array))
             digest.update(f"{name}:{array.dtype.name}{list(array.shape)}:".encode())
             digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     return digest.hexdigest()
@@ -288,7 +312,7 @@ def claim(
             )
     else:
         _check_same(path, old, identity, flag)
-    _sync("claim: every process has compared")
+    hosts.barrier("claim: compared")
     if jax.process_index() == 0:
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -298,7 +322,12 @@ def claim(
         if old != identity:
             (path / _RESULT).unlink(missing_ok=True)
             write_json(path / _RUN, identity)
-    _sync("claim: process 0 has written")
+    hosts.barrier("claim: written")
+    if read_run(path, missing_ok=True) != identity:
+        raise InputError(
+            f"{flag}={workdir} is on this host's own disk: process 0 has written "
+            f"{_RUN}, and it is not here; give one that all hosts share, gs://BUCKET/RUN"
+        )
 
 
 def release(workdir: str | epath.PathLike) -> None:
@@ -384,8 +413,3 @@ def _lock(path: epath.Path) -> None:
             f"{path} is being written by another process; wait for it or stop it"
         ) from None
     _locks[str(path)] = file
-
-
-def _sync(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)

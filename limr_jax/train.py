@@ -1,15 +1,15 @@
 """The loop: sample → generate → grade → update → log → (save) → (evaluate)."""
 
 import contextlib
+import hashlib
 import os
-import signal
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from limr_jax import checkpoint, data, evaluate, metrics, model
+from limr_jax import checkpoint, data, evaluate, hosts, metrics, model, stop
 from limr_jax.objectives import Scores
 from limr_jax.run import Run, evaluator, put_sampling
 from limr_jax.sharding import param_shardings
@@ -19,7 +19,7 @@ def train(run: Run, config, workdir: str) -> dict | None:
     """Train to `config.num_steps`, from the workdir's last checkpoint if it has one.
 
     Returns the result (kept in result.json too), or None after SIGTERM: then the state
-    is saved, and the same call goes on from there.
+    after the last update is saved, and the same call goes on from there.
     """
     checkpoint.claim(workdir, run.identity)
     finished = checkpoint.read_result(workdir)
@@ -31,7 +31,7 @@ def train(run: Run, config, workdir: str) -> dict | None:
         enter = stack.enter_context
         saver = enter(checkpoint.Checkpointer(workdir, **config.checkpoint))
         enter(jax.set_mesh(run.mesh))
-        stop = enter(_stop_signal())
+        enter(stop.listening())
         state, reference, clock = _first_state(run, config, saver)
         start = int(jax.device_get(state.step))
         log = enter(metrics.Metrics(workdir, step=start))
@@ -43,33 +43,36 @@ def train(run: Run, config, workdir: str) -> dict | None:
         )
         prompts = data.put(run.train_set, run.mesh)
         exam = _Exam(run, config, log)
-        exam.before(state.train.params)
-        exam.now_and_then(start, state.train.params)  # where a stop came before it
         advance = enter(metrics.progress("train", config.num_steps - start))
-        enter(jax.transfer_guard("disallow"))
 
-        for step in range(start + 1, config.num_steps + 1):
-            phases = Phases()
-            state, drawn, written, graded, numbers = one_step(
-                run, phases, state, reference, prompts
-            )
-            numbers = phases.finish(jax.device_get(numbers))
-            dump.add(step, _rows(run, drawn, written, graded))
-            shown = log.step(step, numbers)
-            metrics.say(metrics.line(step, shown, num_steps=config.num_steps))
-            stopping = stop()
-            if saver.due(step) or stopping or step == config.num_steps:
-                saver.save(step, state, {"seconds": clock()})
-            if stopping:
-                return None
-            exam.now_and_then(step, state.train.params)
-            advance()
-
-        exam.after(config.num_steps, state.train.params)
-        saver.wait()  # a run whose last checkpoint is not whole is not finished
-        result = _result(config, workdir, state, exam) | {"seconds": clock()}
-        checkpoint.write_result(workdir, result)
-        return result
+        try:
+            hosts.agree("data and first step", run.identity | {"step": start})
+            exam.before(state.train.params)
+            exam.now_and_then(start, state.train.params)  # where a stop came before it
+            enter(jax.transfer_guard("disallow"))
+            for step in range(start + 1, config.num_steps + 1):
+                phases = Phases()
+                state, drawn, written, graded, numbers = one_step(
+                    run, phases, state, reference, prompts
+                )
+                numbers = phases.finish(jax.device_get(numbers))
+                dump.add(step, _rows(run, drawn, written, graded))
+                shown = log.step(step, numbers)
+                metrics.say(metrics.line(step, shown, num_steps=config.num_steps))
+                if saver.due(step) or step == config.num_steps:
+                    saver.save(step, state, {"seconds": clock()})
+                exam.now_and_then(step, state.train.params)
+                advance()
+            exam.after(config.num_steps, state.train.params)
+            with stop.update():
+                saver.wait()  # a run whose last checkpoint is not whole is not finished
+                result = _result(config, workdir, state, exam) | {"seconds": clock()}
+                checkpoint.write_result(workdir, result)
+            return result
+        except stop.Stopped:  # rollouts that wait for their update are dropped
+            step = int(jax.device_get(state.step))
+            saver.save(step, state, {"seconds": clock()})
+            return None
 
 
 def _name_left_out(run: Run, workdir) -> None:
@@ -89,6 +92,7 @@ def one_step(run: Run, phases, state, reference, prompts):
     """One step: sample, generate, grade, update; the sampler learns in the update."""
     programs, sampling = run.programs, run.sampling
     sampler_state, drawn = phases("draw", programs.draw, state, prompts, run.seed)
+    _compare(run, state, drawn)
     written = phases(
         "generate",
         programs.generate,
@@ -100,17 +104,18 @@ def one_step(run: Run, phases, state, reference, prompts):
     )
     graded = phases("grade", run.grade, written, drawn)
     scores = _scores(run, phases, state, reference, drawn, written, graded)
-    state, numbers = phases(
-        "update",
-        programs.update,
-        state,
-        sampler_state,
-        drawn,
-        written,
-        graded,
-        scores,
-        sampling,
-    )
+    with stop.update():
+        state, numbers = phases(
+            "update",
+            programs.update,
+            state,
+            sampler_state,
+            drawn,
+            written,
+            graded,
+            scores,
+            sampling,
+        )
     return state, drawn, written, graded, numbers
 
 
@@ -137,6 +142,15 @@ def _scores(run: Run, phases, state, reference, drawn, written, graded) -> Score
             sampling,
         )
     return Scores(**found)
+
+
+def _compare(run: Run, state, drawn) -> None:
+    """Ends every process where hosts differ in what they are about to do."""
+    if jax.process_count() == 1:
+        return
+    step, ids_P = jax.device_get((state.step, drawn.ids_P))
+    sha = hashlib.sha256(np.ascontiguousarray(ids_P)).hexdigest()
+    hosts.agree(f"step {step + 1}", run.fingerprint | {"step": int(step), "ids": sha})
 
 
 def _first_state(run: Run, config, saver):
@@ -180,17 +194,6 @@ def process_seconds() -> float:
 _IMPORTED = time.monotonic()
 
 
-@contextlib.contextmanager
-def _stop_signal():
-    """Yields a function that says whether SIGTERM has come."""
-    came = []
-    before = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
-    try:
-        yield lambda: bool(came)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 _compilations: list[float] = []  # seconds of each one in this process
 
@@ -212,7 +215,7 @@ class Phases:
 
     def __call__(self, name, program, *args):
         start = time.perf_counter()
-        out = jax.block_until_ready(program(*args))
+        out = stop.ready(program(*args))
         self._seconds[name] = time.perf_counter() - start
         return out
 
@@ -298,34 +301,47 @@ class _Exam:
 
 
 def _rows(run: Run, drawn, written, graded):
-    """Each rollout of a step as a row of the dump."""
-    arrays = jax.device_get((drawn, written, graded))
-    drawn, written, graded = arrays
+    """Each rollout of a step as a row of the dump; of all hosts' devices."""
     problems, group = run.train_set.problems, written.group
-    length_B = written.mask_BT.sum(axis=1)
-    for b, row_T in enumerate(written.response_BT):
+    response_BT, mask_BT, truncated_B, graded, ids_P = hosts.on_host(
+        (
+            written.response_BT,
+            written.mask_BT,
+            written.truncated_B,
+            graded,
+            drawn.ids_P,
+        )
+    )
+    length_B = mask_BT.sum(axis=1)
+
+    def row(b):
         p, g = divmod(b, group)
-        index = int(drawn.ids_P[p])
-        yield {
+        index = int(ids_P[p])
+        return {
             "id": problems.ids[index],
             "sample": g,
             "prompt": problems.prompts[index],
-            "response": run.tokenizer.decode(row_T[: length_B[b]]),
+            "response": run.tokenizer.decode(response_BT[b, : length_B[b]]),
             "reward": graded.reward_PG[p, g],
             **{f"reward/{name}": x_PG[p, g] for name, x_PG in graded.parts.items()},
             "correct": graded.correct_PG[p, g],
             "valid": graded.valid_PG[p, g],
-            "truncated": written.truncated_B[b],
+            "truncated": truncated_B[b],
             "length": length_B[b],
         }
 
+    return map(row, range(len(length_B)))
+
 
 def _result(config, workdir, state, exam: _Exam) -> dict:
-    """The run's one JSON object, all but the seconds."""
+    """The run's one JSON object, all but the seconds; process 0 puts it together."""
+    digest = checkpoint.params_digest(state.train.params)
+    if jax.process_index() > 0:
+        return hosts.first("result", None)
     rows = [*metrics.read_metrics(workdir)]
     before, after = exam(0), exam(config.num_steps)
     k = config.evaluation.samples
-    return {
+    result = {
         "steps": config.num_steps,
         "epochs": int(np.floor(rows[-1]["epoch"])),
         "eval_problems": len(exam) or None,
@@ -335,6 +351,7 @@ def _result(config, workdir, state, exam: _Exam) -> dict:
         "eval_accuracy_well_formed_after": after.get("accuracy_well_formed"),
         f"pass_at_{k}_before": before.get(f"sampled/pass_at_{k}"),
         "format_valid_before": before.get("well_formed"),
-        "params_digest": checkpoint.params_digest(state.train.params),
+        "params_digest": digest,
         "workdir": str(workdir),
     }
+    return hosts.first("result", result)
