@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from limr_jax import data, reward, stop, text
+from limr_jax import data, hosts, reward, stop, text
 from limr_jax.programs import Drawn, Graded
 from limr_jax.rollout import Rollout
 from limr_jax.sharding import BATCH
@@ -36,7 +36,7 @@ class HostGrader:
         row_B, (response_BT, mask_BT, truncated_B) = own_rows(
             (written.response_BT, written.mask_BT, written.truncated_B)
         )
-        ids_P = jax.device_get(drawn.ids_P)
+        ids_P = hosts.on_host(drawn.ids_P)
         problem_B = [int(i) for i in ids_P[row_B // group]]
         length_B = mask_BT.sum(axis=1)
         texts = [
@@ -91,7 +91,7 @@ class HostGrader:
                 return local_PG[[place[p] for p in wanted]][None]
 
             shape = (copies, prompts, group)
-            return jax.make_array_from_callback(shape, sharding, part)
+            return hosts.put_parts(shape, sharding, part)
 
         return self._first(jax.tree.map(put, graded))
 

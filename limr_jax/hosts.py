@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import jax
@@ -275,7 +275,14 @@ def code_digest() -> str:
 def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
     """A host array that every process has, on the devices; no process waits."""
     array = np.asarray(array)
-    return jax.make_array_from_callback(array.shape, sharding, lambda i: array[i])
+    return put_parts(array.shape, sharding, lambda index: array[index])
+
+
+def put_parts(shape, sharding: NamedSharding, part: Callable) -> jax.Array:
+    """An array of which each process has its own devices' parts: `part(index)`."""
+    places = sharding.addressable_devices_indices_map(shape)
+    arrays = [jax.device_put(part(index), device) for device, index in places.items()]
+    return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
 
 
 def on_host(arrays):
