@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import socket
 import sys
 import threading
 import time
@@ -25,11 +26,11 @@ from jax._src.distributed import global_state  # JAX has no public name for the 
 from jax.sharding import NamedSharding
 
 import limr_jax
-from limr_jax import stop
+from limr_jax import stop, watch
 from limr_jax.config import differences
 from limr_jax.errors import InputError
 from limr_jax.sharding import REPLICATED
-from limr_jax.watch import DEAD_SECONDS, LastWords, Watch
+from limr_jax.watch import LastWords, Watch
 
 JOIN_SECONDS = 300  # until all processes must be there
 REPORT_SECONDS = 600.0  # for a process that lives, but does not say what it does
@@ -43,6 +44,7 @@ class Diverged(Exception):
 
 _watch: Watch | None = None
 _exchanges = 0  # how many there were; every process counts the same
+_name_of: dict[int, str] = {}  # process 3 (its host's name), of those that have said
 
 
 @contextlib.contextmanager
@@ -173,7 +175,7 @@ def _tell(error: BaseException) -> int:
     if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EX" not in line:
         # A collective that breaks off: most likely the other side has died. The watch
         # ends this process when it knows which.
-        time.sleep(DEAD_SECONDS + _LINGER_SECONDS)
+        time.sleep(watch.DEAD_SECONDS + _LINGER_SECONDS)
     _complain(f"error: {line}")
     with contextlib.suppress(Exception):  # the store may be what is gone
         _watch.leave(line[:500])
@@ -202,7 +204,8 @@ def exchange(name: str, value: Any) -> list:
         return [value]
     client, process = global_state.client, jax.process_index()
     folder, end = f"limr/exchange/{_exchanges}/", time.monotonic() + REPORT_SECONDS
-    client.key_value_set(f"{folder}{process}", json.dumps({"in": name, "is": value}))
+    mine = {"host": socket.gethostname(), "name": name, "value": value}
+    client.key_value_set(f"{folder}{process}", json.dumps(mine))
     if _exchanges > 1:  # all have read what was two ago, or they were not in the last
         client.key_value_delete(f"limr/exchange/{_exchanges - 2}/{process}")
     _exchanges += 1
@@ -214,7 +217,7 @@ def exchange(name: str, value: Any) -> list:
             for key, text in client.key_value_dir_get(folder)
         )
         if len(told) < jax.process_count() and time.monotonic() > end:
-            late = [_watch.name(i) for i in range(jax.process_count()) if i not in told]
+            late = [_name(i) for i in range(jax.process_count()) if i not in told]
             raise Diverged(
                 f"no report of {name!r} within {REPORT_SECONDS:.0f} s from "
                 f"{', '.join(late)}"
@@ -223,10 +226,16 @@ def exchange(name: str, value: Any) -> list:
 
     stop.until(all_there)
     values = [told[i] for i in range(jax.process_count())]
-    names = {x["in"] for x in values}
-    if len(names) > 1:
-        raise Diverged(f"the processes are at different places: {sorted(names)}")
-    return [x["is"] for x in values]
+    for i, said in told.items():
+        _name_of[i] = f"process {i} ({said['host']})"
+    names = {_name_of[i]: said["name"] for i, said in told.items()}
+    if len(set(names.values())) > 1:
+        raise Diverged(f"the processes are at different places: {names}")
+    return [said["value"] for said in values]
+
+
+def _name(process: int) -> str:
+    return _name_of.get(process, f"process {process}")
 
 
 def barrier(name: str) -> None:
@@ -254,12 +263,12 @@ def agree(name: str, values: Mapping[str, Any]) -> None:
         return
     (_, [one, *_]), *others = groups.items()
     told = [
-        f"{', '.join(map(_watch.name, members))}: "
+        f"{', '.join(map(_name, members))}: "
         + "; ".join(differences(reports[one], reports[members[0]])[:8])
         for _, members in others
     ]
     raise Diverged(
-        f"hosts differ in {name}, {_watch.name(one)} → {' | '.join(told)}; start the "
+        f"hosts differ in {name}, {_name(one)} → {' | '.join(told)}; start the "
         "same command with the same code, config and data on every host"
     )
 

@@ -24,7 +24,7 @@ class Stopped(Exception):
     """All hosts have done the same updates, and shall do no more."""
 
 
-class _Stop:
+class Stop:
     """What this process knows of the stop; `watch.py` reads and writes it, too."""
 
     def __init__(self):
@@ -65,10 +65,10 @@ class _Stop:
             time.sleep(0.01)
 
 
-_stop = _Stop()  # one a process, as signals are
+_stop = Stop()  # one a process, as signals are
 
 
-def current() -> _Stop:
+def current() -> Stop:
     """The stop of this process."""
     return _stop
 
@@ -78,7 +78,7 @@ def listening() -> Iterator[None]:
     """While it lasts, SIGTERM asks for a stop."""
     global _stop
     if jax.process_count() == 1:  # else another host's stop may be known already
-        _stop = _Stop()
+        _stop = Stop()
     before = signal.signal(signal.SIGTERM, _stop.ask)
     try:
         yield

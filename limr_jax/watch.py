@@ -26,11 +26,20 @@ _STANDS = "the last checkpoint stands, and the same command goes on from it"
 class Watch:
     """Beats for this process and looks at all of them; `client` is the store's.
 
-    end: called with the one line that says which process is gone.
+    end: called with the one line that says which process is gone. told: this process's
+    stop.
     """
 
-    def __init__(self, client, process: int, count: int, end: Callable[[str], None]):
+    def __init__(
+        self,
+        client,
+        process: int,
+        count: int,
+        end: Callable[[str], None],
+        told: Callable[[], stop.Stop] = stop.current,
+    ):
         self._client, self._process, self._count = client, process, count
+        self._told = told
         self._end = end
         self._mine = {"host": socket.gethostname(), "beat": 0, "ended": None}
         self._seen: dict[int, tuple[int, float, dict]] = {}  # beat, when, record
@@ -38,6 +47,7 @@ class Watch:
         self._error = "it does not answer"
         self._over = threading.Event()
         self._lock = threading.Lock()
+        self._post()
         for run in (self._beat, self._judge):
             threading.Thread(target=run, daemon=True).start()
 
@@ -61,7 +71,8 @@ class Watch:
             self._client.key_value_set(key, text, allow_overwrite=True)
 
     def _beat(self) -> None:
-        while not self._over.wait(BEAT_SECONDS):
+        while not self._over.is_set():
+            self._over.wait(BEAT_SECONDS if self._seen else 0)
             try:
                 self._post()
                 pairs = self._client.key_value_dir_get("limr/live/")
@@ -76,7 +87,7 @@ class Watch:
             beat, when, _ = self._seen.get(process, (None, 0.0, None))
             when = now if record["beat"] != beat else when
             self._seen[process] = (record["beat"], when, record)
-        told = stop.current()
+        told = self._told()
         if told.asked or any("begun" in record for record in records.values()):
             self._mine["begun"] = told.freeze()
         begun = [record.get("begun") for record in records.values()]
