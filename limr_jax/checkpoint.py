@@ -59,7 +59,7 @@ class Checkpointer:
         keep: int = 1,
         read_only: bool = False,
     ):
-        if every < 1 or keep < 1:
+        if min(every, keep) < 1:
             raise InputError(
                 f"checkpoint.every={every}, checkpoint.keep={keep}: each at least 1"
             )
@@ -67,16 +67,26 @@ class Checkpointer:
         self.every, self.read_only = every, read_only
         directory = self.workdir / _STEPS
         if read_only and not directory.exists():
-            raise InputError(
-                f"{self.workdir} holds no checkpoints; give a run's workdir"
-            )
+            raise InputError(f"{self.workdir} has no checkpoints; give a run's workdir")
         if not read_only and jax.process_index() == 0:
             directory.mkdir(parents=True, exist_ok=True)
         hosts.barrier("checkpoints: folder made")
+        # A stop saves while the devices are busy with what nobody waits for. So they do
+        # not cut up replicated arrays; nor do processes that are named wait by them.
+        arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+        registry = ocp.type_handlers.create_type_handler_registry
+        count = jax.process_count()
+        everyone = ocp.options.MultiprocessingOptions(
+            active_processes=set(range(count)) if count > 1 else None
+        )
         self._manager = ocp.CheckpointManager(
             directory,
             item_handlers={
-                "state": _array_handler(),
+                "state": ocp.PyTreeCheckpointHandler(
+                    # It gains little on weights, and takes seconds of two cores.
+                    use_compression=False,
+                    type_handler_registry=registry((jax.Array, arrays)),
+                ),
                 "meta": ocp.JsonCheckpointHandler(),
             },
             item_names=("state", "meta"),
@@ -88,7 +98,7 @@ class Checkpointer:
                 lightweight_initialize=True,
                 read_only=read_only,
                 create=False,
-                multiprocessing_options=_processes(),
+                multiprocessing_options=everyone,
             ),
         )
         if not read_only:
@@ -200,29 +210,6 @@ class Checkpointer:
         self.close()
 
 
-def _array_handler() -> ocp.PyTreeCheckpointHandler:
-    """Saves arrays without the devices' computing, which may be busy for minutes.
-
-    A stop saves while rollouts are written that nobody waits for. So replicated arrays
-    are not cut in slices on the devices, for each replica to save one.
-    """
-    arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
-    return ocp.PyTreeCheckpointHandler(
-        # Compression gains little on weights, and takes seconds of two cores.
-        use_compression=False,
-        type_handler_registry=ocp.type_handlers.create_type_handler_registry(
-            (jax.Array, arrays)
-        ),
-    )
-
-
-def _processes() -> ocp.options.MultiprocessingOptions:
-    """All processes; named, so that they wait for one another without a collective."""
-    count = jax.process_count()
-    everyone = set(range(count)) if count > 1 else None
-    return ocp.options.MultiprocessingOptions(active_processes=everyone)
-
-
 @contextlib.contextmanager
 def _writing(directory: epath.Path) -> Iterator[None]:
     """A full disk, or one that fails, is the user's to mend: one line."""
@@ -275,8 +262,7 @@ def named(tree: Any) -> dict[str, Any]:
 def params_digest(params: Any) -> str:
     """sha256, in hex, of names, shapes, dtypes and bytes, in the names' order.
 
-    Sharded arrays are gathered one at a time; every process gets the digest.
-    """
+    Sharded arrays are gathered one at a time; every process gets the digest."""
     digest = hashlib.sha256()
     with jax.transfer_guard("allow"):
         for name, array in sorted(named(params).items()):
@@ -298,8 +284,7 @@ def claim(
     digest, the version, …. A new workdir gets it as run.json. An existing one must
     hold the same, except that `config.num_steps` may have grown (then the old result
     goes). Otherwise, or while another process writes there: InputError, which names
-    `flag`, and the workdir is as it was. Held until `release` (Checkpointer.close) or
-    the process ends.
+    `flag`, and the workdir is as it was. Held until `release` or the process ends.
     """
     path = workdir_path(workdir)
     identity = plain(identity)
@@ -325,8 +310,8 @@ def claim(
     hosts.barrier("claim: written")
     if read_run(path, missing_ok=True) != identity:
         raise InputError(
-            f"{flag}={workdir} is on this host's own disk: process 0 has written "
-            f"{_RUN}, and it is not here; give one that all hosts share, gs://BUCKET/RUN"
+            f"{flag}={workdir} lies on each host's own disk: {_RUN} of process 0 is "
+            "not here; give one that all hosts share, gs://BUCKET/RUN"
         )
 
 

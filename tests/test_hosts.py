@@ -157,6 +157,7 @@ def latest(workdir) -> int | None:
 def test_stopped_killed_and_finished_as_one_process_would(folder, alone, tmp_path):
     """SIGTERM and kill -9 of process 1 alone; then to the end."""
     workdir = tmp_path / "run"
+
     def run(*moment, **environment):
         moments = [("generate", 0, "SIGTERM"), moment] if moment else [(), ()]
         commands = [command(folder, workdir, *moment) for moment in moments]
