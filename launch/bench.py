@@ -232,7 +232,7 @@ def measure(bl, run, config, warmup: int, repeats: int) -> dict:
     """Steps of the run, those of the warm-up apart; under the peers' names."""
     import jax
 
-    from limr_jax import data, train
+    from limr_jax import data, step, train
 
     compiling = _Compiling()
     with jax.set_mesh(run.mesh), jax.transfer_guard("disallow"):
@@ -245,8 +245,8 @@ def measure(bl, run, config, warmup: int, repeats: int) -> dict:
 
         def once(_):
             nonlocal state
-            phases = train.Phases()
-            state, *_, numbers = train.one_step(run, phases, state, reference, prompts)
+            phases = step.Phases()
+            state, *_, numbers = step.one_step(run, phases, state, reference, prompts)
             row = phases.finish(*jax.device_get(numbers))
             print({k: round(float(v), 4) for k, v in row.items()}, file=sys.stderr)
             return row["seconds"], row

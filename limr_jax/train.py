@@ -1,30 +1,24 @@
 """The loop: sample → generate → grade → update → log → (save) → (evaluate)."""
 
 import contextlib
-import dataclasses
 import os
-import signal
 import time
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from limr_jax import checkpoint, data, evaluate, metrics, model
-from limr_jax.objectives import Scores
-from limr_jax.programs import Drawn, Graded
-from limr_jax.rollout import Rollout
+from limr_jax import checkpoint, data, evaluate, hosts, metrics, model, stop
 from limr_jax.run import Run, evaluator, put_sampling
 from limr_jax.sharding import param_shardings
-from limr_jax.tally import Tally, over_rounds
+from limr_jax.step import Phases, Round, one_step
 
 
 def train(run: Run, config, workdir: str) -> dict | None:
     """Train to `config.num_steps`, from the workdir's last checkpoint if it has one.
 
     Returns the result (kept in result.json too), or None after SIGTERM: then the state
-    is saved, and the same call goes on from there.
+    after the last update is saved, and the same call goes on from there.
     """
     checkpoint.claim(workdir, run.identity)
     finished = checkpoint.read_result(workdir)
@@ -36,7 +30,7 @@ def train(run: Run, config, workdir: str) -> dict | None:
         enter = stack.enter_context
         saver = enter(checkpoint.Checkpointer(workdir, **config.checkpoint))
         enter(jax.set_mesh(run.mesh))
-        stop = enter(_stop_signal())
+        enter(stop.listening())
         state, reference, clock = _first_state(run, config, saver)
         start = int(jax.device_get(state.step))
         log = enter(metrics.Metrics(workdir, step=start))
@@ -48,31 +42,36 @@ def train(run: Run, config, workdir: str) -> dict | None:
         )
         prompts = data.put(run.train_set, run.mesh)
         exam = _Exam(run, config, log)
-        exam.before(state.train.params)
-        exam.now_and_then(start, state.train.params)  # where a stop came before it
         advance = enter(metrics.progress("train", config.num_steps - start))
-        enter(jax.transfer_guard("disallow"))
 
-        for step in range(start + 1, config.num_steps + 1):
-            phases = Phases()
-            state, rounds, numbers = one_step(run, phases, state, reference, prompts)
-            numbers = phases.finish(*jax.device_get(numbers))
-            dump.add(step, _rows(run, rounds))
-            shown = log.step(step, numbers)
-            metrics.say(metrics.line(step, shown, num_steps=config.num_steps))
-            stopping = stop()
-            if saver.due(step) or stopping or step == config.num_steps:
-                saver.save(step, state, {"seconds": clock()})
-            if stopping:
-                return None
-            exam.now_and_then(step, state.train.params)
-            advance()
-
-        exam.after(config.num_steps, state.train.params)
-        saver.wait()  # a run whose last checkpoint is not whole is not finished
-        result = _result(config, workdir, state, exam) | {"seconds": clock()}
-        checkpoint.write_result(workdir, result)
-        return result
+        try:
+            hosts.agree("data and first step", run.identity | {"step": start})
+            exam.before(state.train.params)
+            exam.now_and_then(start, state.train.params)  # where a stop came before it
+            enter(jax.transfer_guard("disallow"))
+            for step in range(start + 1, config.num_steps + 1):
+                phases = Phases()
+                state, rounds, numbers = one_step(
+                    run, phases, state, reference, prompts
+                )
+                numbers = phases.finish(*jax.device_get(numbers))
+                dump.add(step, _rows(run, rounds))
+                shown = log.step(step, numbers)
+                metrics.say(metrics.line(step, shown, num_steps=config.num_steps))
+                if saver.due(step) or step == config.num_steps:
+                    saver.save(step, state, {"seconds": clock()})
+                exam.now_and_then(step, state.train.params)
+                advance()
+            exam.after(config.num_steps, state.train.params)
+            with stop.update():
+                saver.wait()  # a run whose last checkpoint is not whole is not finished
+                result = _result(config, workdir, state, exam) | {"seconds": clock()}
+                checkpoint.write_result(workdir, result)
+            return result
+        except stop.Stopped:  # rollouts that wait for their update are dropped
+            step = int(jax.device_get(state.step))
+            saver.save(step, state, {"seconds": clock()})
+            return None
 
 
 def _name_left_out(run: Run, workdir) -> None:
@@ -86,98 +85,6 @@ def _name_left_out(run: Run, workdir) -> None:
     if left_out and jax.process_index() == 0:
         path = checkpoint.workdir_path(workdir) / "left_out.json"
         checkpoint.write_json(path, left_out)
-
-
-class Round(NamedTuple):
-    """What came of one generation."""
-
-    drawn: Drawn
-    written: Rollout
-    graded: Graded
-    tally: Tally
-
-
-def _one_round(run: Run, phases, state, prompts) -> tuple[Any, Round]:
-    """Sample, generate, grade: the sampler's state, and what came of it."""
-    programs = run.programs
-    sampler_state, drawn = phases("draw", programs.draw, state, prompts, run.seed)
-    written = phases(
-        "generate",
-        programs.generate,
-        state.train.params,
-        state.step,
-        drawn,
-        run.sampling,
-        run.seed,
-    )
-    graded = phases("grade", run.grade, written, drawn)
-    tally = phases("observe", programs.observe, written, graded)
-    return sampler_state, Round(drawn, written, graded, tally)
-
-
-def _collected(run: Run, phases, state, prompts):
-    """Rounds until there is a whole batch of groups to learn from, or the bound is met.
-
-    Returns the sampler's state, what is over, the batch, all rounds, and metrics.
-    """
-    collect, batch, rounds = run.programs.collect, state.surplus, []
-    while True:
-        sampler_state, new = _one_round(run, phases, state, prompts)
-        state = dataclasses.replace(state, sampler=sampler_state)
-        rounds.append(new)
-        if not collect:
-            return sampler_state, None, new[:3], rounds, {}
-        batch, surplus, numbers = phases(
-            "collect", collect, batch, sampler_state, state.step, *new[:3]
-        )
-        whole = jax.device_get(numbers["dynamic/used_groups"]) == len(batch.kept_P)
-        if whole or len(rounds) == run.max_rounds:
-            return sampler_state, surplus, batch.groups, rounds, numbers
-
-
-def one_step(run: Run, phases, state, reference, prompts):
-    """One step: sample, generate, grade, update; the sampler learns in the update."""
-    sampler_state, surplus, batch, rounds, collected = _collected(
-        run, phases, state, prompts
-    )
-    scores = _scores(run, phases, state, reference, *batch)
-    state, numbers = phases(
-        "update",
-        run.programs.update,
-        state,
-        sampler_state,
-        surplus,
-        *batch,
-        scores,
-        run.sampling,
-    )
-    tallies = [each.tally for each in rounds]
-    return state, rounds, (numbers | collected, tallies)
-
-
-def _scores(run: Run, phases, state, reference, drawn, written, graded) -> Scores:
-    """What the algorithm wants to know of the rollouts before it learns from them."""
-    programs, sampling = run.programs, run.sampling
-    found = {}
-    if programs.reference:
-        found["reference_BT"] = phases(
-            "reference", programs.reference, reference, written, sampling
-        )
-    if programs.values:
-        found["value_BT"] = phases(
-            "values", programs.values, state.critic.params, written
-        )
-    if programs.thoughts:
-        found["thoughts"] = phases(
-            "thoughts",
-            programs.thoughts,
-            state.train.params,
-            written,
-            drawn,
-            graded,
-            sampling,
-        )
-    return Scores(**found)
 
 
 def _first_state(run: Run, config, saver):
@@ -219,62 +126,6 @@ def process_seconds() -> float:
 
 
 _IMPORTED = time.monotonic()
-
-
-@contextlib.contextmanager
-def _stop_signal():
-    """Yields a function that says whether SIGTERM has come."""
-    came = []
-    before = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
-    try:
-        yield lambda: bool(came)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
-_compilations: list[float] = []  # seconds of each one in this process
-
-
-def _note_compilation(event: str, seconds: float, **_) -> None:
-    if event == _COMPILE_EVENT:
-        _compilations.append(seconds)
-
-
-jax.monitoring.register_event_duration_secs_listener(_note_compilation)
-
-
-class Phases:
-    """Seconds of each phase of one step."""
-
-    def __init__(self):
-        self._seconds: dict[str, float] = {}
-        self._start = time.perf_counter()
-
-    def __call__(self, name, program, *args):
-        start = time.perf_counter()
-        out = jax.block_until_ready(program(*args))
-        spent = time.perf_counter() - start
-        self._seconds[name] = self._seconds.get(name, 0.0) + spent
-        return out
-
-    def finish(self, numbers: dict, tallies: list[Tally]) -> dict:
-        """The step's numbers with seconds, tokens a second, and compilations so far."""
-        numbers = numbers | over_rounds(tallies)
-        tokens = float(numbers.pop("tokens"))
-        learned = float(numbers.pop("dynamic/used_tokens", tokens))
-        seconds = {f"seconds_{name}": s for name, s in self._seconds.items()}
-        whole = time.perf_counter() - self._start
-        return {
-            **numbers,
-            **seconds,
-            "seconds": whole,
-            "tokens": tokens,
-            "tokens_per_second": tokens / whole,
-            "generate_tokens_per_second": tokens / self._seconds["generate"],
-            "update_tokens_per_second": learned / self._seconds["update"],
-            "compile_count": len(_compilations),
-        }
 
 
 class _Exam:
@@ -342,37 +193,52 @@ class _Exam:
 
 
 def _rows(run: Run, rounds: list[Round]):
-    """Each rollout of a step as a row of the dump, used or not."""
+    """Each rollout of a step as a row of the dump, used or not; of all hosts."""
     for each in rounds:
-        yield from _rows_of(run, *jax.device_get(each[:3]))
+        yield from _rows_of(run, *each[:3])
 
 
 def _rows_of(run: Run, drawn, written, graded):
     problems, group = run.train_set.problems, written.group
-    length_B = written.mask_BT.sum(axis=1)
-    for b, row_T in enumerate(written.response_BT):
+    response_BT, mask_BT, truncated_B, graded, ids_P = hosts.on_host(
+        (
+            written.response_BT,
+            written.mask_BT,
+            written.truncated_B,
+            graded,
+            drawn.ids_P,
+        )
+    )
+    length_B = mask_BT.sum(axis=1)
+
+    def row(b):
         p, g = divmod(b, group)
-        index = int(drawn.ids_P[p])
-        yield {
+        index = int(ids_P[p])
+        return {
             "id": problems.ids[index],
             "sample": g,
             "prompt": problems.prompts[index],
-            "response": run.tokenizer.decode(row_T[: length_B[b]]),
+            "response": run.tokenizer.decode(response_BT[b, : length_B[b]]),
             "reward": graded.reward_PG[p, g],
             **{f"reward/{name}": x_PG[p, g] for name, x_PG in graded.parts.items()},
             "correct": graded.correct_PG[p, g],
             "valid": graded.valid_PG[p, g],
-            "truncated": written.truncated_B[b],
+            "truncated": truncated_B[b],
             "length": length_B[b],
         }
 
+    return map(row, range(len(length_B)))
+
 
 def _result(config, workdir, state, exam: _Exam) -> dict:
-    """The run's one JSON object, all but the seconds."""
+    """The run's one JSON object, all but the seconds; process 0 puts it together."""
+    digest = checkpoint.params_digest(state.train.params)
+    if jax.process_index() > 0:
+        return hosts.first("result", None)
     rows = [*metrics.read_metrics(workdir)]
     before, after = exam(0), exam(config.num_steps)
     k = config.evaluation.samples
-    return {
+    result = {
         "steps": config.num_steps,
         "epochs": int(np.floor(rows[-1]["epoch"])),
         "eval_problems": len(exam) or None,
@@ -382,6 +248,7 @@ def _result(config, workdir, state, exam: _Exam) -> dict:
         "eval_accuracy_well_formed_after": after.get("accuracy_well_formed"),
         f"pass_at_{k}_before": before.get(f"sampled/pass_at_{k}"),
         "format_valid_before": before.get("well_formed"),
-        "params_digest": checkpoint.params_digest(state.train.params),
+        "params_digest": digest,
         "workdir": str(workdir),
     }
+    return hosts.first("result", result)

@@ -11,8 +11,9 @@ from tiny_run import configure, set_up, told, with_parity, write_problems
 
 from limr_jax import checkpoint, data, model, randomness
 from limr_jax.rollout import scaled_logits
+from limr_jax.step import one_step
 from limr_jax.tally import over_rounds
-from limr_jax.train import one_step, train
+from limr_jax.train import train
 
 STEPS = 5
 TIE = 1e-4  # scores so close may change places from one summation order to another
