@@ -43,9 +43,16 @@ _GREEK = re.compile(r"\\(gamma|Gamma(?!\s*\()|Pi)(?![A-Za-z])")
 def misread(text: str) -> bool:
     """Does it hold what math-verify's grammar takes for something else?"""
     both_cases = {c.lower() for c in _LONE.findall(text) if c.isupper()}
-    return bool(_MISREAD.search(text) or both_cases & set(_LONE.findall(text)))
+    both_cases &= set(_LONE.findall(text))
+    marks = (_MISREAD, _VERTICES, _WORDS)
+    return bool(both_cases or any(mark.search(text) for mark in marks))
 
 
+_WORDS = re.compile(r"\\text\{\s*[A-Za-z]{2}")
+_VERTICES = re.compile(r"(?<![A-Za-z\\{])[A-Z]{3,}(?![A-Za-z])")
+_IN_DEGREES = re.compile(
+    r"(\\(?:sin|cos|tan|cot|sec|csc)\s*(?:\^\s*\{?-?\d\}?)?[\s({]*)(\d+(?:\.\d+)?)\s*°"
+)
 _LONE = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
 
 
@@ -56,7 +63,10 @@ def expression(text: str):
     from latex2sympy2_extended import latex2sympy
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 
-    text = re.sub(r"\\text\{([^{}]*)\}", "", text).replace("°", "").strip()
+    if _WORDS.search(text) or _VERTICES.search(text):
+        return None  # 'all even n', triangle ABC: no product of letters
+    text = _IN_DEGREES.sub(r"\1(\2\\cdot \\frac{\\pi}{180})", text)
+    text = re.sub(r"\\text\{[^{}]*\}", "", text).replace("°", "").strip()
     text = re.sub(r"\\%$", "", text).strip()
     if not text or costly(text) or _MISREAD.search(text):
         return None
