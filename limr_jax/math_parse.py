@@ -17,7 +17,7 @@ def _too_deep(text: str) -> bool:
 
 _COSTLY = re.compile(
     r"\d\s*\^\s*\{?\s*\(?\s*-?\d+\s*\^"  # a tower of numbers
-    r"|\^\s*\{?[^{}^]{0,40}\^\s*\{?[^{}^]{0,40}\^"  # a tower of three
+    r"|\^\s*\{[^{}^]{0,40}\^\s*\{[^{}^]{0,40}\^|\^\s*\w\s*\^"  # a tower of three
     r"|\^\s*[{(]?\s*[-+]?\s*\d{5,}"  # a power of 10,000 and more
     r"|\)\s*\^\s*\{\s*\d{3,}"  # a sum to a power of 100 and more
     r"|\d{4,}\s*!|!\s*[)}]\s*!|(?:\^|\d{3})[^!]{0,20}[)}]\s*!"  # large factorials

@@ -9,6 +9,7 @@ _LETTER_CHOICE = re.compile(r"^\(?([A-J])(?:\)|\.|:|$|\s(?=\S))\s*(.*)$", re.DOT
 _NONE = {
     "no solution", "no solutions", "none", "does not exist", "dne", r"\emptyset",
     "empty set", "the empty set", "no real solutions", "no real solution", r"\{\}",
+    "no real roots", "no root", "no roots", "no integer solutions",
     "no such number", "no such numbers", "nonexistent", "impossible",
 }  # fmt: skip
 _ENDLESS = {
