@@ -192,7 +192,9 @@ _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7,
 def _base(match: re.Match) -> str:
     """A base in words: `413_{\\text{five}}` is `413_5`."""
     number = _BASES.get(match[1].strip().lower())
-    return match[0] if number is None else f"_{{{number}}}"
+    if number is None:
+        return match[0]
+    return f"_{number}" if number < 10 else f"_{{{number}}}"
 
 
 def _operators(text: str) -> str:

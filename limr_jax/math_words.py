@@ -88,7 +88,7 @@ def same(ref: Form, pred: Form) -> str | None:
 
 def _unwrapped(text: str) -> str:
     r"""Words and mathematics alike, `\text{July 4}` as `july4`."""
-    return re.sub(r"\\text\{([^{}]*)\}", r"\1", text).replace(" ", "")
+    return math_text.squeeze(re.sub(r"\\text\{([^{}]*)\}", r"\1", text))
 
 
 _COMPARED = re.compile(
