@@ -7,8 +7,8 @@ token t is predicted from.
 import jax
 import jax.numpy as jnp
 
-from limr_jax import model
-from limr_jax.chunks import by_rows
+from limr_jax import model, packing
+from limr_jax.logprob import response_hidden
 
 
 def init_params(policy_params) -> dict:
@@ -26,24 +26,46 @@ def response_values(
     params,
     tokens_BS,
     position_BS,
+    segment_BS=None,
+    layout: packing.Layout | None = None,
     *,
     response_length: int,
     config: model.ModelConfig,
     dtype,
     remat: bool = False,
 ):
-    """Values before each of the last T tokens of each row, fp32 [B, T]."""
-    hidden_BSD = model.forward(
-        params, tokens_BS, position_BS, config=config, dtype=dtype, remat=remat
-    )
-    hidden_BTD = hidden_BSD[:, -response_length - 1 : -1].astype(jnp.float32)
+    """Values before each row's T predicted tokens, fp32 [B, T]."""
+    hidden_BTD = response_hidden(
+        params,
+        *(tokens_BS, position_BS, segment_BS, layout),
+        response_length=response_length,
+        config=config,
+        dtype=dtype,
+        remat=remat,
+    ).astype(jnp.float32)
     return jnp.einsum("btd,d->bt", hidden_BTD, params["value_head"]["kernel"])
 
 
-def values(params, tokens_BS, position_BS, *, micro_batch_rows: int, **options):
-    """`response_values` in micro-batches: fp32 [B, T]."""
+def values(
+    params,
+    tokens_BS,
+    position_BS,
+    *,
+    problem_B,
+    micro_batch_rows: int,
+    response_length: int,
+    **options,
+):
+    """`response_values`, packed, fp32 [B, T]; 0 at padding."""
 
-    def some(tokens_BS, position_BS):
-        return response_values(params, tokens_BS, position_BS, **options)
+    def some(*rows):
+        return response_values(
+            params, *rows, response_length=response_length, **options
+        )
 
-    return by_rows(some, tokens_BS, position_BS, size=micro_batch_rows)
+    return packing.over_rows(
+        some,
+        *(tokens_BS, position_BS, problem_B),
+        response_length=response_length,
+        size=micro_batch_rows,
+    )

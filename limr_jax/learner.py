@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from limr_jax import critic, objectives
-from limr_jax.algorithms import dash
+from limr_jax import critic, objectives, packing
 from limr_jax.chunks import split_rows
 from limr_jax.objectives import Batch
 from limr_jax.sharding import constrain_params
@@ -77,22 +76,50 @@ def init(params, optimizer) -> TrainState:
 
 
 def _micro_batches(batch: Batch, micro_batch_rows: int):
-    """(batch, micro-batches [M, S, …], how many of them are to be walked).
+    """(micro-batch of number i, how many are walked, learned tokens, padding's share).
 
-    With a filter the kept rows come first, and only whole micro-batches that hold one
-    are walked: their number is traced, their shape is not.
+    Rollouts are packed, but for those that the filter drops or that have nothing to be
+    learned: the number of micro-batches is traced, their shape is not. Texts (without
+    `problem_B`) are packed already.
     """
-    rows = batch.mask_BT.shape[0]
+    rows, columns = batch.tokens_BS.shape
     size = micro_batch_rows or rows
-    if batch.keep_B is None:
-        split = jax.tree.map(lambda x: split_rows(x, rows // size), batch)
-        return batch, split, rows // size
-    order_B, count = dash.pack(batch.keep_B, size)
-    batch = dataclasses.replace(batch, mask_BT=batch.mask_BT & batch.keep_B[:, None])
-    packed = jax.tree.map(
-        lambda x: x[order_B].reshape(rows // size, size, *x.shape[1:]), batch
+    if batch.problem_B is None:
+        parts = jax.tree.map(lambda x: split_rows(x, rows // size), batch)
+        padding = jnp.mean(batch.position_BS < 0, dtype=jnp.float32)
+        tokens = jnp.sum(batch.mask_BT)
+        return partial(_part, parts), rows // size, tokens, padding
+    keep_B = jnp.any(batch.mask_BT, axis=1)
+    if batch.keep_B is not None:
+        keep_B &= batch.keep_B
+    T = batch.mask_BT.shape[1]
+    packed = packing.pack(
+        batch.position_BS, batch.problem_B, keep_B, response_length=T
     )
-    return batch, packed, count
+    count = -(-packed.rows // size)
+    live = jnp.sum(packed.source_RS >= 0, dtype=jnp.float32)
+    padding = 1 - live / jnp.maximum(count * size * columns, 1)
+    tokens = jnp.sum(batch.mask_BT & keep_B[:, None])
+    return partial(_packed, batch, packed, size), count, tokens, padding
+
+
+def _part(parts: Batch, i) -> Batch:
+    return jax.tree.map(lambda x: x[i], parts)
+
+
+def _packed(batch: Batch, packed: packing.Packing, size: int, i) -> Batch:
+    """Packed rows i · size … as a micro-batch."""
+    rows = packing.Rows(packed, i, size)
+    by_token = dataclasses.replace(
+        batch, tokens_BS=None, position_BS=None, problem_B=None, keep_B=None
+    )
+    return dataclasses.replace(
+        jax.tree.map(lambda x: rows.targets(x, jnp.zeros((), x.dtype)), by_token),
+        tokens_BS=rows.columns(batch.tokens_BS, 0),
+        position_BS=rows.columns(batch.position_BS, -1),
+        segment_BS=rows.segment_RS(),
+        layout=rows.layout(batch.tokens_BS),
+    )
 
 
 def gradients(params, batch: Batch, *, loss: Callable, micro_batch_rows: int):
@@ -101,7 +128,7 @@ def gradients(params, batch: Batch, *, loss: Callable, micro_batch_rows: int):
     `loss(params, micro) → loss_BT, means, maxima` gives arrays [B, T]; means are taken
     over the learned tokens of the whole batch.
     """
-    batch, micro_batches, count = _micro_batches(batch, micro_batch_rows)
+    micro_batch, count, tokens, padding = _micro_batches(batch, micro_batch_rows)
 
     def total(params, micro: Batch):
         loss_BT, means, maxima = loss(params, micro)
@@ -117,19 +144,19 @@ def gradients(params, batch: Batch, *, loss: Callable, micro_batch_rows: int):
         return constrain_params(grads), sums, highs
 
     def add(i, total):
-        grads, sums, highs = of(jax.tree.map(lambda x: x[i], micro_batches))
+        grads, sums, highs = of(micro_batch(i))
         return (
             constrain_params(jax.tree.map(jnp.add, total[0], grads)),
             jax.tree.map(jnp.add, total[1], sums),
             jax.tree.map(jnp.maximum, total[2], highs),
         )
 
-    shapes = jax.eval_shape(of, jax.tree.map(lambda x: x[0], micro_batches))
+    shapes = jax.eval_shape(lambda: of(micro_batch(0)))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     grads, sums, highs = jax.lax.fori_loop(0, count, add, zeros)
-    tokens = jnp.maximum(jnp.sum(batch.mask_BT), 1)
+    tokens = jnp.maximum(tokens, 1)
     means = {k: v if k == "loss" else v / tokens for k, v in sums.items()}
-    return grads, {**means, **highs}
+    return grads, {**means, **highs, "padding_share": padding}
 
 
 def update(

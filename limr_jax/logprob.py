@@ -1,7 +1,9 @@
 """Log-probabilities of tokens that are given; the logits are never made all at once."""
 
-from limr_jax import model
-from limr_jax.chunks import by_chunks, by_rows, chunk_size
+import jax.numpy as jnp
+
+from limr_jax import model, packing
+from limr_jax.chunks import by_chunks, chunk_size
 from limr_jax.rollout import scaled_logits, token_logprob
 
 
@@ -29,33 +31,48 @@ def response_logprob(
     position_BS,
     segment_BS,
     temperature,
+    layout: packing.Layout | None = None,
     *,
     response_length: int,
     config: model.ModelConfig,
     dtype,
     remat: bool = False,
 ):
-    """Log-probability and entropy of the last T tokens of each row, both fp32 [B, T].
+    """Log-probability and entropy of each row's T predicted tokens, both fp32 [B, T].
 
-    Logits are made at those T positions only, a chunk of columns at a time.
+    They are its last T, or those that the layout of a packed row names. Logits are made
+    at those T positions only, a chunk of columns at a time.
     """
-    hidden_BSD = model.forward(
+    options = {"config": config, "dtype": dtype}
+    hidden_BTD = response_hidden(
         params,
-        tokens_BS,
-        position_BS,
-        segment_BS,
-        config=config,
-        dtype=dtype,
+        *(tokens_BS, position_BS, segment_BS, layout),
+        response_length=response_length,
         remat=remat,
+        **options,
     )
-    return logprob_of(
-        params,
-        hidden_BSD[:, -response_length - 1 : -1],
-        tokens_BS[:, -response_length:],
-        temperature,
-        config=config,
-        dtype=dtype,
+    token_BT = layout.token_RT if layout else tokens_BS[:, -response_length:]
+    return logprob_of(params, hidden_BTD, token_BT, temperature, **options)
+
+
+def response_hidden(
+    params,
+    tokens_BS,
+    position_BS,
+    segment_BS=None,
+    layout: packing.Layout | None = None,
+    *,
+    response_length: int,
+    **options,
+):
+    """The hidden states that the tokens of `response_logprob` are predicted from."""
+    branch_BS = layout.branch_RS if layout else None
+    hidden_BSD = model.forward(
+        params, tokens_BS, position_BS, segment_BS, branch_BS, **options
     )
+    if layout is None:
+        return hidden_BSD[:, -response_length - 1 : -1]
+    return jnp.take_along_axis(hidden_BSD, layout.from_RT[..., None], axis=1)
 
 
 def response_logprobs(
@@ -64,14 +81,27 @@ def response_logprobs(
     position_BS,
     temperature,
     *,
+    problem_B,
     micro_batch_rows: int,
+    response_length: int,
     **options,
 ):
-    """Log-probabilities of `response_logprob`, in micro-batches: fp32 [B, T]."""
+    """Log-probabilities of `response_logprob`, packed, fp32 [B, T]; 0 at padding.
 
-    def some(tokens_BS, position_BS):
+    Rows of the same `problem_B` have the same prompt.
+    """
+
+    def some(tokens_RS, position_RS, segment_RS, layout):
         return response_logprob(
-            params, tokens_BS, position_BS, None, temperature, **options
+            params,
+            *(tokens_RS, position_RS, segment_RS, temperature, layout),
+            response_length=response_length,
+            **options,
         )[0]
 
-    return by_rows(some, tokens_BS, position_BS, size=micro_batch_rows)
+    return packing.over_rows(
+        some,
+        *(tokens_BS, position_BS, problem_B),
+        response_length=response_length,
+        size=micro_batch_rows,
+    )

@@ -106,20 +106,29 @@ def compute_params(params, dtype):
 
 
 def forward(
-    params, tokens_BT, position_BT, segment_BT=None, *, config, dtype, remat=False
+    params,
+    tokens_BT,
+    position_BT,
+    segment_BT=None,
+    branch_BT=None,
+    *,
+    config,
+    dtype,
+    remat=False,
 ):
     """hidden_BTD after the final norm; position -1 is padding, on either side.
 
     With `segment_BT` a row holds several texts, each with positions from 0, and a
-    token sees its own segment only. `remat` keeps only each layer's input for the
-    backward pass.
+    token sees its own segment only. With `branch_BT` a text goes on in several ways: of
+    its segment a token sees branch 0 and its own, each going on from 0's positions.
+    `remat` keeps only each layer's input for the backward pass.
     """
     x_BTD = _embed(params, tokens_BT, config, dtype)
     x_BTD, _ = _read(
         params,
         x_BTD,
         position_BT,
-        segment_BT,
+        _same(segment_BT, branch_BT),
         config=config,
         remat=remat,
         keep=lambda *_: None,
@@ -156,11 +165,21 @@ def _final_norm(params, x_BTD, config: ModelConfig):
     return nnx.merge(graph, params["final_norm"])(x_BTD)
 
 
-def _read(params, x_BTD, position_BT, segment_BT, *, config, remat, keep):
+def _same(segment_BT, branch_BT):
+    """Which columns are of one text, [B, T, T]; None: all of a row."""
+    if segment_BT is None:
+        return None
+    same_BTS = segment_BT[:, :, None] == segment_BT[:, None]
+    if branch_BT is None:
+        return same_BTS
+    seen_B1S = branch_BT[:, None]
+    return same_BTS & ((seen_B1S == 0) | (seen_B1S == branch_BT[:, :, None]))
+
+
+def _read(params, x_BTD, position_BT, same_BTS, *, config, remat, keep):
     """All layers over whole sequences; also `keep(kind, k, v)` of every layer."""
     views = _views(position_BT, dict.fromkeys(config.pattern, position_BT), config)
-    if segment_BT is not None:
-        same_BTS = segment_BT[:, :, None] == segment_BT[:, None]
+    if same_BTS is not None:
         views = {kind: (turn, mask & same_BTS) for kind, (turn, mask) in views.items()}
     graph = _block_graph(config)
 

@@ -21,6 +21,7 @@ from limr_jax.algorithms import dash, dr_grpo, grpo, kl, ppo, reinforce_pp, rloo
 from limr_jax.chunks import join_rows, split_rows
 from limr_jax.critic import response_values
 from limr_jax.logprob import response_logprob
+from limr_jax.packing import Layout
 from limr_jax.rollout import Rollout
 
 KL_ESTIMATORS = {"k1": kl.k1, "k2": kl.k2, "k3": kl.k3}
@@ -36,6 +37,8 @@ class Batch:
     mask_BT: jax.Array  # bool: the tokens among the last T columns that are learned
     weight_BT: jax.Array  # fp32: each token's share of the loss
     segment_BS: jax.Array | None = None  # int32: which of a packed row's texts
+    layout: Layout | None = None  # of a packed row; None: the last T are predicted
+    problem_B: jax.Array | None = None  # int32: whose prompt; None: is not to be packed
     advantage_BT: jax.Array | None = None  # fp32
     old_logprob_BT: jax.Array | None = None  # fp32, of the policy that chose the token
     reference_BT: jax.Array | None = None  # fp32, of the reference; None without KL
@@ -192,6 +195,7 @@ def rl_batch(
         mask_BT=mask_BT,
         keep_B=keep_B,
         weight_BT=token_weights(counted_BT, normaliser, minibatches),
+        problem_B=rollout.problem_B,
         advantage_BT=jnp.where(mask_BT, advantage_BT, 0.0),
         old_logprob_BT=rollout.logprob_BT,
         reference_BT=scores.reference_BT,
@@ -240,6 +244,7 @@ def policy_loss(
         micro.position_BS,
         micro.segment_BS,
         temperature,
+        micro.layout,
         response_length=micro.mask_BT.shape[1],
         **model_options,
     )
@@ -288,6 +293,8 @@ def critic_loss(params, micro: Batch, *, value_clip: float, **model_options):
         params,
         micro.tokens_BS,
         micro.position_BS,
+        micro.segment_BS,
+        micro.layout,
         response_length=micro.mask_BT.shape[1],
         **model_options,
     )

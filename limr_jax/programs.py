@@ -153,13 +153,21 @@ def _scoring(learning: learner.Learning) -> dict:
         scored = (*written.sequences(), sampling.temperature)
         response_length = written.response_BT.shape[1]
         return logprob.response_logprobs(
-            params, *scored, response_length=response_length, **scoring
+            params,
+            *scored,
+            problem_B=written.problem_B,
+            response_length=response_length,
+            **scoring,
         )
 
     def values(params, written):
         response_length = written.response_BT.shape[1]
         return critic.values(
-            params, *written.sequences(), response_length=response_length, **scoring
+            params,
+            *written.sequences(),
+            problem_B=written.problem_B,
+            response_length=response_length,
+            **scoring,
         )
 
     def score_thoughts(params, written, drawn, graded, sampling):

@@ -46,6 +46,12 @@ class Rollout:
         slots = jnp.sum(self.slot_steps_D)
         return slots - decoded, jnp.maximum(slots, 1)
 
+    @property
+    def problem_B(self) -> jax.Array:
+        """Which of the P prompts a row answers, int32."""
+        rows = jnp.arange(self.response_BT.shape[0], dtype=jnp.int32)
+        return rows // self.group
+
     def sequences(self) -> tuple[jax.Array, jax.Array]:
         """Prompt and response as one row: tokens_BS and position_BS, S = L + T."""
         prompt_BL = jnp.repeat(self.prompt_PL, self.group, axis=0)

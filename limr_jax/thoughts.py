@@ -28,6 +28,7 @@ class Thoughts:
 
     tokens_BS: jax.Array  # int32
     position_BS: jax.Array  # int32, -1 = padding
+    problem_B: jax.Array  # int32: which prompt
     thought_BX: jax.Array  # bool: tokens that the policy chose
     answer_BX: jax.Array  # bool: tokens of the reference answer, its end token included
     formatted_B: jax.Array  # bool: the policy wrote the answer phrase
@@ -85,6 +86,7 @@ def make(
     return Thoughts(
         tokens_BS=jnp.concatenate([prompt_BL, token_BX], axis=1),
         position_BS=jnp.concatenate([position_BL, position_BX], axis=1),
+        problem_B=rollout.problem_B,
         thought_BX=thought_BX,
         answer_BX=answer_BX,
         formatted_B=formatted_B,
@@ -99,6 +101,7 @@ def score(params, thoughts: Thoughts, temperature, **options) -> Thoughts:
         thoughts.tokens_BS,
         thoughts.position_BS,
         temperature,
+        problem_B=thoughts.problem_B,
         response_length=thoughts.thought_BX.shape[1],
         **options,
     )
@@ -163,6 +166,7 @@ def jepo_batch(
     batch = Batch(
         tokens_BS=rows.tokens_BS,
         position_BS=rows.position_BS,
+        problem_B=rows.problem_B,
         mask_BT=mask_BX,
         weight_BT=token_weights(mask_BX, normaliser, minibatches),
         advantage_BT=jnp.where(thought_BX, advantage_BX, 0.0),

@@ -1,0 +1,206 @@
+"""Rollouts of all lengths in rows of one width, each prompt once a row.
+
+A forward and backward pass costs what its columns cost, live or not, and a group's G
+rollouts repeat their prompt. So responses are packed into rows of S = L + T columns by
+first fit, longest first; a row holds the prompt of its responses once, whatever their
+number, and a response sees its prompt and itself (`branch_RS`). A row has at most T
+predicted tokens, so logits are made at T positions of it. A response's last token is
+predicted but never read. Only the number of rows depends on the data.
+
+B rollouts of S columns, the last T of them the response; at most R = B packed rows.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from limr_jax.layers import ROWS
+from limr_jax.sharding import constrain
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How packed rows are read, beside tokens, positions and segments (problems)."""
+
+    branch_RS: jax.Array  # int32: 0 is the prompt, seen by its problem's other branches
+    token_RT: jax.Array  # int32: the tokens that are predicted
+    from_RT: jax.Array  # int32: the column from whose hidden state each is predicted
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """Where everything stands; -1: nothing stands there."""
+
+    source_RS: jax.Array  # int32: b · S + s, the column of the texts
+    target_RT: jax.Array  # int32: b · T + t, the predicted token
+    from_RT: jax.Array  # int32: as in Layout
+    place_BT: jax.Array  # int32: r · T + t', where a predicted token stands
+    rows: jax.Array  # int32: rows that hold something
+    problem_B: jax.Array  # int32
+
+
+class _Place(NamedTuple):
+    """Where one rollout goes."""
+
+    row: jax.Array
+    prompt: jax.Array  # column at which its prompt starts
+    fresh: jax.Array  # whether it brings the prompt
+    response: jax.Array  # column at which its response starts
+    target: jax.Array  # predicted tokens before its own
+
+
+def first_fit(
+    problem_B, prompt_length_B, response_length_B, *, columns: int, targets: int
+) -> tuple[_Place, jax.Array]:
+    """(places, with an axis B; the number of rows). Length 0: not placed.
+
+    A problem's rollouts follow one another, the problem with the longest response
+    first, so that only the rows of one problem's prompt are kept in mind.
+    """
+    same_BB = problem_B[:, None] == problem_B[None]
+    longest_B = jnp.max(jnp.where(same_BB, response_length_B[None], 0), axis=1)
+    order_B = jnp.lexsort((-response_length_B, problem_B, -longest_B))
+    count = problem_B.shape[0]
+
+    def put(carry, b):
+        used_R, told_R, prompt_R, problem = carry
+        prompt_R = jnp.where(problem_B[b] == problem, prompt_R, -1)
+        length, prompt_length = response_length_B[b], prompt_length_B[b]
+        brought_R = jnp.where(prompt_R < 0, prompt_length, 0)
+        needed_R = brought_R + jnp.maximum(length - 1, 0)
+        fits_R = (used_R + needed_R <= columns) & (told_R + length <= targets)
+        row = jnp.argmax(fits_R).astype(jnp.int32)
+        used, fresh = used_R[row], prompt_R[row] < 0
+        prompt = jnp.where(fresh, used, prompt_R[row])
+        place = _Place(row, prompt, fresh, used + brought_R[row], told_R[row])
+        there = length > 0
+        return (
+            used_R.at[row].add(jnp.where(there, needed_R[row], 0)),
+            told_R.at[row].add(length),
+            prompt_R.at[row].set(jnp.where(there, prompt, prompt_R[row])),
+            problem_B[b],
+        ), place
+
+    zero_R = jnp.zeros((count,), jnp.int32)
+    start = (zero_R, zero_R, zero_R - 1, jnp.int32(-1))
+    (_, told_R, _, _), place = jax.lax.scan(put, start, order_B)
+    place = jax.tree.map(lambda x: jnp.zeros_like(x).at[order_B].set(x), place)
+    return place, jnp.sum(told_R > 0, dtype=jnp.int32)
+
+
+def pack(position_BS, problem_B, keep_B, *, response_length: int) -> Packing:
+    """The packing of the rollouts kept; `position_BS` has -1 for padding."""
+    (B, S), T = position_BS.shape, response_length
+    # Small, and walked one by one: on every device the same.
+    problem_B, keep_B = constrain(problem_B, None), constrain(keep_B, None)
+    live_BS = constrain(position_BS >= 0, None, None)
+    prompt_length_B = jnp.sum(live_BS[:, : S - T], axis=1, dtype=jnp.int32)
+    length_B = jnp.sum(live_BS[:, S - T :], axis=1, dtype=jnp.int32)
+    length_B = jnp.where(keep_B, length_B, 0)
+    place, rows = first_fit(problem_B, prompt_length_B, length_B, columns=S, targets=T)
+    row_B1, t_T = place.row[:, None], jnp.arange(T, dtype=jnp.int32)[None]
+    length_B1, response_B1 = length_B[:, None], place.response[:, None]
+    prompt_BL = jnp.where(
+        live_BS[:, : S - T] & (place.fresh & (length_B > 0))[:, None],
+        row_B1 * S + place.prompt[:, None] + position_BS[:, : S - T],
+        B * S,
+    )
+    response_BT = jnp.where(t_T < length_B1 - 1, row_B1 * S + response_B1 + t_T, B * S)
+    target_BT = jnp.where(
+        t_T < length_B1, row_B1 * T + place.target[:, None] + t_T, B * T
+    )
+    last_B1 = (place.prompt + prompt_length_B - 1)[:, None]
+    from_BT = jnp.where(t_T == 0, last_B1, response_B1 + t_T - 1)
+    target_RT = _inverse(target_BT)
+    return Packing(
+        source_RS=_inverse(jnp.concatenate([prompt_BL, response_BT], axis=1)),
+        target_RT=target_RT,
+        from_RT=_read(from_BT, target_RT, 0),
+        place_BT=jnp.where(t_T < length_B1, target_BT, -1),
+        rows=rows,
+        problem_B=problem_B,
+    )
+
+
+def _inverse(where_XY):
+    """Of each place, the flat index of what goes there; -1 for nothing."""
+    size = where_XY.size
+    places = jnp.full((size,), -1, jnp.int32)
+    index = jnp.arange(size, dtype=jnp.int32)
+    return (
+        places.at[where_XY.reshape(-1)].set(index, mode="drop").reshape(where_XY.shape)
+    )
+
+
+def _read(x_XY, index_RZ, empty):
+    """The flat x at each index, `empty` where it is -1."""
+    return jnp.where(index_RZ >= 0, x_XY.reshape(-1)[index_RZ], empty)
+
+
+class Rows:
+    """Rows i · size … of a packing, and what stands in them."""
+
+    def __init__(self, packing: Packing, i, size: int):
+        def rows(x_RX):
+            part = jax.lax.dynamic_slice_in_dim(x_RX, i * size, size)
+            return constrain(part, ROWS, None)
+
+        self._packing = packing
+        self._source_RS, self._target_RT = map(
+            rows, (packing.source_RS, packing.target_RT)
+        )
+        self._from_RT = rows(packing.from_RT)
+
+    def columns(self, x_BS, empty):
+        """Something that every column of the texts has."""
+        return _read(x_BS, self._source_RS, empty)
+
+    def targets(self, x_BT, empty):
+        """Something that every predicted token has."""
+        return _read(x_BT, self._target_RT, empty)
+
+    def segment_RS(self):
+        """The problem of each column."""
+        S = self._source_RS.shape[1]
+        return self._packing.problem_B[self._source_RS // S]
+
+    def layout(self, tokens_BS) -> Layout:
+        """How they are read."""
+        S, T = self._source_RS.shape[1], self._target_RT.shape[1]
+        rollout_RS, column_RS = jnp.divmod(self._source_RS, S)
+        return Layout(
+            branch_RS=jnp.where(column_RS < S - T, 0, rollout_RS + 1),
+            token_RT=self.targets(tokens_BS[:, S - T :], 0),
+            from_RT=self._from_RT,
+        )
+
+
+def over_rows(
+    function, tokens_BS, position_BS, problem_B, *, response_length: int, size: int
+):
+    """`function(tokens_RS, position_RS, segment_RS, layout) → x_RT`, as x_BT.
+
+    fp32, 0 at padding; over `size` packed rows at a time (0: all at once).
+    """
+    all_B = jnp.ones(tokens_BS.shape[:1], bool)
+    packing = pack(position_BS, problem_B, all_B, response_length=response_length)
+    B, T = packing.place_BT.shape
+    size = size or B
+
+    def some(i, x_RT):
+        rows = Rows(packing, i, size)
+        part_RT = function(
+            rows.columns(tokens_BS, 0),
+            rows.columns(position_BS, -1),
+            rows.segment_RS(),
+            rows.layout(tokens_BS),
+        )
+        return jax.lax.dynamic_update_slice_in_dim(x_RT, part_RT, i * size, axis=0)
+
+    count = -(-packing.rows // size)
+    x_RT = jax.lax.fori_loop(0, count, some, jnp.zeros((B, T), jnp.float32))
+    return _read(x_RT, packing.place_BT, 0.0)
