@@ -60,13 +60,3 @@ def split_rows(x, count: int):
 def join_rows(x):
     """The inverse of `split_rows`."""
     return jnp.swapaxes(x, 0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
-
-
-def by_rows(function, *arrays, size: int):
-    """`function(*arrays)` over `size` rows of all of them at a time (0: all at once).
-
-    `size` divides the rows; what is returned has its rows in the same order.
-    """
-    rows = arrays[0].shape[0]
-    parts = tuple(split_rows(x, rows // (size or rows)) for x in arrays)
-    return jax.tree.map(join_rows, jax.lax.map(lambda part: function(*part), parts))

@@ -93,9 +93,7 @@ def _micro_batches(batch: Batch, micro_batch_rows: int):
     if batch.keep_B is not None:
         keep_B &= batch.keep_B
     T = batch.mask_BT.shape[1]
-    packed = packing.pack(
-        batch.position_BS, batch.problem_B, keep_B, response_length=T
-    )
+    packed = packing.pack(batch.position_BS, batch.problem_B, keep_B, response_length=T)
     count = -(-packed.rows // size)
     live = jnp.sum(packed.source_RS >= 0, dtype=jnp.float32)
     padding = 1 - live / jnp.maximum(count * size * columns, 1)

@@ -45,7 +45,8 @@ def params():
 @pytest.fixture(scope="module")
 def value_BT(params, written):
     find = partial(critic.values, response_length=T, micro_batch_rows=4, **OPTIONS)
-    return jax.jit(find, compiler_options=QUICK)(params, *written.sequences())
+    find = jax.jit(find, compiler_options=QUICK)
+    return find(params, *written.sequences(), problem_B=written.problem_B)
 
 
 def rl_batch(written, reward_PG, value_BT, valid_PG=ALL_VALID, **changes):

@@ -302,6 +302,7 @@ def test_micro_batches_are_the_full_batch(params, written, reward_PG, normaliser
     parts, part_metrics = compute(params, batch, micro_batch_rows=4, **changes)
     assert_close(parts, grads)
     assert part_metrics.keys() == metrics.keys()
+    assert part_metrics.pop("padding_share") < metrics.pop("padding_share")
     for name, value in metrics.items():
         np.testing.assert_allclose(part_metrics[name], value, rtol=1e-5)
 
@@ -369,7 +370,10 @@ def test_micro_batch_log_probabilities_are_in_the_rows_order(params, written):
     temperature = jnp.float32(TEMPERATURE)
     for rows in (4, 0):
         logprob_BT = find(
-            params, tokens_BS, position_BS, temperature, micro_batch_rows=rows
+            params,
+            *(tokens_BS, position_BS, temperature),
+            problem_B=written.problem_B,
+            micro_batch_rows=rows,
         )
         apart_BT = np.where(written.mask_BT, logprob_BT - written.logprob_BT, 0)
         assert np.max(np.abs(apart_BT)) < 1e-5
