@@ -149,26 +149,19 @@ def _scoring(learning: learner.Learning) -> dict:
     """What is asked about the answers before they are learned from, by name."""
     scoring = {**learning.model_options, "micro_batch_rows": learning.micro_batch_rows}
 
+    def packed(written):
+        response_length = written.response_BT.shape[1]
+        return scoring | {
+            "problem_B": written.problem_B,
+            "response_length": response_length,
+        }
+
     def reference(params, written, sampling):
         scored = (*written.sequences(), sampling.temperature)
-        response_length = written.response_BT.shape[1]
-        return logprob.response_logprobs(
-            params,
-            *scored,
-            problem_B=written.problem_B,
-            response_length=response_length,
-            **scoring,
-        )
+        return logprob.response_logprobs(params, *scored, **packed(written))
 
     def values(params, written):
-        response_length = written.response_BT.shape[1]
-        return critic.values(
-            params,
-            *written.sequences(),
-            problem_B=written.problem_B,
-            response_length=response_length,
-            **scoring,
-        )
+        return critic.values(params, *written.sequences(), **packed(written))
 
     def score_thoughts(params, written, drawn, graded, sampling):
         whole_P = ~jepo.unsolved(graded.correct_PG, graded.valid_PG)
