@@ -3,7 +3,8 @@
 The formulas are in `algorithms/greso.py`. An epoch's random order is walked, each
 problem in turn is skipped or drawn, until P are drawn; the rest of the last batch comes
 from the next epoch's order. Where fewer than P of all N problems would be drawn, those
-that came nearest to it are drawn too: a batch is never short.
+that came nearest to it are drawn too: a batch is never short. Departure: the paper also
+drops groups without variance after their rollout; here only `dynamic` does.
 """
 
 import dataclasses
