@@ -44,12 +44,14 @@ def load(
     """The locked config and the options of a command line.
 
     argv: the arguments, without the program's name (`sys.argv[1:]`).
-    flags: further flags, name → default; the default's type is the flag's type.
+    flags: further flags, name → default; the default's type is the flag's type. One
+    whose default is () may be given again and again: all its texts, in their order.
     short: flag → field; `--flag=x` stands for `--config.field=x`.
     run_config: workdir → its run's config, for a program that looks at runs: one of
     --config and --workdir is given, not both, and no workdir is the default.
     Options hold `config` (as given), `workdir` (default `runs/<file's stem>`),
-    `dry_run` and the further flags. `--help` prints the usage and exits 0.
+    `dry_run`, the further flags, and `overrides`: (field, text) of each that was set.
+    `--help` prints the usage and exits 0.
     Raises InputError for whatever is wrong with the line or the file.
     """
     defaults = {**_FLAGS, **(flags or {})}
@@ -57,9 +59,11 @@ def load(
         raise SystemExit(print(_usage(description, defaults)))
     given, overrides = _split(argv, defaults, short or {})
     values = {
-        name: _parse(text, f"--{name}", defaults[name]) for name, text in given.items()
+        name: texts if default == () else _parse(texts[-1], f"--{name}", default)
+        for name, texts in given.items()
+        for default in [defaults[name]]
     }
-    options = types.SimpleNamespace(**(defaults | values))
+    options = types.SimpleNamespace(**(defaults | values), overrides=overrides)
     if run_config and bool(options.config) == bool(options.workdir):
         raise InputError("give one of --config=path/to/file.py and --workdir=RUN")
     if not options.config and not run_config:
@@ -102,7 +106,7 @@ def config_digest(config: Mapping[str, Any]) -> str:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Every leaf in which two nested mappings differ, as `a.b: old → new`, sorted."""
-    old_leaves, new_leaves = dict(_leaves(plain(old))), dict(_leaves(plain(new)))
+    old_leaves, new_leaves = dict(leaves(plain(old))), dict(leaves(plain(new)))
 
     def shown(leaves, name):
         return json.dumps(leaves[name]) if name in leaves else "absent"
@@ -121,7 +125,7 @@ def reading(config: ConfigDict) -> tuple["Reading", Callable[[], list[str]]]:
     Attributes, items and `**view` read; `to_dict` (for logs and run.json) does not.
     """
     read: set[str] = set()
-    names = [name for name, _ in _leaves(config.to_dict())]
+    names = [name for name, _ in leaves(config.to_dict())]
     return Reading(config, read), lambda: [name for name in names if name not in read]
 
 
@@ -153,9 +157,9 @@ class Reading(Mapping):
         return self._config.to_dict()
 
 
-def _split(argv, defaults, short) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """Flags by name, and (field, text) overrides in the order given."""
-    given: dict[str, str] = {}
+def _split(argv, defaults, short) -> tuple[dict[str, tuple], list[tuple[str, str]]]:
+    """Each flag's texts, and (field, text) overrides, in the order given."""
+    given: dict[str, tuple[str, ...]] = {}
     overrides = []
     left = list(argv)
     while left:
@@ -182,7 +186,7 @@ def _split(argv, defaults, short) -> tuple[dict[str, str], list[tuple[str, str]]
             else:
                 raise InputError(f"--{name} has no value; give --{name}=value")
         if field is None:
-            given[name] = text
+            given[name] = (*given.get(name, ()), text)
         else:
             overrides.append((field, text))
     return given, overrides
@@ -208,7 +212,7 @@ def _override(config: ConfigDict, field: str, text: str) -> None:
 
 def _nearest(config: ConfigDict, field: str) -> str:
     """Which field a misspelt one may have meant: by its last part, else by letters."""
-    names = [name for name, _ in _leaves(config.to_dict())]
+    names = [name for name, _ in leaves(config.to_dict())]
     leaf = field.split(".")[-1]
     ends = {name: name.split(".")[-1] for name in names}
     near = [name for name in names if ends[name] == leaf]
@@ -359,11 +363,11 @@ def _line_of(error: BaseException, path: pathlib.Path) -> str:
     return f"line {lines[-1]}: " if lines else ""
 
 
-def _leaves(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted name, value) of every leaf; an empty section is a leaf."""
     for name, value in nested.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + str(name), value
 

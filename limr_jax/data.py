@@ -59,6 +59,16 @@ class Problems:
             columns={name: pick(values) for name, values in self.columns.items()},
         )
 
+    def row(self, i: int) -> dict:
+        """One problem as a row of a JSONL file, from which it is read back the same."""
+        columns = {name: values[i] for name, values in self.columns.items()}
+        prompt = self.messages[i] or self.prompts[i]
+        return columns | {
+            "id": self.ids[i],
+            "prompt": prompt,
+            "answer": self.answers[i],
+        }
+
     @functools.cached_property
     def digest(self) -> str:
         """sha256 over ids, prompts and answers: two equal ones are the same data."""

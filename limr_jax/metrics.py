@@ -203,8 +203,11 @@ def progress(
         now = time.monotonic()
         if speaks and now - last >= every:
             last = now
-            of = "" if total is None else f"/{total}"
-            print(f"{label} {done}{of} {unit}s, {now - start:.0f} s", file=stream)
+            spent, of, left = now - start, "", ""
+            if total is not None:
+                of, rest = f"/{total}", spent * (total / done - 1)
+                left = f", {rest:.0f} s left"
+            print(f"{label} {done}{of} {unit}s, {spent:.0f} s{left}", file=stream)
             stream.flush()
 
     yield advance

@@ -70,7 +70,7 @@ def set_up(config) -> Run:
     in_graph = config.reward in ("token", "none")
     host_reward = None if in_graph else make_host_reward(config)
     tokenizer = text.load_tokenizer(resolve(config.tokenizer))
-    train_set, eval_set = _load_sets(config, tokenizer)
+    train_set, eval_set = load_sets(config, tokenizer)
     phrase = answer_phrase(config, tokenizer)
     model_config = read_model_config(config.model, tokenizer.vocab_size)
     dtype = compute_dtype(config.model.dtype)
@@ -191,7 +191,7 @@ def evaluator(run: Run, k: int, seed: int) -> evaluate.Evaluator:
     )
 
 
-def _load_sets(config, tokenizer):
+def load_sets(config, tokenizer):
     """The training set and the held-out one (or None), tokenized; they are disjoint."""
     given = config.data
     places = {

@@ -200,6 +200,17 @@ def test_bad_paths(tmp_path):
         load(str(tmp_path))
 
 
+def test_rows_are_read_back_the_same(write):
+    chat = [{"role": "user", "content": "2+2="}]
+    rows = [*ROWS, {"id": "c", "problem": chat, "reference": "4", "level": None}]
+    problems = data.load_problems(write(rows), data_dir="/nowhere")
+    again = [problems.row(i) for i in range(len(problems))]
+    again = data.load_problems(write(again, "again.jsonl"), data_dir="/nowhere")
+    assert again.digest == problems.digest
+    assert again.columns["level"] == problems.columns["level"]
+    assert again.messages == problems.messages
+
+
 def test_the_digest_changes_with_ids_prompts_answers_and_order(write):
     digests = {load(write(ROWS)).digest}
     assert load(write(ROWS)).digest in digests

@@ -133,7 +133,9 @@ def test_progress_on_a_terminal_and_elsewhere(capsys):
     with metrics.progress("rollout", 4, unit="wave", every=0, stream=file) as advance:
         advance()
         advance(3)
-    assert file.getvalue() == "rollout 1/4 waves, 0 s\nrollout 4/4 waves, 0 s\n"
+    assert file.getvalue() == (
+        "rollout 1/4 waves, 0 s, 0 s left\nrollout 4/4 waves, 0 s, 0 s left\n"
+    )
     with metrics.progress("rollout", stream=quick) as advance:
         advance()
     assert quick.getvalue() == ""

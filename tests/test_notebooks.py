@@ -7,7 +7,12 @@ import json
 import pathlib
 
 import matplotlib
+import numpy as np
 import pytest
+from tiny_run import configure, set_up, with_parity, write_problems
+
+from limr_jax import checkpoint, comparison, jobs, metrics
+from limr_jax.train import train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -84,3 +89,69 @@ def test_lim_scores_reads_the_scores_of_a_run(execute, tmp_path, capsys):
     assert [row["id"] for row in names["kept"]] == ["6", "7", "8", "9"]
     assert names["by_level"] == {} == names["by_subject"]
     assert "released" not in capsys.readouterr().out
+
+
+def test_quickstart_reads_a_run(execute, tmp_path, capsys):
+    problems = write_problems(tmp_path / "train.jsonl", 8)
+    config = configure(
+        problems,
+        data__eval=write_problems(tmp_path / "eval.jsonl", 3, add=2),
+        num_steps=4,
+        sampler__name="uniform",
+    )
+    train(with_parity(set_up(config)), config, tmp_path / "run")
+    capsys.readouterr()
+    default, here = '"../runs/tiny"', repr(str(tmp_path / "run"))
+    names = execute("quickstart", lambda source: source.replace(default, here))
+    said = capsys.readouterr().out
+    assert "4 steps of 4 problems × 2 rollouts" in said
+    assert "sampler.name=uniform" in said and "8 problems over 2 epochs" in said
+    assert "after step   0: " in said and "after step   4: " in said
+    # Two samples of one problem stand under it.
+    first = [line for line in said.splitlines() if " → " in line]
+    assert len(first) == 2 and len({line.split("→")[0].split("'")[1] for line in first})
+    flat_P, advantage_PG = names["flat_P"], names["advantage_PG"]
+    np.testing.assert_array_equal(advantage_PG[flat_P], 0)
+    np.testing.assert_allclose(advantage_PG.sum(axis=1), 0, atol=1e-5)
+    assert len(names["figure"].axes[1].lines[0].get_xdata()) == 4
+
+
+def finished(workdir, accuracy) -> None:
+    """What a run of two steps leaves behind that is compared."""
+    row = {"seconds": 1.0, "compile_count": 9, "tokens": 8.0, "pass_rate": 0.5}
+    held_out = {"well_formed": 1.0, "response_length": 20 * accuracy}
+    with metrics.Metrics(workdir) as log:
+        for step in (1, 2):
+            log.step(step, row | {"response_length": 5.0})
+        log.evaluation(0, held_out | {"accuracy": 0.25})
+        log.evaluation(2, held_out | {"accuracy": accuracy})
+    config = {"prompts_per_step": 4, "group_size": 2}
+    checkpoint.claim(workdir, {"config": config})
+    checkpoint.release(workdir)
+    checkpoint.write_result(workdir, {"seconds": 30.5})
+
+
+def test_kl_ablation_reads_a_grid(execute, tmp_path, capsys):
+    made = {}
+    for arm, by_seed in {"kl=0": (0.5, 0.75), "kl=1": (0.25, 0.25)}.items():
+        for seed, accuracy in enumerate(by_seed):
+            workdir = tmp_path / arm / f"seed-{seed}"
+            finished(workdir, accuracy)
+            made[arm, seed] = jobs.Job(f"{arm}, {seed}", ("launch/tpu.py",), workdir)
+    made["kl=2", 0] = jobs.Job("fails", ("launch/tpu.py",), tmp_path / "kl=2/seed-0")
+    comparison.write(tmp_path / "ablation", made, title="T", command="the command")
+    default = '"../runs/tiny-kl.coefficient"'
+    here = repr(str(tmp_path))
+    names = execute("kl_ablation", lambda source: source.replace(default, here))
+    said = capsys.readouterr().out
+    assert said.startswith("the command\n") and "5 runs, 0 failed" in said
+    assert names["table"] == {
+        "kl=0": ["62.5 [50.0, 75.0]", "12.5 [10.0, 15.0]", "12.5 [10.0, 15.0]", "–"],
+        "kl=1": ["25.0 [25.0, 25.0]", "5.0 [5.0, 5.0]", "5.0 [5.0, 5.0]"]
+        + ["-37.5 [-50.0, -25.0]"],
+        "kl=2": ["–"] * 4,
+    }
+    assert "these seeds show a true difference" in said
+    points = names["axes"][0].lines[0].get_xydata()
+    np.testing.assert_allclose(points, [[-37.5, 0]])
+    assert [len(axes.lines) for axes in names["curves"].axes] == [2, 2, 2]

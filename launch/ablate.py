@@ -1,0 +1,203 @@
+"""Compare settings: every arm with the same seeds, one run after another.
+
+    python launch/ablate.py --config configs/tiny.py --vary kl=0,0.001,0.01 --seeds 5
+    python launch/ablate.py --config configs/tiny.py --arm lim:sampler=lim \\
+        --arm 'plain:sampler=uniform,filter.tau=-1'
+
+--vary FIELD=A,B,…    an arm a value; given again: one for each combination. kl stands
+                      for kl.coefficient, sampler for sampler.name
+--arm NAME:FIELD=A,…  instead: an arm by name and its settings ('NAME' alone: none)
+--seeds N             runs of each arm, with the seeds from config.seed on (default 5)
+--out DIR             default runs/<config's name>-<the fields>
+--run_seconds S       a run that takes longer is killed and has failed; 0: no limit
+--dry_run             say what would run, and stop
+
+Each run is launch/tpu.py in a process and a workdir of its own; all share one compile
+cache. All arms have a seed before any has the next. The same command goes on after a
+stop, skips what is done and tries again what failed; seeds and arms may be added. In
+DIR: ablation.md (means, bootstrap intervals, differences to the first arm paired by
+seed, and the command and commit behind every number), ablation.json, ablation.csv,
+curves.png. The last line on stdout is one JSON object; the exit code is 1 where a run
+failed.
+"""
+
+import itertools
+import pathlib
+import re
+import shlex
+
+from ml_collections import ConfigDict
+
+from limr_jax import config as config_lib
+from limr_jax.errors import InputError
+
+_FLAGS = {"vary": (), "arm": (), "seeds": 5, "out": "", "run_seconds": 0.0}
+_SHORT = {"kl": "kl.coefficient", "sampler": "sampler.name"}
+
+
+def main(argv: list[str]) -> int:
+    """Parse, check every arm, run the grid, report."""
+    config, options = config_lib.load(argv, __doc__, flags=_FLAGS)
+    arms = parse_arms(options.vary, options.arm)
+    _check(config, options, arms)
+    out = pathlib.Path(options.out or _default_out(options, arms))
+    # Imported late: a misspelt field is answered at once.
+    import jax
+
+    # The accelerator is for the runs.
+    jax.config.update("jax_platforms", "cpu")
+    from limr_jax import checkpoint, metrics
+
+    made = plan(config, options, arms, out)
+    metrics.say(describe(made, arms, out))
+    if options.dry_run:
+        return 0
+    checkpoint.claim(out, {"config": config.to_dict()}, flag="--out")
+    try:
+        return _run(
+            made,
+            out,
+            seconds=options.run_seconds,
+            title=f"{options.config}: {' / '.join(arms)}",
+            command=shlex.join(["python", "launch/ablate.py", *argv]),
+        )
+    finally:
+        checkpoint.release(out)
+
+
+def _run(made: dict, out: pathlib.Path, *, seconds: float, **titles) -> int:
+    """Run what is not done, and report after each; returns the exit code."""
+    from limr_jax import comparison, jobs, metrics
+
+    def after(job) -> str:
+        comparison.write(out / "ablation", made, **titles)
+        return comparison.line(job)
+
+    if not jobs.run_all(
+        list(made.values()), out / "compiled", seconds=seconds, after=after
+    ):
+        metrics.say(f"stopped; the same command goes on: {out}")
+        return 0
+    said = comparison.write(out / "ablation", made, **titles)
+    return comparison.finish(out / "ablation", made, said)
+
+
+def _check(config, options, arms) -> None:
+    """What is wrong whatever the arms' settings are."""
+    stem = config_lib.stem(options.config)
+    if options.workdir != str(pathlib.Path("runs", stem)):
+        raise InputError(
+            f"--workdir={options.workdir} is of one run; give --out for the grid's"
+        )
+    if options.seeds < 1 or config.seed + options.seeds > 2**32:
+        raise InputError(f"--seeds={options.seeds} must be at least 1, or seed less")
+    if options.run_seconds < 0:
+        raise InputError(f"--run_seconds={options.run_seconds} must be 0 or more")
+    if not config.data.eval:
+        raise InputError(
+            "data.eval is empty, and held-out accuracy is what arms are compared by; "
+            "give --config.data.eval=…"
+        )
+    # What --config says of all arms, an arm that has a name may say for itself.
+    given = {field for field, _ in options.overrides if options.vary}
+    for name, settings in arms.items():
+        if both := sorted(given & {field for field, _ in settings}):
+            raise InputError(
+                f"arm {name} sets {both[0]}, and so does --config.{both[0]}; leave out "
+                "one of the two"
+            )
+
+
+def plan(config, options, arms, out: pathlib.Path) -> dict:
+    """(arm, seed) → its job, in the order that they run; every config is checked."""
+    from limr_jax import check, jobs
+
+    made, digests = {}, {}
+    for seed in range(config.seed, config.seed + options.seeds):
+        for arm, settings in arms.items():
+            own = [x for x in options.overrides if x[0] != "seed"]
+            fields = [*own, *settings, ("seed", seed)]
+            workdir = out / _folder(arm) / f"seed-{seed}"
+            try:
+                job = jobs.train_job(
+                    f"{arm}, seed {seed}", options.config, fields, workdir
+                )
+                check.check(ConfigDict(job.config))
+            except InputError as error:
+                raise InputError(f"arm {arm}: {error}") from None
+            same = digests.setdefault(config_lib.config_digest(job.config), arm)
+            if same != arm:
+                raise InputError(f"arms {same} and {arm} are one setting; drop one")
+            made[arm, seed] = job
+    return made
+
+
+def describe(made: dict, arms: dict, out) -> str:
+    """What will run, as a few lines."""
+    done = sum(job.done() for job in made.values())
+    first = next(iter(made.values())).as_typed()
+    said = f"{len(made)} runs, {done} of them done, into {out}; the first of them:"
+    return "\n".join([*(f"arm {name}" for name in arms), said, first])
+
+
+def parse_arms(vary: tuple[str, ...], named: tuple[str, ...]) -> dict[str, tuple]:
+    """--vary or --arm → each arm's name and its (field, text) settings, in order."""
+    if bool(vary) == bool(named):
+        raise InputError("give --vary FIELD=A,B,… or --arm NAME:FIELD=A, not both")
+    if vary:
+        choices = []
+        for text in vary:
+            field, equals, values = text.partition("=")
+            if not equals or values.count(",") == 0:
+                raise InputError(
+                    f"--vary {text}: give a field and at least two values, as in "
+                    "--vary kl=0,0.01"
+                )
+            choices.append([_setting(field, value) for value in values.split(",")])
+        given = [
+            (", ".join(f"{field}={text}" for field, text in settings), settings)
+            for settings in itertools.product(*choices)
+        ]
+    else:
+        given = [_named_arm(text) for text in named]
+    for name, settings in given:
+        fields = [field for field, _ in settings]
+        if twice := [field for field in fields if fields.count(field) > 1]:
+            raise InputError(f"arm {name}: {twice[0]} is given twice; give it once")
+    arms = dict(given)
+    if len({_folder(name) for name in arms}) < len(given) or len(given) < 2:
+        raise InputError(
+            f"{len(given)} arms, of which {len(arms)} differ: {'; '.join(arms)}; give "
+            "two or more, each once"
+        )
+    return arms
+
+
+def _named_arm(text: str) -> tuple[str, tuple]:
+    name, _, settings = text.partition(":")
+    pairs = [each.partition("=") for each in filter(None, settings.split(","))]
+    if not name or not all(equals for _, equals, _ in pairs):
+        raise InputError(
+            f"--arm {text}: write NAME:FIELD=VALUE,FIELD=VALUE, or NAME alone"
+        )
+    return name, tuple(_setting(field, value) for field, _, value in pairs)
+
+
+def _setting(field: str, text: str) -> tuple[str, str]:
+    field = _SHORT.get(field.strip(), field.strip())
+    if field == "seed":
+        raise InputError("seed is not an arm: give --seeds N, and each arm has them")
+    return field, text.strip()
+
+
+def _folder(arm: str) -> str:
+    return re.sub(r"[^\w.=+-]+", "_", arm)
+
+
+def _default_out(options, arms) -> str:
+    fields = dict.fromkeys(field for each in arms.values() for field, _ in each)
+    return f"runs/{config_lib.stem(options.config)}-{_folder(','.join(fields))}"
+
+
+if __name__ == "__main__":
+    config_lib.run_main(main)

@@ -1,0 +1,260 @@
+"""LIMR whole (arXiv:2502.11886): probe, score, select, train anew, evaluate, compare.
+
+    python launch/limr.py --config configs/tiny.py --probe_epochs 21 --seeds 5
+
+1. probe     --probe_epochs E epochs of RL on all problems, drawn uniformly
+2. score     each problem's LIM score, of its accuracy by epoch; and LINEAR's
+3. select    LIM: a score of at least --threshold (0.6). RAND: as many at random. LINEAR
+             (this project's reading): a correlation with the epoch of at least --linear
+             (0.7). FULL: all
+4. train     each set from the base model, config.num_steps each; and ONLINE: all,
+             drawn by sampler.name=lim in the one run, without a probe
+5. evaluate  launch/evaluate.py on each: config.benchmarks, or else data.eval greedily
+
+--arms A,B,…      of FULL, LIM, RAND, LINEAR and ONLINE (all of them); differences are
+                  to the first
+--seeds N         all of it so often, with the seeds from config.seed on (default 1)
+--out DIR         default runs/<config's name>-limr
+--run_seconds S   a run that takes longer is killed and has failed; 0: no limit
+
+Killed at any time, the same command goes on. DIR holds limr.md, limr.json, limr.csv and
+curves.png, as launch/ablate.py writes them; DIR/seed-N holds the runs, scores.jsonl and
+the sets. The last line on stdout is one JSON object; the exit code is 1 where a run
+failed.
+"""
+
+import dataclasses
+import math
+import pathlib
+import shlex
+
+from limr_jax import config as config_lib
+from limr_jax.errors import InputError, choose
+
+_FLAGS = {
+    "probe_epochs": 21,
+    "threshold": 0.6,
+    "linear": 0.7,
+    "arms": "FULL,LIM,RAND,LINEAR,ONLINE",
+    "seeds": 1,
+    "out": "",
+    "run_seconds": 0.0,
+}
+# Arm → the fields that it sets; where there is no data.train, it is of all problems.
+ARMS = {
+    "FULL": {"sampler.name": "uniform"},
+    "LIM": {"sampler.name": "uniform", "data.train": "LIM.jsonl"},
+    "RAND": {"sampler.name": "uniform", "data.train": "RAND.jsonl"},
+    "LINEAR": {"sampler.name": "uniform", "data.train": "LINEAR.jsonl"},
+    "ONLINE": {"sampler.name": "lim", "sampler.lim.scores": ""},
+}
+PROBE = {
+    "sampler.name": "uniform",
+    "data.eval": "",
+    "evaluation.samples": 0,
+    # Scores are made of every rollout.
+    "dump.max_bytes": 2**62,
+    "dump.rows_per_step": 0,
+}
+
+
+def main(argv: list[str]) -> int:
+    """Parse, check, then stage by stage for each seed, and report."""
+    config, options = config_lib.load(argv, __doc__, flags=_FLAGS)
+    arms = _check(config, options)
+    out = pathlib.Path(options.out or options.workdir + "-limr")
+    # Imported late: a misspelt field is answered at once.
+    import jax
+
+    # The accelerator is for the runs.
+    jax.config.update("jax_platforms", "cpu")
+    from limr_jax import check, checkpoint, comparison, metrics, run, text
+    from limr_jax.policy import resolve
+
+    check.check(config)
+    tokenizer = text.load_tokenizer(resolve(config.tokenizer))
+    problems = run.load_sets(config, tokenizer)[0].problems
+    metrics.say(_plan(config, options, problems, out))
+    if options.dry_run:
+        return 0
+    names = ("probe_epochs", "threshold", "linear")
+    chosen = {name: getattr(options, name) for name in names}
+    checkpoint.claim(out, {"config": config.to_dict()} | chosen, flag="--out")
+    try:
+        made, notes = {}, []
+        for seed in range(config.seed, config.seed + options.seeds):
+            told = _pipeline(config, options, arms, problems, out, seed, made)
+            if told is None:
+                metrics.say(f"stopped; the same command goes on: {out}")
+                return 0
+            notes += told
+        said = comparison.write(
+            out / "limr",
+            made,
+            title=f"{options.config}: {', '.join(arms)}, {config.num_steps} steps each",
+            command=shlex.join(["python", "launch/limr.py", *argv]),
+            notes=["\n".join(f"* {note}" for note in notes)],
+        )
+        return comparison.finish(out / "limr", made, said)
+    finally:
+        checkpoint.release(out)
+
+
+def _pipeline(config, options, arms, problems, out, seed: int, made: dict):
+    """All stages of one seed: its notes, and its runs into `made`; None if stopped."""
+    from limr_jax import comparison, jobs
+
+    folder = out / f"seed-{seed}"
+    limits = {"cache": out / "compiled", "seconds": options.run_seconds}
+    notes = []
+    if any(ARMS[arm].get("data.train") for arm in arms):
+        steps = probe_steps(
+            len(problems), config.prompts_per_step, options.probe_epochs
+        )
+        probe = train_job(options, "probe", seed, folder, PROBE | {"num_steps": steps})
+        if not jobs.run_all([probe], **limits):
+            return None
+        if not probe.done():
+            log = probe.beside(".log")
+            raise InputError(f"the probe failed, {jobs.failure(probe)}; see {log}")
+        notes.append(select(problems, probe.workdir, options, seed, folder))
+    trained = [train_job(options, arm, seed, folder, ARMS[arm]) for arm in arms]
+    made |= {(arm, seed): job for arm, job in zip(arms, trained)}
+    if not jobs.run_all(trained, **limits, after=comparison.line):
+        return None
+    examined = [evaluate_job(job) for job in trained if job.done()]
+    if not jobs.run_all(examined, **limits):
+        return None
+    return notes + [_evaluated(job) for job in examined]
+
+
+def _check(config, options) -> tuple[str, ...]:
+    """The arms' names; InputError for what is wrong whatever the data."""
+    arms = tuple(options.arms.split(","))
+    for arm in arms:
+        choose(ARMS, arm, "--arms")
+    if len(set(arms)) < len(arms):
+        raise InputError(f"--arms={options.arms} names one twice; name each once")
+    if options.probe_epochs < 2:
+        raise InputError(
+            f"--probe_epochs={options.probe_epochs} must be at least 2; the paper's "
+            "probe has 21"
+        )
+    if options.seeds < 1 or config.seed + options.seeds > 2**32:
+        raise InputError(f"--seeds={options.seeds} must be at least 1, or seed less")
+    if options.run_seconds < 0:
+        raise InputError(f"--run_seconds={options.run_seconds} must be 0 or more")
+    if not (math.isfinite(options.threshold) and math.isfinite(options.linear)):
+        raise InputError("--threshold and --linear must be finite numbers")
+    if not config.data.eval:
+        raise InputError(
+            "data.eval is empty, and held-out accuracy is what is compared; give "
+            "--config.data.eval=…"
+        )
+    return arms
+
+
+def _plan(config, options, problems, out) -> str:
+    steps = probe_steps(len(problems), config.prompts_per_step, options.probe_epochs)
+    runs = f"{options.arms} of {config.num_steps:,} steps"
+    return (
+        f"{len(problems):,} problems of {problems.source}; for each of {options.seeds} "
+        f"seeds a probe of {options.probe_epochs} epochs, {steps:,} steps, and {runs} "
+        f"with an evaluation each, into {out}"
+    )
+
+
+def probe_steps(problems: int, prompts: int, epochs: int) -> int:
+    """The steps in which each problem is drawn so often."""
+    return -(-problems * epochs // prompts)
+
+
+def train_job(options, name: str, seed: int, folder: pathlib.Path, fields: dict):
+    """launch/tpu.py from the base model, with the command's overrides and these."""
+    from limr_jax import jobs
+
+    own = dict(options.overrides) | fields | {"seed": seed}
+    if fields.get("data.train"):
+        own["data.train"] = str(folder / fields["data.train"])
+    return jobs.train_job(
+        f"{name}, seed {seed}", options.config, own.items(), folder / name
+    )
+
+
+def evaluate_job(trained):
+    """launch/evaluate.py on the last checkpoint of a finished run."""
+    from limr_jax import jobs
+
+    return jobs.Job(
+        name=f"{trained.name}, evaluated",
+        command=("launch/evaluate.py", "--workdir", str(trained.workdir)),
+        workdir=trained.workdir / "evaluations" / f"step-{trained.steps}",
+    )
+
+
+def select(problems, probe, options, seed: int, folder: pathlib.Path) -> str:
+    """Score the probe's curves; write scores and sets; say how many each holds.
+
+    Where a problem had no valid rollout in an epoch, its last value is carried on.
+    """
+    from limr_jax import curves
+
+    recorded = curves.read_run(probe, value="accuracy")
+    # The step that ends the last epoch draws some problems for the one after it.
+    epochs = slice(options.probe_epochs)
+    recorded = dataclasses.replace(
+        recorded,
+        value_NE=recorded.value_NE[:, epochs],
+        seen_NE=recorded.seen_NE[:, epochs],
+    )
+    scores = {
+        name: curves.score(recorded, missing="carry", name=name).score_N
+        for name in ("lim_score", "linear_score")
+    }
+    lim_N, linear_N = scores.values()
+    keep_N = lim_N >= options.threshold
+    count = max(1, int(keep_N.sum()))
+    kept = {
+        "LIM": keep_N,
+        "RAND": curves.random(lim_N, count, seed=seed),
+        "LINEAR": linear_N >= options.linear,
+    }
+    curves.write_rows(
+        folder / "scores.jsonl",
+        (
+            {"id": problem}
+            | {name: _finite(score_N[i]) for name, score_N in scores.items()}
+            for i, problem in enumerate(recorded.ids)
+        ),
+    )
+    for arm, keep_N in kept.items():
+        ids = {problem for problem, keep in zip(recorded.ids, keep_N) if keep}
+        rows = (problems.row(i) for i, x in enumerate(problems.ids) if x in ids)
+        curves.write_rows(folder / ARMS[arm]["data.train"], rows)
+    sizes = {"FULL": len(problems)} | {arm: int(x.sum()) for arm, x in kept.items()}
+    return f"seed {seed}: problems: " + ", ".join(
+        f"{arm} {size:,}" for arm, size in sizes.items()
+    )
+
+
+def _finite(score) -> float | None:
+    return float(score) if math.isfinite(score) else None
+
+
+def _evaluated(job) -> str:
+    """The benchmarks' figures of one run, each with its interval over problems."""
+    from limr_jax import checkpoint
+
+    result = checkpoint.read_result(job.workdir)
+    if result is None:
+        return f"{job.name}: failed"
+    told = []
+    for label, report in result["benchmarks"].items():
+        value, low, high = (report["accuracy"][x] for x in ("value", "low", "high"))
+        share = "–" if value is None else f"{value:.1%} [{low:.1%}, {high:.1%}]"
+        told.append(f"{label} {share}")
+    return f"{job.name}: {', '.join(told)} (over problems)"
+
+
+if __name__ == "__main__":
+    config_lib.run_main(main)

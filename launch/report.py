@@ -1,0 +1,50 @@
+"""One HTML page of a run, or of several compared: curves, evaluations, rollouts.
+
+    python launch/report.py runs/tiny                     # runs/tiny/report.html
+    python launch/report.py runs/a runs/b --out ab.html
+
+The page is one file and loads nothing. The first run is what the others' settings are
+compared with. Runs may still be going on.
+"""
+
+import argparse
+import os
+import pathlib
+
+# A page of numbers is no reason to take the accelerator from a run on this host.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from limr_jax.config import run_main
+from limr_jax.errors import InputError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise InputError(f"{message}; {self.prog} --help says more")
+
+
+def main(argv: list[str]) -> None:
+    """Parse, then write the page."""
+    parser = _Parser(
+        prog="launch/report.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN")
+    parser.add_argument("--out", metavar="FILE", default="")
+    parser.add_argument("--samples", type=int, metavar="N", default=4)
+    options = parser.parse_args(argv)
+    if options.samples < 0:
+        raise InputError(f"--samples={options.samples} must be 0 or more")
+    if len(options.runs) > 1 and not options.out:
+        raise InputError("a page of several runs has no folder; give --out FILE.html")
+    out = pathlib.Path(options.out or pathlib.Path(options.runs[0], "report.html"))
+    from limr_jax import report
+
+    report.write(out, report.page(options.runs, samples=options.samples))
+    print(f"{out}: {out.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    run_main(main)

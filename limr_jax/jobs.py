@@ -1,0 +1,247 @@
+"""Several runs in a row, each a process of its own as a person would start it.
+
+A process a run costs about three seconds, and what kills one run, kills no other. All
+share one compile cache. Beside each workdir lie
+
+    <workdir>.log      what the run said
+    <workdir>.jsonl    a line for each start (command, commit) and each end (exit code)
+
+What is finished is not started again; what was stopped goes on.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import limr_jax
+from limr_jax import checkpoint, config, metrics
+from limr_jax.errors import InputError
+
+ROOT = pathlib.Path(limr_jax.__file__).parents[1]
+_POLL = 0.5  # seconds
+_TO_SAVE = 120  # seconds that a run has to save when it is told to stop
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run: its name for people, its command, and where its result will lie."""
+
+    name: str
+    command: tuple[str, ...]  # of launch/, and what stands behind it
+    workdir: pathlib.Path
+    steps: int = 0  # lines that metrics.jsonl will have
+    config: Mapping | None = None  # what the workdir's run.json must hold
+
+    def done(self) -> bool:
+        """Whether it is finished; InputError where another run lies there."""
+        result = checkpoint.read_result(self.workdir)
+        if self.config is None:
+            return result is not None
+        stored = checkpoint.read_run(self.workdir, missing_ok=True)
+        if stored is None:
+            return False
+        fields = config.differences(stored.get("config") or {}, self.config)
+        if other := [x for x in fields if not x.startswith("num_steps: ")]:
+            raise InputError(
+                f"{self.workdir} holds a run that differs in {'; '.join(other[:8])}: "
+                "give the command that it had, or another --out"
+            )
+        return result is not None and not fields
+
+    def beside(self, suffix: str) -> pathlib.Path:
+        return self.workdir.with_name(self.workdir.name + suffix)
+
+    def as_typed(self) -> str:
+        return shlex.join(["python", *self.command])
+
+
+def train_job(name: str, config_file: str, fields: Sequence, workdir) -> Job:
+    """launch/tpu.py with these (field, text) overrides, into `workdir`."""
+    flags = [f"--config.{field}={text}" for field, text in fields]
+    command = ("--config", config_file, *flags, "--workdir", str(workdir))
+    resolved, _ = config.load(command)
+    return Job(
+        name=name,
+        command=("launch/tpu.py", *command),
+        workdir=pathlib.Path(workdir),
+        steps=resolved.num_steps,
+        config=config.plain(resolved),
+    )
+
+
+def run_all(
+    jobs: Sequence[Job],
+    cache: pathlib.Path,
+    *,
+    seconds: float = 0,
+    after: Callable[[Job], str] = lambda job: "done",
+) -> bool:
+    """Run what is not done, in this order; False where SIGTERM stopped it.
+
+    A run that fails is recorded, said and passed over. cache: of compiled programs.
+    seconds: a run that takes longer is killed, and has failed; 0: none is.
+    after: called when a run has finished; returns what to say of it.
+    """
+    left = [job for job in jobs if not job.done()]
+    if len(left) < len(jobs):
+        metrics.say(f"{len(jobs) - len(left)} of {len(jobs)} runs are done already")
+    total = sum(job.steps - _steps(job) for job in left)
+    start = time.monotonic()
+    with metrics.progress("all runs", total or None) as advance, _sigterm() as told:
+        for number, job in enumerate(left, 1):
+            error = _run(job, cache, advance, told, seconds)
+            if told():
+                return False
+            said = error or after(job)
+            spent = time.monotonic() - start
+            minutes = spent / number * (len(left) - number) / 60
+            metrics.say(
+                f"[{number}/{len(left)}] {job.name}: {said}; {minutes:.0f} min left"
+            )
+    return True
+
+
+def failure(job: Job) -> str | None:
+    """Why the job's last start came to nothing; None where it did not fail."""
+    lines = read_record(job)
+    ends = lines and "exit" in lines[-1] and not job.done()
+    return lines[-1]["error"] if ends else None
+
+
+def read_record(job: Job) -> list[dict]:
+    """The lines of the job's starts and ends; one that a kill tore is left out."""
+    path = job.beside(".jsonl")
+    rows = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(text))
+    return rows
+
+
+def source() -> dict:
+    """The checkout's commit, and whether the tree differs from it; None: no git."""
+
+    def git(*words):
+        command = ["git", "-C", str(ROOT), *words]
+        made = subprocess.run(command, capture_output=True, text=True, check=True)
+        return made.stdout.strip()
+
+    try:
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "dirty": bool(git("status", "--porcelain")),
+        }
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+
+
+def environment(cache: pathlib.Path) -> dict[str, str]:
+    """This process's, with this checkout first and a compile cache for everything."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    cached = {
+        "JAX_COMPILATION_CACHE_DIR": str(cache.absolute()),
+        # The small programs too: a run has a dozen.
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    return cached | os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _steps(job: Job) -> int:
+    """Steps that the run has written down so far."""
+    path = job.workdir / metrics.METRICS
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def _run(job: Job, cache, advance, told, seconds) -> str | None:
+    """One run from start to end: None, or why it failed, in one line."""
+    job.workdir.parent.mkdir(parents=True, exist_ok=True)
+    record = job.beside(".jsonl")
+    if not job.workdir.exists():
+        record.unlink(missing_ok=True)
+    _note(record, {"started": _now(), "command": job.as_typed()} | source())
+    start, seen = time.monotonic(), _steps(job)
+    with open(job.beside(".log"), "ab") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "limr_jax.child", str(ROOT / job.command[0])]
+            + list(job.command[1:]),
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment(cache),
+            # ^C is for this process, which lets the run save.
+            start_new_session=True,
+        )
+    late = False
+    try:
+        while child.poll() is None and not told() and not late:
+            time.sleep(_POLL)
+            late = 0 < seconds < time.monotonic() - start
+            steps = _steps(job)
+            if steps > seen:
+                advance(steps - seen)
+                seen = steps
+    finally:
+        _end(child, kill=late)
+    spent = time.monotonic() - start
+    error = None if job.done() else _error(job, child.returncode, late and seconds)
+    _note(
+        record,
+        {"ended": _now(), "exit": child.returncode, "seconds": round(spent, 1)}
+        | {"error": error},
+    )
+    return error and f"failed, {error}"
+
+
+def _end(child: subprocess.Popen, kill: bool) -> None:
+    """See the process to its end, telling it to stop if it still runs."""
+    if child.poll() is None:
+        if kill:
+            child.kill()
+        else:
+            child.terminate()
+    try:
+        child.wait(_TO_SAVE)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+    child.stdin.close()
+
+
+def _error(job: Job, code: int, limit: float) -> str:
+    lines = job.beside(".log").read_text(errors="replace").split("\n")
+    last = next((line for line in reversed(lines) if line.strip()), "it said nothing")
+    if limit:
+        why = f"killed after {limit:g} s"
+    else:
+        why = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+    return f"{why}: {last.strip()[:300]}"
+
+
+def _note(path: pathlib.Path, row: dict) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether SIGTERM has come."""
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,63 @@
+"""Learning curves of several runs as one picture."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from limr_jax import metrics
+
+# Panel → file of the workdir and the number in it.
+_PANELS = {
+    "held-out accuracy": (metrics.EVALS, "accuracy"),
+    "pass rate of the rollouts": (metrics.METRICS, "pass_rate"),
+    "tokens a rollout": (metrics.METRICS, "response_length"),
+}
+_POINTS = 20  # what is noisy step by step is shown as means of a twentieth of the run
+
+
+def learning_curves(runs: Mapping[str, Sequence]) -> Figure:
+    """The mean over each arm's runs, by step, and a band from the least to the most.
+
+    runs: arm → workdirs. Where samplers differ so do the problems drawn, and with them
+    the pass rate of the rollouts.
+    """
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    for axes, (title, (file, name)) in zip(figure.subplots(1, 3), _PANELS.items()):
+        for i, (arm, workdirs) in enumerate(runs.items()):
+            curves = [c for c in (_curve(w, file, name) for w in workdirs) if len(c)]
+            if not curves:
+                continue
+            length = min(map(len, curves))
+            step_T = curves[0][:length, 0]
+            value_ST = np.stack([curve[:length, 1] for curve in curves])
+            color = f"C{i % 10}"
+            axes.plot(step_T, value_ST.mean(0), ".-", color=color, label=arm)
+            axes.fill_between(
+                step_T, value_ST.min(0), value_ST.max(0), color=color, alpha=0.15, lw=0
+            )
+        axes.set(title=title, xlabel="step")
+        axes.grid(alpha=0.3)
+    for text in axes.legend(fontsize="small").get_texts():
+        text.set_parse_math(False)  # a name with dollars is a name
+    return figure
+
+
+def _curve(workdir, file: str, name: str) -> np.ndarray:
+    """[points, 2]: step and value; of metrics.jsonl means of so many steps."""
+    rows = [
+        (row["step"], row[name])
+        for row in metrics.read_metrics(workdir, file)
+        if row.get(name) is not None
+    ]
+    width = max(1, len(rows) // _POINTS) if file == metrics.METRICS else 1
+    whole = len(rows) // width * width
+    return np.array(rows[:whole], float).reshape(-1, width, 2).mean(axis=1)
+
+
+def save(figure: Figure, path: pathlib.Path) -> None:
+    """Write the picture, whole or not at all."""
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    figure.savefig(temporary, dpi=110)
+    temporary.replace(path)
