@@ -50,6 +50,7 @@ def by_hand():
         logprob_BT=zeros_BT,
         entropy_BT=zeros_BT,
         truncated_B=jnp.array([False, True, False, True]),
+        slot_steps_D=None,
     )
 
 
