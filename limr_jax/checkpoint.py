@@ -24,8 +24,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
+from limr_jax import hosts
 from limr_jax.config import differences, plain
 from limr_jax.errors import InputError
 
@@ -59,7 +59,7 @@ class Checkpointer:
         keep: int = 1,
         read_only: bool = False,
     ):
-        if every < 1 or keep < 1:
+        if min(every, keep) < 1:
             raise InputError(
                 f"checkpoint.every={every}, checkpoint.keep={keep}: each at least 1"
             )
@@ -67,14 +67,26 @@ class Checkpointer:
         self.every, self.read_only = every, read_only
         directory = self.workdir / _STEPS
         if read_only and not directory.exists():
-            raise InputError(
-                f"{self.workdir} holds no checkpoints; give a run's workdir"
-            )
+            raise InputError(f"{self.workdir} has no checkpoints; give a run's workdir")
+        if not read_only and jax.process_index() == 0:
+            directory.mkdir(parents=True, exist_ok=True)
+        hosts.barrier("checkpoints: folder made")
+        # A stop saves while the devices are busy with what nobody waits for. So they do
+        # not cut up replicated arrays; nor do processes that are named wait by them.
+        arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+        registry = ocp.type_handlers.create_type_handler_registry
+        count = jax.process_count()
+        everyone = ocp.options.MultiprocessingOptions(
+            active_processes=set(range(count)) if count > 1 else None
+        )
         self._manager = ocp.CheckpointManager(
             directory,
             item_handlers={
-                # Compression gains little on weights, and takes seconds of two cores.
-                "state": ocp.PyTreeCheckpointHandler(use_compression=False),
+                "state": ocp.PyTreeCheckpointHandler(
+                    # It gains little on weights, and takes seconds of two cores.
+                    use_compression=False,
+                    type_handler_registry=registry((jax.Array, arrays)),
+                ),
                 "meta": ocp.JsonCheckpointHandler(),
             },
             item_names=("state", "meta"),
@@ -85,6 +97,8 @@ class Checkpointer:
                 # A half-deleted step must not stop the start.
                 lightweight_initialize=True,
                 read_only=read_only,
+                create=False,
+                multiprocessing_options=everyone,
             ),
         )
         if not read_only:
@@ -172,7 +186,7 @@ class Checkpointer:
                 ),
             )
             empty = {
-                name: jax.device_put(np.zeros(place.shape, place.dtype), place.sharding)
+                name: hosts.put(np.zeros(place.shape, place.dtype), place.sharding)
                 for name, place in places.items()
                 if not place.size
             }
@@ -248,15 +262,11 @@ def named(tree: Any) -> dict[str, Any]:
 def params_digest(params: Any) -> str:
     """sha256, in hex, of names, shapes, dtypes and bytes, in the names' order.
 
-    Sharded arrays are gathered one at a time; every process gets the digest.
-    """
+    Sharded arrays are gathered one at a time; every process gets the digest."""
     digest = hashlib.sha256()
     with jax.transfer_guard("allow"):
         for name, array in sorted(named(params).items()):
-            if getattr(array, "is_fully_addressable", True):
-                array = np.asarray(array)
-            else:
-                array = multihost_utils.process_allgather(array, tiled=True)
+            array = np.asarray(hosts.on_host(array))
             digest.update(f"{name}:{array.dtype.name}{list(array.shape)}:".encode())
             digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     return digest.hexdigest()
@@ -274,8 +284,7 @@ def claim(
     digest, the version, …. A new workdir gets it as run.json. An existing one must
     hold the same, except that `config.num_steps` may have grown (then the old result
     goes). Otherwise, or while another process writes there: InputError, which names
-    `flag`, and the workdir is as it was. Held until `release` (Checkpointer.close) or
-    the process ends.
+    `flag`, and the workdir is as it was. Held until `release` or the process ends.
     """
     path = workdir_path(workdir)
     identity = plain(identity)
@@ -288,7 +297,7 @@ def claim(
             )
     else:
         _check_same(path, old, identity, flag)
-    _sync("claim: every process has compared")
+    hosts.barrier("claim: compared")
     if jax.process_index() == 0:
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -298,7 +307,12 @@ def claim(
         if old != identity:
             (path / _RESULT).unlink(missing_ok=True)
             write_json(path / _RUN, identity)
-    _sync("claim: process 0 has written")
+    hosts.barrier("claim: written")
+    if read_run(path, missing_ok=True) != identity:
+        raise InputError(
+            f"{flag}={workdir} lies on each host's own disk: {_RUN} of process 0 is "
+            "not here; give one that all hosts share, gs://BUCKET/RUN"
+        )
 
 
 def release(workdir: str | epath.PathLike) -> None:
@@ -384,8 +398,3 @@ def _lock(path: epath.Path) -> None:
             f"{path} is being written by another process; wait for it or stop it"
         ) from None
     _locks[str(path)] = file
-
-
-def _sync(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from limr_jax import data, programs, rollout
+from limr_jax import data, hosts, programs, rollout, stop
 from limr_jax.randomness import stream_key
 from limr_jax.sharding import BATCH, REPLICATED
 
@@ -47,7 +47,7 @@ class Evaluator:
     def answer(self, params, sampling: rollout.Sampling, start: int) -> Evaluation:
         """The problems from `start` on, a chunk of them, answered and graded."""
         drawn, written = self.write(params, sampling, start)
-        graded = self.grade(written, drawn)
+        graded = self.grade(stop.ready(written), drawn)
         real = min(self.chunk, self.count - start)
         return Evaluation(*(x[:real] for x in _on_host(written, graded)))
 
@@ -58,7 +58,7 @@ class Evaluator:
         return self.generate(
             params,
             self.prompts,
-            jax.device_put(ids.astype(np.int32), self.replicated),
+            hosts.put(ids.astype(np.int32), self.replicated),
             sampling,
             self.key,
         )
@@ -67,7 +67,7 @@ class Evaluator:
 def _on_host(written: rollout.Rollout, graded) -> list[np.ndarray]:
     """The fields of `Evaluation` for one chunk."""
     group = written.group
-    arrays = jax.device_get(
+    arrays = hosts.on_host(
         {
             "graded": graded,
             "truncated_B": written.truncated_B,
@@ -130,7 +130,9 @@ def make(
         chunk=chunk,
         generate=jax.jit(answer, out_shardings=sharding),
         # An argument, so that another seed compiles nothing anew.
-        key=jax.device_put(stream_key(seed, "eval", number), replicated),
+        key=jax.jit(stream_key, static_argnums=1, out_shardings=replicated)(
+            seed, "eval", number
+        ),
         grade=grade,
         replicated=replicated,
     )

@@ -14,6 +14,7 @@ what was in a killed process's buffers. A number that is not finite is null in J
 
 import contextlib
 import gzip
+import itertools
 import json
 import math
 import pathlib
@@ -28,6 +29,8 @@ import jax
 import tensorboardX
 import tqdm
 from tensorboardX.proto.summary_pb2 import Summary
+
+from limr_jax import hosts
 
 METRICS, EVALS = "metrics.jsonl", "evals.jsonl"
 _TAGS = {METRICS: "train/", EVALS: "eval/"}
@@ -83,11 +86,9 @@ class Metrics:
             for name in (METRICS, EVALS):
                 for row in read_metrics(self._workdir, name):
                     self._add_event(name, row)
-        self._evaluated = {
-            row["step"]: row
-            for row in read_metrics(self._workdir, EVALS)
-            if row["step"] <= step
-        }
+        done = [x for x in read_metrics(self._workdir, EVALS) if x["step"] <= step]
+        # As process 0 sees them: all processes must skip the same evaluations.
+        self._evaluated = {x["step"]: x for x in hosts.first("evaluations", done)}
 
     def step(self, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
         """Write one step's numbers; returns the line as a dict."""
@@ -253,11 +254,13 @@ class Dump:
 
     def add(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append one step's rows: id, sample, prompt, response, reward, and more."""
+        if not (self._write and self._max_bytes):
+            return
         kept = [
             {"step": int(step)} | {key: _plain(value) for key, value in row.items()}
-            for row in list(rows)[: self._rows]
+            for row in itertools.islice(rows, self._rows)
         ]
-        if not (self._write and self._max_bytes and kept):
+        if not kept:
             return
         text = "".join(
             json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) + "\n"

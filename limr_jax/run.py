@@ -17,6 +17,7 @@ import limr_jax
 from limr_jax import (
     data,
     evaluate,
+    hosts,
     judge,
     learner,
     model,
@@ -30,6 +31,7 @@ from limr_jax import (
 )
 from limr_jax.algorithms import kl
 from limr_jax.check import check, check_batch
+from limr_jax.config import config_digest
 from limr_jax.errors import InputError
 from limr_jax.host_grader import HostGrader
 from limr_jax.policy import compute_dtype, load_params, read_model_config, resolve
@@ -55,6 +57,7 @@ class Run:
     seed: jax.Array  # uint32, on the devices
     load_params: Callable[[], Any]  # the policy's first parameters
     identity: dict  # whose workdir it is
+    fingerprint: dict[str, str]  # what all hosts must have in common, shortly
 
 
 def set_up(config) -> Run:
@@ -109,9 +112,10 @@ def set_up(config) -> Run:
         grade=grader(train_set),
         grade_eval=grader(eval_set),
         sampling=sampling,
-        seed=jax.device_put(np.uint32(config.seed), NamedSharding(mesh, REPLICATED)),
+        seed=hosts.put(np.uint32(config.seed), NamedSharding(mesh, REPLICATED)),
         load_params=partial(load_params, config, model_config, mesh),
         identity=_identity(config, train_set, eval_set),
+        fingerprint=fingerprint(config),
     )
 
 
@@ -141,6 +145,15 @@ def _identity(config, train_set, eval_set) -> dict:
     }
 
 
+def fingerprint(config) -> dict[str, str]:
+    """Seed, config and code, as the processes of one run compare them."""
+    return {
+        "seed": config.seed,
+        "config": config_digest(config),
+        "code": hosts.code_digest(),
+    }
+
+
 def put_sampling(
     mesh, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0
 ) -> rollout.Sampling:
@@ -161,7 +174,8 @@ def put_sampling(
         top_k=np.int32(top_k),
         min_p=np.float32(min_p),
     )
-    return jax.device_put(sampling, NamedSharding(mesh, REPLICATED))
+    everywhere = NamedSharding(mesh, REPLICATED)
+    return jax.tree.map(lambda x: hosts.put(x, everywhere), sampling)
 
 
 def evaluator(run: Run, k: int, seed: int) -> evaluate.Evaluator:

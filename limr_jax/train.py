@@ -2,16 +2,17 @@
 
 import contextlib
 import dataclasses
+import itertools
 import os
-import signal
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from limr_jax import checkpoint, data, evaluate, metrics, model
+from limr_jax import checkpoint, data, evaluate, hosts, metrics, model, stop
 from limr_jax.objectives import Scores
 from limr_jax.programs import Drawn, Graded
 from limr_jax.rollout import Rollout
@@ -24,7 +25,7 @@ def train(run: Run, config, workdir: str) -> dict | None:
     """Train to `config.num_steps`, from the workdir's last checkpoint if it has one.
 
     Returns the result (kept in result.json too), or None after SIGTERM: then the state
-    is saved, and the same call goes on from there.
+    after the last update is saved, and the same call goes on from there.
     """
     checkpoint.claim(workdir, run.identity)
     finished = checkpoint.read_result(workdir)
@@ -36,7 +37,7 @@ def train(run: Run, config, workdir: str) -> dict | None:
         enter = stack.enter_context
         saver = enter(checkpoint.Checkpointer(workdir, **config.checkpoint))
         enter(jax.set_mesh(run.mesh))
-        stop = enter(_stop_signal())
+        enter(stop.listening())
         state, reference, clock = _first_state(run, config, saver)
         start = int(jax.device_get(state.step))
         log = enter(metrics.Metrics(workdir, step=start))
@@ -48,31 +49,36 @@ def train(run: Run, config, workdir: str) -> dict | None:
         )
         prompts = data.put(run.train_set, run.mesh)
         exam = _Exam(run, config, log)
-        exam.before(state.train.params)
-        exam.now_and_then(start, state.train.params)  # where a stop came before it
         advance = enter(metrics.progress("train", config.num_steps - start))
-        enter(jax.transfer_guard("disallow"))
 
-        for step in range(start + 1, config.num_steps + 1):
-            phases = Phases()
-            state, rounds, numbers = one_step(run, phases, state, reference, prompts)
-            numbers = phases.finish(*jax.device_get(numbers))
-            dump.add(step, _rows(run, rounds))
-            shown = log.step(step, numbers)
-            metrics.say(metrics.line(step, shown, num_steps=config.num_steps))
-            stopping = stop()
-            if saver.due(step) or stopping or step == config.num_steps:
-                saver.save(step, state, {"seconds": clock()})
-            if stopping:
-                return None
-            exam.now_and_then(step, state.train.params)
-            advance()
-
-        exam.after(config.num_steps, state.train.params)
-        saver.wait()  # a run whose last checkpoint is not whole is not finished
-        result = _result(config, workdir, state, exam) | {"seconds": clock()}
-        checkpoint.write_result(workdir, result)
-        return result
+        try:
+            hosts.agree("data and first step", run.identity | {"step": start})
+            exam.before(state.train.params)
+            exam.now_and_then(start, state.train.params)  # where a stop came before it
+            enter(jax.transfer_guard("disallow"))
+            for step in range(start + 1, config.num_steps + 1):
+                phases = Phases()
+                state, rounds, numbers = one_step(
+                    run, phases, state, reference, prompts
+                )
+                numbers = phases.finish(*hosts.on_host(numbers))
+                dump.add(step, _rows(run, rounds))
+                shown = log.step(step, numbers)
+                metrics.say(metrics.line(step, shown, num_steps=config.num_steps))
+                if saver.due(step) or step == config.num_steps:
+                    saver.save(step, state, {"seconds": clock()})
+                exam.now_and_then(step, state.train.params)
+                advance()
+            exam.after(config.num_steps, state.train.params)
+            with stop.update():
+                saver.wait()  # a run whose last checkpoint is not whole is not finished
+                result = _result(config, workdir, state, exam) | {"seconds": clock()}
+                checkpoint.write_result(workdir, result)
+            return result
+        except stop.Stopped:  # rollouts that wait for their update are dropped
+            step = int(jax.device_get(state.step))
+            saver.save(step, state, {"seconds": clock()})
+            return None
 
 
 def _name_left_out(run: Run, workdir) -> None:
@@ -101,6 +107,7 @@ def _one_round(run: Run, phases, state, prompts) -> tuple[Any, Round]:
     """Sample, generate, grade: the sampler's state, and what came of it."""
     programs = run.programs
     sampler_state, drawn = phases("draw", programs.draw, state, prompts, run.seed)
+    hosts.agree_on_step(run.fingerprint, state.step, drawn.ids_P)
     written = phases(
         "generate",
         programs.generate,
@@ -141,16 +148,17 @@ def one_step(run: Run, phases, state, reference, prompts):
         run, phases, state, prompts
     )
     scores = _scores(run, phases, state, reference, *batch)
-    state, numbers = phases(
-        "update",
-        run.programs.update,
-        state,
-        sampler_state,
-        surplus,
-        *batch,
-        scores,
-        run.sampling,
-    )
+    with stop.update():
+        state, numbers = phases(
+            "update",
+            run.programs.update,
+            state,
+            sampler_state,
+            surplus,
+            *batch,
+            scores,
+            run.sampling,
+        )
     tallies = [each.tally for each in rounds]
     return state, rounds, (numbers | collected, tallies)
 
@@ -221,17 +229,6 @@ def process_seconds() -> float:
 _IMPORTED = time.monotonic()
 
 
-@contextlib.contextmanager
-def _stop_signal():
-    """Yields a function that says whether SIGTERM has come."""
-    came = []
-    before = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
-    try:
-        yield lambda: bool(came)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 _compilations: list[float] = []  # seconds of each one in this process
 
@@ -253,7 +250,7 @@ class Phases:
 
     def __call__(self, name, program, *args):
         start = time.perf_counter()
-        out = jax.block_until_ready(program(*args))
+        out = stop.ready(program(*args))
         spent = time.perf_counter() - start
         self._seconds[name] = self._seconds.get(name, 0.0) + spent
         return out
@@ -341,18 +338,24 @@ class _Exam:
         )
 
 
-def _rows(run: Run, rounds: list[Round]):
-    """Each rollout of a step as a row of the dump, used or not."""
-    for each in rounds:
-        yield from _rows_of(run, *jax.device_get(each[:3]))
+def _rows(run: Run, rounds: list[Round]) -> Iterator[dict]:
+    """Each rollout of a step as a row of the dump, used or not, of all hosts'."""
+    arrays = hosts.on_host(
+        [
+            (x.drawn.ids_P, x.graded)
+            + (x.written.response_BT, x.written.mask_BT, x.written.truncated_B)
+            for x in rounds
+        ]
+    )
+    return itertools.chain.from_iterable(_rows_of(run, *each) for each in arrays)
 
 
-def _rows_of(run: Run, drawn, written, graded):
-    problems, group = run.train_set.problems, written.group
-    length_B = written.mask_BT.sum(axis=1)
-    for b, row_T in enumerate(written.response_BT):
+def _rows_of(run: Run, ids_P, graded, response_BT, mask_BT, truncated_B):
+    problems, group = run.train_set.problems, graded.reward_PG.shape[1]
+    length_B = mask_BT.sum(axis=1)
+    for b, row_T in enumerate(response_BT):
         p, g = divmod(b, group)
-        index = int(drawn.ids_P[p])
+        index = int(ids_P[p])
         yield {
             "id": problems.ids[index],
             "sample": g,
@@ -362,17 +365,20 @@ def _rows_of(run: Run, drawn, written, graded):
             **{f"reward/{name}": x_PG[p, g] for name, x_PG in graded.parts.items()},
             "correct": graded.correct_PG[p, g],
             "valid": graded.valid_PG[p, g],
-            "truncated": written.truncated_B[b],
+            "truncated": truncated_B[b],
             "length": length_B[b],
         }
 
 
 def _result(config, workdir, state, exam: _Exam) -> dict:
-    """The run's one JSON object, all but the seconds."""
+    """The run's one JSON object, all but the seconds; process 0 puts it together."""
+    digest = checkpoint.params_digest(state.train.params)
+    if jax.process_index() > 0:
+        return hosts.first("result", None)
     rows = [*metrics.read_metrics(workdir)]
     before, after = exam(0), exam(config.num_steps)
     k = config.evaluation.samples
-    return {
+    result = {
         "steps": config.num_steps,
         "epochs": int(np.floor(rows[-1]["epoch"])),
         "eval_problems": len(exam) or None,
@@ -382,6 +388,7 @@ def _result(config, workdir, state, exam: _Exam) -> dict:
         "eval_accuracy_well_formed_after": after.get("accuracy_well_formed"),
         f"pass_at_{k}_before": before.get(f"sampled/pass_at_{k}"),
         "format_valid_before": before.get("well_formed"),
-        "params_digest": checkpoint.params_digest(state.train.params),
+        "params_digest": digest,
         "workdir": str(workdir),
     }
+    return hosts.first("result", result)

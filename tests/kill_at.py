@@ -3,6 +3,7 @@
 MOMENT is a function's dotted path (before its COUNT-th call), `file` (before the
 COUNT-th change to a file or folder of the workdir), or `generate` (within the COUNT-th
 generation). A COUNT of 0 signals never; `file` then prints how many changes there were.
+DEAD_SECONDS and BEAT_SECONDS in the environment are those of limr_jax/watch.py.
 """
 
 import os
@@ -18,6 +19,10 @@ CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "ope
 def main() -> None:
     moment, count, name, script, *arguments = sys.argv[1:]
     strike = _Strike(int(count), getattr(signal, name))
+    for setting in {"DEAD_SECONDS", "BEAT_SECONDS"} & os.environ.keys():
+        from limr_jax import watch
+
+        setattr(watch, setting, float(os.environ[setting]))
     if moment == "file":
         workdir = arguments[arguments.index("--workdir") + 1]
         sys.addaudithook(

@@ -166,7 +166,7 @@ def test_what_does_not_fit_is_named_with_both_shapes(tmp_path):
             saver.restore(5, state)
         with pytest.raises(TypeError, match="state's n "):
             saver.save(2, {"n": 3}, {})
-    with pytest.raises(InputError, match="holds no checkpoints"):
+    with pytest.raises(InputError, match="has no checkpoints"):
         checkpoint.Checkpointer(tmp_path / "nowhere", read_only=True)
     with pytest.raises(InputError, match="keep=0"):
         checkpoint.Checkpointer(tmp_path / "new", keep=0)

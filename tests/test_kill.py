@@ -151,9 +151,9 @@ def test_stopped_killed_killed_and_killed_again(folder, whole, template, tmp_pat
     said = launch(folder, workdir, "generate", 1, "SIGTERM")
     assert said.code == 0, said
     assert f"the same command goes on: {workdir}" in said
-    latest = [1]
+    latest = [0]  # the rollouts of step 1 were dropped
     for moment, count in (
-        ("generate", 2),  # in step 3; the save of step 2 is done, or is not
+        ("generate", 3),  # in step 3; the save of step 2 is done, or is not
         ("os.rename", 1),  # a checkpoint is whole when it gets its name
         ("limr_jax.checkpoint.Checkpointer.save", 3),  # step 2 is saved by then
     ):

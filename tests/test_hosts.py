@@ -1,0 +1,380 @@
+"""Several real processes on this machine as one run: they agree, stop and end together.
+
+What one process does beside them is run here, on as many of the virtual devices.
+"""
+
+import itertools
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+from tiny_run import ROOT, arguments, configure, set_up, told, write_problems
+
+from limr_jax import checkpoint, hosts, stop, watch
+from limr_jax.errors import InputError
+from limr_jax.train import train
+
+STEPS = 5
+REWARD = '''
+"""Something that a random policy gets now and then."""
+
+import os
+import time
+
+
+def chance(prompts, completions, **columns):
+    time.sleep(float(os.environ.get("GRADING_SECONDS", 0)))
+    sums = [sum(map(ord, c)) for c in completions]
+    return [None if n % 7 == 0 else n % 4 / 3 for n in sums]
+'''
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The current folder of every process."""
+    folder = tmp_path_factory.mktemp("hosts")
+    write_problems(folder / "train.jsonl", 12)
+    write_problems(folder / "eval.jsonl", 6, add=2)
+    (folder / "hosts_reward.py").write_text(REWARD)
+    return folder
+
+
+def fields(folder) -> dict:
+    """Twelve problems, eight a step: LIM scores after steps 2 and 4."""
+    return {
+        "data.train": folder / "train.jsonl",
+        "data.eval": folder / "eval.jsonl",
+        "num_steps": STEPS,
+        "sampler.name": "lim",
+        "prompts_per_step": 8,
+        "reward": "hosts_reward.chance",
+        "rollout.max_response_length": 8,
+        "micro_batch_rows": 8,
+        "optimizer.learning_rate": 1e-3,
+    }
+
+
+class Hosts(list):
+    """Running processes, each (its Popen, the file of what it says)."""
+
+    def wait(self, seconds: float = 300.0) -> list[tuple[int, str]]:
+        """(exit code, what it said) of each, when all have ended."""
+        end = time.monotonic() + seconds
+        try:
+            for process, _ in self:
+                process.wait(max(1.0, end - time.monotonic()))
+        finally:
+            for process, _ in self:
+                process.kill()
+        return [(process.returncode, path.read_text()) for process, path in self]
+
+
+def start(folder, commands, devices=2, **environment) -> Hosts:
+    """One process for each command, all of one run on this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    started = Hosts()
+    for process, command in enumerate(commands):
+        flags = [f"--coordinator=127.0.0.1:{port}", f"--process={process}"]
+        path = folder / f"said-{port}-{process}"
+        with open(path, "w") as file:
+            popen = subprocess.Popen(
+                [sys.executable, *command, *flags, f"--processes={len(commands)}"],
+                cwd=folder,
+                env=os.environ
+                | {
+                    "JAX_PLATFORMS": "cpu",
+                    "JAX_NUM_CPU_DEVICES": str(devices),
+                    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+                    "PYTHONUNBUFFERED": "1",
+                    "PYTHONPATH": str(ROOT),
+                }
+                | environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        started.append((popen, path))
+    return started
+
+
+def command(folder, workdir, *moment, **more) -> list[str]:
+    """launch/tpu.py, or that moment of it by kill_at.py."""
+    script = [str(ROOT / "launch/tpu.py")]
+    if moment:
+        script = [str(ROOT / "tests/kill_at.py"), *map(str, moment), *script]
+    given = fields(folder) | {n.replace("__", "."): value for n, value in more.items()}
+    return [*script, *arguments(given), "--workdir", str(workdir)]
+
+
+@pytest.fixture(scope="module")
+def alone(folder, tmp_path_factory):
+    """The workdir of the run in one process on four devices."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    given = {name.replace(".", "__"): value for name, value in fields(folder).items()}
+    workdir = tmp_path_factory.mktemp("alone")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        config = configure(given.pop("data__train"), **given)
+        train(set_up(config, 4), config, workdir)
+    jax.config.update("jax_disable_most_optimizations", before)
+    return workdir
+
+
+def assert_same_run(workdir, alone) -> None:
+    """The same rollouts and grades; numbers but for the order of summation."""
+    here, there = told(workdir), told(alone)
+    assert len(here["rollouts"]) == STEPS * 16
+    assert here["rollouts"] == there["rollouts"]
+    assert here["evals"] == there["evals"]
+    for a, b in zip(here["metrics"], there["metrics"], strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            if b[name] is None:  # a share of nothing
+                assert a[name] is None
+                continue
+            assert a[name] == pytest.approx(b[name], rel=1e-5, abs=1e-5), name
+            if name.startswith("lim/"):
+                assert a[name] == b[name]
+    before, after = there["metrics"][0], there["metrics"][-1]
+    assert before["gradient_norm"] > 1e-3 and after["epoch"] == 2.5
+
+
+def latest(workdir) -> int | None:
+    with checkpoint.Checkpointer(workdir, read_only=True) as saver:
+        return saver.latest()
+
+
+def run(folder, workdir, *moment, processes=2, **environment):
+    """The run to its end, or until that moment of the last process; (code, words)."""
+    idle = ("generate", 0, "SIGTERM") if moment else ()
+    moments = [*[idle] * (processes - 1), moment]
+    commands = [command(folder, workdir, *moment) for moment in moments]
+    return start(folder, commands, **environment).wait(900)
+
+
+def test_a_stop_of_one_host_and_then_the_run_that_one_process_makes(
+    folder, alone, tmp_path
+):
+    """SIGTERM reaches process 1 alone."""
+    workdir = tmp_path / "run"
+    # Grading takes longer than the word of a stop does.
+    quick = {"BEAT_SECONDS": "0.05", "GRADING_SECONDS": "1"}
+    said = run(folder, workdir, "generate", 2, "SIGTERM", **quick)
+    assert [code for code, _ in said] == [0, 0], said
+    assert f"the same command goes on: {workdir}" in said[0][1]
+    assert latest(workdir) == 1  # the rollouts of step 2 were dropped, on both
+    said = run(folder, workdir)
+    assert [code for code, _ in said] == [0, 0], said
+    assert "going on after step 1 of 5" in said[0][1]
+    assert "step" not in said[1][1].replace("steps", "")  # one process speaks
+    assert_same_run(workdir, alone)
+
+
+@pytest.mark.soak
+def test_a_host_that_is_killed_ends_all_and_four_go_on(folder, tmp_path):
+    """With the real time-outs; then four processes, then one, from its checkpoints."""
+    workdir = tmp_path / "run"
+    said = run(folder, workdir, "generate", 3, "SIGKILL")
+    assert said[1][0] == -signal.SIGKILL and said[0][0] not in (0, 2), said
+    assert "error: process 1" in said[1][1] and "died: killed" in said[1][1]
+    assert "has given no sign of life for 40 s; the last checkpoint" in said[0][1]
+    assert latest(workdir) == 2
+    said = run(folder, workdir, "generate", 2, "SIGTERM", processes=4)
+    assert [code for code, _ in said] == [0] * 4, said
+    assert latest(workdir) >= 3
+    given = {name.replace(".", "__"): value for name, value in fields(folder).items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        config = configure(given.pop("data__train"), **given)
+        train(set_up(config, 8), config, workdir)
+    assert len(told(workdir)["rollouts"]) == STEPS * 16
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("processes", [2, 4])
+def test_unbroken(folder, alone, tmp_path, processes):
+    said = run(folder, tmp_path / "run", processes=processes)
+    assert [code for code, _ in said] == [0] * processes, said
+    assert_same_run(tmp_path / "run", alone)
+
+
+def test_a_run_that_differs_ends_before_anything_is_compiled(folder, tmp_path):
+    same, other = (
+        command(folder, tmp_path / "a"),
+        command(folder, tmp_path / "a", seed=7),
+    )
+    said = start(folder, [same, same, other]).wait(100)
+    assert [code for code, _ in said] == [1, 1, 1], said
+    host = socket.gethostname()
+    for _, text in said:
+        assert (
+            f"error: hosts differ in config and code, process 0 ({host}) → "
+            f"process 2 ({host}): config.seed: 0 → 7; start the same command" in text
+        )
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_mistake_on_one_host_ends_all(folder, tmp_path):
+    """Process 1 finds no problems: it says so, and the others repeat it."""
+    (folder / "elsewhere").mkdir()
+    bad = command(folder, tmp_path / "a")
+    given = [command(folder, tmp_path / "a"), bad]
+    (folder / "gone.py").write_text(
+        "import pathlib, runpy, sys\n"
+        "from limr_jax import run\n"
+        "from limr_jax.errors import InputError\n"
+        "def set_up(config): raise InputError('no problems here; put them there')\n"
+        "run.set_up = set_up\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    given[1] = [str(folder / "gone.py"), *bad]
+    said = start(folder, given).wait(100)
+    assert [code for code, _ in said] == [1, 2], said
+    assert "error: no problems here; put them there" in said[1][1]
+    assert "ended: no problems here; put them there; the last checkpoint" in said[0][1]
+
+
+SPEAKS = """
+import sys, time
+from limr_jax import hosts, watch
+moment, *flags = sys.argv[1:]
+given = dict(flag[2:].split("=") for flag in flags)
+process = int(given["process"])
+watch.DEAD_SECONDS = 4.0
+hosts.REPORT_SECONDS = 3.0
+with hosts.joined(given["coordinator"], int(given["processes"]), process):
+    hosts.barrier("all are here")
+    if moment == "late" and process == 1:
+        time.sleep(60)
+    if moment != "late":
+        print("ready", flush=True)
+        time.sleep(60)
+    hosts.agree("step 1", {"ids": "a"})
+"""
+
+
+def wait_for(hosts_running, word) -> None:
+    end = time.monotonic() + 60
+    while not all(word in path.read_text() for _, path in hosts_running):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_a_report_that_does_not_come(folder):
+    """A process that lives, but does not say what it does."""
+    said = start(folder, [["-c", SPEAKS, "late"]] * 2).wait(60)
+    host = socket.gethostname()
+    assert said[0][0] == 1
+    assert f"no report of 'step 1' within 3 s from process 1 ({host})" in said[0][1]
+    # Process 1 may not have read why before the coordinator was gone.
+    assert said[1][0] != 0
+
+
+@pytest.mark.parametrize("process", [0, 1])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_that_dies_or_hangs_ends_the_others(folder, process, number):
+    running = start(folder, [["-c", SPEAKS, "sleep"]] * 2)
+    wait_for(running, "ready")
+    running[process][0].send_signal(number)
+    other, path = running[1 - process]
+    started = time.monotonic()
+    assert other.wait(30) != 0
+    assert time.monotonic() - started < 15
+    running[process][0].kill()
+    running[process][0].wait()
+    wait_for([running[1 - process]], "the same command goes on")
+    text = path.read_text()
+    if (number, process) == (signal.SIGKILL, 0):
+        # jaxlib aborts at once, and the shell beside it speaks.
+        assert "error: process 1" in text and "the coordinator (process 0) is" in text
+    elif process == 0:
+        assert "error: process 0" in text and "the coordinator, is gone" in text
+    else:
+        assert "process 1 " in text and "has given no sign of life for 4 s" in text
+    assert "the last checkpoint stands, and the same command goes on" in text
+
+
+def test_half_of_the_flags_are_refused():
+    for given in (("a:1", 0, -1), ("", 2, 0), ("a:1", 2, 2), ("a:1", 2, -1)):
+        with pytest.raises(InputError, match="give all three"), hosts.joined(*given):
+            pass
+
+
+class Store:
+    """The coordinator's key-value store, as far as Watch uses it."""
+
+    def __init__(self):
+        self.values = {}
+
+    def key_value_set(self, key, text, allow_overwrite):
+        assert allow_overwrite
+        self.values[key] = text
+
+    def key_value_dir_get(self, folder):
+        return [*self.values.items()]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_all_hosts_stop_after_the_same_update(seed, monkeypatch):
+    """Whoever hears of it, and wherever the others are."""
+    monkeypatch.setattr(watch, "BEAT_SECONDS", 0.002)
+    monkeypatch.setattr(
+        watch.jax if hasattr(watch, "jax") else jax, "process_count", lambda: 4
+    )
+    choose, store = random.Random(seed), Store()
+    stops = [stop.Stop() for _ in range(4)]
+    watches = [
+        watch.Watch(store, i, 4, pytest.fail, told=lambda i=i: stops[i])
+        for i in range(4)
+    ]
+    together = threading.Barrier(4)
+    last = [None] * 4
+
+    def work(i, rest):
+        try:
+            for _ in itertools.count():
+                for _ in range(rest.randrange(4)):
+                    time.sleep(rest.random() * 4e-3)
+                    stops[i].check()
+                stops[i].begin()
+                together.wait(10)  # a collective: all hosts, or it never ends
+                stops[i].done = stops[i].begun
+        except stop.Stopped:
+            last[i] = stops[i].done
+
+    threads = [
+        threading.Thread(target=work, args=(i, random.Random(f"{seed} {i}")))
+        for i in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.05)
+    for i in choose.sample(range(4), choose.randint(1, 4)):
+        stops[i].ask()
+        time.sleep(choose.random() * 0.01)
+    for thread in threads:
+        thread.join(20)
+    for one in watches:
+        one.leave()
+    assert len(set(last)) == 1 and last[0] > 0
+
+
+def test_alone_nothing_is_joined_and_arrays_come_whole():
+    with hosts.joined("", 0, -1):
+        assert not jax.distributed.is_initialized()
+        assert hosts.exchange("x", {"a": 1}) == [{"a": 1}]
+    mesh = jax.make_mesh((8,), ("x",))
+    sharding = jax.NamedSharding(mesh, jax.P("x"))
+    array = np.arange(16)
+    np.testing.assert_array_equal(hosts.on_host(hosts.put(array, sharding)), array)
