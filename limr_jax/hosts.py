@@ -273,6 +273,15 @@ def agree(name: str, values: Mapping[str, Any]) -> None:
     )
 
 
+def agree_on_step(fingerprint: Mapping[str, Any], step, ids_P: jax.Array) -> None:
+    """`agree` on what a step is about to do; nothing where there is one process."""
+    if jax.process_count() > 1:
+        step, ids_P = jax.device_get((step, ids_P))
+        ids = hashlib.sha256(np.ascontiguousarray(ids_P)).hexdigest()
+        here = {"step": int(step), "ids": ids, **fingerprint}
+        agree(f"step {int(step) + 1}", here)
+
+
 def code_digest() -> str:
     """Version of this package, a digest of its source, and JAX's version."""
     folder, sha = pathlib.Path(limr_jax.__file__).parent, hashlib.sha256()

@@ -65,7 +65,6 @@ def number(text: str) -> Number | None:
     """A cleaned string that is one literal number, or None."""
     text = re.sub(r"^([-+]?\d*\.\d*?)(\d{1,6}?)\2{1,40}\s*\\dots$",
                   r"\1\\overline{\2}", text[:MAX_DIGITS])  # fmt: skip
-    text = re.sub(r"(?<=\.\d\d)(\d*)\s*\\dots$", r"\1", text)  # 3.14159… goes on
     match = _LITERAL.fullmatch(text) if len(text) < MAX_DIGITS else None
     if match is None or abs(int(match["power"] or 0)) > MAX_DIGITS:
         return None

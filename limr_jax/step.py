@@ -1,12 +1,10 @@
 """One step: sample → generate → grade, in rounds where it takes several → update."""
 
 import dataclasses
-import hashlib
 import time
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from limr_jax import hosts, stop
 from limr_jax.objectives import Scores
@@ -29,7 +27,7 @@ def _one_round(run: Run, phases, state, prompts) -> tuple[Any, Round]:
     """Sample, generate, grade: the sampler's state, and what came of it."""
     programs = run.programs
     sampler_state, drawn = phases("draw", programs.draw, state, prompts, run.seed)
-    _compare(run, state, drawn)
+    hosts.agree_on_step(run.fingerprint, state.step, drawn.ids_P)
     written = phases(
         "generate",
         programs.generate,
@@ -108,15 +106,6 @@ def _scores(run: Run, phases, state, reference, drawn, written, graded) -> Score
             sampling,
         )
     return Scores(**found)
-
-
-def _compare(run: Run, state, drawn) -> None:
-    """Ends every process where hosts differ in what they are about to do."""
-    if jax.process_count() == 1:
-        return
-    step, ids_P = jax.device_get((state.step, drawn.ids_P))
-    sha = hashlib.sha256(np.ascontiguousarray(ids_P)).hexdigest()
-    hosts.agree(f"step {step + 1}", run.fingerprint | {"step": int(step), "ids": sha})
 
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"

@@ -1,8 +1,10 @@
 """The loop: sample → generate → grade → update → log → (save) → (evaluate)."""
 
 import contextlib
+import itertools
 import os
 import time
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +56,7 @@ def train(run: Run, config, workdir: str) -> dict | None:
                 state, rounds, numbers = one_step(
                     run, phases, state, reference, prompts
                 )
-                numbers = phases.finish(*jax.device_get(numbers))
+                numbers = phases.finish(*hosts.on_host(numbers))
                 dump.add(step, _rows(run, rounds))
                 shown = log.step(step, numbers)
                 metrics.say(metrics.line(step, shown, num_steps=config.num_steps))
@@ -192,33 +194,29 @@ class _Exam:
         )
 
 
-def _rows(run: Run, rounds: list[Round]):
-    """Each rollout of a step as a row of the dump, used or not; of all hosts."""
-    for each in rounds:
-        yield from _rows_of(run, *each[:3])
-
-
-def _rows_of(run: Run, drawn, written, graded):
-    problems, group = run.train_set.problems, written.group
-    response_BT, mask_BT, truncated_B, graded, ids_P = hosts.on_host(
-        (
-            written.response_BT,
-            written.mask_BT,
-            written.truncated_B,
-            graded,
-            drawn.ids_P,
-        )
+def _rows(run: Run, rounds: list[Round]) -> Iterator[dict]:
+    """Each rollout of a step as a row of the dump, used or not, of all hosts'."""
+    arrays = hosts.on_host(
+        [
+            (x.drawn.ids_P, x.graded)
+            + (x.written.response_BT, x.written.mask_BT, x.written.truncated_B)
+            for x in rounds
+        ]
     )
-    length_B = mask_BT.sum(axis=1)
+    return itertools.chain.from_iterable(_rows_of(run, *each) for each in arrays)
 
-    def row(b):
+
+def _rows_of(run: Run, ids_P, graded, response_BT, mask_BT, truncated_B):
+    problems, group = run.train_set.problems, graded.reward_PG.shape[1]
+    length_B = mask_BT.sum(axis=1)
+    for b, row_T in enumerate(response_BT):
         p, g = divmod(b, group)
         index = int(ids_P[p])
-        return {
+        yield {
             "id": problems.ids[index],
             "sample": g,
             "prompt": problems.prompts[index],
-            "response": run.tokenizer.decode(response_BT[b, : length_B[b]]),
+            "response": run.tokenizer.decode(row_T[: length_B[b]]),
             "reward": graded.reward_PG[p, g],
             **{f"reward/{name}": x_PG[p, g] for name, x_PG in graded.parts.items()},
             "correct": graded.correct_PG[p, g],
@@ -226,8 +224,6 @@ def _rows_of(run: Run, drawn, written, graded):
             "truncated": truncated_B[b],
             "length": length_B[b],
         }
-
-    return map(row, range(len(length_B)))
 
 
 def _result(config, workdir, state, exam: _Exam) -> dict:

@@ -154,33 +154,58 @@ def latest(workdir) -> int | None:
         return saver.latest()
 
 
-def test_stopped_killed_and_finished_as_one_process_would(folder, alone, tmp_path):
-    """SIGTERM and kill -9 of process 1 alone; then to the end."""
+def run(folder, workdir, *moment, processes=2, **environment):
+    """The run to its end, or until that moment of the last process; (code, words)."""
+    idle = ("generate", 0, "SIGTERM") if moment else ()
+    moments = [*[idle] * (processes - 1), moment]
+    commands = [command(folder, workdir, *moment) for moment in moments]
+    return start(folder, commands, **environment).wait(900)
+
+
+def test_a_stop_of_one_host_and_then_the_run_that_one_process_makes(
+    folder, alone, tmp_path
+):
+    """SIGTERM reaches process 1 alone."""
     workdir = tmp_path / "run"
-
-    def run(*moment, **environment):
-        moments = [("generate", 0, "SIGTERM"), moment] if moment else [(), ()]
-        commands = [command(folder, workdir, *moment) for moment in moments]
-        return start(folder, commands, **environment).wait()
-
     # Grading takes longer than the word of a stop does.
     quick = {"BEAT_SECONDS": "0.05", "GRADING_SECONDS": "1"}
-    said = run("generate", 2, "SIGTERM", **quick)
+    said = run(folder, workdir, "generate", 2, "SIGTERM", **quick)
     assert [code for code, _ in said] == [0, 0], said
     assert f"the same command goes on: {workdir}" in said[0][1]
     assert latest(workdir) == 1  # the rollouts of step 2 were dropped, on both
-
-    said = run("generate", 2, "SIGKILL", DEAD_SECONDS="3")
-    assert [code for code, _ in said][1] == -signal.SIGKILL
-    assert said[0][0] not in (0, 2), said
-    assert "error: process 1" in said[1][1] and "died: killed" in said[1][1]
-    assert latest(workdir) == 2
-
-    said = run()
+    said = run(folder, workdir)
     assert [code for code, _ in said] == [0, 0], said
-    assert "going on after step 2 of 5" in said[0][1]
+    assert "going on after step 1 of 5" in said[0][1]
     assert "step" not in said[1][1].replace("steps", "")  # one process speaks
     assert_same_run(workdir, alone)
+
+
+@pytest.mark.soak
+def test_a_host_that_is_killed_ends_all_and_four_go_on(folder, tmp_path):
+    """With the real time-outs; then four processes, then one, from its checkpoints."""
+    workdir = tmp_path / "run"
+    said = run(folder, workdir, "generate", 3, "SIGKILL")
+    assert said[1][0] == -signal.SIGKILL and said[0][0] not in (0, 2), said
+    assert "error: process 1" in said[1][1] and "died: killed" in said[1][1]
+    assert "has given no sign of life for 40 s; the last checkpoint" in said[0][1]
+    assert latest(workdir) == 2
+    said = run(folder, workdir, "generate", 2, "SIGTERM", processes=4)
+    assert [code for code, _ in said] == [0] * 4, said
+    assert latest(workdir) >= 3
+    given = {name.replace(".", "__"): value for name, value in fields(folder).items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        config = configure(given.pop("data__train"), **given)
+        train(set_up(config, 8), config, workdir)
+    assert len(told(workdir)["rollouts"]) == STEPS * 16
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("processes", [2, 4])
+def test_unbroken(folder, alone, tmp_path, processes):
+    said = run(folder, tmp_path / "run", processes=processes)
+    assert [code for code, _ in said] == [0] * processes, said
+    assert_same_run(tmp_path / "run", alone)
 
 
 def test_a_run_that_differs_ends_before_anything_is_compiled(folder, tmp_path):
