@@ -492,8 +492,9 @@ def test_minibatches_are_updates_one_after_another(params, written, reward_PG, t
     counts = optax.tree_utils.tree_get_all_with_path(learned.opt_state, "count")
     assert [int(count) for _, count in counts] == [8, 8]
     # Adam makes whole steps of gradients that are rounding errors.
-    for one, two in zip(*map(jax.tree.leaves, (learned.params, state.params))):
-        assert np.mean(np.abs(one - two) < 1e-5) > 0.995
+    pairs = zip(*map(jax.tree.leaves, (learned.params, state.params)))
+    apart = np.concatenate([np.ravel(np.abs(one - two)) for one, two in pairs])
+    assert np.mean(apart < 1e-5) > 0.999 and apart.max() < 1e-4
     np.testing.assert_allclose(metrics["gradient_norm"], np.mean(norms), rtol=1e-3)
     assert metrics["drift_max"] > 0.01
 
