@@ -1,7 +1,7 @@
 """How good the policy is: held-out problems, k responses each, every one graded."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -39,14 +39,28 @@ class Evaluator:
     def __call__(self, params, sampling: rollout.Sampling, advance=lambda n: None):
         """Answer and grade every problem; `advance(n)` is called as they are done."""
         parts = []
-        for start in range(0, self.count, self.chunk):
-            parts.append(self.answer(params, sampling, start))
-            advance(len(parts[-1].valid_Nk))
+        for part in self.answers(params, sampling):
+            parts.append(part)
+            advance(len(part.valid_Nk))
         return Evaluation(*(np.concatenate(x) for x in zip(*parts, strict=True)))
 
-    def answer(self, params, sampling: rollout.Sampling, start: int) -> Evaluation:
-        """The problems from `start` on, a chunk of them, answered and graded."""
-        drawn, written = self.write(params, sampling, start)
+    def answers(
+        self, params, sampling: rollout.Sampling, start: int = 0
+    ) -> Iterator[Evaluation]:
+        """The problems from `start` on, a chunk at a time, answered and graded.
+
+        The devices write the next chunk while the hosts grade one.
+        """
+        asked = None
+        for first in (*range(start, self.count, self.chunk), None):
+            coming = None
+            if first is not None:
+                coming = first, *self.write(params, sampling, first)
+            if asked is not None:
+                yield self._graded(*asked)
+            asked = coming
+
+    def _graded(self, start: int, drawn, written: rollout.Rollout) -> Evaluation:
         graded = self.grade(stop.ready(written), drawn)
         real = min(self.chunk, self.count - start)
         return Evaluation(*(x[:real] for x in _on_host(written, graded)))

@@ -89,8 +89,7 @@ def _answer(exam: Examination, paper: Paper, params, folder: pathlib.Path) -> No
     if done:
         metrics.say(f"{label}: going on after {done} of {count} problems")
     with metrics.progress(label, count - done, unit="problem") as advance:
-        while done < count:
-            result = evaluator.answer(params, paper.sampling, done)
+        for result in evaluator.answers(params, paper.sampling, done):
             first, done = done, done + len(result.valid_Nk)
             dump.add(done, _rows(exam, paper, result, first))
             advance(done - first)

@@ -21,9 +21,10 @@ class Round(NamedTuple):
     written: Rollout
     graded: Graded
     tally: Tally
+    scored: dict  # `_score` of it, where it is the step's batch as it stands
 
 
-def _one_round(run: Run, phases, state, prompts) -> tuple[Any, Round]:
+def _one_round(run: Run, phases, state, reference, prompts) -> tuple[Any, Round]:
     """Sample, generate, grade: the sampler's state, and what came of it."""
     programs = run.programs
     sampler_state, drawn = phases("draw", programs.draw, state, prompts, run.seed)
@@ -37,19 +38,23 @@ def _one_round(run: Run, phases, state, prompts) -> tuple[Any, Round]:
         run.sampling,
         run.seed,
     )
-    graded = phases("grade", run.grade, written, drawn)
+    # Queued before the hosts grade, so that the devices work meanwhile.
+    queued = programs.collect is None
+    scoring = _score(run, phases, state, reference, written) if queued else {}
+    graded = phases.start("grade", run.grade, written, drawn)
+    scored, graded = _wait(phases, scoring), phases.wait("grade", graded)
     tally = phases("observe", programs.observe, written, graded)
-    return sampler_state, Round(drawn, written, graded, tally)
+    return sampler_state, Round(drawn, written, graded, tally, scored)
 
 
-def _collected(run: Run, phases, state, prompts):
+def _collected(run: Run, phases, state, reference, prompts):
     """Rounds until there is a whole batch of groups to learn from, or the bound is met.
 
     Returns the sampler's state, what is over, the batch, all rounds, and metrics.
     """
     collect, batch, rounds = run.programs.collect, state.surplus, []
     while True:
-        sampler_state, new = _one_round(run, phases, state, prompts)
+        sampler_state, new = _one_round(run, phases, state, reference, prompts)
         state = dataclasses.replace(state, sampler=sampler_state)
         rounds.append(new)
         if not collect:
@@ -65,47 +70,44 @@ def _collected(run: Run, phases, state, prompts):
 def one_step(run: Run, phases, state, reference, prompts):
     """One step: sample, generate, grade, update; the sampler learns in the update."""
     sampler_state, surplus, batch, rounds, collected = _collected(
-        run, phases, state, prompts
+        run, phases, state, reference, prompts
     )
-    scores = _scores(run, phases, state, reference, *batch)
+    scored = rounds[-1].scored
+    if run.programs.collect:
+        scored = _wait(phases, _score(run, phases, state, reference, batch[1]))
+    scores = Scores(
+        reference_BT=scored.get("reference"),
+        value_BT=scored.get("values"),
+        thoughts=_thoughts(run, phases, state, *batch),
+    )
+    learned = state, sampler_state, surplus, *batch, scores, run.sampling
     with stop.update():
-        state, numbers = phases(
-            "update",
-            run.programs.update,
-            state,
-            sampler_state,
-            surplus,
-            *batch,
-            scores,
-            run.sampling,
-        )
+        state, numbers = phases("update", run.programs.update, *learned)
     tallies = [each.tally for each in rounds]
     return state, rounds, (numbers | collected, tallies)
 
 
-def _scores(run: Run, phases, state, reference, drawn, written, graded) -> Scores:
-    """What the algorithm wants to know of the rollouts before it learns from them."""
-    programs, sampling = run.programs, run.sampling
-    found = {}
+def _score(run: Run, phases, state, reference, written) -> dict:
+    """What the reference and the critic say of the rollouts, by phase; queued only."""
+    programs, asked = run.programs, {}
     if programs.reference:
-        found["reference_BT"] = phases(
-            "reference", programs.reference, reference, written, sampling
-        )
+        asked["reference"] = programs.reference, reference, written, run.sampling
     if programs.values:
-        found["value_BT"] = phases(
-            "values", programs.values, state.critic.params, written
-        )
-    if programs.thoughts:
-        found["thoughts"] = phases(
-            "thoughts",
-            programs.thoughts,
-            state.train.params,
-            written,
-            drawn,
-            graded,
-            sampling,
-        )
-    return Scores(**found)
+        asked["values"] = programs.values, state.critic.params, written
+    return {name: phases.start(name, *program) for name, program in asked.items()}
+
+
+def _wait(phases, queued: dict) -> dict:
+    return {name: phases.wait(name, arrays) for name, arrays in queued.items()}
+
+
+def _thoughts(run: Run, phases, state, drawn, written, graded):
+    """How likely thoughts make the reference answers; None where nobody asks."""
+    program = run.programs.thoughts
+    if not program:
+        return None
+    asked = state.train.params, written, drawn, graded, run.sampling
+    return phases("thoughts", program, *asked)
 
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
@@ -128,11 +130,20 @@ class Phases:
         self._start = time.perf_counter()
 
     def __call__(self, name, program, *args):
+        """Run it to its end."""
+        return self.wait(name, self.start(name, program, *args))
+
+    def start(self, name, program, *args):
+        """Queue it on the devices; what the hosts do in it is done on return."""
         start = time.perf_counter()
-        out = stop.ready(program(*args))
+        out = program(*args)
         spent = time.perf_counter() - start
         self._seconds[name] = self._seconds.get(name, 0.0) + spent
         return out
+
+    def wait(self, name, arrays):
+        """Until these are ready; the phase's seconds grow by the wait."""
+        return self.start(name, stop.ready, arrays)
 
     def finish(self, numbers: dict, tallies: list[Tally]) -> dict:
         """The step's numbers with seconds, tokens a second, and compilations so far."""

@@ -219,3 +219,31 @@ def test_again_is_the_same_and_no_value_compiles():
     jax.tree.map(np.testing.assert_array_equal, result, again)
     np.testing.assert_array_equal(greedy.response_NkT[:, 0], greedy.response_NkT[:, 1])
     assert made.generate._cache_size() == 1
+
+
+def test_a_chunk_is_graded_while_the_next_is_written():
+    events, count = [], 5
+    one = evaluate.Evaluator(
+        prompts=None,
+        count=count,
+        chunk=2,
+        generate=None,
+        grade=None,
+        replicated=None,
+        key=None,
+    )
+
+    class Noted(type(one)):
+        def write(self, params, sampling, start):
+            events.append(f"write {start}")
+            return None, None
+
+        def _graded(self, start, drawn, written):
+            events.append(f"grade {start}")
+            return start
+
+    noted = Noted(**{f.name: getattr(one, f.name) for f in dataclasses.fields(one)})
+    assert list(noted.answers(None, None)) == [0, 2, 4]
+    assert events == ["write 0", "write 2", "grade 0", "write 4", "grade 2", "grade 4"]
+    assert list(noted.answers(None, None, start=4)) == [4]
+    assert list(noted.answers(None, None, start=5)) == []

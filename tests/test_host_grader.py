@@ -183,3 +183,25 @@ def test_a_reward_that_is_none_is_refused_before_anything(here, reward, complain
 def test_a_list_of_another_length_names_the_function(here, tmp_path):
     with pytest.raises(InputError, match="graders_of_mine.few gave 1 values for 16"):
         one_step(here, tmp_path, "graders_of_mine.few")
+
+
+def test_devices_score_while_the_hosts_grade(folder, tmp_path, monkeypatch):
+    """The reference is queued before grading starts, and waited for after it."""
+    events = []
+    start, wait = train.Phases.start, train.Phases.wait
+
+    def noted(name, function):
+        def call(self, phase, *args):
+            events.append((name, phase))
+            return function(self, phase, *args)
+
+        return call
+
+    monkeypatch.setattr(train.Phases, "start", noted("start", start))
+    monkeypatch.setattr(train.Phases, "wait", noted("wait", wait))
+    row, *_ = one_step(folder, tmp_path, "math", kl__coefficient=0.1)
+    order = [e for e in events if e[0] == "start" or e[1] in ("reference", "grade")]
+    at = order.index
+    assert at(("start", "reference")) < at(("start", "grade"))
+    assert at(("start", "grade")) < at(("wait", "reference")) < at(("wait", "grade"))
+    assert {"seconds_reference", "seconds_grade"} <= row.keys()
