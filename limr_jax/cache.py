@@ -10,6 +10,7 @@ of a prompt.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -17,6 +18,9 @@ import jax.numpy as jnp
 
 from limr_jax.layers import ModelConfig
 from limr_jax.sharding import divided
+
+# Columns that attention reads at least; up to so many there is nothing to choose.
+NARROWEST = 256
 
 
 @jax.tree_util.register_dataclass
@@ -77,24 +81,48 @@ def _rows_axis(x) -> int:
 
 
 def write_column(kv, new, column, index):
-    """Keys and values of a layer with `new` at `column`: to attend to, and to keep.
+    """Keys and values of a layer with `new` at `column`.
 
     index: which layer of the stacks it is; None where there are no stacks.
     """
-    places = (0, 0, 0, column), (0, 0, column, 0)
-    update = jax.lax.dynamic_update_slice
-    if index is None:
-        kept = tuple(
-            update(old, x.astype(old.dtype), place)
-            for old, x, place in zip(kv, new, places)
-        )
-        return *kept, kept
-    kept = tuple(
-        update(old, x[None].astype(old.dtype), (index, *place))
-        for old, x, place in zip(kv, new, places)
+    stack = () if index is None else (index,)
+    places = (*stack, 0, 0, 0, column), (*stack, 0, 0, column, 0)
+
+    def write(old, x, place):
+        x = x.astype(old.dtype)
+        return jax.lax.dynamic_update_slice(old, x if index is None else x[None], place)
+
+    return tuple(map(write, kv, new, places))
+
+
+def read_columns(kv, width: int, index):
+    """The first `width` columns of a layer's keys and values."""
+    parts = (
+        jax.lax.slice_in_dim(x, 0, width, axis=x.ndim + axis)
+        for x, axis in zip(kv, (-1, -2))
     )
+    if index is None:
+        return tuple(parts)
     read = jax.lax.dynamic_index_in_dim
-    return *(read(x, index, keepdims=False) for x in kept), kept
+    return tuple(read(x, index, keepdims=False) for x in parts)
+
+
+def widths(columns: int) -> tuple[int, ...]:
+    """How many columns are read: twice as many each time, at last all."""
+    found = [NARROWEST]
+    while found[-1] < columns:
+        found.append(2 * found[-1])
+    return (*found[:-1], columns)
+
+
+def over_filled(function: Callable, columns: int, column):
+    """`function(width)`, of the least width that holds all that has been written.
+
+    column: the one just written, of a ring of so many; all are read once it has turned.
+    """
+    choices = widths(columns)
+    number = jnp.sum(column >= jnp.array(choices[:-1], jnp.int32))
+    return jax.lax.switch(number, [functools.partial(function, w) for w in choices])
 
 
 def repeat(cache: KVCache, config: ModelConfig, *, group: int, rows: int, columns: int):

@@ -159,17 +159,16 @@ class Attention(nnx.Module):
         self.q_norm = RMSNorm(C, config) if config.qk_norm else None
         self.k_norm = RMSNorm(C, config) if config.qk_norm else None
 
-    def __call__(self, x_BTD, turn, mask_BTS, write):
-        """`write(k_BKCT, v_BKTC) → k_BKCS, v_BKSC, kept`: what is attended to."""
+    def __call__(self, x_BTD, turn, look):
+        """`look(q_BTHC, k_BKCT, v_BKTC) → out_BTHC, kept`: what is attended to."""
         q_BTHC, k_BTKC, v_BTKC = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
         if self.q_norm is not None:
             q_BTHC, k_BTKC = self.q_norm(q_BTHC), self.k_norm(k_BTKC)
         q_BTHC, k_BTKC = _rotate(q_BTHC, turn), _rotate(k_BTKC, turn)
         # Each as it is contracted: XLA:CPU is 4 times slower along the last axis.
-        k_BKCS, v_BKSC, kept = write(
-            k_BTKC.transpose(0, 2, 3, 1), v_BTKC.swapaxes(1, 2)
-        )
-        return self.o(_attend(q_BTHC, k_BKCS, v_BKSC, mask_BTS, self.config)), kept
+        k_BKCT, v_BKTC = k_BTKC.transpose(0, 2, 3, 1), v_BTKC.swapaxes(1, 2)
+        out_BTHC, kept = look(q_BTHC, k_BKCT, v_BKTC)
+        return self.o(out_BTHC), kept
 
 
 class MLP(nnx.Module):
@@ -193,7 +192,7 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One layer; which attention it has is in the turn and the mask it is given."""
+    """One layer; which attention it has is in the turn and the `look` it is given."""
 
     def __init__(self, config: ModelConfig, *, rngs):
         def norm(there=True):
@@ -205,8 +204,8 @@ class Block(nnx.Module):
         self.attention = Attention(config, rngs=rngs)
         self.mlp = MLP(config, rngs=rngs)
 
-    def __call__(self, x_BTD, turn, mask_BTS, write):
-        y_BTD, kept = self.attention(self.attention_norm(x_BTD), turn, mask_BTS, write)
+    def __call__(self, x_BTD, turn, look):
+        y_BTD, kept = self.attention(self.attention_norm(x_BTD), turn, look)
         if self.attention_out_norm is not None:
             y_BTD = self.attention_out_norm(y_BTD)
         x_BTD = x_BTD + y_BTD
@@ -224,7 +223,7 @@ def _rotate(x_BTHC, turn):
     return jnp.concatenate(rotated, axis=-1).astype(x_BTHC.dtype)
 
 
-def _attend(q_BTHC, k_BKCS, v_BKSC, mask_BTS, config: ModelConfig):
+def attend(q_BTHC, k_BKCS, v_BKSC, mask_BTS, config: ModelConfig):
     """Softmax attention, by chunks of queries where the scores are many."""
     B, T, H, _ = q_BTHC.shape
     return by_chunks(

@@ -17,12 +17,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from limr_jax.cache import KVCache, column_counts, write_column
+from limr_jax.cache import (
+    KVCache,
+    column_counts,
+    over_filled,
+    read_columns,
+    write_column,
+)
 from limr_jax.layers import (
     Block,
     ModelConfig,
     RMSNorm,
     Rope,
+    attend,
     rotation,
     seen_mask,
 )
@@ -184,10 +191,12 @@ def _read(params, x_BTD, position_BT, same_BTS, *, config, remat, keep):
     graph = _block_graph(config)
 
     def layer(x_BTD, weights, kind):
-        def write(k, v):
-            return k, v, keep(kind, k, v)
+        turn, mask_BTS = views[kind]
 
-        return nnx.merge(graph, weights)(x_BTD, *views[kind], write)
+        def look(q, k, v):
+            return attend(q, k, v, mask_BTS, config), keep(kind, k, v)
+
+        return nnx.merge(graph, weights)(x_BTD, turn, look)
 
     def checkpointed(prevent_cse):
         if not remat:
@@ -296,10 +305,13 @@ def decode(params, token_B, position_B, cache, column, *, config, dtype):
     graph = _block_graph(config)
 
     def layer(x_B1D, weights, kind, kv, index):
-        def write(*new):
-            return write_column(kv, new, slots[kind], index)
+        turn, mask_B1S = views[kind]
 
-        return nnx.merge(graph, weights)(x_B1D, *views[kind], write)
+        def look(q, *new):
+            kept = write_column(kv, new, slots[kind], index)
+            return _look_back(q, kept, mask_B1S, column, index, config), kept
+
+        return nnx.merge(graph, weights)(x_B1D, turn, look)
 
     def group(carry, weights_and_index):
         (x_B1D, kv), (weights, index) = carry, weights_and_index
@@ -328,3 +340,18 @@ def decode(params, token_B, position_B, cache, column, *, config, dtype):
         x_B1D, tail[key] = layer(x_B1D, weights, kind, cache.tail[key], None)
     cache = KVCache(blocks, tail, position)
     return _final_norm(params, x_B1D, config)[:, 0], cache
+
+
+def _look_back(q_B1HC, kv, mask_B1S, column, index, config: ModelConfig):
+    """Attention to the cache of one layer, what is filled of it."""
+    columns = mask_B1S.shape[-1]
+
+    def at(width):
+        seen = mask_B1S[:, :, :width]
+        return attend(q_B1HC, *read_columns(kv, width, index), seen, config)
+
+    # XLA:CPU copies what is cut out, of a stack in any case: 448 tokens of 16 rows, 512
+    # columns, took 1.74 s for 1.68 unrolled, and 3.29 s for 4.20 scanned.
+    if index is None:
+        return at(columns)
+    return over_filled(at, columns, column)

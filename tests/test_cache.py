@@ -77,3 +77,13 @@ def test_taken():
     after = cache.take(before, np.array([2, 0]))
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after)):
         np.testing.assert_array_equal(rows_of(new), rows_of(old)[[2, 0]])
+
+
+def test_what_is_filled_is_read():
+    assert cache.widths(100) == (100,)
+    assert cache.widths(256) == (256,)
+    assert cache.widths(1000) == (256, 512, 1000)
+    width = jax.jit(lambda column: cache.over_filled(jnp.int32, 1000, column))
+    for column, want in ((0, 256), (255, 256), (256, 512), (511, 512), (512, 1000)):
+        assert width(column) == want
+    assert width(1001) == 1000  # the ring has turned

@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from limr_jax import cache as cache_lib
 from limr_jax import chunks, layers, model
 from limr_jax.model import ModelConfig, Rope
 from limr_jax.sharding import BATCH, make_mesh, param_shardings
@@ -139,9 +141,14 @@ def test_golden(shared, name):
     np.testing.assert_array_equal(continued, golden["greedy"])
 
 
-@pytest.mark.parametrize("layers", [5, 9])
-def test_prefill_and_decode_are_forward(layers):
-    """Decode unrolled and scanned; rings too: 12 columns over a window of 5."""
+@pytest.mark.parametrize("layers, narrowest", [(5, 256), (9, 256), (9, 4)])
+def test_prefill_and_decode_are_forward(layers, narrowest, monkeypatch):
+    """Decode unrolled and scanned; rings too: 12 columns over a window of 5.
+
+    With a narrowest of 4, attention reads 4, then 8, then all of 16 columns.
+    """
+    monkeypatch.setattr(cache_lib, "NARROWEST", narrowest)
+    decode = jit(partial(model.decode), "config", "dtype")  # traced here
     config = dataclasses.replace(EVERYTHING, layers=layers)
     params = random_params(config)
     tokens_BT, position_BT, lengths = random_batch(config, B=4, T=12)
@@ -156,7 +163,7 @@ def test_prefill_and_decode_are_forward(layers):
         got = [UNEMBED(params, hidden_BLD, **how)]
         for column in range(L, 12):
             token_B, position_B = tokens_BT[:, column], position_BT[:, column]
-            hidden_BD, cache = DECODE(params, token_B, position_B, cache, column, **how)
+            hidden_BD, cache = decode(params, token_B, position_B, cache, column, **how)
             got.append(UNEMBED(params, hidden_BD, **how)[:, None])
         got = np.concatenate(got, axis=1)
         valid = position_BT >= 0
