@@ -1,6 +1,6 @@
 """What a run reports: numbers by step, progress, and whole rollouts as text.
 
-In the workdir, written by process 0 alone:
+In the workdir (local, or gs://…), written by process 0 alone:
 
     metrics.jsonl          one line a step: {"step": 3, "reward": 0.4, …}
     evals.jsonl            one line an evaluation, likewise
@@ -28,9 +28,11 @@ from typing import Any
 import jax
 import tensorboardX
 import tqdm
+from etils import epath
 from tensorboardX.proto.summary_pb2 import Summary
 
 from limr_jax import hosts
+from limr_jax.mirror import Mirror
 
 METRICS, EVALS = "metrics.jsonl", "evals.jsonl"
 _TAGS = {METRICS: "train/", EVALS: "eval/"}
@@ -60,8 +62,10 @@ class Metrics:
     """
 
     def __init__(self, workdir, *, step: int = 0, write: bool | None = None):
-        self._workdir = pathlib.Path(workdir)
         self._write = jax.process_index() == 0 if write is None else write
+        if self._write:
+            self._mirror = Mirror(workdir, METRICS, EVALS, "tensorboard/*")
+        self._workdir = self._mirror.folder if self._write else epath.Path(workdir)
         self._files: dict[str, Any] = {}
         self._events = None
         self._evaluated: dict[int, dict[str, Any]] = {}
@@ -86,6 +90,7 @@ class Metrics:
             for name in (METRICS, EVALS):
                 for row in read_metrics(self._workdir, name):
                     self._add_event(name, row)
+            self._mirror.push()
         done = [x for x in read_metrics(self._workdir, EVALS) if x["step"] <= step]
         # As process 0 sees them: all processes must skip the same evaluations.
         self._evaluated = {x["step"]: x for x in hosts.first("evaluations", done)}
@@ -109,6 +114,8 @@ class Metrics:
             self._events.close()
         for file in self._files.values():
             file.close()
+        if self._files:
+            self._mirror.push()
         self._events, self._files = None, {}
 
     def __enter__(self) -> "Metrics":
@@ -127,6 +134,7 @@ class Metrics:
             self._files[name].write(json.dumps(shown, allow_nan=False) + "\n")
             self._files[name].flush()
             self._add_event(name, row)
+            self._mirror.push()
         return shown
 
     def _add_event(self, name: str, row: Mapping[str, Any]) -> None:
@@ -140,7 +148,7 @@ class Metrics:
 
 def read_metrics(workdir, name: str = METRICS) -> Iterator[dict[str, Any]]:
     """The lines of metrics.jsonl (or EVALS) as dicts; a torn last line is left out."""
-    path = pathlib.Path(workdir) / name
+    path = epath.Path(workdir) / name
     if path.exists():
         for _, row in _whole_lines(path):
             yield row
@@ -233,9 +241,11 @@ class Dump:
         rows_per_step: int | None = None,
         write: bool | None = None,
     ):
-        self._folder = _rollouts(workdir)
         self._max_bytes, self._rows = max_bytes, rows_per_step
         self._write = jax.process_index() == 0 if write is None else write
+        if self._write:
+            self._mirror = Mirror(workdir, "rollouts/*.jsonl.gz")
+            self._folder = self._mirror.folder / "rollouts"
         self.truncate(step)
 
     def truncate(self, step: int) -> None:
@@ -254,6 +264,7 @@ class Dump:
             if end < segment.stat().st_size:
                 with open(segment, "r+b") as file:
                     file.truncate(end)
+        self._mirror.push()
 
     def add(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append one step's rows: id, sample, prompt, response, reward, and more."""
@@ -286,6 +297,7 @@ class Dump:
                 break
             del sizes[oldest]
             oldest.unlink()
+        self._mirror.push()
 
 
 def read_dump(
@@ -298,7 +310,7 @@ def read_dump(
 
     A member that is torn, in a run that was killed or goes on, ends its segment.
     """
-    for segment in _segments(_rollouts(workdir)):
+    for segment in _segments(epath.Path(workdir) / "rollouts"):
         for rows, _ in _members(segment):
             if steps is not None and rows[0]["step"] not in steps:
                 continue
@@ -307,17 +319,13 @@ def read_dump(
                     yield row
 
 
-def _rollouts(workdir) -> pathlib.Path:
-    return pathlib.Path(workdir) / "rollouts"
-
-
-def _segments(folder: pathlib.Path) -> list[pathlib.Path]:
+def _segments(folder) -> list:
     """The segment files by their first step."""
     files = [path for path in folder.glob("*.jsonl.gz") if path.name[:1].isdigit()]
     return sorted(files, key=lambda path: int(path.name.split(".")[0]))
 
 
-def _members(segment: pathlib.Path) -> Iterator[tuple[list[dict[str, Any]], int]]:
+def _members(segment) -> Iterator[tuple[list[dict[str, Any]], int]]:
     """(rows, where it ends in the file) of each whole gzip member."""
     data = segment.read_bytes()
     end = 0
@@ -336,9 +344,9 @@ def _members(segment: pathlib.Path) -> Iterator[tuple[list[dict[str, Any]], int]
         yield [json.loads(row) for row in text.splitlines()], end
 
 
-def _whole_lines(path: pathlib.Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+def _whole_lines(path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """(line, its object) as far as lines are whole."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         for text in file:
             try:
                 row = json.loads(text) if text.endswith(b"\n") else None
