@@ -55,7 +55,7 @@ def over_rounds(tallies: list[Tally]) -> dict[str, float]:
     """The metrics of a step, on the host; nan where a mean is of nothing."""
 
     def added(name, dicts):
-        return sum(float(each[name]) for each in dicts)
+        return sum(each[name].item() for each in dicts)
 
     totals, counts = [x.total for x in tallies], [x.count for x in tallies]
     metrics = {"response_length_max": max(int(x.longest) for x in tallies)}
