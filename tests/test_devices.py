@@ -11,7 +11,7 @@ from tiny_run import configure, set_up, told, with_parity, write_problems
 
 from limr_jax import checkpoint, data, model, randomness
 from limr_jax.rollout import scaled_logits
-from limr_jax.step import one_step
+from limr_jax.step import Phases, one_step
 from limr_jax.tally import over_rounds
 from limr_jax.train import train
 
@@ -76,7 +76,7 @@ class Loop:
         with jax.set_mesh(self.run.mesh):
             self.state, rounds, (numbers, tallies) = one_step(
                 self.run,
-                lambda name, program, *args: program(*args),
+                Phases(),
                 self.state,
                 None,
                 self.prompts,
