@@ -82,7 +82,7 @@ class Loop:
                 self.prompts,
             )
         sampler = jax.device_get(self.state.sampler)
-        (drawn, written, graded, _), numbers, tallies = jax.device_get(
+        (drawn, written, graded, *_), numbers, tallies = jax.device_get(
             (rounds[0], numbers, tallies)
         )
         numbers |= over_rounds(tallies)
