@@ -311,6 +311,8 @@ def test_anothers_workdir_stays_as_it_is(launch, tmp_path):
     [
         (["--config.nom_steps=3"], b"the nearest is num_steps"),
         (["--config.data.train=nowhere.jsonl"], b"nowhere.jsonl: no such file"),
+        (["--coordinator=127.0.0.1:1", "--processes=2"], b"give all three"),
+        (["--process=two"], b"--process=two: must be a whole number"),
     ],
 )
 def test_as_a_user_starts_it(tmp_path, arguments, said):
