@@ -1,5 +1,7 @@
 """Rollouts: what was drawn, that it is the learner's policy, and on what it depends."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,13 +118,35 @@ def test_tokens_are_those_of_the_plainest_sampler(temperature):
         np.testing.assert_array_equal(mask_BT[::2], mask_BT[1::2])
 
 
-@pytest.mark.parametrize("config, slots", [(QWEN, 3), (QWEN, 1), (GEMMA, 5)])
+@pytest.mark.parametrize("config, slots", [(QWEN, 1), (GEMMA, 5)])
 def test_refilled_slots_change_nothing(config, slots):
     """Rows of all ages side by side; of GEMMA's rings too, which turn many times."""
     whole, refilled = generate(config=config), generate(config=config, slots=slots)
     same(whole, refilled)
     # Somebody sat down after the ring had turned.
     assert refilled.slot_steps_D[0] > slots * (T + 1)
+
+
+def test_fewer_and_fewer_slots_change_nothing():
+    """Forty tokens at most: sizes 16, 7, 2; or 5, 2, 1 after a queue."""
+    whole = generate(config=GEMMA, response_length=40)
+    length_B = np.asarray(whole.mask_BT).sum(axis=1)
+    np.testing.assert_array_equal(length_B[:, None] > np.arange(40), whole.mask_BT)
+    assert sorted(length_B)[-2] < 40  # nobody waits for the limit
+    assert whole.slot_steps_D[0] < 16 * (max(length_B) - 1)
+    same(whole, generate(config=GEMMA, response_length=40, slots=5))
+    same(generate(config=GEMMA), head(whole))
+
+
+def head(written: rollout.Rollout) -> rollout.Rollout:
+    """What a limit of T would have left of it."""
+    cut = {
+        name: getattr(written, name)[:, :T]
+        for name in ("response_BT", "mask_BT", "logprob_BT", "entropy_BT")
+    }
+    length_B = np.asarray(written.mask_BT).sum(axis=1)
+    stopped_B = ~np.asarray(written.truncated_B) & (length_B <= T)
+    return dataclasses.replace(written, **cut, truncated_B=~stopped_B)
 
 
 @pytest.mark.parametrize("group, slots", [(1, 3), (3, 7), (4, 2)])
