@@ -69,6 +69,11 @@ class Table:
     rows_over: tuple | None  # the mesh axes that rows lie over
 
     @property
+    def longest(self) -> int:
+        """Tokens of a rollout at most."""
+        return self.columns - self.length
+
+    @property
     def rows(self) -> int:
         """Rollouts of each device."""
         return len(self.queue.last_B) // row_shards(self.prompts.rows)

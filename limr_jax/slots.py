@@ -13,10 +13,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-# Numbers of slots to shrink to, as shares of the first. Each is a loop to compile.
-# Where rows end at one rate, no seven numbers waste less of 32 slots (by dynamic
-# programming over the expected steps between two ends).
-SHARES = (1, 24 / 32, 17 / 32, 11 / 32, 6 / 32, 3 / 32, 1 / 32)
+# Loops over decode at most, one for each number of slots. Each is compiled, so there is
+# one for every so many steps that the longest rollout takes.
+LOOPS, STEPS = 7, 16
 # Share of the slots that must stand empty before they are refilled, if one slot is
 # less: what a refill costs is then shared by several.
 EMPTY = 1 / 32
@@ -32,9 +31,15 @@ class Slots:
     begun_D: jax.Array  # int32: rollouts of the device's queue that have had a slot
 
 
-def sizes(slots: int) -> tuple[int, ...]:
-    """Numbers of slots of a device, falling."""
-    found = {max(1, round(share * slots)) for share in SHARES}
+def sizes(slots: int, longest: int) -> tuple[int, ...]:
+    """Numbers of slots of a device, falling, for rollouts of at most `longest` tokens.
+
+    k numbers are slots · (1 − i/k)²: where rows end at one rate, that is within a row
+    or two of the k numbers that waste least (dynamic programming over the expected
+    steps from one end to the next).
+    """
+    loops = min(LOOPS, -(-longest // STEPS))
+    found = {max(1, round(slots * (1 - i / loops) ** 2)) for i in range(loops)}
     return tuple(sorted(found, reverse=True))
 
 
@@ -70,7 +75,7 @@ def drive(state, step, table):
 
     state: anything with `slots`, its `Slots`;
     step(state): a token of every live row; it ends some;
-    table.rows: rollouts of each device;
+    table.rows: rollouts of each device, table.longest: tokens that they have at most;
     table.refilled(state): empty slots have taken the next of the queue;
     table.shrunk(state, size): the live rows in `size` slots of each device.
     """
@@ -113,7 +118,7 @@ def drive(state, step, table):
             return jax.lax.while_loop(unfinished, round_, carry)
         return jax.lax.while_loop(goes_on, one, carry)
 
-    numbers = sizes(slots)
+    numbers = sizes(slots, table.longest)
     carry = (state, jnp.int32(0))
     for i, size in enumerate(numbers):
         smaller = numbers[i + 1] if i + 1 < len(numbers) else 0

@@ -28,8 +28,8 @@ def at(fresh_S, rows, state):
     return dataclasses.replace(state, slots=rows, t_S=jnp.where(fresh_S, 0, state.t_S))
 
 
-@partial(jax.jit, static_argnums=(1, 2))
-def simulated(length_DB, size: int, rows: int):
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def simulated(length_DB, size: int, rows: int, longest: int):
     """(tokens made of each rollout, slots × steps of all devices, steps)."""
     devices = len(length_DB)
     device_of = lambda S: jnp.arange(S) // (S // devices)  # noqa: E731
@@ -74,24 +74,30 @@ def simulated(length_DB, size: int, rows: int):
         jnp.zeros((devices, rows), jnp.int32),
         jnp.int32(0),
     )
-    table = types.SimpleNamespace(rows=rows, refilled=refilled, shrunk=shrunk)
+    table = types.SimpleNamespace(
+        rows=rows, longest=longest, refilled=refilled, shrunk=shrunk
+    )
     state, held = slots.drive(start, step, table)
     return state.made_B, held * devices, state.steps
 
 
-def run(length_B, size, devices=1):
+def run(length_B, size, devices=1, longest=128):
     """Waste and steps of rollouts of these lengths, each of which is finished once."""
     length_DB = jnp.asarray(length_B, jnp.int32).reshape(devices, -1)
-    made_DB, held, steps = simulated(length_DB, size // devices, length_DB.shape[1])
+    made_DB, held, steps = simulated(
+        length_DB, size // devices, length_DB.shape[1], longest
+    )
     np.testing.assert_array_equal(made_DB, length_DB)
     return 1 - length_DB.sum() / held, steps
 
 
 def test_sizes_fall():
-    assert slots.sizes(32) == (32, 24, 17, 11, 6, 3, 1)
-    assert slots.sizes(1024) == (1024, 768, 544, 352, 192, 96, 32)
-    assert slots.sizes(2) == (2, 1)
-    assert slots.sizes(1) == (1,)
+    assert slots.sizes(32, 128) == (32, 24, 16, 10, 6, 3, 1)
+    assert slots.sizes(1024, 3072) == (1024, 752, 522, 334, 188, 84, 21)
+    assert slots.sizes(512, 40) == (512, 228, 57)
+    assert slots.sizes(512, 16) == (512,)
+    assert slots.sizes(2, 128) == (2, 1)
+    assert slots.sizes(1, 128) == (1,)
 
 
 def test_refill_by_hand():
@@ -135,6 +141,6 @@ def test_waste_of_the_papers_step():
     """8,192 lognormal lengths, median 600, σ 0.7, at most 3,072, in 1,024 slots."""
     random = np.random.default_rng(0)
     length_B = np.minimum(3072, random.lognormal(np.log(600), 0.7, 8192)).astype(int)
-    waste, steps = run(length_B, 1024)
+    waste, steps = run(length_B, 1024, longest=3072)
     print(waste, steps)
     assert waste <= 0.05
