@@ -39,7 +39,6 @@ def figures(workdir) -> dict[str, float]:
             f"{workdir} has no evaluation before and after; set data.eval and let it "
             "finish"
         )
-    run = checkpoint.read_run(workdir)["config"]
     before, after = evals[0], evals[-1]
     # A process's first step compiles.
     counts = [row["compile_count"] for row in rows]
@@ -54,7 +53,7 @@ def figures(workdir) -> dict[str, float]:
         "well_formed": after["well_formed"],
         "response_length": after["response_length"],
         "response_length_before": before["response_length"],
-        "rollouts": len(rows) * run["prompts_per_step"] * run["group_size"],
+        "rollouts": sum(row["rollouts"] for row in rows),
         "tokens": sum(row["tokens"] for row in rows),
         "step_seconds": float(np.mean(steady)) if steady else math.nan,
         "seconds": checkpoint.read_result(workdir)["seconds"],

@@ -76,6 +76,7 @@ def row(step, seconds, compile_count, pass_rate=0.5):
         "seconds": seconds,
         "compile_count": compile_count,
         "tokens": 10.0,
+        "rollouts": 8,
         "pass_rate": pass_rate,
         "response_length": 5.0 + step,
     }
@@ -93,9 +94,6 @@ def finished(tmp_path):
             held_out = {"well_formed": 1.0, "response_length": 20.0}
             log.evaluation(0, held_out | {"accuracy": 0.25})
             log.evaluation(4, held_out | {"accuracy": accuracy})
-        identity = {"config": {"prompts_per_step": 4, "group_size": 2}}
-        checkpoint.claim(path, identity)
-        checkpoint.release(path)
         checkpoint.write_result(path, {"seconds": 30.5})
         return path
 
@@ -110,7 +108,7 @@ def test_the_figures_of_a_run(finished):
         "well_formed": 1.0,
         "response_length": 20.0,
         "response_length_before": 20.0,
-        "rollouts": 4 * 4 * 2,
+        "rollouts": 4 * 8,
         "tokens": 40.0,
         "step_seconds": 1.5,  # without the first step of each process
         "seconds": 30.5,

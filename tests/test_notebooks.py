@@ -118,16 +118,13 @@ def test_quickstart_reads_a_run(execute, tmp_path, capsys):
 
 def finished(workdir, accuracy) -> None:
     """What a run of two steps leaves behind that is compared."""
-    row = {"seconds": 1.0, "compile_count": 9, "tokens": 8.0, "pass_rate": 0.5}
+    row = {"seconds": 1.0, "compile_count": 9, "tokens": 8.0, "rollouts": 8}
     held_out = {"well_formed": 1.0, "response_length": 20 * accuracy}
     with metrics.Metrics(workdir) as log:
         for step in (1, 2):
-            log.step(step, row | {"response_length": 5.0})
+            log.step(step, row | {"response_length": 5.0, "pass_rate": 0.5})
         log.evaluation(0, held_out | {"accuracy": 0.25})
         log.evaluation(2, held_out | {"accuracy": accuracy})
-    config = {"prompts_per_step": 4, "group_size": 2}
-    checkpoint.claim(workdir, {"config": config})
-    checkpoint.release(workdir)
     checkpoint.write_result(workdir, {"seconds": 30.5})
 
 
