@@ -27,6 +27,9 @@ def get_config() -> ConfigDict:
     c.model = ConfigDict()
     c.model.init = "random"  # or a checkpoint's directory (config.json, *.safetensors)
     c.model.architecture = "qwen2"  # model_type of a random model
+    # Of limr_jax/presets.py: the published dimensions that a checkpoint must have, and
+    # a random model has. --compile_only then needs no checkpoint.
+    c.model.preset = ""
     # The dimensions of a random model. For a checkpoint 0 is what its config.json says,
     # and anything else must agree with it.
     c.model.vocab_size = 0  # 0, random: the tokenizer's, rounded up to 128
@@ -43,6 +46,13 @@ def get_config() -> ConfigDict:
     c.mesh.data = -1  # rows of the batch
     c.mesh.fsdp = 1  # rows of the batch, and parameters
     c.mesh.tensor = 1  # heads, feed-forward, vocabulary
+
+    c.slice = ConfigDict()  # what --compile_only compiles for
+    c.slice.type = ""  # as gcloud names it: 'v4-32'; limr_jax/chips.py has all
+    # Where the problems or the tokenizer are not on this machine, stand-ins: prompts
+    # of rollout.max_prompt_length.
+    c.slice.problems = 0  # problems of data.train, and of data.eval if there is one
+    c.slice.answer_length = 0  # tokens of the longest reference answer
 
     c.sampler = ConfigDict()
     # Or 'lim', 'cdas', 'prioritized', 'mopps', 'greso', 'dynamic', 'curriculum',
@@ -94,6 +104,9 @@ def get_config() -> ConfigDict:
     c.rollout.max_response_length = 256  # tokens, the end token included
     # Rows of the cache, refilled as rollouts end; 0: one for each rollout of the step.
     c.rollout.slots = 0
+    # Times that the last live rows move into fewer slots, 0 to 6: less waste, and a
+    # loop more to compile.
+    c.rollout.shrinks = 6
 
     # 'token': in-graph comparison of the answer's tokens; 'none': with jepo alone. Else
     # graded on the hosts:

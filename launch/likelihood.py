@@ -37,7 +37,8 @@ def main(argv: list[str]) -> None:
 
     from limr_jax import benchmark, likelihood, metrics, model
     from limr_jax.randomness import stream_key
-    from limr_jax.run import answer_phrase, put_sampling
+    from limr_jax.run import put_sampling
+    from limr_jax.words import answer_phrase
 
     with config.unlocked():
         config.reward = "token"  # nothing is graded

@@ -2,6 +2,9 @@
 
 --workdir DIR   where the run lies (default runs/<config's name>); again: goes on
 --dry_run       print the resolved config, the mesh and the sizes, and stop
+--compile_only  compile every program for the TPU slice `slice.type`, which need not be
+                there, and print what they need; also as DIR.compile.json. Exit code 1
+                if one does not fit. Needs libtpu: pip install -e '.[tpu]'
 
 On a TPU slice give the same command on every host (launch/slice.sh does). Elsewhere
 several processes are one run with, on each of them,
@@ -12,14 +15,19 @@ The last line on stdout is one JSON object, the run's result.
 """
 
 import json
+import os
+import pathlib
+import time
 
 from limr_jax import config as config_lib
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int | None:
     """Parse, check, then train."""
-    flags = {"coordinator": "", "processes": 0, "process": -1}
+    flags = {"coordinator": "", "processes": 0, "process": -1, "compile_only": False}
     config, options = config_lib.load(argv, __doc__, flags=flags)
+    if options.compile_only:
+        return compile_only(config, options.workdir)
     # Imported late: a misspelt field is answered at once.
     from limr_jax import hosts
 
@@ -28,6 +36,7 @@ def main(argv: list[str]) -> None:
             "config and code", {"config": config.to_dict(), "code": hosts.code_digest()}
         )
         _run(config, options)
+    return None
 
 
 def _run(config, options) -> None:
@@ -45,6 +54,26 @@ def _run(config, options) -> None:
         return
     metrics.say(f"results lie in {options.workdir}")
     metrics.say(json.dumps(result))
+
+
+def compile_only(config, workdir: str) -> int:
+    """The compile report; 1 if a program does not fit."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # before jax: compiling takes no chip
+    from limr_jax import aot, compile_report, metrics
+
+    begun, plan = time.perf_counter(), aot.plan(config)
+    programs = aot.compile_all(
+        plan,
+        lambda one: metrics.say(f"compiled {one.name} in {one.seconds:.0f} s"),
+    )
+    seconds = {"wall": time.perf_counter() - begun, "cpu": time.process_time()}
+    made = compile_report.report(config, plan, programs, seconds)
+    path = pathlib.Path(f"{workdir}.compile.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(made, indent=1), encoding="utf-8")
+    metrics.say(compile_report.text(made))
+    metrics.say(f"the same lies in {path}")
+    return 0 if made["fits"] else 1
 
 
 if __name__ == "__main__":

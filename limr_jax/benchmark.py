@@ -19,8 +19,9 @@ from limr_jax.datasets import facts, prepared
 from limr_jax.errors import InputError
 from limr_jax.host_grader import HostGrader
 from limr_jax.policy import compute_dtype, load_params, read_model_config, resolve
-from limr_jax.run import answer_phrase, make_host_reward, put_sampling
+from limr_jax.run import make_host_reward, put_sampling
 from limr_jax.sharding import BATCH, make_mesh
+from limr_jax.words import answer_phrase
 
 SAMPLED = 0.4  # temperature where a problem has several responses, as LIMR has it
 _NO_LIMIT = 2**30  # tokens of a prompt
@@ -164,9 +165,10 @@ def set_up(config, workdir: str = "", step: int | None = None) -> Examination:
         "config": model_config,
         "response_length": given.max_response_length or rollouts.max_response_length,
         "slots": rollouts.slots or config.prompts_per_step * config.group_size,
+        "shrinks": rollouts.shrinks,
         "stop_ids": tokenizer.stop_ids,
         "pad_id": tokenizer.pad_id,
-        "dtype": compute_dtype(config.model.dtype),
+        "dtype": compute_dtype(config.model.dtype, mesh.devices.flat),
     }
     phrase = config.answer_phrase if config.reward == "token" else None
     return Examination(

@@ -3,6 +3,7 @@
 from limr_jax import objectives, selection, thoughts
 from limr_jax.errors import InputError, choose
 from limr_jax.policy import DIMENSIONS
+from limr_jax.slots import LOOPS
 
 
 def check(config) -> None:
@@ -39,11 +40,7 @@ def check(config) -> None:
     ):
         if not value:
             raise InputError(f"{name} is empty; give --config.{name}=…")
-    if config.rollout.temperature <= 0:
-        raise InputError(
-            f"rollout.temperature={config.rollout.temperature}: training samples, so "
-            "it must be above 0"
-        )
+    _check_rollout(config.rollout)
     choose({**objectives.ADVANTAGES, "jepo": 0}, config.algorithm, "algorithm")
     choose(objectives.NORMALISERS, config.loss_normaliser, "loss_normaliser")
     choose({"all": 0, "kept": 0}, config.filter.normaliser, "filter.normaliser")
@@ -57,6 +54,18 @@ def check(config) -> None:
     _check_critic(config)
     _check_jepo(config)
     selection.check(config)
+
+
+def _check_rollout(given) -> None:
+    if given.temperature <= 0:
+        raise InputError(
+            f"rollout.temperature={given.temperature}: training samples, so "
+            "it must be above 0"
+        )
+    if not 0 <= given.shrinks < LOOPS:
+        raise InputError(
+            f"rollout.shrinks={given.shrinks} must be from 0 to {LOOPS - 1}"
+        )
 
 
 def _check_reward(config) -> None:

@@ -101,23 +101,8 @@ def _on_host(written: rollout.Rollout, graded) -> list[np.ndarray]:
     ]
 
 
-def make(
-    mesh,
-    prompts: data.Prompts,
-    *,
-    count: int,
-    k: int,
-    seed: int,
-    number: int = 0,
-    generation: dict,
-    grade: Callable,
-) -> Evaluator:
-    """An evaluator of k responses a problem; `generation` as for `programs.build`.
-
-    It draws from a random stream of its own: it changes nothing of a run, and the same
-    parameters give the same evaluation at any step. `number` tells sets apart, so that
-    the n-th problems of two do not meet the same noise.
-    """
+def program(mesh, *, count: int, k: int, generation: dict) -> tuple[Callable, int]:
+    """The jitted program of k responses a problem, and how many problems a call."""
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     slots = generation["slots"] or count * k
     chunk = max(1, min(slots // k, count) // rows) * rows
@@ -136,13 +121,33 @@ def make(
         )
         return drawn, written
 
-    sharding = NamedSharding(mesh, BATCH)
+    return jax.jit(answer, out_shardings=NamedSharding(mesh, BATCH)), chunk
+
+
+def make(
+    mesh,
+    prompts: data.Prompts,
+    *,
+    count: int,
+    k: int,
+    seed: int,
+    number: int = 0,
+    generation: dict,
+    grade: Callable,
+) -> Evaluator:
+    """An evaluator of k responses a problem; `generation` as for `programs.build`.
+
+    It draws from a random stream of its own: it changes nothing of a run, and the same
+    parameters give the same evaluation at any step. `number` tells sets apart, so that
+    the n-th problems of two do not meet the same noise.
+    """
+    answer, chunk = program(mesh, count=count, k=k, generation=generation)
     replicated = NamedSharding(mesh, REPLICATED)
     return Evaluator(
         prompts=prompts,
         count=count,
         chunk=chunk,
-        generate=jax.jit(answer, out_shardings=sharding),
+        generate=answer,
         # An argument, so that another seed compiles nothing anew.
         key=jax.jit(stream_key, static_argnums=1, out_shardings=replicated)(
             seed, "eval", number

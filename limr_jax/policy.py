@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 import limr_jax
-from limr_jax import architectures, model, weights
+from limr_jax import architectures, model, presets, weights
 from limr_jax.errors import InputError, choose
 from limr_jax.randomness import stream_key
 from limr_jax.sharding import param_shardings
@@ -29,13 +29,12 @@ def read_model_config(given, vocab_size: int) -> model.ModelConfig:
 
     A checkpoint's tensors are checked against it; nothing is loaded.
     """
-    wanted = {n: given[n] for n in (*DIMENSIONS, "vocab_size") if given[n]}
     try:
         if given.init == "random":
-            config = _random_model(given, wanted, vocab_size)
+            config = _random_model(given, vocab_size)
         else:
             config = weights.read_config(resolve(given.init))
-            config = dataclasses.replace(config, **wanted)
+            config = dataclasses.replace(config, **_wanted(given))
     except InputError:
         raise
     except ValueError as error:  # of ModelConfig
@@ -48,14 +47,41 @@ def read_model_config(given, vocab_size: int) -> model.ModelConfig:
         )
     if given.init != "random":
         weights.check_fits(resolve(given.init), config)
+        if given.preset:
+            _check_preset(given, config)
     return config
 
 
-def _random_model(given, wanted: dict, vocab_size: int) -> model.ModelConfig:
-    missing = [name for name in DIMENSIONS if name not in wanted]
+def preset_config(given) -> model.ModelConfig:
+    """The published dimensions that `model.preset` names, with what else is given."""
+    preset = choose(presets.PRESETS, given.preset, "model.preset")
+    return dataclasses.replace(preset, **_wanted(given))
+
+
+def _wanted(given) -> dict:
+    return {n: given[n] for n in (*DIMENSIONS, "vocab_size") if given[n]}
+
+
+def _check_preset(given, config: model.ModelConfig) -> None:
+    """InputError where the checkpoint is not of the preset's dimensions."""
+    preset = preset_config(given)
+    for field in dataclasses.fields(config):
+        here, there = getattr(config, field.name), getattr(preset, field.name)
+        if here != there:
+            raise InputError(
+                f"model.preset={given.preset} has {field.name}={there}, but "
+                f"{given.init} has {here}; give the preset of this checkpoint, or none"
+            )
+
+
+def _random_model(given, vocab_size: int) -> model.ModelConfig:
+    if given.preset:
+        return preset_config(given)
+    missing = [name for name in DIMENSIONS if not given[name]]
     if missing:
         raise InputError(
-            f"model.{missing[0]}={given[missing[0]]}: a random model needs all of "
+            f"model.{missing[0]}={given[missing[0]]}: a random model needs "
+            "model.preset, or all of "
             f"{', '.join('model.' + name for name in DIMENSIONS)}"
         )
     return architectures.parse_config(
@@ -83,8 +109,8 @@ def load_params(config, model_config: model.ModelConfig, mesh):
     return make(stream_key(config.seed, "init"))
 
 
-def compute_dtype(name: str):
-    """The dtype of compute by name; 'auto' is fp32 on CPU, bf16 elsewhere."""
+def compute_dtype(name: str, devices):
+    """The dtype of compute by name; 'auto' is fp32 where the devices are CPUs."""
     if name == "auto":
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        return jnp.float32 if devices[0].platform == "cpu" else jnp.bfloat16
     return choose(_DTYPES, name, "model.dtype")

@@ -20,6 +20,7 @@ from limr_jax import (
     data,
     learner,
     logprob,
+    model,
     pool,
     rollout,
     thoughts,
@@ -82,6 +83,7 @@ class Programs(NamedTuple):
     observe: Callable  # (Rollout, Graded) → Tally
     # (Pool, sampler state, step, Drawn, Rollout, Graded) → batch, surplus, metrics
     collect: Callable | None
+    copy: Callable | None  # (params) → reference params
     reference: Callable | None  # (reference params, Rollout, Sampling) → [B, T]
     values: Callable | None  # (critic's params, Rollout) → [B, T]
     thoughts: Callable | None  # (params, Rollout, Drawn, Graded, …) → Thoughts
@@ -156,6 +158,11 @@ def _scoring(learning: learner.Learning) -> dict:
             "response_length": response_length,
         }
 
+    def copy(params):
+        """The reference: the first policy in the dtype of compute."""
+        params = model.compute_params(params, learning.model_options["dtype"])
+        return jax.tree.map(jnp.copy, params)  # the policy's own buffers are donated
+
     def reference(params, written, sampling):
         scored = (*written.sequences(), sampling.temperature)
         return logprob.response_logprobs(params, *scored, **packed(written))
@@ -173,7 +180,7 @@ def _scoring(learning: learner.Learning) -> dict:
         )
         return thoughts.score(params, rows, sampling.temperature, **scoring)
 
-    return {f.__name__: f for f in (reference, values, score_thoughts)}
+    return {f.__name__: f for f in (copy, reference, values, score_thoughts)}
 
 
 def _learning(
@@ -277,8 +284,8 @@ def build(
     state = _placed(mesh, jax.eval_shape(compute["init"], params), pooled)
     shardings = jax.tree.map(lambda x: x.sharding, state)
 
-    def jitted(name, wanted):
-        return jax.jit(compute[name], out_shardings=rows) if wanted else None
+    def jitted(name, wanted, at=rows):
+        return jax.jit(compute[name], out_shardings=at) if wanted else None
 
     return Programs(
         init=jax.jit(compute["init"], out_shardings=shardings, donate_argnums=0),
@@ -293,6 +300,7 @@ def build(
             partial(pool.collect, keep=sampler.keep, max_age=max_age),
             out_shardings=(pooled, pooled, whole),
         ),
+        copy=jitted("copy", with_reference, shardings.train.params),
         reference=jitted("reference", with_reference),
         values=jitted("values", state.critic),
         thoughts=jitted("score_thoughts", learning.thoughts),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from limr_jax import model, randomness
 from limr_jax.seats import Queue, State, Table
-from limr_jax.sharding import ROWS, row_shards
+from limr_jax.sharding import ROWS, constrain_params, row_shards
 from limr_jax.slots import drive, seated
 
 
@@ -157,6 +157,7 @@ def generate(
     group: int,
     response_length: int,
     slots: int,
+    shrinks: int = 6,
     stop_ids: tuple[int, ...],
     pad_id: int,
     dtype,
@@ -172,7 +173,8 @@ def generate(
     (P, L), devices = prompt_PL.shape, row_shards(len(prompt_PL))
     if slots < 1 or slots % devices:
         raise ValueError(f"slots={slots} for {devices} devices")
-    params = model.compute_params(params, dtype)  # decode reads the smaller copy
+    # Decode reads the smaller copy, gathered once: not layer by layer at each token.
+    params = constrain_params(model.compute_params(params, dtype), gathered=("fsdp",))
     sample_B = jnp.tile(jnp.arange(group), P)
     key_B = randomness.rollout_keys(key, jnp.repeat(problem_P, group), sample_B)
     how = {"config": config, "dtype": dtype}
@@ -192,9 +194,8 @@ def generate(
     params = model.unstack(params, config)
     step = partial(_step, params, sampling, table, ends, jax.random.key_impl(key), how)
     out = _first_column(first, response_length, pad_id)
-    state, held = drive(
-        table.seated(seated(slots // devices, P * group, devices), out), step, table
-    )
+    start = table.seated(seated(slots // devices, P * group, devices), out)
+    state, held = drive(start, step, table, shrinks)
     stopped_BT = _stops(state.out["response_BT"], stop_ids) & state.out["mask_BT"]
     return Rollout(
         prompt_PL=prompt_PL,

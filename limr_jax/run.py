@@ -36,6 +36,7 @@ from limr_jax.errors import InputError
 from limr_jax.host_grader import HostGrader
 from limr_jax.policy import compute_dtype, load_params, read_model_config, resolve
 from limr_jax.sharding import REPLICATED, make_mesh
+from limr_jax.words import Words, words_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,6 @@ class Run:
     train_set: data.TokenizedProblems
     eval_set: data.TokenizedProblems | None
     model_config: model.ModelConfig
-    dtype: Any
     generation: dict  # what rollout.generate takes beside arrays
     programs: programs.Programs
     max_rounds: int  # generations of a step; more than 1 where not all is kept
@@ -71,27 +71,14 @@ def set_up(config) -> Run:
     host_reward = None if in_graph else make_host_reward(config)
     tokenizer = text.load_tokenizer(resolve(config.tokenizer))
     train_set, eval_set = load_sets(config, tokenizer)
-    phrase = answer_phrase(config, tokenizer)
     model_config = read_model_config(config.model, tokenizer.vocab_size)
-    dtype = compute_dtype(config.model.dtype)
-    generation = _generation(config, model_config, dtype, tokenizer)
-    shapes = jax.eval_shape(partial(model.init_params, model_config), jax.random.key(0))
-    made = programs.build(
+    generation, made = make_programs(
+        config,
         mesh,
-        shapes,
-        sampler=selection.sampler(
-            config.sampler,
-            train_set.problems,
-            prompts=config.prompts_per_step,
-            seed=config.seed,
-        ),
-        learning=_learning(config, model_config, dtype, phrase, tokenizer.eos_id),
-        prompts=data.on_host(train_set),
-        max_age=config.sampler.dynamic.max_age,
-        generation=generation,
-        phrase=phrase,
-        with_reference=config.kl.coefficient > 0,
-        with_reward=config.reward != "none",
+        model_config,
+        words_of(config, tokenizer),
+        train_set.problems,
+        data.on_host(train_set),
     )
 
     def grader(problem_set):
@@ -105,7 +92,6 @@ def set_up(config) -> Run:
         train_set=train_set,
         eval_set=eval_set,
         model_config=model_config,
-        dtype=dtype,
         generation=generation,
         programs=made,
         max_rounds=config.sampler.dynamic.max_rounds if made.collect else 1,
@@ -119,18 +105,48 @@ def set_up(config) -> Run:
     )
 
 
-def _generation(config, model_config, dtype, tokenizer) -> dict:
-    """What `rollout.generate` takes beside arrays."""
-    rows = config.prompts_per_step * config.group_size
-    return {
+def make_programs(
+    config,
+    mesh,
+    model_config,
+    words: Words,
+    problems: data.Problems,
+    prompts: data.Prompts,
+) -> tuple[dict, programs.Programs]:
+    """(what `rollout.generate` takes beside arrays, the run's programs) on `mesh`.
+
+    prompts: the set's arrays or their shapes. Nothing is put on the mesh's devices: it
+    may be a slice that is not there.
+    """
+    dtype = compute_dtype(config.model.dtype, mesh.devices.flat)
+    generation = {
         "config": model_config,
         "group": config.group_size,
         "response_length": config.rollout.max_response_length,
-        "slots": config.rollout.slots or rows,
-        "stop_ids": tokenizer.stop_ids,
-        "pad_id": tokenizer.pad_id,
+        "slots": config.rollout.slots or config.prompts_per_step * config.group_size,
+        "shrinks": config.rollout.shrinks,
+        "stop_ids": words.stop_ids,
+        "pad_id": words.pad_id,
         "dtype": dtype,
     }
+    shapes = jax.eval_shape(partial(model.init_params, model_config), jax.random.key(0))
+    return generation, programs.build(
+        mesh,
+        shapes,
+        sampler=selection.sampler(
+            config.sampler,
+            problems,
+            prompts=config.prompts_per_step,
+            seed=config.seed,
+        ),
+        learning=_learning(config, model_config, dtype, words.phrase, words.eos_id),
+        prompts=prompts,
+        max_age=config.sampler.dynamic.max_age,
+        generation=generation,
+        phrase=words.phrase,
+        with_reference=config.kl.coefficient > 0,
+        with_reward=config.reward != "none",
+    )
 
 
 def _identity(config, train_set, eval_set) -> dict:
@@ -254,18 +270,8 @@ def _judge(config) -> judge.Judge | None:
         resolve(given.init),
         max_length=given.max_length,
         rows=given.rows,
-        dtype=compute_dtype(config.model.dtype),
+        dtype=compute_dtype(config.model.dtype, jax.local_devices()),
     )
-
-
-def answer_phrase(config, tokenizer) -> tuple[int, ...]:
-    """The tokens that introduce an answer, as they stand within a text."""
-    phrase = tuple(tokenizer.encode(config.answer_phrase, continued=True))
-    if not phrase:
-        raise InputError(
-            f"answer_phrase={config.answer_phrase!r} has no token; give another"
-        )
-    return phrase
 
 
 def _learning(config, model_config, dtype, phrase, eos_id) -> learner.Learning:
@@ -355,10 +361,11 @@ def describe(run: Run, config) -> str:
     shapes = jax.tree.leaves(run.programs.state.train.params)
     parameters = sum(x.size for x in shapes)
     shape = " x ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
+    dtype = jnp.dtype(run.generation["dtype"]).name
     lines = [
         str(config).strip(),
         f"mesh: {shape} on {run.mesh.devices.flat[0].device_kind}",
-        f"policy: {parameters:,} parameters, compute in {jnp.dtype(run.dtype).name}",
+        f"policy: {parameters:,} parameters, compute in {dtype}",
         f"reference: {'loaded' if run.programs.reference else 'none (no KL)'}",
         f"critic: {'a copy of the policy' if run.programs.values else 'none'}",
         f"problems: {len(run.train_set):,} of {config.data.train}",

@@ -179,7 +179,7 @@ def train(config, workdir: str) -> dict:
         micro_batch_rows=config.micro_batch_rows,
         model_options={
             "config": model_config,
-            "dtype": compute_dtype(config.model.dtype),
+            "dtype": compute_dtype(config.model.dtype, mesh.devices.flat),
             "remat": config.model.remat,
         },
     )

@@ -180,19 +180,20 @@ def on_each(function, in_specs, out_specs):
     )
 
 
-def constrain_params(params):
+def constrain_params(params, gathered: tuple[str, ...] = ()):
     """Parameters or gradients laid out by the table, under `jax.set_mesh`.
 
     Where nothing says so, a loop that adds gradients up keeps them whole on every
-    device of `fsdp`.
+    device of `fsdp`. They are whole along the mesh axes that are `gathered`.
     """
     mesh = _mesh()
     if mesh is None:
         return params
-    specs = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _spec(
-            mesh, jax.tree_util.keystr(path, simple=True, separator="/"), leaf
-        ),
-        params,
-    )
+
+    def spec(path, leaf):
+        path = jax.tree_util.keystr(path, simple=True, separator="/")
+        axes = _spec(mesh, path, leaf)
+        return PartitionSpec(*(None if axis in gathered else axis for axis in axes))
+
+    specs = jax.tree_util.tree_map_with_path(spec, params)
     return jax.lax.with_sharding_constraint(params, specs)

@@ -31,14 +31,14 @@ class Slots:
     begun_D: jax.Array  # int32: rollouts of the device's queue that have had a slot
 
 
-def sizes(slots: int, longest: int) -> tuple[int, ...]:
+def sizes(slots: int, longest: int, shrinks: int = LOOPS - 1) -> tuple[int, ...]:
     """Numbers of slots of a device, falling, for rollouts of at most `longest` tokens.
 
     k numbers are slots · (1 − i/k)²: where rows end at one rate, that is within a row
     or two of the k numbers that waste least (dynamic programming over the expected
     steps from one end to the next).
     """
-    loops = min(LOOPS, -(-longest // STEPS))
+    loops = min(shrinks + 1, -(-longest // STEPS))
     found = {max(1, round(slots * (1 - i / loops) ** 2)) for i in range(loops)}
     return tuple(sorted(found, reverse=True))
 
@@ -70,7 +70,7 @@ def first_where(is_S: jax.Array) -> jax.Array:
     return jnp.argsort(~is_S, stable=True)
 
 
-def drive(state, step, table):
+def drive(state, step, table, shrinks: int = LOOPS - 1):
     """All rollouts from the first to the last: (state, slots × steps of a device).
 
     state: anything with `slots`, its `Slots`;
@@ -118,7 +118,7 @@ def drive(state, step, table):
             return jax.lax.while_loop(unfinished, round_, carry)
         return jax.lax.while_loop(goes_on, one, carry)
 
-    numbers = sizes(slots, table.longest)
+    numbers = sizes(slots, table.longest, shrinks)
     carry = (state, jnp.int32(0))
     for i, size in enumerate(numbers):
         smaller = numbers[i + 1] if i + 1 < len(numbers) else 0

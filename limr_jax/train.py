@@ -7,12 +7,10 @@ import time
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from limr_jax import checkpoint, data, evaluate, hosts, metrics, model, stop
+from limr_jax import checkpoint, data, evaluate, hosts, metrics, stop
 from limr_jax.run import Run, evaluator, put_sampling
-from limr_jax.sharding import param_shardings
 from limr_jax.step import Phases, Round, one_step
 
 
@@ -106,13 +104,7 @@ def _first_state(run: Run, config, saver):
 
 def reference_of(run: Run, params):
     """The reference: the first policy in the dtype of compute; None without KL."""
-    if not run.programs.reference:
-        return None
-    return jax.jit(
-        # A copy: the policy's own buffers are donated.
-        lambda x: jax.tree.map(jnp.copy, model.compute_params(x, run.dtype)),
-        out_shardings=param_shardings(run.mesh, params),
-    )(params)
+    return run.programs.copy(params) if run.programs.copy else None
 
 
 def process_seconds() -> float:

@@ -111,7 +111,7 @@ def leads(loop: Loop, step: Step):
     """By how much the best perturbed score beats the second, at every token: [B, T]."""
     run, (tokens_BS, position_BS) = loop.run, step.written.sequences()
     T = step.written.mask_BT.shape[1]
-    how = {"config": run.model_config, "dtype": run.dtype}
+    how = {"config": run.model_config, "dtype": run.generation["dtype"]}
     params = step.state.train.params
     hidden_BSD = model.forward(params, tokens_BS, position_BS, **how)
     logits_BTV = model.unembed(params, hidden_BSD[:, -T - 1 : -1], **how)

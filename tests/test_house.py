@@ -12,7 +12,7 @@ import jax
 import pytest
 from tiny_run import FIELDS, MODEL, ROOT, configure, set_up, write_problems
 
-from limr_jax import benchmark, run, sft
+from limr_jax import aot, benchmark, chips, run, sft
 from limr_jax import config as config_lib
 from limr_jax.train import train
 
@@ -72,6 +72,9 @@ def test_every_field_is_read(tmp_path, quick_compiler, monkeypatch):
     # It sets a field of a copy of its own, where a view has none.
     monkeypatch.setattr(benchmark, "copy", types.SimpleNamespace(deepcopy=lambda x: x))
     benchmark.set_up(examined).close()
+    monkeypatch.setattr(chips, "devices", lambda _: jax.devices()[:1])
+    stand_ins = {"type": "v4-8", "problems": 4, "answer_length": 2}
+    aot.plan(view(**{f"slice__{name}": value for name, value in stand_ins.items()}))
     unread = set.intersection(*(set(unread()) for unread in views))
     assert not unread
 

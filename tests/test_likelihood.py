@@ -11,7 +11,7 @@ from tiny_run import ROOT, arguments, configure, set_up, write_problems
 
 from limr_jax import likelihood, logprob
 from limr_jax.randomness import stream_key
-from limr_jax.run import answer_phrase
+from limr_jax.words import answer_phrase
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_without_a_thought_it_is_the_answers_own_likelihood(found, problems):
     """Row by row and unpadded: the prompt, the phrase, then the answer and the end."""
     made, params, find = found
     seen, tokenizer = find(4), made.tokenizer
-    options = {"config": made.model_config, "dtype": made.dtype}
+    options = {"config": made.model_config, "dtype": made.generation["dtype"]}
     for i in (0, 3, 6):
         length, answered = (
             int(x[i])

@@ -94,6 +94,7 @@ def run(length_B, size, devices=1, longest=128):
 def test_sizes_fall():
     assert slots.sizes(32, 128) == (32, 24, 16, 10, 6, 3, 1)
     assert slots.sizes(1024, 3072) == (1024, 752, 522, 334, 188, 84, 21)
+    assert slots.sizes(512, 3072, 1) == (512, 128)
     assert slots.sizes(512, 40) == (512, 228, 57)
     assert slots.sizes(512, 16) == (512,)
     assert slots.sizes(2, 128) == (2, 1)

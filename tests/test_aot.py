@@ -1,0 +1,233 @@
+"""The compile report tells the truth: its programs are those that a run calls."""
+
+import dataclasses
+import json
+import logging
+import re
+import types
+
+import jax
+import pytest
+from tiny_run import MODEL, configure, set_up, write_problems
+
+from limr_jax import aot, chips, compile_report, evaluate, policy, train
+from limr_jax.errors import InputError
+
+GIB = 2**30
+
+
+class Recorder:
+    """A jitted program that notes what it was called with."""
+
+    def __init__(self, name, program, seen):
+        self.name, self.program, self.seen = name, program, seen
+
+    def __call__(self, *args):
+        self.seen.setdefault(self.name, []).append((self.program, signature(args)))
+        return self.program(*args)
+
+
+def signature(args):
+    """Structure, shapes, dtypes and shardings of a call's arguments."""
+    leaves, tree = jax.tree.flatten(args)
+    return (
+        tree,
+        tuple(
+            (x.shape, str(x.dtype), x.sharding.is_equivalent_to(x.sharding, x.ndim))
+            for x in leaves
+        ),
+        tuple(x.sharding for x in leaves),
+    )
+
+
+def same(one, other) -> bool:
+    """The same call, so that it compiles nothing anew."""
+    if one[:2] != other[:2]:
+        return False
+    ranks = [len(shape) for shape, *_ in one[1]]
+    pairs = zip(one[2], other[2], ranks, strict=True)
+    return all(a.is_equivalent_to(b, rank) for a, b, rank in pairs)
+
+
+@pytest.fixture
+def quick_compiler():
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+RUNS = {
+    "grpo with KL": {"kl__coefficient": 0.1, "filter__tau": 0.0},
+    "ppo": {"algorithm": "ppo", "critic__learning_rate": 0.01, "rollout__slots": 4},
+}
+
+
+@pytest.mark.parametrize("fields", RUNS.values(), ids=RUNS)
+def test_the_programs_of_a_run_are_those_reported(
+    tmp_path, monkeypatch, quick_compiler, caplog, fields
+):
+    problems = write_problems(tmp_path / "train.jsonl", 9)
+    held_out = write_problems(tmp_path / "eval.jsonl", 3, add=2)
+    config = configure(
+        problems, num_steps=2, data__eval=held_out, mesh__tensor=2, **fields
+    )
+    jax.clear_caches()  # what another test compiled is compiled again
+    run = set_up(config, devices=4)
+    seen = {}
+    wrapped = {
+        name: Recorder(name, program, seen)
+        for name, program in run.programs._asdict().items()
+        if callable(program)
+    }
+    made = run.programs
+    verify = wrapped["verify"]
+    examined = dataclasses.replace(
+        run, programs=made._replace(**wrapped), grade=verify, grade_eval=verify
+    )
+    held = {}
+
+    def program(*args, **more):
+        answer, chunk = original(*args, **more)
+        held["evaluate"] = (answer, chunk)
+        return Recorder("evaluate", answer, seen), chunk
+
+    original = evaluate.program
+    monkeypatch.setattr(evaluate, "program", program)
+    with caplog.at_level(logging.WARNING), jax.log_compiles():
+        train.train(examined, config, tmp_path / "run")
+    compiled = re.findall(r"Finished XLA compilation of jit\((\w+)\)", caplog.text)
+
+    def shapes(tokenized):
+        return aot.prompt_shapes(
+            run.mesh,
+            len(tokenized),
+            tokenized.prompt_NL.shape[1],
+            tokenized.answer_NA.shape[1],
+        )
+
+    calls = aot.calls(
+        run.mesh,
+        made,
+        shapes(run.train_set),
+        eval_prompts=shapes(run.eval_set),
+        parts=None,
+        generation=run.generation,
+        micro_batches=1,
+        evaluators={"evaluate": held["evaluate"]},
+    )
+    reported = {}
+    for call in calls:
+        name = call.name.split(": ")[-1]
+        reported.setdefault(name, []).append((call.program, signature(call.args)))
+    assert reported.keys() == seen.keys()
+    for name, ways in seen.items():
+        for program, way in ways:
+            assert any(program is p and same(way, w) for p, w in reported[name]), name
+        for program, way in reported[name]:  # and nothing is made up
+            assert any(program is p and same(way, w) for p, w in ways), name
+    # What else compiles: a random model's first parameters, keys, and what a
+    # checkpoint and the result's digest take to the host.
+    ours = {p.__name__ for ways in reported.values() for p, _ in ways}
+    others = set(compiled) - ours
+    assert ours <= set(compiled)
+    host = {"slice", "stage", "convert_element_type", "stream_key"}
+    assert others <= {"init_params", "_threefry_fold_in", "_threefry_seed"} | host
+
+
+def tiny(**fields):
+    """A config whose problems are not on this machine."""
+    stand_ins = {"type": "v4-8", "problems": 64, "answer_length": 4}
+    fields |= {f"slice__{name}": value for name, value in stand_ins.items()}
+    return configure("absent.jsonl", **fields)
+
+
+@pytest.fixture
+def no_slice(monkeypatch):
+    """CPU devices in the place of a slice's."""
+    monkeypatch.setattr(chips, "devices", lambda _: jax.devices()[:4])
+
+
+def test_a_report_of_programs_that_fit_and_of_some_that_do_not(
+    no_slice, quick_compiler
+):
+    config = tiny(mesh__tensor=2, kl__coefficient=0.1, rollout__slots=4)
+    plan = aot.plan(config)
+    programs = aot.compile_all(plan)
+    assert [p.name for p in programs] == [call.name for call in plan.calls]
+    seconds = {"wall": 1.0, "cpu": 2.0}
+    made = json.loads(
+        json.dumps(compile_report.report(config, plan, programs, seconds))
+    )
+    assert made["fits"] and not made["advice"]
+    assert {row["phase"] for row in made["programs"]} == {"set-up", "step"}
+    assert made["rollouts"]["waves"] == 2
+    assert all(row["total_gib"] > 0 for row in made["programs"])
+    update = made["programs"][-1]
+    assert update["name"] == "update" and update["flops"] > 0
+    assert update["collectives"]["all-reduce"]["bytes"] > 0
+    assert "a bound" in compile_report.text(made)
+
+    large = [
+        dataclasses.replace(p, temporaries=40 * GIB) if p.name == "update" else p
+        for p in programs
+    ]
+    made = compile_report.report(config, plan, large, seconds)
+    assert not made["fits"] and len(made["advice"]) == 3
+    freed = [row["frees_gib"] for row in made["advice"]]
+    assert freed == sorted(freed, reverse=True)
+    assert "does not fit (update)" in compile_report.text(made)
+
+
+def test_what_is_in_hbm_at_once(no_slice):
+    """By hand: while it generates, the optimiser and the reference are there too."""
+    config = tiny(mesh__tensor=2, kl__coefficient=0.1)
+    calls = {call.name: call for call in aot.plan(config).calls}
+    generate = calls["generate"]
+    given = {id(x) for x in jax.tree.leaves(generate.args)}
+    state, reference = calls["update"].args[0], calls["reference"].args[0]
+    for tree in (state.train.opt_state, reference, state.sampler):
+        rest = {id(x) for x in jax.tree.leaves(tree)}
+        assert rest <= {id(x) for x in jax.tree.leaves(generate.alive)} - given
+
+
+def test_what_a_compiler_that_fails_says_it_wanted():
+    text = "Ran out of memory on HBM, the total memory required for HLO temporaries "
+    assert aot.wanted(text + "(120.00G) exceeds available HBM (30.75G).") == 120 * GIB
+    text = "Ran out of memory in memory space hbm. Used 45.50G of 30.75G hbm."
+    assert aot.wanted(text) == int(45.5 * GIB)
+    assert aot.wanted("something else") == 0
+
+
+MISTAKES = {
+    "slice.type='v4-33' is unknown": {"slice.type": "v4-33"},
+    "slice.problems=3 \\(at least prompts_per_step=4\\)": {"slice.problems": 3},
+    "model.init=nowhere is not on this machine": {"model.init": "nowhere"},
+    "model.preset='qwen9' is unknown": {"model.preset": "qwen9"},
+    "rollout.shrinks=7 must be from 0 to 6": {"rollout.shrinks": 7},
+}
+
+
+@pytest.mark.parametrize(("line", "fields"), MISTAKES.items())
+def test_mistakes(monkeypatch, line, fields):
+    if "type" not in line:
+        monkeypatch.setattr(chips, "devices", lambda _: jax.devices()[:4])
+    config = tiny(**{k.replace(".", "__"): v for k, v in fields.items()})
+    if fields.keys() & {"slice.type", "slice.problems"}:
+        config = config.copy_and_resolve_references()
+        with config.unlocked():
+            for name, value in fields.items():
+                config[name.split(".")[0]][name.split(".")[1]] = value
+    with pytest.raises(InputError, match=line):
+        aot.plan(config)
+
+
+def test_a_checkpoint_of_other_dimensions_than_the_preset(shared):
+    given = types.SimpleNamespace(
+        init=str(shared / "models/qwen2-tiny"), preset="qwen2.5-1.5b"
+    )
+    given = {**dict.fromkeys((*MODEL, "vocab_size"), 0), **vars(given)}
+    from ml_collections import ConfigDict
+
+    with pytest.raises(InputError, match="preset=qwen2.5-1.5b has vocab_size=151936"):
+        policy.read_model_config(ConfigDict(given), 0)

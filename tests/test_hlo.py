@@ -1,0 +1,125 @@
+"""What XLA's text says of a program: loops by their trips, collectives, bytes."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from limr_jax import hlo
+
+TEXT = """
+%sum (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %add.1 = f32[] add(%a, %b)
+}
+
+%inner (p: (s32[], f32[8,16])) -> (s32[], f32[8,16]) {
+  %p = (s32[], f32[8,16]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = f32[8,16]{1,0} get-tuple-element(%p), index=1
+  %r = f32[8,16]{1,0} all-reduce(%x), replica_groups=[2,4]<=[8], to_apply=%sum
+  ROOT %t = (s32[], f32[8,16]{1,0}) tuple(%i, %r)
+}
+
+%ends (p.1: (s32[], f32[8,16])) -> pred[] {
+  %p.1 = (s32[], f32[8,16]{1,0}) parameter(0)
+  %i.1 = s32[] get-tuple-element(%p.1), index=0
+  %n = s32[] constant(3)
+  ROOT %lt = pred[] compare(%i.1, %n), direction=LT
+}
+
+%unknown (p.2: (s32[], f32[8,16])) -> pred[] {
+  %p.2 = (s32[], f32[8,16]{1,0}) parameter(0)
+  %i.2 = s32[] get-tuple-element(%p.2), index=0
+  ROOT %lt.1 = pred[] compare(%i.2, %i.2), direction=LT
+}
+
+%outer (p.3: (s32[], f32[8,16])) -> (s32[], f32[8,16]) {
+  %p.3 = (s32[], f32[8,16]{1,0}) parameter(0)
+  ROOT %w = (s32[], f32[8,16]{1,0}) while(%p.3), condition=%ends, body=%inner
+}
+
+%sliced (q: f32[28,8,16], j: s32[]) -> f32[1,8,16] {
+  %q = f32[28,8,16]{2,1,0} parameter(0)
+  %j = s32[] parameter(1)
+  %z = s32[] constant(0)
+  ROOT %ds = f32[1,8,16]{2,1,0} dynamic-slice(%q, %j, %z, %z), slice_sizes={1,8,16}
+}
+
+ENTRY %main (s: (s32[], f32[8,16]), q.1: f32[28,8,16], j.1: s32[]) -> f32[32,16] {
+  %s = (s32[], f32[8,16]{1,0}) parameter(0)
+  %q.1 = f32[28,8,16]{2,1,0} parameter(1)
+  %j.1 = s32[] parameter(2)
+  %w.1 = (s32[], f32[8,16]{1,0}) while(%s), condition=%unknown, body=%outer
+  %x.1 = f32[8,16]{1,0} get-tuple-element(%w.1), index=1
+  %near = f32[8,16]{1,0:T(8,128)S(1)} copy(%x.1)
+  %one = f32[1,8,16]{2,1,0} fusion(%q.1, %j.1), kind=kLoop, calls=%sliced
+  ROOT %g = f32[32,16]{1,0} all-gather(%x.1), replica_groups={{0,1,2,3}}, dimensions={0}
+}
+"""
+
+
+def test_by_hand():
+    """A loop of 3 turns within one that the caller says has 5."""
+    cost, size = hlo.cost(TEXT, turns=(5,)), 8 * 16 * 4
+    assert cost.collectives == {
+        "all-reduce": (15, 15 * 2 * size * 3 / 4),
+        "all-gather": (1, size * 3),
+    }
+    # Read and written by each all-reduce; the copy's result is not in HBM; the fusion
+    # reads and writes one layer of 28, and reads its index; the gather reads one
+    # part and writes four. A condition's compare reads 8 bytes and writes 1.
+    compares = 5 * 9 + 15 * 9
+    rest = compares + 4
+    assert cost.hbm_bytes == 15 * 2 * size + size + 2 * size + 5 * size + rest
+    assert cost.all_bytes - cost.hbm_bytes == size
+    assert hlo.cost(TEXT, turns=(10,)).collectives["all-reduce"][0] == 30
+
+
+def test_a_compiled_loop_counts_as_its_unrolled_twin():
+    mesh = jax.make_mesh((8,), ("x",))
+    rows = NamedSharding(mesh, PartitionSpec("x"))
+    shapes = (
+        jax.ShapeDtypeStruct((128, 256), jnp.float32, sharding=rows),
+        jax.ShapeDtypeStruct((12, 256, 256), jnp.float32),
+    )
+
+    def layers(x, weights, unroll):
+        def layer(x, weight):
+            y = jnp.tanh(x @ weight)
+            return y + jax.lax.with_sharding_constraint(
+                jnp.sum(y, axis=0)[None], None
+            ), None
+
+        return jax.lax.scan(layer, x, weights, unroll=unroll)[0]
+
+    costs = []
+    for unroll in (1, 12):
+        jitted = jax.jit(layers, static_argnums=2, out_shardings=rows)
+        with jax.set_mesh(mesh):
+            text = jitted.lower(*shapes, unroll).compile().as_text()
+        costs.append(hlo.cost(text))
+        assert (" while(" in text) == (unroll == 1)
+    looped, unrolled = costs
+    assert looped.collectives["all-reduce"][1] == unrolled.collectives["all-reduce"][1]
+    assert looped.all_bytes == pytest.approx(unrolled.all_bytes, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("groups", "size"),
+    [
+        ("replica_groups={{0,4},{1,5}}", 2),
+        ("replica_groups=[4,4]<=[4,4]T(1,0)", 4),
+        ("replica_groups=mesh['a'=4,'b'=2,'c'=2] {'a','c'}", 8),
+    ],
+)
+def test_the_size_of_a_group(groups, size):
+    text = f"""
+ENTRY %main (x: f32[64]) -> f32[64] {{
+  %x = f32[64]{{0}} parameter(0)
+  ROOT %r = f32[64]{{0}} all-reduce(%x), channel_id=1, {groups}, to_apply=%sum
+}}
+"""
+    sent = hlo.cost(text).collectives["all-reduce"][1]
+    assert sent == 2 * 64 * 4 * (size - 1) / size
