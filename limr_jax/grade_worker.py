@@ -66,7 +66,7 @@ def judge(job: dict) -> str | None:
 
     job: references, answers: readings of either text, best first.
     """
-    from limr_jax import math_answer
+    from limr_jax import math_answer, math_text
     from limr_jax.math_parse import costly, misread
 
     decided = False
@@ -79,7 +79,8 @@ def judge(job: dict) -> str | None:
     first = job["references"][0], job["answers"][0]
     if decided or math_answer.conflict(*first) or any(map(costly, first)):
         return None
-    if any(_worded(text) or misread(text) for text in first):
+    as_read = (*first, *map(math_text.clean, first))
+    if any(map(_worded, first)) or any(map(misread, as_read)):
         return None
     return "math-verify" if by_math_verify(*first) else None
 

@@ -22,6 +22,7 @@ from limr_jax import (
     math_words,
 )
 from limr_jax.math_form import Form, is_label, read
+from limr_jax.math_variants import letters, put, spaced, variants
 
 
 def same_answer(reference: str, prediction: str) -> str | None:
@@ -30,7 +31,7 @@ def same_answer(reference: str, prediction: str) -> str | None:
     if not ref or not pred or math_units.conflict(ref, pred):
         return None
     seen = set()
-    for ref_v, pred_v in _variants(ref, pred):
+    for ref_v, pred_v in variants(ref, pred):
         if (ref_v, pred_v) in seen or not ref_v or not pred_v:
             continue
         seen.add((ref_v, pred_v))
@@ -60,66 +61,6 @@ def _legible(form: Form) -> bool:
     )
 
 
-def _variants(ref: str, pred: str):
-    """Ever looser readings of the pair, each applied to both sides."""
-    yield ref, pred
-    yield _decimal_comma(ref), _decimal_comma(pred)
-    ref, pred = (re.split(r"\\approx", t)[0].strip() or t for t in (ref, pred))
-    yield ref, pred
-    short = _unqualified(ref, pred)
-    yield short[0], short[1]
-    renamed = _renamed(ref, pred, short)
-    if renamed:
-        yield renamed
-    bare = [math_units.without(t) for t in short]
-    yield bare[0], bare[1]
-
-
-def _decimal_comma(text: str) -> str:
-    return re.sub(r"^(-?\d+),(\d\d)$", r"\1.\2", text)
-
-
-_QUALIFIER = re.compile(
-    r"[,;]?\s*\(?\s*(?:\\text\{\s*)?(?<![A-Za-z\\])(?:for (?:some|all|any|every|each)"
-    r"|where|such that)\b.*$|(?<=\S)\s*\\text\{\s*(?:is|are)\b.*$"
-    r"|(?<=\S)\s*[,;(]\s*\(?\s*[a-z]\s*\\in\s*(?:\\mathbb\s*\{?)?[ZN].*$",
-    re.DOTALL,
-)
-
-
-def _unqualified(ref: str, pred: str) -> list[str]:
-    """Without 'for every integer k', unless both qualify and one holds a value."""
-    found = [_QUALIFIER.search(t) for t in (ref, pred)]
-    if all(found) and any(re.search(r"[\d=]", m.group()) for m in found):
-        return [ref, pred]
-    return [_QUALIFIER.sub("", t).rstrip(" ,;(") for t in (ref, pred)]
-
-
-_PARAMETER = re.compile(r"(?<![A-Za-z\\_])[A-Za-z](?![A-Za-z])")
-_INTEGRAL = re.compile(r"integer|\\mathbb\s*\{?[ZN]|\\pi|\bnatural\b")
-
-
-def _letters(text: str) -> set[str]:
-    plain = re.sub(r"\\text\{[^{}]*\}|\\[A-Za-z]+", " ", _spaced(text))
-    return set(_PARAMETER.findall(plain)) - {"e", "i"}
-
-
-def _renamed(ref: str, pred: str, short: list[str]) -> tuple[str, str] | None:
-    """A family's free integer may have any letter: n π and k π, t and x in Z."""
-    values = [re.sub(r"^[^=]*=", "", t) if "=" in t else t for t in short]
-    mine, yours = _letters(values[0]), _letters(values[1])
-    if len(mine) != 1 or len(yours) != 1 or mine == yours:
-        return None
-    if not _INTEGRAL.search(ref + pred):
-        return None
-    old, new = yours.pop(), mine.pop()
-    return values[0], _put(values[1], old, new)
-
-
-def _put(text: str, letter: str, new: str) -> str:
-    return re.sub(rf"(?<![A-Za-z\\]){letter}(?![A-Za-z])", lambda _: new, text)
-
-
 # ---- forms -----------------------------------------------------------------------
 
 
@@ -134,6 +75,8 @@ def match(ref: Form, pred: Form) -> str | None:
         unlabelled = _unlabelled(ref, pred)
         if unlabelled:
             return match(*unlabelled)
+    if ref.kind == pred.kind == "relation" and _relations(ref, pred):
+        return "relation"
     pieces = [math_region.pieces(f) for f in (ref, pred)]
     points = ref.kind == pred.kind == "tuple" or {ref.kind, pred.kind} <= {
         "list",
@@ -142,15 +85,25 @@ def match(ref: Form, pred: Form) -> str | None:
     if all(pieces) and not points:
         return "region" if math_region.same(*pieces, same=_item_texts) else None
     if ref.kind == "relation" and pred.kind == "relation":
-        return "relation" if _relations(ref, pred) else None
+        return None
     if ref.kind == "relation":
         return "solved equation" if _solves(ref, pred) else None
     if ref.kind == "matrix" or pred.kind == "matrix":
         return "matrix" if _matrices(ref, pred) else None
+    ref, pred = _alternatives(ref), _alternatives(pred)
     many = ("list", "set", "tuple")
     if ref.kind in many or pred.kind in many or _signs(ref) or _signs(pred):
         return _collections(ref, pred)
     return _scalars(ref, pred)
+
+
+def _alternatives(form: Form) -> Form:
+    r"""One of several ways to write one value: `\frac{9}{2} or 4.5`."""
+    if form.kind != "list" or form.joined != "or":
+        return form
+    first, *others = form.parts
+    same = all(math_value.same_value(first, other) for other in others)
+    return read(first) if same else form
 
 
 def _item_texts(ref: str, pred: str) -> bool:
@@ -200,17 +153,6 @@ def _series(ref: str, pred: str) -> bool:
     return True
 
 
-def _ratio(text: str) -> str | None:
-    parts = text.split(":")
-    if len(parts) != 2 or not all(p.strip() for p in parts):
-        return None
-    if math_value.number(parts[1].strip()) and not float(
-        math_value.number(parts[1].strip()).value
-    ):
-        return None
-    return rf"\frac{{{parts[0].strip()}}}{{{parts[1].strip()}}}"
-
-
 def _clock(text: str) -> tuple[int, ...] | None:
     found = re.fullmatch(r"(\d{1,2}):(\d\d)(?::(\d\d))?", text.strip())
     return tuple(int(g or 0) for g in found.groups()) if found else None
@@ -237,16 +179,16 @@ def _unlabelled(ref: Form, pred: Form) -> tuple[Form, Form] | None:
         value = pred.parts[-1]
         if all(arguments) and names[0] == names[1]:
             old, new = arguments[1].group(1), arguments[0].group(1)
-            return _value(ref), read(_put(value, old, new))
+            return _value(ref), read(put(value, old, new))
         one_function = any(arguments) and not all("(" in label for label in labels)
         is_function = one_function or (
-            "y" in labels and all(_letters(f.parts[-1]) for f in (ref, pred))
+            "y" in labels and all(letters(f.parts[-1]) for f in (ref, pred))
         )
         return (_value(ref), _value(pred)) if is_function else None
     if mine and pred.kind != "relation":
         return _value(ref), pred
     if pred.kind == "relation" and ref.kind != "relation" and pred.ops[-1] in "= \\in":
-        constant = not _letters(pred.parts[0])
+        constant = not letters(pred.parts[0])
         return (ref, _value(pred)) if yours or constant else None
     return None
 
@@ -271,7 +213,7 @@ def _relations(ref: Form, pred: Form) -> bool:
     if len(ops_r) != 1 or ops_r[0] not in _POSITIVE:
         return False
     names = ref.labelled and pred.labelled and ops_r[0] == "="
-    if names and not (_letters(sides_r[1]) or _letters(sides_p[1])):
+    if names and not (letters(sides_r[1]) or letters(sides_p[1])):
         return False  # x = 1 and y = 1
     differences = [f"({s[0]})-({s[1]})" for s in (sides_r, sides_p)]
     return math_value.same_up_to_factor(*differences, positive=_POSITIVE[ops_r[0]])
@@ -282,37 +224,31 @@ def _solves(ref: Form, pred: Form) -> bool:
     if ref.ops != ("=",) or pred.kind != "item":
         return False
     equation = f"({ref.parts[0]})-({ref.parts[1]})"
-    missing = _letters(equation) - _letters(pred.text)
-    if len(missing) != 1 or not _letters(pred.text) <= _letters(equation):
+    missing = letters(equation) - letters(pred.text)
+    if len(missing) != 1 or not letters(pred.text) <= letters(equation):
         return False
-    if not _letters(pred.text):
+    if not letters(pred.text):
         return False
     name = missing.pop()
-    put_in = _put(_spaced(equation), name, f"({pred.text})")
+    put_in = put(spaced(equation), name, f"({pred.text})")
     return math_value.same_value("0", put_in) or math_value.same_expression(
         f"{put_in}+({pred.text})", pred.text
-    )
-
-
-def _spaced(text: str) -> str:
-    """Products of letters apart: `xy` → `x y`."""
-    return re.sub(
-        r"\\[A-Za-z]+|[A-Za-z]{2,}",
-        lambda m: m[0] if m[0][0] == "\\" else " ".join(m[0]),
-        text,
     )
 
 
 # ---- collections -----------------------------------------------------------------
 
 
+_SIGN = re.compile(r"(\\pm|\\mp)(?![A-Za-z])")
+
+
 def _signs(form: Form) -> bool:
-    return r"\pm" in form.text or r"\mp" in form.text
+    return _SIGN.search(form.text) is not None
 
 
 def _expanded(text: str) -> list[str]:
     r"""`1 \pm a` → `1 + a`, `1 - a`; several signs vary together or apart."""
-    pieces = re.split(r"(\\pm|\\mp)", text)
+    pieces = _SIGN.split(text)
     count = len(pieces) // 2
     if not 0 < count <= 4:
         return [text]

@@ -18,7 +18,8 @@ _SYMBOL = (
 _NAME = rf"(?:{_SYMBOL})(?:\s*\([^()]*\))?"
 _LABEL = re.compile(
     rf"\s*(?:{_NAME}|\(?{_NAME}(?:\s*[,:]\s*{_NAME})+\)?"
-    r"|\\frac\{[A-Z]{2,3}\}\{[A-Z]{2,3}\}|[A-Z]{2,3}|\|[A-Z]{2}\|"
+    r"|\\frac\{d ?[a-z]\}\{d ?[a-z]\}|\\frac\{[A-Z]{2,3}\}\{[A-Z]{2,3}\}"
+    r"|[A-Z]{2,3}|\|[A-Z]{1,2}\|"
     r"|m?\\angle\s*[A-Z]+|\\overline\{[A-Z]{1,3}\}"
     r"|\\(?:sin|cos|tan|cot|log|ln)\s*(?:\^\s*\d)?\s*\(?\\?[A-Za-z]+\)?"
     r"|[A-Za-z][A-Za-z ]{2,40})\s*"
@@ -54,6 +55,11 @@ class Form:
         """`x = …`, `f(x) = …`, `(p, q) = …`, `x \\in …`: a name, then the answer."""
         named = set(self.ops) <= {"="} or self.ops == (r"\in",)
         return self.kind == "relation" and named and is_label(self.parts[0])
+
+    @property
+    def square(self) -> bool:
+        """A tuple in square brackets."""
+        return self.kind == "tuple" and self.ops == ("[", "]")
 
 
 def is_label(text: str) -> bool:
@@ -136,6 +142,15 @@ def _cases(text: str) -> Form | None:
     return Form("list", text, rows, joined=",") if len(rows) > 1 else None
 
 
+def _outward(text: str) -> str:
+    """`]0, 1[` with its brackets turned, as most of the world writes it."""
+    found = re.fullmatch(r"(\]|[(\[])([^\[\]()]+,[^\[\]()]+)(\[|[)\]])", text)
+    if not found or (found[1] != "]" and found[3] != "["):
+        return text
+    opening, closing = found[1].replace("]", "("), found[3].replace("[", ")")
+    return opening + found[2] + closing
+
+
 def _matrix(text: str) -> Form | None:
     found = _MATRIX.fullmatch(text)
     if not found or r"\begin" in found.group(2):
@@ -148,7 +163,7 @@ def _matrix(text: str) -> Form | None:
 @functools.lru_cache(maxsize=4096)
 def read(text: str) -> Form:
     """The form of a cleaned answer."""
-    text = text.strip().rstrip(",;")
+    text = _outward(text.strip().rstrip(",;"))
     environment = _matrix(text) or _cases(text)
     if environment:
         return environment
@@ -169,6 +184,9 @@ def read(text: str) -> Form:
             kind = "set" if opening == r"\{" or inner else None
             return Form(kind, text, parts) if kind else read(inside)
         if inner and inner.joined in ",;":
+            rows = tuple(row.parts for row in map(read, inner.parts) if row.square)
+            if opening == "[" and len(rows) == len(inner.parts):
+                return Form("matrix", text, rows=rows)  # [[1, 2], [3, 4]]
             return Form("tuple", text, inner.parts, (opening, closing))
         if inside.strip():
             return read(inside)

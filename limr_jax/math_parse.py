@@ -17,8 +17,9 @@ def _too_deep(text: str) -> bool:
 
 _COSTLY = re.compile(
     r"\d\s*\^\s*\{?\s*\(?\s*-?\d+\s*\^"  # a tower of numbers
-    r"|\^\s*\{?[^{}^]{0,40}\^\s*\{?[^{}^]{0,40}\^"  # a tower of three
+    r"|\^\s*\{[^{}^]{0,40}\^\s*\{[^{}^]{0,40}\^|\^\s*\w\s*\^"  # a tower of three
     r"|\^\s*[{(]?\s*[-+]?\s*\d{5,}"  # a power of 10,000 and more
+    r"|\d{3}\s*\}?\s*[)}]\s*\^\s*\{?\s*\d{3}"  # a power of a large power
     r"|\)\s*\^\s*\{\s*\d{3,}"  # a sum to a power of 100 and more
     r"|\d{4,}\s*!|!\s*[)}]\s*!|(?:\^|\d{3})[^!]{0,20}[)}]\s*!"  # large factorials
     r"|\\(?:sum|prod|int)(?![a-z])[^$]{0,80}\d{4,}"  # long sums
@@ -43,9 +44,16 @@ _GREEK = re.compile(r"\\(gamma|Gamma(?!\s*\()|Pi)(?![A-Za-z])")
 def misread(text: str) -> bool:
     """Does it hold what math-verify's grammar takes for something else?"""
     both_cases = {c.lower() for c in _LONE.findall(text) if c.isupper()}
-    return bool(_MISREAD.search(text) or both_cases & set(_LONE.findall(text)))
+    both_cases &= set(_LONE.findall(text))
+    marks = (_MISREAD, _VERTICES, _WORDS)
+    return bool(both_cases or any(mark.search(text) for mark in marks))
 
 
+_WORDS = re.compile(r"\\text\{\s*[A-Za-z]{2}")
+_VERTICES = re.compile(r"(?<![A-Za-z\\{])[A-Z]{3,}(?![A-Za-z])")
+_IN_DEGREES = re.compile(
+    r"(\\(?:sin|cos|tan|cot|sec|csc)\s*(?:\^\s*\{?-?\d\}?)?[\s({]*)(\d+(?:\.\d+)?)\s*°"
+)
 _LONE = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
 
 
@@ -56,7 +64,10 @@ def expression(text: str):
     from latex2sympy2_extended import latex2sympy
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 
-    text = re.sub(r"\\text\{([^{}]*)\}", "", text).replace("°", "").strip()
+    if _WORDS.search(text) or _VERTICES.search(text):
+        return None  # 'all even n', triangle ABC: no product of letters
+    text = _IN_DEGREES.sub(r"\1(\2\\cdot \\frac{\\pi}{180})", text)
+    text = re.sub(r"\\text\{[^{}]*\}", "", text).replace("°", "").strip()
     text = re.sub(r"\\%$", "", text).strip()
     if not text or costly(text) or _MISREAD.search(text):
         return None

@@ -16,6 +16,10 @@ _BAR = re.compile(r"\||:")
 _REALS = re.compile(
     r"\\mathbb\s*\{?\s*R\s*\}?|\\text\{\s*all real numbers\s*\}|all real numbers|\\R"
 )
+_POSITIVE = re.compile(
+    r"\\mathbb\s*\{?\s*R\s*\}?\s*(?:\^\s*\{?\+\}?|_\s*\{?(?:\+|>\s*0)\}?)"
+    r"|(?:\\text\{\s*)?(?:all )?positive real(?: number)?s?\s*\}?"
+)
 _BELOW = {"<": False, r"\le": True}
 _ABOVE = {">": False, r"\ge": True}
 
@@ -25,6 +29,8 @@ def pieces(form: Form) -> tuple[Piece, ...] | None:
     text = form.text
     if _REALS.fullmatch(text):
         return (_LINE,)
+    if _POSITIVE.fullmatch(text):
+        return (("0", r"\infty", False, False),)
     if form.kind == "tuple":
         return _interval(form)
     if form.kind == "relation":
@@ -76,6 +82,9 @@ def _inequality(form: Form) -> tuple[Piece, ...] | None:
     if len(ops) == 1 and is_label(sides[1]) and not is_label(sides[0]):
         turn = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
         sides, ops = (sides[1], sides[0]), (turn.get(ops[0], ops[0]),)
+    distance = _DISTANCE.fullmatch(sides[0]) if len(ops) == 1 else None
+    if distance:
+        return _around(distance, ops[0], sides[1])
     if len(ops) == 1 and is_label(sides[0]):
         if ops[0] == r"\ne":
             return _without((sides[1],))
@@ -89,6 +98,22 @@ def _inequality(form: Form) -> tuple[Piece, ...] | None:
             return ((sides[0], sides[2], _BELOW[ops[0]], _BELOW[ops[1]]),)
         if ops[0] in _ABOVE and ops[1] in _ABOVE:
             return ((sides[2], sides[0], _ABOVE[ops[1]], _ABOVE[ops[0]]),)
+    return None
+
+
+_DISTANCE = re.compile(r"\|\s*[a-z]\s*(?:([+-])\s*([^|]+?))?\s*\|")
+
+
+def _around(distance: re.Match, sign: str, size: str) -> tuple[Piece, ...] | None:
+    """`|x - a| < r` lies within r of a, `|x| > r` beyond r of 0."""
+    back = {"+": "-", "-": "+", None: ""}[distance[1]]
+    middle = f"{back}({distance[2]})" if distance[2] else ""
+    low, high = f"-({size}){middle}", f"({size}){middle}"
+    if sign in _BELOW:
+        return ((low, high, _BELOW[sign], _BELOW[sign]),)
+    if sign in _ABOVE:
+        edge = _ABOVE[sign]
+        return ((_LINE[0], low, False, edge), (high, _LINE[1], edge, False))
     return None
 
 
@@ -109,6 +134,9 @@ def text_after_bar(text: str) -> str:
 def _joined(form: Form) -> tuple[Piece, ...] | None:
     """`x < 1 or x > 2`, `a \\le -2 or a = 1`; 'and' between bounds cuts them."""
     forms = [read(p) for p in form.parts]
+    holes = [p.parts[1] for p in forms if p.ops == (r"\ne",) and is_label(p.parts[0])]
+    if len(holes) == 1 and len(forms) > 1 and form.joined != "or":
+        return _cut(form, holes[0])
     found = []
     for part in forms:
         if part.kind == "tuple" and form.joined == ",":
@@ -129,6 +157,17 @@ def _joined(form: Form) -> tuple[Piece, ...] | None:
         if len(low) == len(high) == 1 and low != high:
             return ((low[0][0], high[0][1], low[0][2], high[0][3]),)
     return together
+
+
+def _cut(form: Form, hole: str) -> tuple[Piece, ...] | None:
+    """`m < 3 and m ≠ 2`: one interval without a point of it."""
+    others = [p for p in form.parts if r"\ne" not in p]
+    joined = others[0] if len(others) == 1 else f" {form.joined} ".join(others)
+    whole = pieces(read(joined))
+    if not whole or len(whole) != 1 or len(others) == len(form.parts):
+        return None
+    (low, high, low_in, high_in) = whole[0]
+    return ((low, hole, low_in, False), (hole, high, False, high_in))
 
 
 def same(ref: tuple[Piece, ...], pred: tuple[Piece, ...], same) -> bool:

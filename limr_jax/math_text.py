@@ -115,6 +115,7 @@ def _symbols(text: str) -> str:
     """Unicode, control characters and doubled backslashes → plain LaTeX."""
     for pattern, new in _ESCAPES:
         text = pattern.sub(new, text)
+    text = re.sub(r"(\d*\.\d+)\s*\.\.\.", r"\1\\dots ", text)
     text = re.sub("[¼-¾⅐-⅞]", r" \g<0>", text)
     text = re.sub(f"[{_RAISED}]+", _superscript, text)
     text = re.sub(r"√\s*(\d+|\w)", r"\\sqrt{\1}", text).replace("√", r"\sqrt")
@@ -142,12 +143,17 @@ def _thousands(match: re.Match) -> str:
     return head + re.sub(r"\D", "", rest)
 
 
+_MARKDOWN = re.compile(r"^\s*(?:\*\*|__|`)|(?:\*\*|__|`)\.?\s*$")
+_ANSWER_IS = re.compile(
+    r"^\W*(?:the )?(?:final |correct )?answer\s*(?:is\b|[:=])\W*?(?=[\w\\$({\[.+-])",
+    re.I,
+)
 _DEGREE = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\bdegrees?\b|\\text\{\s*degrees?\s*\}")
 
 
 def clean(text: str) -> str:
     """One spelling of an answer: same mathematics, fewer ways to write it."""
-    text = _symbols(text)
+    text = _symbols(_MARKDOWN.sub("", _ANSWER_IS.sub("", text)))
     text = re.sub(r"\\\(|\\\)|\\\[|\\\](?!\])", " ", text)
     text = _CURRENCY.sub(" ", text).replace("$", " ")
     text = re.sub(r"\\boxed\s*(?=\{)", "", text)
@@ -179,6 +185,18 @@ def clean(text: str) -> str:
     return re.sub(r"^[,;:]+", "", text).strip()
 
 
+_BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7,
+          "eight": 8, "nine": 9, "ten": 10, "twelve": 12, "sixteen": 16}  # fmt: skip
+
+
+def _base(match: re.Match) -> str:
+    """A base in words: `413_{\\text{five}}` is `413_5`."""
+    number = _BASES.get(match[1].strip().lower())
+    if number is None:
+        return match[0]
+    return f"_{number}" if number < 10 else f"_{{{number}}}"
+
+
 def _operators(text: str) -> str:
     r"""Fractions, roots, powers and functions in full: `\frac12` → `\frac{1}{2}`."""
     text = text.replace("**", "^").replace("*", r"\cdot ")
@@ -199,6 +217,11 @@ def _operators(text: str) -> str:
     )
     text = re.sub(r"(?<![\w})!])\s*\+\s*\\infty", r"\\infty", text)
     text = re.sub(r"\\log\s*_\s*\{?e\}?(?![A-Za-z])", r"\\ln ", text)
+    text = re.sub(r"\\log\s*_\s*\{?(\d+)\}?\s*", r"\\log_{\1} ", text)
+    text = re.sub(r"(?<![A-Za-z\\])C\((\d+),\s*(\d+)\)", r"\\binom{\1}{\2}", text)
+    text = re.sub(r"\\(?:overline|overrightarrow|vec)\s*\{([A-Z]+)\}", r"\1", text)
+    text = re.sub(r"(?<=\w)_\{(?:\\text\{)?([A-Za-z]{3,})\}{1,2}", _base, text)
+    text = re.sub(r"(?<=\d)\s*\\text\{\s*to\s*\}\s*(?=\d)", ":", text)
     text = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", text)
     return text
 

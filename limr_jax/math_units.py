@@ -16,10 +16,12 @@ _UNITS = {
     "N": "newton", "J": "joule", "W": "watt", "V": "volt", "K": "kelvin", "Hz": "hertz",
     "mph": "", "kmh": "", "dollar": "", "cent": "", "euro": "", "rad": "radian",
     "sq": "square", "cu": "cubic", "unit": "", "am": "", "pm": "", "th": "", "st": "",
-    "nd": "", "rd": "", "deg": "", "yuan": "",
+    "nd": "", "rd": "", "deg": "", "yuan": "", "degC": "", "degF": "",
+    "hundred": "", "thousand": "", "million": "", "billion": "", "trillion": "",
 }  # fmt: skip
 _ORDINAL = ("th", "st", "nd", "rd")
 _ALIASES = {w: short for short, ws in _UNITS.items() for w in [short, *ws.split()]}
+_BOUND = r"\b(?:most|least|not|than|over|under|above|below|between|from|to)\b"
 _POWER = r"(?:\s*\^\s*\{?\s*-?\d\s*\}?)?"
 _TEXT_UNIT = re.compile(
     r"(?<=[\d}\)!°%A-Za-z|])\s*(?:\^\s*\{\s*)?((?:\s*/?\s*\\text\{[^{}]*\}"
@@ -33,9 +35,14 @@ _OTHER_SCRIPT = re.compile(r"(?<=[\d}\)])\s*[\u3040-\u9fff\uac00-\ud7a3]+$")
 
 def split(text: str) -> tuple[str, str]:
     """A cleaned item as (value, unit words); the unit is '' where there is none."""
-    text = re.sub(r"^\\text\{[^{}]*\}\s*(?=[-\d(\\[])", "", text)
+    text = re.sub(
+        rf"^\\text\{{(?![^{{}}]*{_BOUND})[^{{}}]*\}}\s*(?=[-\d(\\[])", "", text
+    )
     text = re.sub(r"\s*\((?:\\text\{[^{}]*\}|[A-Z])\)$", "", text)
     text = _OTHER_SCRIPT.sub("", text)
+    scale = re.search(r"(?<=°)\s*(?:\\text\{\s*)?([CF])\s*\}?$", text)
+    if scale:
+        return text[: scale.start()], f"deg{scale[1]}"
     found = _TEXT_UNIT.search(text)
     if found:
         return text[: found.start()].strip(), found.group(1)
@@ -60,10 +67,13 @@ def without(text: str) -> str:
 def conflict(ref: str, pred: str) -> bool:
     """Both sides name a known unit, and not the same: 5 m is not 5 cm."""
     units = []
-    for text in (ref, pred):
-        words = re.findall(r"[A-Za-z]+", split(text)[1].replace(r"\text", ""))
+    values, named = zip(*map(split, (ref, pred)))
+    if all(named) and named[0] != named[1] and not re.search(r"\d", "".join(values)):
+        return True  # 'n even', 'n odd'
+    for unit in named:
+        words = re.findall(r"[A-Za-z]+", unit.replace(r"\text", ""))
         names = {_ALIASES.get(w) or _ALIASES.get(w.lower().rstrip("s")) for w in words}
-        powers = re.findall(r"\^\s*\{?\s*(-?\d)", split(text)[1])
+        powers = re.findall(r"\^\s*\{?\s*(-?\d)", unit)
         if "sq" in names or "cu" in names:
             powers = ["2" if "sq" in names else "3"]
         units.append((names - {None, "unit", "sq", "cu", *_ORDINAL}, powers))

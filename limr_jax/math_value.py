@@ -65,6 +65,7 @@ def number(text: str) -> Number | None:
     """A cleaned string that is one literal number, or None."""
     text = re.sub(r"^([-+]?\d*\.\d*?)(\d{1,6}?)\2{1,40}\s*\\dots$",
                   r"\1\\overline{\2}", text[:MAX_DIGITS])  # fmt: skip
+    text = re.sub(r"(?<=\.\d\d)(\d*)\s*\\dots$", r"\1", text)  # 3.14159… goes on
     match = _LITERAL.fullmatch(text) if len(text) < MAX_DIGITS else None
     if match is None or abs(int(match["power"] or 0)) > MAX_DIGITS:
         return None
@@ -208,7 +209,10 @@ def _at(parsed, values: dict):
 
     numbers = {n: sympy.Rational(*v.as_integer_ratio()) for n, v in values.items()}
     subs = {s: numbers.get(s.name, sympy.I) for s in parsed.free_symbols}
-    value = parsed.subs(subs).doit().evalf(25)
+    value = parsed.subs(subs).doit()
+    if isinstance(value, sympy.Rational):
+        return value
+    value = value.evalf(25)
     return value if value.is_number and value.is_finite else None
 
 
@@ -229,6 +233,8 @@ def samples(*parsed) -> list[tuple] | None:
 
 
 def _near(a, b) -> bool:
+    if a.is_Rational and b.is_Rational:
+        return bool(a == b)
     return bool(abs(a - b) <= 1e-12 * (abs(a) + abs(b)))
 
 

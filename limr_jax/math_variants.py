@@ -15,7 +15,8 @@ def variants(ref: str, pred: str) -> Iterator[tuple[str, str]]:
     """Ever looser readings of the pair, each applied to both sides."""
     yield ref, pred
     yield _decimal_comma(ref), _decimal_comma(pred)
-    ref, pred = (re.split(r"\\approx", t)[0].strip() or t for t in (ref, pred))
+    ref, pred = (t.removeprefix(r"\approx").strip() for t in (ref, pred))
+    ref, pred = (t.partition(r"\approx")[0].strip() for t in (ref, pred))
     yield ref, pred
     short = _unqualified(*_without_modulus(ref, pred))
     yield short[0], short[1]
@@ -29,7 +30,7 @@ def variants(ref: str, pred: str) -> Iterator[tuple[str, str]]:
 
 _POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _MAGNITUDE = re.compile(
-    rf"(?<=\d)\s*(?:\\text\{{)?\s*({'|'.join(_POWERS)})\b[^{{}}]*\}}?$"
+    rf"(?<=\d)\s*(?:\\text\{{)?\s*({'|'.join(_POWERS)})\b[\sA-Za-z]*\}}?$"
 )
 
 
@@ -93,9 +94,10 @@ def _renamed(ref: str, pred: str, short: list[str]) -> tuple[str, str] | None:
     )
     function = all("(" in t.partition("=")[0] for t in (ref, pred) if "=" in t)
     free = len(mine) == len(yours) == 2 and function and _ANY_NUMBER.search(ref + pred)
-    if not (family or free or old | new <= _CONSTANTS):
+    constant = len(mine) == len(yours) > 1 and old | new <= _CONSTANTS
+    if not (family or free or constant):
         return None
-    return values[0], put(values[1], old.pop(), new.pop())
+    return values[0], put(spaced(values[1]), old.pop(), new.pop())
 
 
 def put(text: str, letter: str, new: str) -> str:

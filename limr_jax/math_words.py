@@ -2,13 +2,14 @@ r"""Answers in words: `\text{odd}`, `no solution`, `(C)`, `five`, a short senten
 
 import re
 
-from limr_jax import math_value
+from limr_jax import math_text, math_value
 from limr_jax.math_form import Form
 
 _LETTER_CHOICE = re.compile(r"^\(?([A-J])(?:\)|\.|:|$|\s(?=\S))\s*(.*)$", re.DOTALL)
 _NONE = {
     "no solution", "no solutions", "none", "does not exist", "dne", r"\emptyset",
     "empty set", "the empty set", "no real solutions", "no real solution", r"\{\}",
+    "no real roots", "no root", "no roots", "no integer solutions",
     "no such number", "no such numbers", "nonexistent", "impossible",
 }  # fmt: skip
 _ENDLESS = {
@@ -16,9 +17,33 @@ _ENDLESS = {
     "infinite number",
 }  # fmt: skip
 _NUMERALS = [
-    "zero", "one", "two", "three", "four", "five", "six",
-    "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
+    "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen",
+    "seventeen", "eighteen", "nineteen",
 ]  # fmt: skip
+_TENS = [
+    "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety",
+]  # fmt: skip
+_ORDINALS = [
+    "zeroth", "first", "second", "third", "fourth", "fifth", "sixth", "seventh",
+    "eighth", "ninth", "tenth", "eleventh", "twelfth",
+]  # fmt: skip
+_PARTS = {"half": r"\frac{1}{2}", "third": r"\frac{1}{3}", "quarter": r"\frac{1}{4}"}
+
+
+def _numeral(words: str | None) -> str | None:
+    """`fifteen`, `twenty-one`, `third`, `one half` as a number, else None."""
+    if words is None:
+        return None
+    if words in _NUMERALS:
+        return str(_NUMERALS.index(words))
+    if words in _ORDINALS:
+        return str(_ORDINALS.index(words))
+    first, _, rest = words.replace("-", " ").partition(" ")
+    if first in _TENS and (not rest or rest in _NUMERALS[1:10]):
+        units = _NUMERALS.index(rest) if rest else 0
+        return str(10 * _TENS.index(first) + 20 + units)
+    return _PARTS.get(rest) if first in ("one", "a") else None
 
 
 def _plain_words(text: str) -> str | None:
@@ -47,15 +72,23 @@ def same(ref: Form, pred: Form) -> str | None:
     if _comparison(ref.text, pred):
         return "comparison in words"
     mine, yours = _plain_words(ref.text), _plain_words(pred.text)
+    if _unwrapped(ref.text) == _unwrapped(pred.text):
+        return "same text"
     for words, other in ((mine, pred), (yours, ref)):
-        if words in _NUMERALS and other.kind == "item":
-            value = str(_NUMERALS.index(words))
+        value = _numeral(words) if other.kind == "item" else None
+        if value is not None:
+            other = Form("item", re.sub(r"(?<=\d)\s*(?:st|nd|rd|th)$", "", other.text))
             return "numeral" if math_value.same_value(value, other.text) else None
     if yours is None:
         return None
     if mine is not None and _core(mine) == _core(yours):
         return "words"
     return "words of the sentence" if _names(ref.text, yours) else None
+
+
+def _unwrapped(text: str) -> str:
+    r"""Words and mathematics alike, `\text{July 4}` as `july4`."""
+    return math_text.squeeze(re.sub(r"\\text\{([^{}]*)\}", r"\1", text))
 
 
 _COMPARED = re.compile(
@@ -78,11 +111,22 @@ def _comparison(sentence: str, pred: Form) -> bool:
     return pred.ops[0] == _AS_SIGN[word] and pred.parts[1] == bound
 
 
+_IDLE = ("a", "an", "the", "on", "in", "at", "all", "any", "every")
+
+
 def _core(words: str) -> list[str]:
-    return [w for w in re.findall(r"[^\W\d_]+", words) if w not in ("a", "an", "the")]
+    found = re.findall(r"[^\W\d_]+", words)
+    return [w for w in found if w not in _IDLE] or found
 
 
 _OPTION = re.compile(r"^\s*(?:option|choice|answer)\s*:?\s*", re.IGNORECASE)
+
+
+def _several(text: str) -> list[str] | None:
+    """The options of `ABD` or `A, B and D`, sorted; None for anything else."""
+    letters = re.sub(r",|\band\b|\s", "", text)
+    several = len(letters) > 1 and re.fullmatch("[A-J]+", letters)
+    return sorted(letters) if several and len({*letters}) == len(letters) else None
 
 
 def _choice(ref: str, pred: str) -> str | None:
@@ -93,8 +137,15 @@ def _choice(ref: str, pred: str) -> str | None:
     ]
     both = [_LETTER_CHOICE.match(t) for t in texts]
     bare = [re.fullmatch(r"\(?([A-J])\)?", t) for t in texts]
+    if _several(texts[0]) and _several(texts[0]) == _several(texts[1]):
+        return "choices" if any("," in t for t in texts) else None
     for this, that in ((0, 1), (1, 0)):
         letter, full = bare[this], both[that]
+        listed = re.fullmatch(r"\(?([A-J])[).]\)?\s*(\S.*)", texts[that], re.DOTALL)
+        if listed and not both[this] and len(texts[this]) > 1:
+            values = math_text.clean(listed[2]), math_text.clean(texts[this])
+            if math_value.same_value(*values):
+                return "choice by value"
         if letter and full and letter.group(1) == full.group(1):
             marked = re.match(r"\(?[A-J][).:]", texts[that])
             named = re.match(r"[B-HJ] [^\W\d_]{2,}", texts[that])
@@ -116,11 +167,12 @@ def _names(sentence: str, words: str) -> bool:
     """A sentence whose subject, or whose complement after 'is', is these words."""
     plain = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", sentence).lower().strip(" .")
     every, few = _SENTENCE.findall(plain), _core(words)
-    if not few or len(few) > 3 or len(every) < len(few) + 3:
+    told = every[-len(few) - 1 :][:1] in (["is"], ["are"]) and every[-len(few) :] == few
+    if not few or len(few) > 3 or len(every) < len(few) + (2 if told else 3):
         return False
     if _REVERSING & set(every):
         return False
-    every = [w for w in every if w not in ("a", "an", "the")]
+    every = [w for w in every if w not in _IDLE]
     n = len(few)
     starts = every[:n] == few and every[n] not in ("and", "or", "of", "s")
     verbs = ("is", "are", "be", "was", "were")
