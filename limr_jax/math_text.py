@@ -220,6 +220,7 @@ def _operators(text: str) -> str:
     text = re.sub(r"\\log\s*_\s*\{?(\d+)\}?\s*", r"\\log_{\1} ", text)
     text = re.sub(r"(?<![A-Za-z\\])C\((\d+),\s*(\d+)\)", r"\\binom{\1}{\2}", text)
     text = re.sub(r"\\(?:overline|overrightarrow|vec)\s*\{([A-Z]+)\}", r"\1", text)
+    text = re.sub(r"\\pmod\s*\{?\s*(\d+|[a-z])\s*\}?", r"\\pmod{\1}", text)
     text = re.sub(r"(?<=\w)_\{(?:\\text\{)?([A-Za-z]{3,})\}{1,2}", _base, text)
     text = re.sub(r"(?<=\d)\s*\\text\{\s*to\s*\}\s*(?=\d)", ":", text)
     text = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", text)
