@@ -23,7 +23,7 @@ def get_config():
     c.sampler.name = "lim"
     c.rollout.max_prompt_length = 16
     c.rollout.max_response_length = 40
-    c.micro_batch_rows = 32
+    c.micro_batch_rows = 16
     c.filter.tau = 0.0
     c.optimizer.learning_rate = 3e-4
     c.optimizer.warmup_steps = 5

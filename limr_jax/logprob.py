@@ -51,7 +51,7 @@ def response_logprob(
         remat=remat,
         **options,
     )
-    token_BT = layout.token_RT if layout else tokens_BS[:, -response_length:]
+    token_BT = layout.token_RX if layout else tokens_BS[:, -response_length:]
     return logprob_of(params, hidden_BTD, token_BT, temperature, **options)
 
 
@@ -72,7 +72,7 @@ def response_hidden(
     )
     if layout is None:
         return hidden_BSD[:, -response_length - 1 : -1]
-    return jnp.take_along_axis(hidden_BSD, layout.from_RT[..., None], axis=1)
+    return jnp.take_along_axis(hidden_BSD, layout.from_RX[..., None], axis=1)
 
 
 def response_logprobs(

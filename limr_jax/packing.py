@@ -3,9 +3,10 @@
 A forward and backward pass costs what its columns cost, live or not, and a group's G
 rollouts repeat their prompt. So responses are packed into rows of S = L + T columns by
 first fit, longest first; a row holds the prompt of its responses once, whatever their
-number, and a response sees its prompt and itself (`branch_RS`). A row has at most T
-predicted tokens, so logits are made at T positions of it. A response's last token is
-predicted but never read. Only the number of rows depends on the data.
+number, and a response sees its prompt and itself (`branch_RS`). A row has at most
+X = T + L / 2 predicted tokens, so logits are made at X positions of it (at T a row with
+one short prompt would be left unfilled). A response's last token is predicted but never
+read. Only the number of rows depends on the data.
 
 B rollouts of S columns, the last T of them the response; at most R = B packed rows.
 """
@@ -26,8 +27,8 @@ class Layout:
     """How packed rows are read, beside tokens, positions and segments (problems)."""
 
     branch_RS: jax.Array  # int32: 0 is the prompt, seen by its problem's other branches
-    token_RT: jax.Array  # int32: the tokens that are predicted
-    from_RT: jax.Array  # int32: the column from whose hidden state each is predicted
+    token_RX: jax.Array  # int32: the tokens that are predicted
+    from_RX: jax.Array  # int32: the column from whose hidden state each is predicted
 
 
 @jax.tree_util.register_dataclass
@@ -36,9 +37,9 @@ class Packing:
     """Where everything stands; -1: nothing stands there."""
 
     source_RS: jax.Array  # int32: b · S + s, the column of the texts
-    target_RT: jax.Array  # int32: b · T + t, the predicted token
-    from_RT: jax.Array  # int32: as in Layout
-    place_BT: jax.Array  # int32: r · T + t', where a predicted token stands
+    target_RX: jax.Array  # int32: b · T + t, the predicted token
+    from_RX: jax.Array  # int32: as in Layout
+    place_BT: jax.Array  # int32: r · X + x, where a predicted token stands
     rows: jax.Array  # int32: rows that hold something
     problem_B: jax.Array  # int32
 
@@ -101,7 +102,8 @@ def pack(position_BS, problem_B, keep_B, *, response_length: int) -> Packing:
     prompt_length_B = jnp.sum(live_BS[:, : S - T], axis=1, dtype=jnp.int32)
     length_B = jnp.sum(live_BS[:, S - T :], axis=1, dtype=jnp.int32)
     length_B = jnp.where(keep_B, length_B, 0)
-    place, rows = first_fit(problem_B, prompt_length_B, length_B, columns=S, targets=T)
+    X = T + (S - T) // 2
+    place, rows = first_fit(problem_B, prompt_length_B, length_B, columns=S, targets=X)
     row_B1, t_T = place.row[:, None], jnp.arange(T, dtype=jnp.int32)[None]
     length_B1, response_B1 = length_B[:, None], place.response[:, None]
     prompt_BL = jnp.where(
@@ -111,29 +113,29 @@ def pack(position_BS, problem_B, keep_B, *, response_length: int) -> Packing:
     )
     response_BT = jnp.where(t_T < length_B1 - 1, row_B1 * S + response_B1 + t_T, B * S)
     target_BT = jnp.where(
-        t_T < length_B1, row_B1 * T + place.target[:, None] + t_T, B * T
+        t_T < length_B1, row_B1 * X + place.target[:, None] + t_T, B * X
     )
     last_B1 = (place.prompt + prompt_length_B - 1)[:, None]
     from_BT = jnp.where(t_T == 0, last_B1, response_B1 + t_T - 1)
-    target_RT = _inverse(target_BT)
+    source_BS = jnp.concatenate([prompt_BL, response_BT], axis=1)
+    target_RX = _inverse(target_BT, X)
     return Packing(
-        source_RS=_inverse(jnp.concatenate([prompt_BL, response_BT], axis=1)),
-        target_RT=target_RT,
-        from_RT=_read(from_BT, target_RT, 0),
+        source_RS=_inverse(source_BS, S),
+        target_RX=target_RX,
+        from_RX=_read(from_BT, target_RX, 0),
         place_BT=jnp.where(t_T < length_B1, target_BT, -1),
         rows=rows,
         problem_B=problem_B,
     )
 
 
-def _inverse(where_XY):
-    """Of each place, the flat index of what goes there; -1 for nothing."""
-    size = where_XY.size
-    places = jnp.full((size,), -1, jnp.int32)
-    index = jnp.arange(size, dtype=jnp.int32)
-    return (
-        places.at[where_XY.reshape(-1)].set(index, mode="drop").reshape(where_XY.shape)
-    )
+def _inverse(where_BY, columns: int):
+    """Of each place in B rows, the flat index of what goes there; -1 for nothing."""
+    rows = where_BY.shape[0]
+    places = jnp.full((rows * columns,), -1, jnp.int32)
+    index = jnp.arange(where_BY.size, dtype=jnp.int32)
+    places = places.at[where_BY.reshape(-1)].set(index, mode="drop")
+    return places.reshape(rows, columns)
 
 
 def _read(x_XY, index_RZ, empty):
@@ -150,10 +152,10 @@ class Rows:
             return constrain(part, ROWS, None)
 
         self._packing = packing
-        self._source_RS, self._target_RT = map(
-            rows, (packing.source_RS, packing.target_RT)
+        self._source_RS, self._target_RX = map(
+            rows, (packing.source_RS, packing.target_RX)
         )
-        self._from_RT = rows(packing.from_RT)
+        self._from_RX = rows(packing.from_RX)
 
     def columns(self, x_BS, empty):
         """Something that every column of the texts has."""
@@ -161,7 +163,7 @@ class Rows:
 
     def targets(self, x_BT, empty):
         """Something that every predicted token has."""
-        return _read(x_BT, self._target_RT, empty)
+        return _read(x_BT, self._target_RX, empty)
 
     def segment_RS(self):
         """The problem of each column."""
@@ -170,37 +172,37 @@ class Rows:
 
     def layout(self, tokens_BS) -> Layout:
         """How they are read."""
-        S, T = self._source_RS.shape[1], self._target_RT.shape[1]
+        S, T = self._source_RS.shape[1], self._packing.place_BT.shape[1]
         rollout_RS, column_RS = jnp.divmod(self._source_RS, S)
         return Layout(
             branch_RS=jnp.where(column_RS < S - T, 0, rollout_RS + 1),
-            token_RT=self.targets(tokens_BS[:, S - T :], 0),
-            from_RT=self._from_RT,
+            token_RX=self.targets(tokens_BS[:, S - T :], 0),
+            from_RX=self._from_RX,
         )
 
 
 def over_rows(
     function, tokens_BS, position_BS, problem_B, *, response_length: int, size: int
 ):
-    """`function(tokens_RS, position_RS, segment_RS, layout) → x_RT`, as x_BT.
+    """`function(tokens_RS, position_RS, segment_RS, layout) → x_RX`, as x_BT.
 
     fp32, 0 at padding; over `size` packed rows at a time (0: all at once).
     """
     all_B = jnp.ones(tokens_BS.shape[:1], bool)
     packing = pack(position_BS, problem_B, all_B, response_length=response_length)
-    B, T = packing.place_BT.shape
+    B, X = packing.target_RX.shape
     size = size or B
 
-    def some(i, x_RT):
+    def some(i, x_RX):
         rows = Rows(packing, i, size)
-        part_RT = function(
+        part_RX = function(
             rows.columns(tokens_BS, 0),
             rows.columns(position_BS, -1),
             rows.segment_RS(),
             rows.layout(tokens_BS),
         )
-        return jax.lax.dynamic_update_slice_in_dim(x_RT, part_RT, i * size, axis=0)
+        return jax.lax.dynamic_update_slice_in_dim(x_RX, part_RX, i * size, axis=0)
 
     count = -(-packing.rows // size)
-    x_RT = jax.lax.fori_loop(0, count, some, jnp.zeros((B, T), jnp.float32))
-    return _read(x_RT, packing.place_BT, 0.0)
+    x_RX = jax.lax.fori_loop(0, count, some, jnp.zeros((B, X), jnp.float32))
+    return _read(x_RX, packing.place_BT, 0.0)
