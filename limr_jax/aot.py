@@ -129,13 +129,14 @@ def plan(config) -> Plan:
             evaluators=evaluators,
             eval_prompts=prompts,
             micro_batches=_micro_batches(config),
+            minibatches=config.minibatches_per_step,
         ),
     )
 
 
 def _micro_batches(config) -> int:
-    rows = config.prompts_per_step * config.group_size
-    rows //= config.minibatches_per_step
+    """Of one update."""
+    rows = config.prompts_per_step * config.group_size // config.minibatches_per_step
     return rows // (config.micro_batch_rows or rows)
 
 
@@ -205,13 +206,14 @@ def calls(
     parts: tuple[str, ...] | None,
     generation: dict,
     micro_batches: int,
+    minibatches: int,
     evaluators: dict[str, tuple] | None = None,
     eval_prompts: data.Prompts | None = None,
 ) -> list[Call]:
     """The programs of a run in the order of their first calls.
 
-    (eval_)prompts: shapes of the sets. parts: of a reward graded on the hosts; None:
-    the in-graph verifier grades. evaluators: by name, what `evaluate.program` gives.
+    prompts: shapes of a set. parts: of a reward graded on the hosts; None: the graph's
+    verifier grades. evaluators: by name, what `evaluate.program` gives.
     """
     found, alive, state = [], [], made.state
     params = state.train.params
@@ -225,8 +227,8 @@ def calls(
         with jax.set_mesh(mesh):
             return program.eval_shape(*args)
 
-    real, count, key = whole(jnp.float32), whole(jnp.int32), _key(mesh)
-    sampling = rollout.Sampling(real, top_p=real, top_k=count, min_p=real)
+    real, key = whole(jnp.float32), _key(mesh)
+    sampling = rollout.Sampling(real, real, top_k=whole(jnp.int32), min_p=real)
     reference = call("copy", "set-up", made.copy, params) if made.copy else None
     alive += [reference]
     call("init", "set-up", made.init, params)
@@ -234,25 +236,25 @@ def calls(
     for name, (program, chunk) in (evaluators or {}).items():
         alive += [eval_prompts]
         args = (params, eval_prompts, whole(jnp.int32, chunk), sampling, key)
-        turns = (generation["response_length"] - 1, 0)
-        drawn, written = call(name, "evaluation", program, *args, turns=turns)
+        steps = (generation["response_length"] - 1, 0)
+        drawn, written = call(name, "evaluation", program, *args, turns=steps)
         if parts is None:
             call(f"{name}: verify", "evaluation", made.verify, written, drawn)
-    seed = whole(jnp.uint32)
-    sampler_state, drawn = call("draw", "step", made.draw, state, prompts, seed)
+    args = (state, prompts, whole(jnp.uint32))
+    sampler_state, drawn = call("draw", "step", made.draw, *args)
     alive += [sampler_state, drawn]
-    args = (params, state.step, drawn, sampling, seed)
-    turns = _decode_turns(mesh, drawn.ids_P.size, generation)
-    written = call("generate", "step", made.generate, *args, turns=turns)
+    args = (params, state.step, drawn, sampling, args[-1])
+    steps = _decode_turns(mesh, drawn.ids_P.size, generation)
+    written = call("generate", "step", made.generate, *args, turns=steps)
     alive += [written]
     graded = _graded(mesh, written, parts) if parts is not None else None
     graded = graded or call("verify", "step", made.verify, written, drawn)
     call("observe", "step", made.observe, written, graded)
-    surplus, batch = _collected(
-        call, made, state, sampler_state, drawn, written, graded
-    )
+    new = (drawn, written, graded)
+    surplus, batch = _collected(call, made, state, sampler_state, *new)
     alive += [graded, surplus, batch]
-    scores = _scores(call, made, state, reference, batch, sampling)
+    asked = (state, reference, batch, sampling, (micro_batches * minibatches,))
+    scores = _scores(call, made, *asked)
     args = (state, sampler_state, surplus, *batch, scores, sampling)
     call("update", "step", made.update, *args, turns=(micro_batches,))
     return found
@@ -274,19 +276,21 @@ def _collected(call, made: Programs, state, sampler_state, *new):
     return surplus, batch.groups
 
 
-def _scores(call, made: Programs, state, reference, batch, sampling) -> Scores:
+def _scores(call, made: Programs, state, reference, batch, sampling, turns) -> Scores:
     """What other models are asked of the (problems, rollouts, grades) to learn from."""
     drawn, written, graded = batch
     scores = {}
     if made.reference:
         args = (reference, written, sampling)
-        scores["reference_BT"] = call("reference", "step", made.reference, *args)
+        scores["reference_BT"] = call(
+            "reference", "step", made.reference, *args, turns=turns
+        )
     if made.values:
         args = (state.critic.params, written)
-        scores["value_BT"] = call("values", "step", made.values, *args)
+        scores["value_BT"] = call("values", "step", made.values, *args, turns=turns)
     if made.thoughts:
         args = (state.train.params, written, drawn, graded, sampling)
-        scores["thoughts"] = call("thoughts", "step", made.thoughts, *args)
+        scores["thoughts"] = call("thoughts", "step", made.thoughts, *args, turns=turns)
     return Scores(**scores)
 
 

@@ -114,6 +114,7 @@ def test_the_programs_of_a_run_are_those_reported(
         parts=None,
         generation=run.generation,
         micro_batches=1,
+        minibatches=1,
         evaluators={"evaluate": held["evaluate"]},
     )
     reported = {}
