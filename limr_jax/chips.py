@@ -3,7 +3,7 @@
 Peak bf16 FLOP/s, HBM bandwidth and interconnect of a chip are those of
 https://cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e, "Key chip specifications".
 The interconnect is half of what they call bidirectional. The HBM that a program may use
-is what libtpu's compiler says when one does not fit (tests/test_compile_only.py asks).
+is what libtpu's compiler says when one does not fit.
 """
 
 import dataclasses
