@@ -2,12 +2,18 @@
 
 import os
 import pathlib
+import signal
 
 # Before jax is imported: a lent machine's accelerator is not what these tests are of.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
+
+# A shell starts a job in the background with SIGINT ignored, and what tests start would
+# inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
