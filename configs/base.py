@@ -107,6 +107,9 @@ def get_config() -> ConfigDict:
     # Times that the last live rows move into fewer slots, 0 to 6: less waste, and a
     # loop more to compile.
     c.rollout.shrinks = 6
+    # Generations a step, one after another; 1: preemptive sampling (arXiv:2505.17218).
+    # Trainers that generate for each micro-batch have rollouts / micro_batch_rows.
+    c.rollout.calls = 1
 
     # 'token': in-graph comparison of the answer's tokens; 'none': with jepo alone. Else
     # graded on the hosts:

@@ -96,6 +96,11 @@ class Compiled:
 def plan(config) -> Plan:
     """The programs of this config's run on `slice.type`; InputError in one line."""
     check(config)
+    if config.rollout.calls > 1:
+        raise InputError(
+            f"rollout.calls={config.rollout.calls}: the compile report is of one "
+            "generation a step; set it to 1"
+        )
     devices = chips.devices(config.slice.type)
     mesh = make_mesh(**config.mesh, devices=devices)
     check_batch(config, mesh)

@@ -180,6 +180,13 @@ def check_batch(config, mesh) -> None:
             f"prompts_per_step={config.prompts_per_step} does not divide over "
             f"data x fsdp = {devices} devices; use a multiple of {devices}"
         )
+    calls = config.rollout.calls
+    if calls < 1 or config.prompts_per_step % (calls * devices):
+        raise InputError(
+            f"rollout.calls={calls} must divide the "
+            f"{config.prompts_per_step // devices} problems that each of {devices} "
+            "devices has of a step; 1 is one generation for all"
+        )
     slots = config.rollout.slots
     if slots < 0 or slots % devices:
         raise InputError(

@@ -124,7 +124,7 @@ def verify(written: rollout.Rollout, drawn: Drawn, *, phrase, known=True) -> Gra
     )
 
 
-def _writing(*, sampler: PromptSampler, generation: dict) -> dict:
+def _writing(*, sampler: PromptSampler, generation: dict, calls: int) -> dict:
     """How problems are drawn and answered, by name; not jitted yet."""
 
     # The seed is traced, so that another one compiles nothing anew.
@@ -134,15 +134,19 @@ def _writing(*, sampler: PromptSampler, generation: dict) -> dict:
         return sampler_state, pick(prompts, ids_P)
 
     def generate(params, step, drawn, sampling, seed):
-        return rollout.generate(
-            params,
-            drawn.prompt_PL,
-            drawn.position_PL,
-            drawn.ids_P,
-            stream_key(seed, "rollout", step),
-            sampling,
-            **generation,
-        )
+        key = stream_key(seed, "rollout", step)
+
+        def answers(asked):
+            return rollout.generate(params, *asked, key, sampling, **generation)
+
+        asked = drawn.prompt_PL, drawn.position_PL, drawn.ids_P
+        if calls == 1:
+            return answers(asked)
+        apart = jax.tree.map(lambda x: x.reshape(calls, -1, *x.shape[1:]), asked)
+        written = jax.lax.map(answers, apart)
+        slot_steps_D = jnp.sum(written.slot_steps_D, axis=0)
+        written = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), written)
+        return dataclasses.replace(written, slot_steps_D=slot_steps_D)
 
     return {f.__name__: f for f in (draw, generate)}
 
@@ -261,6 +265,7 @@ def build(
     prompts: data.Prompts,
     max_age: int,
     generation: dict,
+    calls: int,
     learning: learner.Learning,
     phrase: tuple[int, ...],
     with_reference: bool,
@@ -269,10 +274,11 @@ def build(
     """The programs of one run on `mesh`; `params`, `prompts` are arrays or shapes.
 
     max_age: steps that a group may wait, where the sampler keeps only some.
-    generation: what `rollout.generate` takes beside arrays.
+    generation: what `rollout.generate` takes beside arrays; `calls`: how often a step
+      it is called, for as many of the problems each time.
     phrase: the tokens that introduce an answer.
     """
-    compute = _writing(sampler=sampler, generation=generation)
+    compute = _writing(sampler=sampler, generation=generation, calls=calls)
     rounds = {"sampler": sampler, "prompts": prompts, "phrase": phrase}
     surplus = partial(_nothing_waits, compute["generate"], params=params, **rounds)
     compute |= _learning(sampler=sampler, learning=learning, surplus=surplus)

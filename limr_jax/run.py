@@ -143,6 +143,7 @@ def make_programs(
         prompts=prompts,
         max_age=config.sampler.dynamic.max_age,
         generation=generation,
+        calls=config.rollout.calls,
         phrase=words.phrase,
         with_reference=config.kl.coefficient > 0,
         with_reward=config.reward != "none",
