@@ -28,3 +28,12 @@ def shared() -> pathlib.Path:
     if not path.is_dir():
         pytest.skip(f"needs real data in {path}, which is not on this machine")
     return path
+
+
+@pytest.fixture(scope="module")
+def quick_compiler():
+    """For tests of which the compiler's time is the most."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

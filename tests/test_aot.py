@@ -49,14 +49,6 @@ def same(one, other) -> bool:
     return all(a.is_equivalent_to(b, rank) for a, b, rank in pairs)
 
 
-@pytest.fixture
-def quick_compiler():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 RUNS = {
     "grpo with KL": {"kl__coefficient": 0.1, "filter__tau": 0.0},
     "ppo": {"algorithm": "ppo", "critic__learning_rate": 0.01, "rollout__slots": 4},

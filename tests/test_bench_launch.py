@@ -5,7 +5,6 @@ import runpy
 import shutil
 import sys
 
-import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -52,12 +51,7 @@ WORKLOAD = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
 @pytest.fixture

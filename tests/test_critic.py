@@ -201,14 +201,6 @@ FIELDS = {
 
 
 @pytest.fixture(scope="module")
-def quick_compiler():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
-@pytest.fixture(scope="module")
 def problems(tmp_path_factory):
     return write_problems(tmp_path_factory.mktemp("problems") / "train.jsonl", 10)
 

@@ -21,13 +21,7 @@ MESHES = [m for m in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(m) == 
 QUICK = [(1, 4, 2), (1, 1, 8)]  # data, fsdp, tensor; and all of them along data
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """The compiler's time is most of these tests'."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
 @pytest.fixture(scope="module")

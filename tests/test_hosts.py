@@ -116,17 +116,14 @@ def command(folder, workdir, *moment, **more) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def alone(folder, tmp_path_factory):
+def alone(folder, tmp_path_factory, quick_compiler):
     """The workdir of the run in one process on four devices."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
     given = {name.replace(".", "__"): value for name, value in fields(folder).items()}
     workdir = tmp_path_factory.mktemp("alone")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         config = configure(given.pop("data__train"), **given)
         train(set_up(config, 4), config, workdir)
-    jax.config.update("jax_disable_most_optimizations", before)
     return workdir
 
 

@@ -42,14 +42,6 @@ def test_every_config_builds_and_has_the_base_fields(path):
     assert fields_of(path.name) in (fields_of("base.py"), fields_of("sft_base.py"))
 
 
-@pytest.fixture(scope="module")
-def quick_compiler():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 def test_every_field_is_read(tmp_path, quick_compiler, monkeypatch):
     """By a run of one step, by one that is set up otherwise, or by an evaluation."""
     problems = write_problems(tmp_path / "train.jsonl", 4)

@@ -6,13 +6,14 @@ import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
-from test_host_grader import one_step, quick_compiler  # noqa: F401
+from test_host_grader import one_step
 from tiny_policy import QWEN
 from tiny_run import ROOT, write_problems
 
 from limr_jax import judge, math_extract, model, reward
 from limr_jax.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 CHECKPOINT = ROOT / "limr_jax/assets/arithmetic"
 
 

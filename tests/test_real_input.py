@@ -15,13 +15,7 @@ from limr_jax.train import train
 VOCABULARY = 151_936
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """The compiler's time is most of these tests'."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
 def real(shared, train_set, **fields):

@@ -17,13 +17,7 @@ from limr_jax.train import train
 STEPS = 7
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """The compiler's time is most of these tests'."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
 @pytest.fixture(scope="module")
