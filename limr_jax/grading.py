@@ -40,7 +40,7 @@ def read_answers(text: str, mode: Mode, reference: str = "") -> list[str]:
         answer = math_extract.boxed_answer(text)
         return [] if not answer else [answer]
     readings = math_extract.bare_answers(text)
-    single = reference.strip(" ().")
+    single = re.sub(r"\\text\w*\{([^{}]*)\}", r"\1", reference).strip(" ().$")
     is_choice = len(single) == 1 and single in math_extract.CHOICES
     if is_choice and math_extract.prose_words(text[-_SENT:]) > 2:
         letter = math_extract.chosen_letter(text[-_SENT:])

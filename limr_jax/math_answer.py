@@ -27,9 +27,11 @@ from limr_jax.math_variants import letters, put, spaced, variants
 
 def same_answer(reference: str, prediction: str) -> str | None:
     """The rule by which two answers are the same, or None. Both as written."""
-    ref, pred = math_text.clean(reference), math_text.clean(prediction)
-    if not ref or not pred or math_units.conflict(ref, pred):
+    ref, pred = _cleaned(reference), _cleaned(prediction)
+    if not ref or not pred:
         return None
+    if math_units.conflict(ref, pred):
+        return _converted(ref, pred)
     seen = set()
     for ref_v, pred_v in variants(ref, pred):
         if (ref_v, pred_v) in seen or not ref_v or not pred_v:
@@ -41,10 +43,20 @@ def same_answer(reference: str, prediction: str) -> str | None:
     return None
 
 
+def _cleaned(written: str) -> str:
+    text = math_units.in_one(math_text.clean(written))
+    return math_units.with_currency(written, text)
+
+
+def _converted(ref: str, pred: str) -> str | None:
+    """1500 m is 1.5 km."""
+    values = math_units.converted(ref, pred)
+    return "unit converted" if values and math_value.same_value(*values) else None
+
+
 def conflict(reference: str, prediction: str) -> bool:
     """Both texts, as written, name a unit, and not the same one."""
-    texts = math_text.clean(reference), math_text.clean(prediction)
-    return math_units.conflict(*texts)
+    return math_units.conflict(_cleaned(reference), _cleaned(prediction))
 
 
 def both_legible(reference: str, prediction: str) -> bool:
@@ -118,7 +130,7 @@ def _scalars(ref: Form, pred: Form) -> str | None:
     bare = [math_units.without(f.text) for f in (ref, pred)]
     if bare != [ref.text, pred.text] and all(bare):
         if math_units.conflict(ref.text, pred.text):
-            return None
+            return _converted(ref.text, pred.text)
         if math_value.same_value(*bare):
             return "value without unit"
     if _clock(bare[0]) and _clock(bare[1]):
@@ -188,10 +200,12 @@ def _unlabelled(ref: Form, pred: Form) -> tuple[Form, Form] | None:
     if mine and pred.kind != "relation":
         return _value(ref), pred
     if pred.kind == "relation" and ref.kind != "relation" and pred.ops[-1] in "= \\in":
-        constant = not letters(pred.parts[0])
-        return (ref, _value(pred)) if yours or constant else None
+        asked = not letters(pred.parts[0]) or _ASKED.fullmatch(pred.parts[0])
+        return (ref, _value(pred)) if yours or asked else None
     return None
 
+
+_ASKED = re.compile(r"[a-z](?:\s*[+-]\s*[a-z])+")  # `m + n = 12` answers 12
 
 _FLIPPED = {"<": ">", r"\le": r"\ge"}
 _POSITIVE = {"<": True, r"\le": True, "=": False, r"\ne": False}
@@ -269,9 +283,7 @@ def _members(form: Form) -> list[Form]:
     members = []
     for part in parts:
         read_part = read(part)
-        if read_part.kind == "list" and not all(
-            is_label(p.partition("=")[0]) and "=" in p for p in read_part.parts
-        ):
+        if read_part.kind == "list" and not _is_system(read_part):
             members.extend(_members(read_part))
         else:
             members.extend(read(t) for t in _expanded(part))
@@ -281,6 +293,13 @@ def _members(form: Form) -> list[Form]:
         for k, f in enumerate(members)
         if f.kind != "tuple" or texts[k] not in texts[:k]
     ]
+
+
+def _is_system(form: Form) -> bool:
+    """`x = 1, y = 2`, one point; but `x = 1, x = 2` are two answers."""
+    labels = [p.partition("=")[0].strip() for p in form.parts if "=" in p]
+    named = len(labels) == len(form.parts) and all(map(is_label, labels))
+    return named and len({*labels}) > 1
 
 
 def _collections(ref: Form, pred: Form) -> str | None:
@@ -308,11 +327,24 @@ def _ordered(ref: Form, pred: Form) -> str | None:
         return None
     if ref.kind == pred.kind and ref.ops != pred.ops:
         return None
-    mine, yours = ref.parts, pred.parts
+    if (
+        ref.ops
+        and ref.ops != ("(", ")")
+        and pred.kind == "list"
+        and len(ref.parts) == 2
+    ):
+        return None  # the ends of an interval are not the interval
+    mine, yours = _by_letter(ref.parts), _by_letter(pred.parts)
     if len(mine) != len(yours) or len(mine) < 2:
         return None
     same = all(_item_texts(a, b) for a, b in zip(mine, yours))
     return "tuple" if same else None
+
+
+def _by_letter(parts: tuple[str, ...]) -> tuple[str, ...]:
+    """`y = -1`, `x = 2` in the order of their letters; anything else as it stands."""
+    named = all(re.match(r"[a-z]\s*=", p) for p in parts)
+    return tuple(sorted(parts)) if named else parts
 
 
 def _matrices(ref: Form, pred: Form) -> bool:

@@ -63,10 +63,10 @@ _MATH = re.compile(
 )
 _ANCHOR = re.compile(
     r"(?:final answer|answer|réponse|respuesta|antwort|答案)[^.\n\d$\\]{0,40}?"
-    r"(?:\bis\b|\best\b|:|：|为|是)",
+    r"(?:\bis\b|\best\b|:|：|为|是)(?!\s*not\b)",
     re.IGNORECASE,
 )
-_FINAL = re.compile(r"final answer is:?", re.IGNORECASE)
+_FINAL = re.compile(r"final answer is:?(?!\s*not\b)", re.IGNORECASE)
 _NUMBER = re.compile(
     r"(?<![\w.,])[-−]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?"
     r"(?:\s?/\s?\d+)?(?<=\d)(?:\s*(?:\\?%|percent\b))?",
@@ -89,10 +89,22 @@ def _words(text: str) -> list[str]:
     return _WORD.findall(_TEXT.sub(" ", text))
 
 
+_NOT = re.compile(
+    r"(?:\b(?:can)?not\b|n't|n’t|\bnor\b|\bnever\b)(?:\s+(?:be|equal|to|just|exactly))*[\s*$(]*$",
+    re.IGNORECASE,
+)
+
+
+def _denied(text: str, at: int) -> bool:
+    """Does the text say that it is not what stands there?"""
+    return _NOT.search(text[max(0, at - 40) : at]) is not None
+
+
 def _last_number(text: str, start: int, first: bool) -> str | None:
     """The last (or first) literal number from `start` on."""
     plain = re.sub(r"(?<=\d)(?=[^\W\d_])|(?<=[^\x00-\x7f])(?=\d)", " ", text[start:])
-    found = [m.group() for m in _NUMBER.finditer(plain) if m.group()]
+    numbers = [m for m in _NUMBER.finditer(plain) if m.group()]
+    found = [m.group() for m in numbers if not _denied(plain, m.start())]
     return found[0 if first else -1] if found else None
 
 
@@ -124,6 +136,8 @@ def _formula_runs(text: str, start: int) -> list[list[re.Match]]:
         inside = _inside(span).strip()
         if len(_words(inside)) > 1 or (inside.isalpha() and len(inside) < 3):
             continue  # words, or a letter that the sentence is about
+        if _denied(text, span.start()):
+            continue
         gap = text[runs[-1][-1].end() : span.start()] if runs else "-"
         if re.fullmatch(r"\s*(?:,|and|or|,\s*and|,\s*or)\s*", gap):
             runs[-1].append(span)
@@ -146,7 +160,18 @@ def _inside(match: re.Match) -> str:
 
 
 _LETTER = re.compile(r"(?<![\w'’])\(?\**([A-J])\**\)?(?![\w'’])")
-_DENIED = re.compile(r"(?:\bnot\b|n't|n’t|\bnor\b|\bor\b)[^.,;]{0,12}$", re.IGNORECASE)
+_DENIED = re.compile(
+    r"(?:\b(?:can)?not\b|n't|n’t|\bnor\b|\bor\b)[^.,;]{0,12}$", re.IGNORECASE
+)
+
+
+def _affirmed(text: str) -> list[str]:
+    """The options that a text names, without those that it denies."""
+    return [
+        m.group(1)
+        for m in _LETTER.finditer(text)
+        if not _DENIED.search(text[max(0, m.start() - 20) : m.start()])
+    ]
 
 
 def chosen_letter(text: str) -> str | None:
@@ -159,15 +184,11 @@ def chosen_letter(text: str) -> str | None:
     )
     after = text[anchor.end() :] if anchor else ""
     start = re.match(r"\s*\(?([A-J])[).:,]", text)
-    letters = [m.group(1) for m in _LETTER.finditer(after)][:1]
+    letters = _affirmed(after)[:1]
     if not letters and start:
         letters = [start.group(1)]
     if not letters:
-        letters = [
-            m.group(1)
-            for m in _LETTER.finditer(text)
-            if not _DENIED.search(text[max(0, m.start() - 20) : m.start()])
-        ][-1:]
+        letters = _affirmed(text)[-1:]
     return letters[0] if letters else None
 
 
@@ -189,4 +210,6 @@ def bare_answers(text: str, is_reference: bool = False) -> list[str]:
     words = prose_words(text[-_NEAR:])
     if words <= 2 and whole:
         return whole + (_from_prose(text) if words and _MATH.search(text) else [])
+    if words <= 2 and not _MATH.search(text[-_NEAR:]):
+        return []  # too long for an answer, and nothing that would lead to one
     return _from_prose(text) + whole

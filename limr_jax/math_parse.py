@@ -23,6 +23,7 @@ _COSTLY = re.compile(
     r"|\)\s*\^\s*\{\s*\d{3,}"  # a sum to a power of 100 and more
     r"|\d{4,}\s*!|!\s*[)}]\s*!|(?:\^|\d{3})[^!]{0,20}[)}]\s*!"  # large factorials
     r"|\\(?:sum|prod|int)(?![a-z])[^$]{0,80}\d{4,}"  # long sums
+    r"|\\(?:sum|prod)(?![a-z])[^$]{0,40}\^\s*\{[^{}]{0,20}[!^]"  # to a power, factorial
     r"|binom[^$]{0,40}(?:\d{5,}|\^)"
     r"|\\int[^$]{0,200}\\int"
 )

@@ -6,6 +6,7 @@ LaTeX, so that ends with letters in them are compared as any expression is.
 
 import re
 
+from limr_jax import math_value
 from limr_jax.math_form import Form, is_label, read, split
 
 Piece = tuple[str, str, bool, bool]
@@ -58,13 +59,21 @@ def _concatenated(found: list) -> tuple[Piece, ...] | None:
 
 
 def _without(holes: tuple[str, ...]) -> tuple[Piece, ...] | None:
+    holes = tuple(h for hole in holes for h in _both_signs(hole))
     if len(holes) > 1:
-        try:
-            holes = tuple(sorted(holes, key=float))
-        except ValueError:
+        values = [math_value.constant(h) for h in holes]
+        if not all(v is not None and v.is_comparable for v in values):
             return None
+        order = sorted(range(len(holes)), key=lambda k: values[k])
+        holes = tuple(holes[k] for k in order)
     ends = (r"-\infty", *holes, r"\infty")
     return tuple((a, b, False, False) for a, b in zip(ends, ends[1:]))
+
+
+def _both_signs(text: str) -> tuple[str, ...]:
+    r"""`\pm 2` as -2 and 2."""
+    size = re.fullmatch(r"\\pm(?![A-Za-z])\s*(.+)", text)
+    return (f"-{size[1]}", size[1]) if size else (text,)
 
 
 def _interval(form: Form) -> tuple[Piece, ...] | None:
@@ -135,6 +144,8 @@ def _joined(form: Form) -> tuple[Piece, ...] | None:
     """`x < 1 or x > 2`, `a \\le -2 or a = 1`; 'and' between bounds cuts them."""
     forms = [read(p) for p in form.parts]
     holes = [p.parts[1] for p in forms if p.ops == (r"\ne",) and is_label(p.parts[0])]
+    if len(holes) == len(forms):
+        return _without(tuple(holes))
     if len(holes) == 1 and len(forms) > 1 and form.joined != "or":
         return _cut(form, holes[0])
     found = []

@@ -72,6 +72,7 @@ _FONT = re.compile(
     r"\\(text(?:bf|it|rm|sf|tt|normal|up)?|mbox|hbox|mathrm|mathbf|mathit|mathsf|mathtt"
     r"|mathcal|operatorname\*?|boldsymbol|bm|bf|emph|underline|rm)\s*\{([^{}]*)\}"
 )
+_UNIT_POWER = re.compile(r"\\(?:text|mathrm)\s*\{(?:[^{}]|\^\{-?\d\})*\}")
 _ESCAPES = [  # a program read a backslash as a control character
     (re.compile(r"\\?\x0c(?=rac|orall)"), r"\\f"),
     (re.compile(r"\\?\x08(?=oxed|egin|eta|inom|ar)"), r"\\b"),
@@ -145,10 +146,24 @@ def _thousands(match: re.Match) -> str:
 
 _MARKDOWN = re.compile(r"^\s*(?:\*\*|__|`)|(?:\*\*|__|`)\.?\s*$")
 _ANSWER_IS = re.compile(
-    r"^\W*(?:the )?(?:final |correct )?answer\s*(?:is\b|[:=])\W*?(?=[\w\\$({\[.+-])",
+    r"^\W*(?:the )?(?:final |correct )?answer\s*(?:is\b|[:=])(?!\s*not\b)"
+    r"\W*?(?=[\w\\$({\[.+-])",
     re.I,
 )
 _DEGREE = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\bdegrees?\b|\\text\{\s*degrees?\s*\}")
+
+
+_PRIME = r"(?:'|\^\s*(?:\\prime|\{\s*\\prime\s*\}))"
+_ARC = re.compile(
+    rf"°\s*(\d{{1,2}})\s*{_PRIME}(?!\s*{_PRIME})"
+    rf"(?:\s*(\d{{1,2}})\s*(?:{_PRIME}\s*{_PRIME}|\"))?"
+)
+
+
+def _degrees(match: re.Match) -> str:
+    """`30° 15'` is 30 15/60 degrees."""
+    seconds = 60 * int(match[1]) + int(match[2] or 0)
+    return rf"\frac{{{seconds}}}{{3600}}°" if seconds else "°"
 
 
 def clean(text: str) -> str:
@@ -164,12 +179,13 @@ def clean(text: str) -> str:
     text = _SPACING.sub(" ", text)
     text = _SIZES.sub("", text)
     text = re.sub(r"\{\{([^{}]*)\}\}", r"{\1}", text)
+    text = _UNIT_POWER.sub(lambda m: re.sub(r"\^\{(-?\d)\}", r"^\1", m[0]), text)
     for _ in range(2):
         text = _FONT.sub(_font, text)
     text = re.sub(r"\\(?:rm|bf|it|sf)(?![A-Za-z])", "", text)
     for pattern, new in _RENAMED:
         text = pattern.sub(new, text)
-    text = _DEGREE.sub("°", text)
+    text = _ARC.sub(_degrees, _DEGREE.sub("°", text))
     text = re.sub(
         r"(?:\\text\{\s*(?:percent(?:age)?|pct)\s*\}|\b(?:percent(?:age)?|pct)\b)|\\?%",
         r"\\%",

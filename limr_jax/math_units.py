@@ -1,11 +1,13 @@
 r"""Units after a value: `5 \text{ cm}`, `10 square units`, `15th`, `98美元`.
 
-A unit that only one side names is dropped; two known units that differ are a conflict.
+A unit that only one side names is dropped. Two known units that differ are a conflict,
+but where they measure the same thing one value can be put into the other's unit.
 """
 
 import re
+from fractions import Fraction
 
-from limr_jax import math_value
+from limr_jax import math_measure, math_value
 
 _UNITS = {
     "m": "meter metre", "cm": "centimeter centimetre", "mm": "millimeter millimetre",
@@ -13,6 +15,7 @@ _UNITS = {
     "mi": "mile", "g": "gram", "kg": "kilogram", "mg": "milligram", "lb": "pound",
     "oz": "ounce", "s": "second sec", "min": "minute", "h": "hour hr", "day": "",
     "week": "", "month": "", "year": "yr", "L": "liter litre", "ml": "milliliter mL",
+    "gal": "gallon", "pint": "", "quart": "", "ton": "", "tonne": "", "acre": "",
     "N": "newton", "J": "joule", "W": "watt", "V": "volt", "K": "kelvin", "Hz": "hertz",
     "mph": "", "kmh": "", "dollar": "", "cent": "", "euro": "", "rad": "radian",
     "sq": "square", "cu": "cubic", "unit": "", "am": "", "pm": "", "th": "", "st": "",
@@ -21,6 +24,7 @@ _UNITS = {
 }  # fmt: skip
 _ORDINAL = ("th", "st", "nd", "rd")
 _ALIASES = {w: short for short, ws in _UNITS.items() for w in [short, *ws.split()]}
+_MARKS = {"%": "percent", "°": "deg"}
 _BOUND = r"\b(?:most|least|not|than|over|under|above|below|between|from|to)\b"
 _POWER = r"(?:\s*\^\s*\{?\s*-?\d\s*\}?)?"
 _TEXT_UNIT = re.compile(
@@ -64,18 +68,66 @@ def without(text: str) -> str:
     return split(text)[0]
 
 
+_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*(?:,|and\b)?\s*")
+
+
+def in_one(text: str) -> str:
+    """`4 hours 30 minutes` as 270 minutes; any other text as it stands."""
+    plain = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).strip()
+    amounts = _AMOUNT.findall(plain)
+    if not 2 <= len(amounts) <= 4 or _AMOUNT.sub("", plain):
+        return text
+    measures = [math_measure.read(unit, _ALIASES) for _, unit in amounts]
+    if None in measures or len({m[1] for m in measures}) > 1:
+        return text
+    total = sum(Fraction(n) * m[0] for (n, _), m in zip(amounts, measures))
+    total /= measures[-1][0]
+    return (
+        rf"\frac{{{total.numerator}}}{{{total.denominator}}} \text{{{amounts[-1][1]}}}"
+    )
+
+
+def with_currency(written: str, cleaned: str) -> str:
+    r"""`\$5` with its unit in words, as 5 cents has it."""
+    priced = re.fullmatch(r"\$?\s*\\\$\s*[-\d.,]+\$?|\$\s*[-\d.,]+", written.strip())
+    return cleaned + r" \text{ dollars}" if priced else cleaned
+
+
+def converted(ref: str, pred: str) -> tuple[str, str] | None:
+    """Both values in the reference's unit; None unless both measure the same thing."""
+    (mine, unit_r), (yours, unit_p) = split(ref), split(pred)
+    measures = [math_measure.read(u, _ALIASES) for u in (unit_r, unit_p)]
+    if None in measures or measures[0][1] != measures[1][1]:
+        return None
+    ratio = measures[1][0] / measures[0][0]
+    literal = math_value.number(yours)
+    if literal is None:
+        scale = rf"\frac{{{ratio.numerator}}}{{{ratio.denominator}}}"
+        return mine, rf"{scale}\cdot ({yours})"
+    value = literal.value * ratio
+    if value.denominator == 1:
+        return mine, str(value.numerator)
+    return mine, rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+
+
 def conflict(ref: str, pred: str) -> bool:
     """Both sides name a known unit, and not the same: 5 m is not 5 cm."""
     units = []
     values, named = zip(*map(split, (ref, pred)))
     if all(named) and named[0] != named[1] and not re.search(r"\d", "".join(values)):
         return True  # 'n even', 'n odd'
-    for unit in named:
+    for value, unit in zip(values, named):
         words = re.findall(r"[A-Za-z]+", unit.replace(r"\text", ""))
         names = {_ALIASES.get(w) or _ALIASES.get(w.lower().rstrip("s")) for w in words}
+        mark = _MARKS.get(value.strip()[-1:]) if not names - {None} else None
+        names |= {mark}
         powers = re.findall(r"\^\s*\{?\s*(-?\d)", unit)
         if "sq" in names or "cu" in names:
             powers = ["2" if "sq" in names else "3"]
         units.append((names - {None, "unit", "sq", "cu", *_ORDINAL}, powers))
     (mine, power), (yours, other) = units
+    if {"rad"} in (mine, yours) and {"deg"} in (mine, yours):
+        return not re.search(r"\\pi", "".join(values))  # `\frac{\pi}{3}` rad is 60°
+    if {"deg"} in (mine, yours) and mine | yours <= {"deg", "degC", "degF"}:
+        return False
     return bool(mine and yours and (not mine & yours or power != other))

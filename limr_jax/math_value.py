@@ -100,6 +100,8 @@ def stands_for(
 
 def close(reference: Number, prediction: Number) -> bool:
     """Equality of two literals under the rounding rule; 28 % = 28 = 0.28."""
+    if reference.percent + prediction.percent and reference.degree + prediction.degree:
+        return False  # 75 % of what is not 75 degrees
     scales = [(1, 1)]
     if reference.percent != prediction.percent:
         scales.append((100, 1) if reference.percent else (1, 100))
@@ -192,9 +194,16 @@ def _same_constant(reference: str, prediction: str) -> bool:
     return False
 
 
-def _points(names: tuple[str, ...]):
-    """Fixed values for the free symbols: small reals, larger integers, one negative."""
+def _points(names: tuple[str, ...], counted: bool):
+    """Fixed values for the free symbols: small reals, larger integers, one negative.
+
+    counted: integers alone, where a letter is the end of a sum.
+    """
     draw = random.Random(" ".join(names))
+    if counted:
+        for _ in range(4):
+            yield {n: fractions.Fraction(draw.randint(3, 25)) for n in names}, True
+        return
     for _ in range(4):
         yield {n: fractions.Fraction(draw.randint(30, 299), 97) for n in names}, True
     for _ in range(2):
@@ -218,9 +227,12 @@ def _at(parsed, values: dict):
 
 def samples(*parsed) -> list[tuple] | None:
     """Values of the expressions at common points; None where too few can be had."""
+    import sympy
+
     names = tuple(sorted({s.name for e in parsed for s in e.free_symbols} - {"i"}))
+    counted = any(e.has(sympy.Sum, sympy.Product, sympy.factorial) for e in parsed)
     rows = []
-    for values, everywhere in _points(names):
+    for values, everywhere in _points(names, counted):
         try:
             row = tuple(_at(e, values) for e in parsed)
         except Exception:
@@ -248,7 +260,7 @@ def same_value(reference: str, prediction: str) -> bool:
     bases = [_BASE.fullmatch(t) for t in (reference, prediction)]
     if any(bases):
         digits = [m[1] if m else t for m, t in zip(bases, (reference, prediction))]
-        return digits[0] == digits[1] and not all(bases)
+        return digits[0] == digits[1] and not bases[1]  # 101_2 is not 101
     ref, pred = number(reference), number(prediction)
     if ref and pred:
         return close(ref, pred) or _degrees(reference, prediction)

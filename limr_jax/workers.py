@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from limr_jax.errors import InputError
 
 _ROOT = str(pathlib.Path(__file__).resolve().parents[1])
-_START_SECONDS = 120.0  # a cold disk and two busy cores are no failure
+_START_SECONDS = 600.0  # a cold disk and two cores with ten others are no failure
 
 
 class _Worker:
@@ -35,7 +35,10 @@ class _Worker:
         self._buffer = b""
 
     def start(self) -> None:
-        """Start the process and wait until it has loaded its libraries."""
+        """Start the process and wait until it has loaded its libraries.
+
+        Raises InputError if it ends, or takes ten minutes and more.
+        """
         paths = [_ROOT, os.environ.get("PYTHONPATH", "")]
         settings = {"PYTHONPATH": os.pathsep.join(p for p in paths if p)}
         settings |= {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
@@ -51,12 +54,18 @@ class _Worker:
             )
             self._buffer = b""
             os.set_blocking(self.process.stdin.fileno(), False)
-            if self._read_line(time.monotonic() + _START_SECONDS) is None:
+            deadline = time.monotonic() + _START_SECONDS
+            if self._read_line(deadline) is None:
+                late = time.monotonic() >= deadline
                 self.kill()
                 complaints.seek(0)
                 said = complaints.read()[-2_000:].decode(errors="replace").strip()
-                command = " ".join(self.command)
-                raise RuntimeError(f"a worker did not start ({command}): {said}")
+                last = said.splitlines()[-1] if said else "it said nothing"
+                raise InputError(
+                    f"a grading process ({' '.join(self.command)}) "
+                    + (f"was not ready in {_START_SECONDS} s" if late else "ended")
+                    + f": {last}; free processors or memory, or give fewer workers"
+                )
 
     def ask(self, job: dict) -> dict:
         """The reply to one job; `{"error": …}` if the worker did not live to give it.
@@ -149,7 +158,7 @@ class WorkerPool:
     def map(self, jobs: Sequence[dict]) -> list[dict]:
         """The reply to every job. An item that a worker did not survive is an error.
 
-        Raises RuntimeError if workers cannot be started at all.
+        Raises InputError if workers cannot be started at all.
         """
         with self._lock:
             replies: list[dict | None] = [None] * len(jobs)

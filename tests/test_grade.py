@@ -51,6 +51,9 @@ HOSTILE = [
     "1," * 300_000, '__import__("os").system("touch PWNED")', "5\x00", "\ud800",
     "lambda: 5", "x^{x^{x^{x^{x}}}}", "1e999999999", r"\frac{0}{0}", "nan", "None",
     r"\pm" * 300, "=" * 2000, r"\left(" * 900 + "5" + r"\right)" * 900,
+    "30^\\circ" + " 15'" * 5000, r"5 \text{ m}" * 5000, r"5 \text{ m}^{99999}",
+    "not " * 5000 + "6", r"\sum_{k=1}^{10^9} k^{k}", r"x \ne \pm" * 300,
+    "1 hour " * 3000,
 ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from limr_jax import workers
+from limr_jax.errors import InputError
 
 TEST_WORKER = """
     import json, os, sys, time
@@ -58,7 +59,21 @@ def test_a_worker_that_cannot_start_says_why(tmp_path, monkeypatch):
     (tmp_path / "broken_worker.py").write_text("raise SystemError('no such luck')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     pool = workers.WorkerPool(workers=1, module="broken_worker")
-    with pytest.raises(RuntimeError, match="no such luck"):
+    with pytest.raises(InputError, match="ended: SystemError: no such luck; free"):
+        pool.map([{"do": "echo"}])
+
+
+def test_a_worker_that_starts_slowly_is_waited_for_and_one_that_never_does_is_not(
+    tmp_path, monkeypatch
+):
+    slow = "import time; time.sleep(1.0)\n" + textwrap.dedent(TEST_WORKER)
+    (tmp_path / "slow_worker.py").write_text(slow)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    pool = workers.WorkerPool(workers=1, wall_seconds=0.9, module="slow_worker")
+    assert pool.map([{"do": "echo", "x": 3}])[0]["echo"] == 3
+    pool.close()
+    monkeypatch.setattr(workers, "_START_SECONDS", 0.2)
+    with pytest.raises(InputError, match="not ready in 0.2 s: .*fewer workers"):
         pool.map([{"do": "echo"}])
 
 
