@@ -111,8 +111,8 @@ def get_config() -> ConfigDict:
     # Trainers that generate for each micro-batch have rollouts / micro_batch_rows.
     c.rollout.calls = 1
 
-    # 'token': in-graph comparison of the answer's tokens; 'none': with jepo alone. Else
-    # graded on the hosts:
+    # 'token': in-graph comparison of the answer's tokens; 'none': with jepo alone, and
+    # held-out problems as 'token'. Else graded on the hosts:
     # 'math', 'limr' (+1, -0.5, -1), 'judge' (a model's opinion), or
     # package.module.function of the user's own
     # (prompts, completions, **columns) -> list[float | None]; several with weights as

@@ -1,47 +1,84 @@
-"""Train the SentencePiece tokenizer of the embedded task.
+"""Train a SentencePiece tokenizer: of the embedded task, or of any texts.
 
     python launch/tokenizer.py limr_jax/assets/arithmetic/tokenizer.model
+    python launch/tokenizer.py DIR/tokenizer.model --texts proofs:valid --pieces 1024
 
-One piece a printable ASCII character, one for the answer phrase, bytes for all else,
-so that any text encodes and no digit ever merges with another.
+Without --texts: one piece a printable ASCII character, one for the answer phrase, bytes
+for all else, so that any text encodes and no digit ever merges with another. With them:
+byte-pair pieces of the problems and reference answers of a set, digits alone, the same
+answer phrase, newline and bytes.
 """
 
+import argparse
 import io
 import pathlib
-import sys
 
 import sentencepiece
 
+from limr_jax import data
+from limr_jax.config import run_main
 from limr_jax.datasets.arithmetic import expressions
+from limr_jax.errors import InputError
 
 SPECIAL = {"pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3}
+BYTES = 256
 
 
-def main(path: str) -> None:
-    """Write the tokenizer's model file to `path`."""
-    characters = [chr(c) for c in range(33, 127)]
-    # SentencePiece writes a blank as U+2581 inside its pieces.
-    phrase = expressions.ANSWER_PHRASE.replace(" ", "\u2581")
-    problems = expressions.problems("sft", count=1000, seed=0)
-    text = [p["problem"] for p in problems] + ["one blank"]
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(text),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=len(SPECIAL) + 2 + len(characters) + 256 + 1,
-        user_defined_symbols=["\n", phrase, *characters],
-        byte_fallback=True,
-        character_coverage=1.0,
-        split_digits=True,
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        normalization_rule_name="identity",
-        minloglevel=2,
-        **SPECIAL,
+def main(argv: list[str]) -> None:
+    """Write the tokenizer's model file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    pathlib.Path(path).write_bytes(model.getvalue())
+    parser.add_argument("path", help="of the model file")
+    parser.add_argument("--texts", metavar="SPEC", help="name:split or FILE.jsonl")
+    parser.add_argument("--pieces", type=int, default=1024)
+    parser.add_argument("--data_dir", default="~/.cache/limr_jax")
+    parser.add_argument("--manual_dir", help="local copies of source files")
+    options = parser.parse_args(argv)
+    # SentencePiece writes a blank as U+2581 inside its pieces.
+    symbols = ["\n", expressions.ANSWER_PHRASE.replace(" ", "\u2581")]
+    limits = {}
+    if options.texts:
+        problems = data.load_problems(
+            options.texts, data_dir=options.data_dir, manual_dir=options.manual_dir
+        )
+        texts, pieces = [*problems.prompts, *problems.answers], options.pieces
+        limits["max_sentence_length"] = max(len(x.encode()) for x in texts)
+    else:
+        made = expressions.problems("sft", count=1000, seed=0)
+        texts = [p["problem"] for p in made] + ["one blank"]
+        symbols += [chr(c) for c in range(33, 127)]
+        pieces = len(SPECIAL) + len(symbols) + BYTES + 1
+    pathlib.Path(options.path).write_bytes(train(texts, symbols, pieces, **limits))
+
+
+def train(texts: list[str], symbols: list[str], pieces: int, **limits) -> bytes:
+    """The model file of so many pieces, `symbols` among them."""
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=pieces,
+            user_defined_symbols=symbols,
+            byte_fallback=True,
+            character_coverage=1.0,
+            split_digits=True,
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            normalization_rule_name="identity",
+            minloglevel=2,
+            **SPECIAL,
+            **limits,
+        )
+    except RuntimeError as error:
+        raise InputError(
+            f"--pieces={pieces} cannot be trained ({str(error).splitlines()[-1]}); "
+            "give another number"
+        ) from None
+    return model.getvalue()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_main(main)

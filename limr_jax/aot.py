@@ -244,7 +244,7 @@ def calls(
         steps = (generation["response_length"] - 1, 0)
         drawn, written = call(name, "evaluation", program, *args, turns=steps)
         if parts is None:
-            call(f"{name}: verify", "evaluation", made.verify, written, drawn)
+            call(f"{name}: examine", "evaluation", made.examine, written, drawn)
     args = (state, prompts, whole(jnp.uint32))
     sampler_state, drawn = call("draw", "step", made.draw, *args)
     alive += [sampler_state, drawn]

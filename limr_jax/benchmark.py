@@ -145,6 +145,8 @@ def set_up(config, workdir: str = "", step: int | None = None) -> Examination:
     """
     config = copy.deepcopy(config)
     config.overlong.buffer = 0  # shapes what is learned from, not what is right
+    if config.reward == "none":  # of training; what is held out has its answers
+        config.reward = "token"
     _check_limits(config)
     given, rollouts = config.benchmarks, config.rollout
     wanted = parse(

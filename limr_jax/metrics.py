@@ -43,6 +43,7 @@ _COLUMNS = {
     "reward": ("reward", "6.3f"),
     "pass_rate": ("pass", "5.3f"),
     "accuracy": ("accuracy", "6.2%"),
+    "jepo/bound": ("bound", "8.3f"),
     "loss": ("loss", "7.4f"),
     "response_length": ("length", "6.1f"),
     "kl": ("kl", "8.1e"),

@@ -80,6 +80,7 @@ class Programs(NamedTuple):
     draw: Callable  # (State, Prompts, seed) → sampler state, Drawn
     generate: Callable  # (params, step, Drawn, Sampling, seed) → Rollout
     verify: Callable  # (Rollout, Drawn) → Graded
+    examine: Callable  # likewise, of held-out problems, whatever training knows
     observe: Callable  # (Rollout, Graded) → Tally
     # (Pool, sampler state, step, Drawn, Rollout, Graded) → batch, surplus, metrics
     collect: Callable | None
@@ -122,6 +123,11 @@ def verify(written: rollout.Rollout, drawn: Drawn, *, phrase, known=True) -> Gra
         valid_PG=valid_B.reshape(-1, group),
         well_formed_PG=well_formed_B.reshape(-1, group),
     )
+
+
+def _verifier(at: NamedSharding, **given) -> Callable:
+    """`verify`, jitted."""
+    return jax.jit(partial(verify, **given), out_shardings=at)
 
 
 def _writing(*, sampler: PromptSampler, generation: dict, calls: int) -> dict:
@@ -285,6 +291,7 @@ def build(
     compute |= _scoring(learning)
     rows = NamedSharding(mesh, BATCH)
     whole = NamedSharding(mesh, REPLICATED)
+    examine = _verifier(rows, phrase=phrase, known=True)
     by_prompt = Drawn(whole, rows, rows, rows, rows)
     pooled = pool.Pool((by_prompt, rows, rows), whole, whole)
     state = _placed(mesh, jax.eval_shape(compute["init"], params), pooled)
@@ -297,9 +304,8 @@ def build(
         init=jax.jit(compute["init"], out_shardings=shardings, donate_argnums=0),
         draw=jax.jit(compute["draw"], out_shardings=(shardings.sampler, by_prompt)),
         generate=jax.jit(compute["generate"], out_shardings=rows),
-        verify=jax.jit(
-            partial(verify, phrase=phrase, known=with_reward), out_shardings=rows
-        ),
+        verify=examine if with_reward else _verifier(rows, phrase=phrase, known=False),
+        examine=examine,
         observe=jax.jit(tally, out_shardings=whole),
         collect=sampler.keep
         and jax.jit(

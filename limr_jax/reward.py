@@ -175,6 +175,18 @@ def parse_spec(spec: str | Mapping[str, float]) -> dict[str, float]:
     return weights
 
 
+def shaped_first(spec: str) -> str | None:
+    """The first reward's name where it is not what correctness should come from.
+
+    That is: a function of the user's own with a weight, or before a built-in verifier.
+    """
+    if spec in ("token", "none"):
+        return None
+    (first, weight), *rest = parse_spec(spec).items()
+    verifier = any(name in _BUILT_IN for name, _ in rest)
+    return first if first not in _BUILT_IN and (weight != 1 or verifier) else None
+
+
 def check_judge(weights: Mapping[str, float], given: bool) -> None:
     """InputError where a reward asks a judge that is not there, or none asks it."""
     if "judge" in weights and not given:

@@ -81,9 +81,9 @@ def set_up(config) -> Run:
         data.on_host(train_set),
     )
 
-    def grader(problem_set):
+    def grader(problem_set, by_tokens):
         if host_reward is None or problem_set is None:
-            return made.verify
+            return by_tokens
         return HostGrader(mesh, tokenizer, problem_set.problems, host_reward)
 
     return Run(
@@ -95,8 +95,8 @@ def set_up(config) -> Run:
         generation=generation,
         programs=made,
         max_rounds=config.sampler.dynamic.max_rounds if made.collect else 1,
-        grade=grader(train_set),
-        grade_eval=grader(eval_set),
+        grade=grader(train_set, made.verify),
+        grade_eval=grader(eval_set, made.examine),
         sampling=sampling,
         seed=hosts.put(np.uint32(config.seed), NamedSharding(mesh, REPLICATED)),
         load_params=partial(load_params, config, model_config, mesh),

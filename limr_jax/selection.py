@@ -15,6 +15,7 @@ from limr_jax import (
     online_lim,
     pass_rate_samplers,
     prompt_sampler,
+    reward,
 )
 from limr_jax.algorithms import lim
 from limr_jax.errors import InputError, choose
@@ -79,6 +80,12 @@ def _check_mix(config) -> None:
         raise InputError(
             "sampler.name=dynamic with algorithm=jepo drops the groups without a right "
             "response, which JEPO is for; take another sampler"
+        )
+    if name == "dynamic" and (shaped := reward.shaped_first(config.reward)):
+        raise InputError(
+            f"sampler.name=dynamic with reward={config.reward}: groups are kept by raw "
+            f"correctness, which comes from the first, and {shaped} shapes a reward; "
+            "put the verifier (math, limr, judge or your own) first"
         )
     if name == "dynamic" and config.group_size == 1:
         raise InputError(

@@ -22,11 +22,11 @@ def tally(written, graded) -> Tally:
     """Of all of a Rollout, Graded; over valid rollouts where it says reward."""
     valid_PG, length_B = graded.valid_PG, jnp.sum(written.mask_BT, axis=1)
     tokens, rollouts = jnp.sum(length_B), jnp.int32(length_B.shape[0])
-    some_tokens, some_valid = jnp.maximum(tokens, 1), jnp.maximum(jnp.sum(valid_PG), 1)
+    some_tokens, all_valid = jnp.maximum(tokens, 1), jnp.sum(valid_PG)
     flat_P = grpo.zero_variance(graded.correct_PG, valid_PG)
 
     def valid(x_PG):
-        return jnp.sum(jnp.where(valid_PG, x_PG, 0.0)), some_valid
+        return jnp.sum(jnp.where(valid_PG, x_PG, 0.0)), all_valid
 
     means = {
         "reward": valid(graded.reward_PG),

@@ -73,9 +73,11 @@ def test_the_programs_of_a_run_are_those_reported(
         if callable(program)
     }
     made = run.programs
-    verify = wrapped["verify"]
     examined = dataclasses.replace(
-        run, programs=made._replace(**wrapped), grade=verify, grade_eval=verify
+        run,
+        programs=made._replace(**wrapped),
+        grade=wrapped["verify"],
+        grade_eval=wrapped["examine"],
     )
     held = {}
 

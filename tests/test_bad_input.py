@@ -11,9 +11,10 @@ import time
 
 import jax
 import pytest
-from tiny_run import MODEL, ROOT, arguments, write_problems
+from tiny_run import MODEL, ROOT, arguments, configure, set_up, write_problems
 
 from limr_jax import config, run, text
+from limr_jax.errors import InputError
 
 MAIN = runpy.run_path(str(ROOT / "launch/tpu.py"))["main"]
 ROW = {"id": "a", "problem": "1+1=", "answer": "2"}
@@ -137,6 +138,14 @@ JEPO = {"algorithm": "jepo"}
             ["sampler.name=dynamic", "algorithm=jepo"],
         ),
         (
+            {"sampler.name": "dynamic", "reward": "0.2*my.module.brevity, math"},
+            ["sampler.name=dynamic", "my.module.brevity shapes", "verifier"],
+        ),
+        (
+            {"sampler.name": "dynamic", "reward": "0.2*my.module.brevity"},
+            ["sampler.name=dynamic", "my.module.brevity shapes", "verifier"],
+        ),
+        (
             {"sampler.name": "dynamic", "group_size": 1, "algorithm": "reinforce_pp"},
             ["sampler.name=dynamic", "group_size=1"],
         ),
@@ -245,6 +254,15 @@ def test_a_wrong_file(refused, tmp_path_factory, content, said):
     assert str(path) in line
     for part in said:
         assert part in line, line
+
+
+def test_cdas_with_one_problem_has_nothing_to_align(train):
+    """On one device: on more a batch has more problems."""
+    before = len(compiled)
+    alone = configure(f"{train}[:1]", sampler__name="cdas", prompts_per_step=1)
+    with pytest.raises(InputError, match="sampler.name=cdas with 1 problem"):
+        set_up(alone)
+    assert len(compiled) == before
 
 
 def test_no_reference_answer_to_learn_from(refused, tmp_path_factory):

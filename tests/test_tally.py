@@ -53,9 +53,10 @@ def test_two_rounds_by_hand():
     assert isinstance(told["rollouts"], int) and isinstance(told["tokens"], int)
 
 
-def test_a_part_that_nobody_has_is_no_number():
+def test_what_nobody_has_is_no_number():
     told = over_rounds(
         jax.device_get([tally(*round_of([[1, 0]], [[0, 0]], [1, 1], [[np.nan] * 2]))])
     )
-    assert np.isnan(told["reward/brevity"])
-    assert told["reward"] == told["pass_rate"] == 0 and told["invalid_share"] == 1
+    for name in ("reward/brevity", "reward", "pass_rate", "well_formed"):
+        assert np.isnan(told[name])
+    assert told["invalid_share"] == 1

@@ -18,7 +18,7 @@ from tiny_run import (
     write_problems,
 )
 
-from limr_jax import learner, metrics, model, objectives, thoughts
+from limr_jax import benchmark, learner, metrics, model, objectives, thoughts
 from limr_jax.algorithms import jepo, rloo
 from limr_jax.rollout import Rollout
 from limr_jax.train import train
@@ -268,7 +268,8 @@ def problems(tmp_path_factory):
 )
 def test_a_run_and_its_resume(quick_compiler, problems, tmp_path, changes):
     """Without any verifier, and with one that solves some prompts."""
-    config = configure(problems, **FIELDS, **changes)
+    held_out = write_problems(tmp_path / "held_out.jsonl", 3, add=2)
+    config = configure(problems, data__eval=held_out, **FIELDS, **changes)
     made = set_up(config)
     if config.reward != "none":
         made = with_parity(made)
@@ -282,6 +283,13 @@ def test_a_run_and_its_resume(quick_compiler, problems, tmp_path, changes):
     assert 0.5 < np.mean([share for share in forced if share is not None]) <= 1
     if config.reward == "none":
         assert all(row["invalid_share"] == 1 for row in rows)
+        assert all(row["reward"] is row["pass_rate"] is None for row in rows)
+        # Held-out problems are graded all the same.
+        exams = list(metrics.read_metrics(tmp_path / "whole", metrics.EVALS))
+        assert [row["step"] for row in exams] == [0, 4]
+        assert all(row["invalid_share"] == 0 for row in exams)
+        assert all(0 <= row["accuracy"] <= 1 for row in exams)
+        assert benchmark.set_up(config).identity["reward"] == "token"
         assert all(row["jepo/solved_share"] == 0 for row in rows)
         # ℓ is what is learned: its bound rises from step to step.
         assert rows[-1]["jepo/bound"] > rows[0]["jepo/bound"]

@@ -1,0 +1,96 @@
+"""Write texts for launch/sft.py, from problems or from what a run wrote.
+
+    python launch/texts.py short proofs:valid --tokenizer DIR --out train.jsonl
+    python launch/texts.py plans train.jsonl --out warm.jsonl
+    python launch/texts.py right RUN --out own.jsonl
+
+`short` keeps the problems of at most --tokens tokens, prompt and reference answer.
+`plans` gives each a solution: a plan of --terms telling words of its reference answer,
+the answer phrase, the reference; every --plain'th row, or all with --terms 0, without a
+plan. `right` takes the right responses of a folder's dump (RUN/rollouts: of a run, or a
+benchmark's folder of launch/evaluate.py), each text once. The last line on stdout is
+one JSON object.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import pathlib
+
+# No accelerator is needed, and a run on this host may hold it.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from limr_jax import curves, data, metrics, text, texts
+from limr_jax.config import run_main
+from limr_jax.errors import InputError
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb in ("short", "plans"):
+        each = verbs.add_parser(verb)
+        each.add_argument("spec", help="name:split[a:b] or FILE.jsonl[a:b]")
+        each.add_argument("--data_dir", default="~/.cache/limr_jax")
+        each.add_argument("--manual_dir", help="local copies of source files")
+        each.add_argument("--out", required=True, metavar="FILE.jsonl")
+        if verb == "short":
+            each.add_argument("--tokenizer", required=True)
+            each.add_argument("--tokens", type=int, default=512)
+        else:
+            each.add_argument("--phrase", default="#### ")
+            each.add_argument("--terms", type=int, default=6)
+            each.add_argument("--plain", type=int, default=4)
+    each = verbs.add_parser("right")
+    each.add_argument("run")
+    each.add_argument("--out", required=True, metavar="FILE.jsonl")
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    """One verb."""
+    options = _parser().parse_args(argv)
+    read, rows = {"short": _short, "plans": _plans, "right": _right}[options.verb](
+        options
+    )
+    if not rows:
+        raise InputError(f"none of {read} rows is left for --out {options.out}")
+    if not pathlib.Path(options.out).absolute().parent.is_dir():
+        raise InputError(f"--out {options.out}: no such folder; make it first")
+    curves.write_rows(options.out, rows)
+    print(json.dumps({"read": read, "written": len(rows), "out": options.out}))
+
+
+def _problems(options) -> data.Problems:
+    return data.load_problems(
+        options.spec, data_dir=options.data_dir, manual_dir=options.manual_dir
+    )
+
+
+def _short(options) -> tuple[int, list[dict]]:
+    problems = _problems(options)
+    tokenizer = text.load_tokenizer(options.tokenizer)
+    kept = texts.short(problems, tokenizer, tokens=options.tokens)
+    return len(problems), [kept.row(i) for i in range(len(kept))]
+
+
+def _plans(options) -> tuple[int, list[dict]]:
+    problems = _problems(options)
+    if min(options.terms, options.plain) < 0:
+        raise InputError("--terms and --plain must be 0 or more")
+    given = {"phrase": options.phrase, "count": options.terms, "plain": options.plain}
+    return len(problems), list(texts.planned(problems, **given))
+
+
+def _right(options) -> tuple[int, list[dict]]:
+    counted = itertools.count()
+    dumped = (row for row, _ in zip(metrics.read_dump(options.run), counted))
+    rows = list(texts.right(dumped))
+    return next(counted), rows
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,105 @@
+"""Texts to fine-tune on: by hand, and as a program."""
+
+import json
+import runpy
+
+import pytest
+from tiny_run import ROOT
+
+from limr_jax import data, metrics, text, texts
+from limr_jax.errors import InputError
+
+MAIN = runpy.run_path(str(ROOT / "launch/texts.py"))["main"]
+TOKENIZER = ROOT / "limr_jax/assets/arithmetic"
+
+
+def proofs(path, answers):
+    rows = [
+        {"id": str(i), "problem": f"p{i}", "reference": answer, "level": i}
+        for i, answer in enumerate(answers)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return data.load_problems(str(path), data_dir=None)
+
+
+def test_terms_are_frequent_here_and_rare_elsewhere():
+    found = texts.terms(
+        [
+            "even then even since \\mid of",
+            "then \\mid odd since",
+            "even then only",
+            "then since",
+        ],
+        count=2,
+        least=2,
+    )
+    # 'then' is in all four, worth 0; 'only' in one; 'odd', 'of' are too short.
+    assert found == [["even", "\\mid"], ["\\mid", "since"], ["even", "then"]] + [
+        ["then", "since"]
+    ]
+
+
+def test_a_plan_the_phrase_and_the_reference(tmp_path):
+    problems = proofs(tmp_path / "p.jsonl", ["Proof of gcd"] * 3 + ["Proof, other"])
+    rows = list(texts.planned(problems, phrase="#### ", count=1, plain=3))
+    assert [row["solution"] for row in rows] == [
+        "#### Proof of gcd",  # every third without a plan
+        "\nProof\n#### Proof of gcd",
+        "\nProof\n#### Proof of gcd",
+        "#### Proof, other",
+    ]
+    assert rows[1]["prompt"] == "p1" and rows[1]["level"] == 1
+    bare = texts.planned(problems, phrase="#### ", count=0, plain=0)
+    assert all(row["solution"].startswith("#### Proof") for row in bare)
+
+
+def test_short_counts_problem_and_answer(tmp_path):
+    problems = proofs(tmp_path / "p.jsonl", ["1" * n for n in (2, 3, 4)])
+    tokenizer = text.load_tokenizer(TOKENIZER)  # a token a character
+    assert texts.short(problems, tokenizer, tokens=5).ids == ("0", "1")
+
+
+def write(response, **changes):
+    row = {"id": "a", "prompt": "1+1=", "response": response, "correct": 1.0}
+    return row | {"valid": True, "truncated": False} | changes
+
+
+def test_right_responses_once_each():
+    rows = [
+        write("2"),
+        write("3", correct=0.0),
+        write("2"),
+        write("so 2"),
+        write("2.", valid=False),
+        write("2!", truncated=True),
+        write("2", prompt="0+2=", id="b"),
+    ]
+    kept = list(texts.right(rows))
+    assert [(row["problem"], row["solution"]) for row in kept] == [
+        ("1+1=", "2"),
+        ("1+1=", "so 2"),
+        ("0+2=", "2"),
+    ]
+    assert len({row["id"] for row in kept}) == 3
+
+
+def test_as_a_program(tmp_path, capsys):
+    """From problems to texts that fine-tuning reads; what goes wrong is one line."""
+    proofs(tmp_path / "p.jsonl", ["gcd gcd", "lcm, and much more"])
+    said = []
+    for argv in (
+        ["short", tmp_path / "p.jsonl", "--tokenizer", TOKENIZER, "--tokens=12"],
+        ["plans", tmp_path / "p.jsonl", "--terms=0"],
+    ):
+        MAIN([*map(str, argv), f"--out={tmp_path / argv[0]}.jsonl"])
+        said.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+    assert [(x["read"], x["written"]) for x in said] == [(2, 1), (2, 2)]
+    read = data.load_problems(str(tmp_path / "plans.jsonl"), data_dir=None)
+    assert read.columns["solution"] == ("#### gcd gcd", "#### lcm, and much more")
+    metrics.Dump(tmp_path / "run").add(1, [write("3", correct=0.0)])
+    out = tmp_path / "right.jsonl"
+    with pytest.raises(InputError, match="none of 1 rows is left"):
+        MAIN(["right", str(tmp_path / "run"), "--out", str(out)])
+    with pytest.raises(InputError, match="--terms and --plain must be 0 or more"):
+        MAIN(["plans", str(tmp_path / "p.jsonl"), "--terms=-1", f"--out={out}"])
+    assert not out.exists()
