@@ -84,9 +84,13 @@ def _lim_update(state: LimState, ids_P, reward_PG, valid_PG, *, weights):
         cell_sum_2N=state.cell_sum_2N.at[early_P, ids_P].add(sum_P),
         cell_count_2N=state.cell_count_2N.at[early_P, ids_P].add(count_P),
     )
-    ended = state.order.epoch > state.scored_epochs
-    end = partial(_end_epoch, weights=weights)
-    return jax.lax.cond(ended, end, lambda state: state, state)
+    # At most one turn. A conditional copies the whole state: 3.3 ms instead of 0.2 for
+    # 1e6 problems on CPU.
+    return jax.lax.while_loop(
+        lambda state: state.order.epoch > state.scored_epochs,
+        partial(_end_epoch, weights=weights),
+        state,
+    )
 
 
 def _end_epoch(state: LimState, weights) -> LimState:

@@ -1,4 +1,4 @@
-"""Learning curves of several runs as one picture."""
+"""Learning curves of several runs, and how a step's cost grows, as one picture each."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -41,6 +41,27 @@ def learning_curves(runs: Mapping[str, Sequence]) -> Figure:
         axes.grid(alpha=0.3)
     for text in axes.legend(fontsize="small").get_texts():
         text.set_parse_math(False)  # a name with dollars is a name
+    return figure
+
+
+def growth(axes: Mapping[str, Sequence[Mapping]]) -> Figure:
+    """Seconds, memory and work of a step over each axis, as multiples of its first.
+
+    axes: name → rows with `value`, `work`, `growth` (seconds) and `memory_growth`.
+    """
+    figure = Figure(figsize=(3.6 * len(axes), 3.6), layout="constrained")
+    lines = {"work": "k--", "growth": "C0.-", "memory_growth": "C1.-"}
+    names = {"growth": "seconds", "memory_growth": "memory"}
+    for axes_, (axis, rows) in zip(
+        figure.subplots(1, len(axes), squeeze=False)[0], axes.items()
+    ):
+        value_X = [row["value"] for row in rows]
+        for field, style in lines.items():
+            label = names.get(field, field)
+            axes_.loglog(value_X, [row[field] for row in rows], style, label=label)
+        axes_.set(title=axis, ylabel="times the first")
+        axes_.grid(alpha=0.3)
+    axes_.legend(fontsize="small")
     return figure
 
 
