@@ -368,7 +368,8 @@ def _compile(call: Call, mesh) -> Compiled:
         **sizes,
         elsewhere=sum(others.values()),
         flops=flops.flops(traced.jaxpr, turns=call.turns) / mesh.size,
-        hbm_bytes=moved.hbm_bytes,
+        hbm_bytes=moved.hbm_bytes
+        + flops.kernel_bytes(traced.jaxpr, turns=call.turns) / mesh.size,
         collectives=moved.collectives,
     )
 

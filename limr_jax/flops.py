@@ -7,13 +7,18 @@ condition compares a counter with (else the caller says), a conditional as its c
 branch, a shard_map as often as there are shards.
 What is computed again for the gradient is in the jaxpr, so it is counted. Elementwise
 work is not: beside a model's products it is small (tests/test_flops.py).
+
+A Pallas kernel counts the products of every block of its grid that it visits, and so
+its bytes, which XLA cannot know: each block that is fetched or written (splash.py).
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 from jax.extend import core
+
+from limr_jax.splash import visited_share
 
 
 def endless(turns: Sequence[int]) -> Iterator[int]:
@@ -29,40 +34,99 @@ def flops(jaxpr, *, turns: Sequence[int] = (1,)) -> float:
     turns: of the loops whose condition has no constant, in the order in which they
     begin; the last stands for all that follow.
     """
-    return _inside(jaxpr, endless(turns))
+    return _inside(jaxpr, endless(turns), _products)
 
 
-def _inside(jaxpr, turns: Iterator[int]) -> float:
+def kernel_bytes(jaxpr, *, turns: Sequence[int] = (1,)) -> float:
+    """HBM bytes that Pallas kernels read and write, of all devices together."""
+    return _inside(jaxpr, endless(turns), _fetched)
+
+
+def _inside(jaxpr, turns: Iterator[int], of: Callable, branch: Callable = min) -> float:
+    """`of(equation)` summed up; None: what is in the equation."""
     if isinstance(jaxpr, core.ClosedJaxpr):
         jaxpr = jaxpr.jaxpr
-    return sum(_equation(equation, turns) for equation in jaxpr.eqns)
+    return sum(_equation(equation, turns, of, branch) for equation in jaxpr.eqns)
 
 
-def _equation(equation, turns: Iterator[int]) -> float:
+def _equation(equation, turns: Iterator[int], of: Callable, branch: Callable) -> float:
     name, given = equation.primitive.name, equation.params
-    if name == "dot_general":
-        (contracted, _), _ = given["dimension_numbers"]
-        shape = equation.invars[0].aval.shape
-        terms = math.prod(shape[axis] for axis in contracted)
-        return 2.0 * equation.outvars[0].aval.size * terms
+    counted = of(equation)
+    if counted is not None:
+        return counted
     if name == "scan":
-        return given["length"] * _inside(given["jaxpr"], turns)
+        return given["length"] * _inside(given["jaxpr"], turns, of, branch)
     if name == "shard_map":
-        return given["mesh"].size * _inside(given["jaxpr"], turns)
+        return given["mesh"].size * _inside(given["jaxpr"], turns, of, branch)
     if name == "while":
         trips = _trips(given["cond_jaxpr"].jaxpr)
         trips = next(turns) if trips is None else trips
-        return trips * _inside(given["body_jaxpr"], turns)
+        return trips * _inside(given["body_jaxpr"], turns, of, branch)
     if name == "cond":
-        return min(_inside(branch, turns) for branch in given["branches"])
+        return branch(_inside(x, turns, of, branch) for x in given["branches"])
     within = jax.tree.leaves(
         list(given.values()), is_leaf=lambda x: isinstance(x, core.Jaxpr)
     )
     return sum(
-        _inside(inner, turns)
+        _inside(inner, turns, of, branch)
         for inner in within
         if isinstance(inner, core.Jaxpr | core.ClosedJaxpr)
     )
+
+
+def _products(equation) -> float | None:
+    given = equation.params
+    if equation.primitive.name == "dot_general":
+        (contracted, _), _ = given["dimension_numbers"]
+        shape = equation.invars[0].aval.shape
+        terms = math.prod(shape[axis] for axis in contracted)
+        return 2.0 * equation.outvars[0].aval.size * terms
+    if equation.primitive.name == "pallas_call":
+        # A block that is visited takes the branch that has work.
+        body = _inside(given["jaxpr"], endless((1,)), _products, branch=max)
+        return _visits(equation) * body
+    return None
+
+
+def _visits(equation) -> float:
+    """Blocks of its grid that a kernel computes."""
+    grid = equation.params["grid_mapping"].grid
+    return math.prod(grid) * visited_share(equation.params["name"], grid)
+
+
+def _fetched(equation) -> float | None:
+    """Bytes of a kernel's blocks: a block stays while its index stays the same."""
+    if equation.primitive.name != "pallas_call":
+        return None
+    given = equation.params["grid_mapping"]
+    total = 0.0
+    for blocks in given.block_mappings:
+        steps = _steps(blocks.index_map_jaxpr.jaxpr, given.grid)
+        times = _visits(equation) if steps is None else math.prod(steps)
+        total += times * blocks.block_aval.size * blocks.array_aval.dtype.itemsize
+    return total
+
+
+def _steps(jaxpr, grid) -> list[float] | None:
+    """Of each axis of the grid up to the last that an index map looks at, its steps.
+
+    None: the map reads which blocks are visited. An axis divided by n steps as rarely.
+    """
+    axes = {var: (axis, 1) for axis, var in enumerate(jaxpr.invars[: len(grid)])}
+    tables = set(jaxpr.invars[len(grid) :])
+    for equation in jaxpr.eqns:
+        known = [v for v in equation.invars if isinstance(v, core.Var)]
+        if any(v in tables for v in known):
+            tables.update(equation.outvars)
+        elif equation.primitive.name == "div" and known and known[0] in axes:
+            axis, rarely = axes[known[0]]
+            axes[equation.outvars[0]] = axis, rarely * int(equation.invars[1].val)
+    used = [v for v in jaxpr.outvars if isinstance(v, core.Var)]
+    if any(v in tables for v in used):
+        return None
+    found = dict(axes[v] for v in used)
+    last = max(found, default=-1)
+    return [grid[axis] / found.get(axis, 1) for axis in range(last + 1)]
 
 
 def _trips(condition) -> int | None:

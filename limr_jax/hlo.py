@@ -14,7 +14,8 @@ conditional counts as its cheapest branch: times made from these are lower bound
 Bytes of an instruction are those of its operands and results that lie in HBM; a fusion
 that only slices or gathers from an operand reads what it takes, and one that updates a
 slice in place writes that slice. cost_analysis counts the same but for asynchronous
-copies, which it counts at their start and again at their end.
+copies, which it counts at their start and again at their end. A Pallas kernel counts
+nothing here: how often it reads what, only its grid says (flops.kernel_bytes).
 """
 
 import dataclasses
@@ -218,7 +219,7 @@ def _plain(instruction: Instruction, here) -> list[tuple[float, bool]]:
         _sizes(here[name].type) for name in instruction.operands if name in here
     ]
     if instruction.opcode == "custom-call" and re.search(
-        r'custom_call_target="(AllocateBuffer|ConcatBitcast|Assume\w*)"',
+        r'custom_call_target="(AllocateBuffer|ConcatBitcast|Assume\w*|tpu_custom_call)"',
         instruction.attributes,
     ):
         return []

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from limr_jax import splash
 from limr_jax.cache import (
     KVCache,
     column_counts,
@@ -56,17 +57,17 @@ def _block_graph(config: ModelConfig):
     return nnx.split(block)[0]
 
 
-def _views(query_BT, key_BS_of, config: ModelConfig):
-    """Rotation and mask for each kind of attention in the pattern."""
+def _turns(position_BT, config: ModelConfig):
+    """The rotation of each kind of attention in the pattern."""
     ropes = {"full": config.rope, "sliding": config.local_rope or config.rope}
-    windows = {"full": None, "sliding": config.window}
     return {
-        kind: (
-            rotation(query_BT, ropes[kind], config.head_dim),
-            seen_mask(query_BT, key_BS, windows[kind]),
-        )
-        for kind, key_BS in key_BS_of.items()
+        kind: rotation(position_BT, ropes[kind], config.head_dim)
+        for kind in dict.fromkeys(config.pattern)
     }
+
+
+def _window(kind: str, config: ModelConfig) -> int | None:
+    return config.window if kind == "sliding" else None
 
 
 # --- The whole model --------------------------------------------------------------
@@ -128,6 +129,7 @@ def forward(
     With `segment_BT` a row holds several texts, each with positions from 0, and a
     token sees its own segment only. With `branch_BT` a text goes on in several ways: of
     its segment a token sees branch 0 and its own, each going on from 0's positions.
+    What belongs together lies in one piece, branch 0 first, in the order of positions.
     `remat` keeps only each layer's input for the backward pass.
     """
     x_BTD = _embed(params, tokens_BT, config, dtype)
@@ -135,7 +137,8 @@ def forward(
         params,
         x_BTD,
         position_BT,
-        _same(segment_BT, branch_BT),
+        segment_BT,
+        branch_BT,
         config=config,
         remat=remat,
         keep=lambda *_: None,
@@ -183,20 +186,37 @@ def _same(segment_BT, branch_BT):
     return same_BTS & ((seen_B1S == 0) | (seen_B1S == branch_BT[:, :, None]))
 
 
-def _read(params, x_BTD, position_BT, same_BTS, *, config, remat, keep):
+def _looks(position_BT, segment_BT, branch_BT, config: ModelConfig):
+    """`(q, k, v) → out` of each kind of attention: a TPU's kernel, or XLA's own."""
+    columns, shared = position_BT.shape[1], branch_BT is not None
+    by_kernel = splash.fits(columns, config, shared=shared)
+    same_BTS = None if by_kernel else _same(segment_BT, branch_BT)
+
+    def look(kind):
+        window = _window(kind, config)
+        if by_kernel:
+            lay = (position_BT, segment_BT, branch_BT)
+            sight = splash.sight(*lay, config, window=window)
+            return lambda *qkv: splash.attend(*qkv, sight, config)
+        mask_BTS = seen_mask(position_BT, position_BT, window)
+        if same_BTS is not None:
+            mask_BTS &= same_BTS
+        return lambda *qkv: attend(*qkv, mask_BTS, config)
+
+    return {kind: look(kind) for kind in dict.fromkeys(config.pattern)}
+
+
+def _read(params, x_BTD, position_BT, segment_BT, branch_BT, *, config, remat, keep):
     """All layers over whole sequences; also `keep(kind, k, v)` of every layer."""
-    views = _views(position_BT, dict.fromkeys(config.pattern, position_BT), config)
-    if same_BTS is not None:
-        views = {kind: (turn, mask & same_BTS) for kind, (turn, mask) in views.items()}
+    turns = _turns(position_BT, config)
+    looks = _looks(position_BT, segment_BT, branch_BT, config)
     graph = _block_graph(config)
 
     def layer(x_BTD, weights, kind):
-        turn, mask_BTS = views[kind]
-
         def look(q, k, v):
-            return attend(q, k, v, mask_BTS, config), keep(kind, k, v)
+            return looks[kind](q, k, v), keep(kind, k, v)
 
-        return nnx.merge(graph, weights)(x_BTD, turn, look)
+        return nnx.merge(graph, weights)(x_BTD, turns[kind], look)
 
     def checkpointed(prevent_cse):
         if not remat:
@@ -250,7 +270,7 @@ def prefill(params, tokens_BL, position_BL, *, config, columns: int, dtype):
 
     x_BLD = _embed(params, tokens_BL, config, dtype)
     x_BLD, (blocks, tail) = _read(
-        params, x_BLD, position_BL, None, config=config, remat=False, keep=keep
+        params, x_BLD, position_BL, None, None, config=config, remat=False, keep=keep
     )
     position = {
         kind: columns_of(kind, position_BL.astype(jnp.int32), 1, -1)
@@ -301,17 +321,19 @@ def decode(params, token_B, position_B, cache, column, *, config, dtype):
         )
         for kind, p in cache.position.items()
     }
-    views = _views(position_B[:, None], position, config)
+    turns = _turns(position_B[:, None], config)
+    masks = {
+        kind: seen_mask(position_B[:, None], key_BS, _window(kind, config))
+        for kind, key_BS in position.items()
+    }
     graph = _block_graph(config)
 
     def layer(x_B1D, weights, kind, kv, index):
-        turn, mask_B1S = views[kind]
-
         def look(q, *new):
             kept = write_column(kv, new, slots[kind], index)
-            return _look_back(q, kept, mask_B1S, column, index, config), kept
+            return _look_back(q, kept, masks[kind], column, index, config), kept
 
-        return nnx.merge(graph, weights)(x_B1D, turn, look)
+        return nnx.merge(graph, weights)(x_B1D, turns[kind], look)
 
     def group(carry, weights_and_index):
         (x_B1D, kv), (weights, index) = carry, weights_and_index

@@ -139,6 +139,19 @@ def _mesh():
     return None if mesh.empty or not set(AXES) <= set(mesh.axis_names) else mesh
 
 
+def platform() -> str:
+    """What is compiled for: that of the mesh, which may not be there; else JAX's."""
+    mesh = _mesh()
+    device = mesh.abstract_device if mesh is not None else None
+    return device.platform if device is not None else jax.default_backend()
+
+
+def shards(axis: str) -> int:
+    """Devices along one axis of the mesh; 1 without a mesh."""
+    mesh = _mesh()
+    return mesh.shape[axis] if mesh is not None else 1
+
+
 def divided(shape, *axes) -> PartitionSpec:
     """The mesh axes (a name or several) of each axis, dropped where they do not divide.
 
