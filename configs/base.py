@@ -41,6 +41,7 @@ def get_config() -> ConfigDict:
     c.model.mlp_width = 0
     c.model.dtype = "auto"  # of compute: 'bfloat16', 'float32'; auto: fp32 on CPU only
     c.model.remat = False  # keep only each layer's input for the backward pass
+    c.model.attention = "auto"  # on a TPU its splash kernel where it fits; or 'xla'
 
     c.mesh = ConfigDict()  # devices along each axis; one axis may be -1, the rest
     c.mesh.data = -1  # rows of the batch

@@ -61,6 +61,7 @@ class ModelConfig:
     scale_embedding: bool = False  # by sqrt(width)
     attention_scale: float | None = None  # None: head_dim ** -0.5
     attention_softcap: float | None = None
+    attention_kernel: bool = True  # a TPU's, where it fits (splash.py); else XLA's own
     logit_softcap: float | None = None
 
     def __post_init__(self):

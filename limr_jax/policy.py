@@ -14,6 +14,7 @@ from limr_jax.randomness import stream_key
 from limr_jax.sharding import param_shardings
 
 DIMENSIONS = ("width", "layers", "heads", "kv_heads", "head_dim", "mlp_width")
+_KERNEL = {"auto": True, "xla": False}  # of model.attention
 _DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 
 
@@ -59,7 +60,10 @@ def preset_config(given) -> model.ModelConfig:
 
 
 def _wanted(given) -> dict:
-    return {n: given[n] for n in (*DIMENSIONS, "vocab_size") if given[n]}
+    # Runs of before there was a kernel have no such field.
+    kernel = choose(_KERNEL, given.get("attention", "auto"), "model.attention")
+    wanted = {n: given[n] for n in (*DIMENSIONS, "vocab_size") if given[n]}
+    return wanted | {"attention_kernel": kernel}
 
 
 def _check_preset(given, config: model.ModelConfig) -> None:
@@ -84,7 +88,7 @@ def _random_model(given, vocab_size: int) -> model.ModelConfig:
             "model.preset, or all of "
             f"{', '.join('model.' + name for name in DIMENSIONS)}"
         )
-    return architectures.parse_config(
+    config = architectures.parse_config(
         {
             "model_type": given.architecture,
             "vocab_size": given.vocab_size or -(-vocab_size // 128) * 128,
@@ -97,6 +101,7 @@ def _random_model(given, vocab_size: int) -> model.ModelConfig:
             "tie_word_embeddings": True,
         }
     )
+    return dataclasses.replace(config, **_wanted(given))
 
 
 def load_params(config, model_config: model.ModelConfig, mesh):

@@ -120,11 +120,11 @@ def queries(columns: int, head_dim: int) -> int:
 def fits(columns: int, config, *, shared: bool) -> bool:
     """Whether the kernel is for attention in rows of so many columns, on this mesh.
 
-    Only where a TPU is compiled for. Not for rows that are too short, or so long that
-    codes need more than 31 bits, nor where a device's heads read parts of several kv
-    heads' groups.
+    Only where a TPU is compiled for and the config wants it. Not for rows that are too
+    short, or so long that codes need more than 31 bits, nor where a device's heads read
+    parts of several kv heads' groups.
     """
-    if not (INTERPRET or platform() == "tpu"):
+    if not config.attention_kernel or not (INTERPRET or platform() == "tpu"):
         return False
     size = queries(columns, config.head_dim)
     if not size or config.head_dim % 64:

@@ -219,6 +219,7 @@ JEPO = {"algorithm": "jepo"}
         ({"model.vocab_size": 100}, ["vocabulary of 100", "smaller"]),
         ({"model.architecture": "qwen7"}, ["qwen7", "qwen2"]),
         ({"model.dtype": "float8"}, ["model.dtype='float8'"]),
+        ({"model.attention": "flash"}, ["model.attention='flash'"]),
         ({"model.init": "nowhere"}, ["nowhere", "not a checkpoint"]),
     ],
     ids=lambda value: (

@@ -219,7 +219,7 @@ def test_where_the_kernel_is_taken(monkeypatch):
     assert fits(1000) and not fits(200)  # 256 are more than an eighth more
     assert splash.queries(4164, 128) == 512 and splash.queries(4096, 128) == 1024
     assert splash.queries(4096, 256) == 512  # larger ones do not compile for v4 in fp32
-    assert not fits(head_dim=80)
+    assert not fits(head_dim=80) and not fits(attention_kernel=False)
     assert not fits(16_384) and fits(16_384, shared=False)
     # 12 heads over 4 devices: three that share one of 2 kv heads; of 6, half of them
     # would need two. 6 heads do not divide: every device has all of them.
