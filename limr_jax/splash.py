@@ -22,12 +22,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_kernel as splash,
-)
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_mask_info as mask_info,
-)
 
 from limr_jax.sharding import ROWS, divided, on_each, platform, shards
 
@@ -270,13 +264,31 @@ def _by_rows(function, *arrays):
 
 def _attend(q_BTHC, k_BKCT, v_BKTC, sight: Sight, softcap):
     """All rows as one, so that they are one grid of blocks."""
-    (B, T, H, C), size = q_BTHC.shape, sight.seen.queries
-    _, I, J = sight.visited_BIJ.shape
+    B, T, H, C = q_BTHC.shape
 
     def flat(x):
         """[…, B, T, C] → […, B · T, C]"""
         return x.reshape(*x.shape[:-3], B * T, x.shape[-1])
 
+    out = _kernel(sight, softcap)(
+        flat(q_BTHC.transpose(2, 0, 1, 3)),
+        flat(k_BKCT.transpose(1, 0, 3, 2)),
+        flat(v_BKTC.swapaxes(0, 1)),
+    )
+    return out.reshape(H, B, T, C).transpose(1, 2, 0, 3)
+
+
+def _kernel(sight: Sight, softcap):
+    """`(q, k, v) → out`, of heads by all rows' columns by channels."""
+    # Here, so that other platforms do without it.
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_kernel as splash,
+    )
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_mask_info as mask_info,
+    )
+
+    (B, I, J), size = sight.visited_BIJ.shape, sight.seen.queries
     row_B = jnp.arange(B, dtype=jnp.int32)[:, None, None]
     by_query = _held(sight.visited_BIJ, axis=2) + J * row_B
     by_key = _held(sight.visited_BIJ, axis=1) + I * row_B
@@ -294,18 +306,13 @@ def _attend(q_BTHC, k_BKCT, v_BKTC, sight: Sight, softcap):
 
     forward = info(by_query, lambda x: x.reshape(1, B * I, J))
     backward = info(by_key, lambda x: x.swapaxes(0, 1).reshape(1, I, B * J))
+    queries = dict.fromkeys(("block_q", "block_q_dq", "block_q_dkv"), size)
+    keys = dict.fromkeys(("block_kv", "block_kv_dq", "block_kv_dkv"), size // 2)
     kernel = splash.SplashAttentionKernel(
         forward,
         forward,
         backward,
-        block_sizes=splash.BlockSizes(
-            block_q=size,
-            block_kv=size // 2,
-            block_q_dkv=size,
-            block_kv_dkv=size // 2,
-            block_q_dq=size,
-            block_kv_dq=size // 2,
-        ),
+        block_sizes=splash.BlockSizes(**queries, **keys),
         is_mqa=False,
         save_residuals=False,
         mask_value=splash.DEFAULT_MASK_VALUE,
@@ -317,13 +324,7 @@ def _attend(q_BTHC, k_BKCT, v_BKTC, sight: Sight, softcap):
     segments = None
     if sight.segment_BT is not None:
         segments = splash.SegmentIds(*[sight.segment_BT.reshape(-1)] * 2)
-    out = kernel(
-        flat(q_BTHC.transpose(2, 0, 1, 3)),
-        flat(k_BKCT.transpose(1, 0, 3, 2)),
-        flat(v_BKTC.swapaxes(0, 1)),
-        segments,
-    )
-    return out.reshape(H, B, T, C).transpose(1, 2, 0, 3)
+    return partial(kernel, segment_ids=segments)
 
 
 def _held(visited_BIJ, axis: int):
