@@ -59,10 +59,10 @@ def _run(config, options) -> None:
 def compile_only(config, workdir: str) -> int:
     """The compile report; 1 if a program does not fit."""
     os.environ["JAX_PLATFORMS"] = "cpu"  # before jax: compiling takes no chip
-    from limr_jax import aot, compile_report, metrics
+    from limr_jax import aot, compile_report, compiled, metrics
 
     begun, plan = time.perf_counter(), aot.plan(config)
-    programs = aot.compile_all(
+    programs = compiled.compile_all(
         plan,
         lambda one: metrics.say(f"compiled {one.name} in {one.seconds:.0f} s"),
     )

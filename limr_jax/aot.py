@@ -4,10 +4,8 @@ The programs are the jitted objects that `train.py` calls, made by the same
 constructor (`run.make_programs`); only their arguments are shapes.
 """
 
-import concurrent.futures
 import dataclasses
-import re
-import time
+import itertools
 from typing import Any
 
 import jax
@@ -15,11 +13,10 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from limr_jax import (
+    cache,
     chips,
     data,
     evaluate,
-    flops,
-    hlo,
     policy,
     reward,
     rollout,
@@ -41,12 +38,16 @@ class Call:
 
     name: str
     phase: str  # 'set-up', 'evaluation' or 'step'
+    mesh: jax.sharding.Mesh
     program: Any  # the jitted object that train.py calls
     args: tuple  # shapes with shardings
     alive: tuple  # what else lies in HBM meanwhile; may repeat what is in args
     # Of the loops whose number of turns depends on data, in the order in which they
     # begin, where every response is as long as allowed and every row is kept.
     turns: tuple[int, ...] = (1,)
+    # How often attention to the cache reads each of `cache.widths`, then.
+    shares: tuple[float, ...] = ()
+    times: int = 1  # of a step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,39 +59,6 @@ class Plan:
     generation: dict  # what `rollout.generate` takes beside arrays
     prompt_length: int  # L, columns
     calls: list[Call]
-
-
-@dataclasses.dataclass(frozen=True)
-class Compiled:
-    """What the compiler says of one program; bytes and FLOPs are of one chip."""
-
-    name: str
-    phase: str
-    seconds: float  # tracing, lowering and compiling
-    error: str  # of a program that does not fit; else empty
-    arguments: int
-    output: int  # what is not an argument's buffer anew
-    temporaries: int
-    code: int
-    elsewhere: int  # in HBM meanwhile, but no argument
-    flops: float
-    hbm_bytes: float
-    collectives: dict[str, tuple[float, float]]  # kind → (how often, bytes sent)
-
-    @property
-    def total(self) -> int:
-        """Bytes in HBM at once while it runs, its own and others'."""
-        own = self.arguments + self.output + self.temporaries + self.code
-        return own + self.elsewhere
-
-    def bound(self, chip: chips.Chip) -> dict[str, float]:
-        """Seconds that computing, HBM and the interconnect take at least."""
-        sent = sum(size for _, size in self.collectives.values())
-        return {
-            "compute": self.flops / chip.flops,
-            "memory": self.hbm_bytes / chip.hbm_bandwidth,
-            "interconnect": sent / chip.ici_bandwidth,
-        }
 
 
 def plan(config) -> Plan:
@@ -135,8 +103,29 @@ def plan(config) -> Plan:
             eval_prompts=prompts,
             micro_batches=_micro_batches(config),
             minibatches=config.minibatches_per_step,
+            judge=_judge(config, devices),
         ),
     )
+
+
+def _judge(config, devices) -> tuple | None:
+    """(what `Judge.program` gives, how often a step asks it); None without a judge.
+
+    With reward=judge a host asks about each of its rollouts; else about those that the
+    rules call wrong, and the one question that is counted stands for them.
+    """
+    if not config.judge.init:
+        return None
+    if not policy.resolve(config.judge.init).exists():
+        raise InputError(
+            f"judge.init={config.judge.init} is not on this machine; the report needs "
+            "its config.json, tokenizer and tensors' sizes"
+        )
+    here = [d for d in devices if d.process_index == devices[0].process_index]
+    program = run.make_judge(config, here).program()
+    rollouts = config.prompts_per_step * config.group_size
+    asked = -(-rollouts * len(here) // len(devices) // program[2][1].shape[0])
+    return program, asked if "judge" in reward.parse_spec(config.reward) else 1
 
 
 def _micro_batches(config) -> int:
@@ -192,17 +181,6 @@ def prompt_shapes(mesh, count: int, length: int, answer_length: int) -> data.Pro
     return data.Prompts(shape(length), shape(), shape(answer_length), shape())
 
 
-def _graded(mesh, written, parts) -> Graded:
-    """What the hosts' graders give, as shapes."""
-    shape = (written.prompt_PL.shape[0], written.group)
-    at = NamedSharding(mesh, BATCH)
-    real, truth = (
-        jax.ShapeDtypeStruct(shape, dtype, sharding=at)
-        for dtype in (jnp.float32, jnp.bool_)
-    )
-    return Graded(real, real, truth, truth, dict.fromkeys(parts, real))
-
-
 def calls(
     mesh,
     made: Programs,
@@ -214,21 +192,23 @@ def calls(
     minibatches: int,
     evaluators: dict[str, tuple] | None = None,
     eval_prompts: data.Prompts | None = None,
+    judge: tuple | None = None,
 ) -> list[Call]:
     """The programs of a run in the order of their first calls.
 
     prompts: shapes of a set. parts: of a reward graded on the hosts; None: the graph's
-    verifier grades. evaluators: by name, what `evaluate.program` gives.
+    verifier grades. evaluators: by name, what `evaluate.program` gives. judge: what
+    `_judge` gives.
     """
     found, alive, state = [], [], made.state
-    params = state.train.params
+    params, length = state.train.params, prompts.prompt_NL.shape[1]
 
     def whole(like, *axes):
         like, at = jnp.dtype(like), NamedSharding(mesh, REPLICATED)
         return jax.ShapeDtypeStruct(axes, like, sharding=at)
 
-    def call(name, phase, program, *args, turns=(1,)):
-        found.append(Call(name, phase, program, args, tuple(alive), turns))
+    def call(name, phase, program, *args, mesh=mesh, **loops):
+        found.append(Call(name, phase, mesh, program, args, tuple(alive), **loops))
         with jax.set_mesh(mesh):
             return program.eval_shape(*args)
 
@@ -237,23 +217,21 @@ def calls(
     reference = call("copy", "set-up", made.copy, params) if made.copy else None
     alive += [reference]
     call("init", "set-up", made.init, params)
-    alive += [state, prompts]
+    alive += [state, prompts, judge and judge[0][2][0]]
     for name, (program, chunk) in (evaluators or {}).items():
         alive += [eval_prompts]
         args = (params, eval_prompts, whole(jnp.int32, chunk), sampling, key)
-        steps = (generation["response_length"] - 1, 0)
-        drawn, written = call(name, "evaluation", program, *args, turns=steps)
+        told = call(name, "evaluation", program, *args, **_loops(length, generation))
         if parts is None:
-            call(f"{name}: examine", "evaluation", made.examine, written, drawn)
+            call(f"{name}: examine", "evaluation", made.examine, *told[::-1])
     args = (state, prompts, whole(jnp.uint32))
     sampler_state, drawn = call("draw", "step", made.draw, *args)
     alive += [sampler_state, drawn]
     args = (params, state.step, drawn, sampling, args[-1])
-    steps = _decode_turns(mesh, drawn.ids_P.size, generation)
-    written = call("generate", "step", made.generate, *args, turns=steps)
+    loops = _loops(length, generation, *_rounds(mesh, drawn.ids_P.size, generation))
+    written = call("generate", "step", made.generate, *args, **loops)
     alive += [written]
-    graded = _graded(mesh, written, parts) if parts is not None else None
-    graded = graded or call("verify", "step", made.verify, written, drawn)
+    graded = _graded(call, made, mesh, written, drawn, parts, judge)
     call("observe", "step", made.observe, written, graded)
     new = (drawn, written, graded)
     surplus, batch = _collected(call, made, state, sampler_state, *new)
@@ -270,6 +248,22 @@ def _key(mesh) -> jax.ShapeDtypeStruct:
     key = jax.eval_shape(lambda: stream_key(0, "eval"))
     at = NamedSharding(mesh, REPLICATED)
     return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=at)
+
+
+def _graded(call, made: Programs, mesh, written, drawn, parts, judge) -> Graded:
+    """The verifier's grades; or the hosts', who may have asked the judge."""
+    if judge:
+        (own_mesh, ask, args), times = judge
+        call("judge", "step", ask, *args, mesh=own_mesh, times=times)
+    if parts is None:
+        return call("verify", "step", made.verify, written, drawn)
+    shape = (written.prompt_PL.shape[0], written.group)
+    at = NamedSharding(mesh, BATCH)
+    real, truth = (
+        jax.ShapeDtypeStruct(shape, dtype, sharding=at)
+        for dtype in (jnp.float32, jnp.bool_)
+    )
+    return Graded(real, real, truth, truth, dict.fromkeys(parts, real))
 
 
 def _collected(call, made: Programs, state, sampler_state, *new):
@@ -299,94 +293,29 @@ def _scores(call, made: Programs, state, reference, batch, sampling, turns) -> S
     return Scores(**scores)
 
 
-def _decode_turns(mesh, prompts: int, generation: dict) -> tuple[int, ...]:
-    """Turns of the loops of `rollout.generate`, every response as long as allowed.
-
-    Rounds of refilling, rows that a device refills in one, decode steps of one; the
-    loops over fewer slots do not turn where all rows end together.
-    """
+def _rounds(mesh, prompts: int, generation: dict) -> tuple[int, ...]:
+    """Rounds of refilling, and rows that a device refills in one; none: no refill."""
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     rows = prompts * generation["group"] // devices
     slots = min(generation["slots"] // devices, rows)
+    return (-(-rows // slots), slots) if rows > slots else ()
+
+
+def _loops(length: int, generation: dict, *rounds: int) -> dict:
+    """Turns and shares of `rollout.generate`, every response as long as allowed.
+
+    Turns are rounds, then decode steps of one; the loops over fewer slots do not turn
+    where all rows end together. Shares are of the widths of the cache that attention
+    reads: prompts fill `length` columns, and once the ring has turned all are read. Two
+    widths would be taken for a conditional that is on or off: then nothing is said.
+    """
     steps = generation["response_length"] - 1
-    rounds = (-(-rows // slots), slots) if rows > slots else ()
-    return (*rounds, steps, 0)
-
-
-def compile_all(made: Plan, tell=lambda compiled: None) -> list[Compiled]:
-    """Compile every program, two at a time; `tell` is called as each is done."""
-    done = {}
-    # The largest first: they take as long as all the others together.
-    order = sorted(made.calls, key=lambda call: call.name not in ("update", "generate"))
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        futures = {pool.submit(_compile, call, made.mesh): call for call in order}
-        for future in concurrent.futures.as_completed(futures):
-            compiled = future.result()
-            done[futures[future].name] = compiled
-            tell(compiled)
-    return [done[call.name] for call in made.calls]
-
-
-def _compile(call: Call, mesh) -> Compiled:
-    begun, error, memory, moved = time.perf_counter(), "", None, hlo.Cost()
-    with jax.set_mesh(mesh):
-        traced = call.program.trace(*call.args)
-        try:
-            compiled = traced.lower().compile()
-        except jax.errors.JaxRuntimeError as failed:
-            error = " ".join(str(failed).split())
-            if "RESOURCE_EXHAUSTED" not in error:
-                raise
-        else:
-            memory = compiled.memory_analysis()
-            moved = hlo.cost(compiled.as_text(), turns=call.turns)
-    given = jax.tree.leaves(call.args)
-    ids = {id(shape) for shape in given}
-    others = {
-        id(shape): chip_bytes(shape)
-        for shape in jax.tree.leaves(call.alive)
-        if id(shape) not in ids
-    }
-    sizes = {
-        "arguments": sum(map(chip_bytes, given)),
-        "output": 0,
-        "temporaries": wanted(error),
-        "code": 0,
-    }
-    if memory:
-        sizes = {
-            "arguments": memory.argument_size_in_bytes,
-            "output": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-            "temporaries": memory.temp_size_in_bytes,
-            "code": memory.generated_code_size_in_bytes,
-        }
-    return Compiled(
-        name=call.name,
-        phase=call.phase,
-        seconds=time.perf_counter() - begun,
-        error=error,
-        **sizes,
-        elsewhere=sum(others.values()),
-        flops=flops.flops(traced.jaxpr, turns=call.turns) / mesh.size,
-        hbm_bytes=moved.hbm_bytes
-        + flops.kernel_bytes(traced.jaxpr, turns=call.turns) / mesh.size,
-        collectives=moved.collectives,
-    )
-
-
-def wanted(error: str) -> int:
-    """Bytes that the compiler says a program would have needed; 0: it does not say."""
-    found = re.search(r"\(([\d.]+)([KMG])\) exceeds", error) or re.search(
-        r"Used ([\d.]+)([KMG]) of", error
-    )
-    if not found:
-        return 0
-    return int(float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[found[2]])
-
-
-def chip_bytes(shape: jax.ShapeDtypeStruct) -> int:
-    """Bytes of an array on one chip."""
-    count = 1
-    for size in shape.sharding.shard_shape(shape.shape):
-        count *= size
-    return count * shape.dtype.itemsize
+    turns = (*rounds, steps, 0)
+    steps *= rounds[0] if rounds else 1
+    choices = cache.widths(length + generation["response_length"])
+    if len(choices) < 3 or not steps:
+        return {"turns": turns}
+    ends = (max(0, min(width - length, steps)) for width in choices[:-1])
+    pairs = itertools.pairwise((0, *ends, steps))
+    shares = tuple((end - start) / steps for start, end in pairs)
+    return {"turns": turns, "shares": shares}

@@ -158,6 +158,17 @@ def put(cache: KVCache, prompts: KVCache, config: ModelConfig, *, row, prompt, t
     return _map(put_one, config, cache, prompts)
 
 
+def join_rows(parts: KVCache) -> KVCache:
+    """Caches of rows that `chunks.split_rows` has dealt out, stacked, as one."""
+
+    def join(x_M):
+        at = int(x_M.ndim == 6)
+        x_M = jnp.moveaxis(x_M, 0, at + 1)
+        return x_M.reshape(*x_M.shape[:at], -1, *x_M.shape[at + 2 :])
+
+    return jax.tree.map(join, parts)
+
+
 def take(cache: KVCache, row_X) -> KVCache:
     """These rows, in this order."""
     return jax.tree.map(lambda x: jnp.take(x, row_X, axis=_rows_axis(x)), cache)

@@ -7,7 +7,11 @@ is what libtpu's compiler says when one does not fit.
 """
 
 import dataclasses
+import glob
+import importlib.metadata
+import importlib.util
 import os
+import sys
 
 from limr_jax.errors import choose
 
@@ -76,3 +80,28 @@ def devices(slice_type: str):
     return topologies.get_topology_desc(
         platform="tpu", topology_name=f"{given.chip}:{given.topology}", **options
     ).devices
+
+
+def attached() -> bool:
+    """Whether this machine has TPU chips."""
+    return bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
+
+
+def spare_libtpu() -> None:
+    """JAX takes the CPU where libtpu is there for compiling, and nothing to run on.
+
+    It would ask libtpu first, which says in five lines that it finds no TPU. To be
+    called before JAX is asked for a device; it may be imported.
+    """
+    gpus = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+    if (
+        os.environ.get("JAX_PLATFORMS")
+        or not importlib.util.find_spec("libtpu")
+        or attached()
+        or any(map(os.path.exists, gpus))
+        or importlib.metadata.entry_points(group="jax_plugins")  # other accelerators
+    ):
+        return
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_platforms", "cpu")

@@ -7,6 +7,8 @@ logits, [B, T, V]: for 32 rows of 3,072 tokens and 151,936 words those are 60 GB
 import jax
 import jax.numpy as jnp
 
+from limr_jax.sharding import row_shards
+
 ELEMENTS = 2**26  # of such an array, made at once on a device; 256 MiB in fp32
 
 
@@ -47,6 +49,20 @@ def by_chunks(function, *arrays, size: int):
     again = jax.checkpoint(function, prevent_cse=False)
     chunks = jax.lax.map(lambda chunk: again(*chunk), tuple(map(split, arrays)))
     return jax.tree.map(join, chunks)
+
+
+def row_parts(rows: int, elements: int) -> int:
+    """Parts to walk rows in one by one, where a row has so many elements.
+
+    A power of 2, so that a part has at most ELEMENTS on a device, as far as the rows of
+    each device can be divided.
+    """
+    mesh, shards = jax.sharding.get_abstract_mesh(), row_shards(rows)
+    each, parts = rows // shards, 1
+    most = ELEMENTS * max(1, mesh.size)
+    while rows * elements > parts * most and each % (2 * parts) == 0:
+        parts *= 2
+    return parts
 
 
 def split_rows(x, count: int):

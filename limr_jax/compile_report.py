@@ -10,7 +10,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from limr_jax.aot import Compiled, Plan, chip_bytes
+from limr_jax.aot import Plan
+from limr_jax.compiled import Compiled, chip_bytes
 
 GIB = 2**30
 
@@ -103,42 +104,57 @@ def advice(config, plan: Plan, programs: list[Compiled], limit: float) -> list[d
 
     What each frees is arithmetic, not compiled: half of what grows with it.
     """
-    over = [p for p in programs if p.error or p.total > limit]
+    over = {p.name for p in programs if p.error or p.total > limit}
     if not over:
         return []
-    names = {program.name for program in over}
     by_rows = plan.mesh.shape["data"] * plan.mesh.shape["fsdp"]
-    model = plan.generation["config"]
-    last = plan.calls[-1].args
     columns = plan.prompt_length + plan.generation["response_length"]
-    size = jnp.dtype(plan.generation["dtype"]).itemsize
-    rows = config.micro_batch_rows or config.prompts_per_step * config.group_size
-    kept = rows / by_rows * columns * model.width * size * model.layers
-    # Without remat a layer keeps its norms, heads and gates too, and the scores.
-    if not config.model.remat:
-        whole = 6 * model.width + 4 * model.mlp_width + model.heads * columns
-        kept *= whole / model.width
-    state = sum(map(chip_bytes, jax.tree.leaves(last[0])))
-    options = []
-    if "update" in names:
-        options.append((f"micro_batch_rows={rows // 2}", kept / 2))
-        if not config.model.remat:
-            options.append(("model.remat=true", kept * (1 - model.width / whole)))
-    if names & {"generate", "evaluate", "evaluate sampled"}:
-        slots = plan.generation["slots"]
-        cache = cache_bytes(plan) * slots / by_rows
-        options.append((f"rollout.slots={slots // 2}", cache / 2))
     response = config.rollout.max_response_length
-    shorter = (kept if "update" in names else 0) * response / columns / 2
-    options.append((f"rollout.max_response_length={response // 2}", shorter))
+    given = {call.name: call.args for call in plan.calls}
+    slots = plan.generation["slots"]
+    learning = {"update", "reference", "values", "thoughts"} & over
+    rows, kept, without_remat = _activations(config, plan) if learning else (0, 0, 0)
+    writing = {"generate", "evaluate", "evaluate sampled"} & over
+    cache = cache_bytes(plan) * slots / by_rows if writing else 0
+    shorter = (kept + cache) * response / columns / 2
+    options = [
+        (f"rollout.max_response_length={response // 2}", shorter),
+        ("twice the chips, on mesh.fsdp", _bytes(given["update"][0]) / 2),
+    ]
+    if learning and rows % (2 * by_rows) == 0:
+        options.append((f"micro_batch_rows={rows // 2}", kept / 2))
+    if learning and not config.model.remat:
+        options.append(("model.remat=true", without_remat))
+    if writing and slots % (2 * by_rows) == 0:
+        options.append((f"rollout.slots={slots // 2}", cache / 2))
     if config.kl.coefficient:
-        reference = state / 6  # bf16 beside fp32 parameters and two moments
-        options.append(("kl.coefficient=0", reference))
-    options.append(("twice the chips, on mesh.fsdp", state / 2))
+        options.append(("kl.coefficient=0", _bytes(given["reference"][0])))
     options.sort(key=lambda option: -option[1])
     return [
         {"setting": setting, "frees_gib": freed / GIB} for setting, freed in options[:3]
     ]
+
+
+def _bytes(shapes) -> int:
+    """Of a pytree, on one chip."""
+    return sum(map(chip_bytes, jax.tree.leaves(shapes)))
+
+
+def _activations(config, plan: Plan) -> tuple[int, float, float]:
+    """Rows of a micro-batch, bytes kept of them on a chip, what remat would free."""
+    model = plan.generation["config"]
+    by_rows = plan.mesh.shape["data"] * plan.mesh.shape["fsdp"]
+    columns = plan.prompt_length + plan.generation["response_length"]
+    rollouts = config.prompts_per_step * config.group_size
+    rows = config.micro_batch_rows or rollouts // config.minibatches_per_step
+    size = jnp.dtype(plan.generation["dtype"]).itemsize
+    inputs = rows / by_rows * columns * model.width * size * model.layers
+    if config.model.remat:
+        return rows, inputs, 0
+    # A layer keeps its norms, heads and gates too, and the scores.
+    whole = 6 * model.width + 4 * model.mlp_width + model.heads * columns
+    kept = inputs * whole / model.width
+    return rows, kept, kept - inputs
 
 
 def text(made: dict) -> str:

@@ -6,14 +6,12 @@ field and is read by the type of the field's default. absl's flags are not used:
 ml_collections prints a traceback for a misspelt field, and absl's flags are global.
 """
 
-import ast
 import copy
 import difflib
 import hashlib
 import importlib.util
 import inspect
 import json
-import math
 import pathlib
 import re
 import sys
@@ -24,12 +22,9 @@ from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
-from limr_jax.errors import InputError
+from limr_jax import chips, typed
+from limr_jax.errors import InputError, choose
 
-_BOOL = {
-    **dict.fromkeys(("true", "1", "yes", "on"), True),
-    **dict.fromkeys(("false", "0", "no", "off"), False),
-}
 _FLAGS = {"config": "", "workdir": "", "dry_run": False}
 
 
@@ -59,7 +54,7 @@ def load(
         raise SystemExit(print(_usage(description, defaults)))
     given, overrides = _split(argv, defaults, short or {})
     values = {
-        name: texts if default == () else _parse(texts[-1], f"--{name}", default)
+        name: texts if default == () else typed.parse(texts[-1], f"--{name}", default)
         for name, texts in given.items()
         for default in [defaults[name]]
     }
@@ -79,8 +74,25 @@ def load(
     return config.lock(), options
 
 
+def switches(argument: str, **defaults: bool | int | float | str) -> Mapping[str, Any]:
+    """What get_config was given as `kl=0,critic=no`, typed by the defaults; else those.
+
+    Raises InputError for a name that is unknown or there twice, or a value of a
+    wrong type.
+    """
+    found = {}
+    for part in argument.split(",") if argument else ():
+        name, _, text = part.partition("=")
+        default = choose(defaults, name, "argument")
+        if name in found:
+            raise InputError(f"argument {name} is there twice; give it once")
+        found[name] = typed.parse(text, name, default)
+    return defaults | found
+
+
 def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Run `main(argv)` and exit: 2 after an InputError's one line, 130 after ^C."""
+    chips.spare_libtpu()
     try:
         code = main(sys.argv[1:])
     except InputError as error:
@@ -207,7 +219,9 @@ def _override(config: ConfigDict, field: str, text: str) -> None:
     if isinstance(default, ConfigDict):
         fields = ", ".join(f"--config.{field}.{name}" for name in default)
         raise InputError(f"{flag}: {field} is a section; set one of {fields}")
-    section[leaf] = _parse(text, f"--config.{field}", default, section.get_type(leaf))
+    section[leaf] = typed.parse(
+        text, f"--config.{field}", default, section.get_type(leaf)
+    )
 
 
 def _nearest(config: ConfigDict, field: str) -> str:
@@ -223,67 +237,6 @@ def _nearest(config: ConfigDict, field: str) -> str:
     if near:
         return f"the nearest is {' or '.join(near)}"
     return f"the fields are {', '.join(names)}"
-
-
-def _parse(text: str, name: str, default: Any, kind: type | None = None) -> Any:
-    """The text as a value of the default's type."""
-    kind = type(default) if kind is None else kind
-    try:
-        return _read(text, kind, default)
-    except (ValueError, SyntaxError, KeyError, MemoryError, RecursionError):
-        wanted = {
-            bool: "true or false",
-            int: "a whole number",
-            float: "a number",
-            tuple: "a list such as 1,2 of entries like the default's",
-            list: "a list such as 1,2 of entries like the default's",
-        }.get(kind, f"of type {kind.__name__}")
-        raise InputError(
-            f"{name}={text}: must be {wanted} (default {default!r})"
-        ) from None
-
-
-def _read(text: str, kind: type, default: Any) -> Any:
-    """ValueError, SyntaxError or KeyError where the text is not of the kind."""
-    if kind is str:
-        return text
-    word = text.strip()
-    if default is None and word.lower() in ("", "none"):
-        return None
-    if kind is bool:
-        return _BOOL[word.lower()]
-    if kind is int:
-        return int(word)
-    if kind is float:
-        value = float(word)
-        if math.isnan(value):
-            raise ValueError
-        return value
-    if kind in (tuple, list):
-        return kind(_read_entries(word, default or ()))
-    if kind is type(None):
-        try:
-            return ast.literal_eval(word)
-        except (ValueError, SyntaxError):
-            return text
-    raise ValueError
-
-
-def _read_entries(word: str, default: Sequence[Any]) -> list[Any]:
-    """`1,2`, `(1, 2)`, `a,b` or `["a", "b"]`, typed by the default's first entry."""
-    if word[:1] in ("(", "["):
-        try:
-            entries = list(ast.literal_eval(word))
-        except (ValueError, SyntaxError):
-            entries = word[1:].removesuffix({"(": ")", "[": "]"}[word[0]]).split(",")
-    else:
-        entries = word.split(",")
-    # "1,2," is a tuple in Python, and "" or "()" the empty one.
-    if entries and entries[-1] == "":
-        entries.pop()
-    if not default:
-        return [_read(str(entry).strip(), type(None), 0) for entry in entries]
-    return [_read(str(entry).strip(), type(default[0]), 0) for entry in entries]
 
 
 def _run_config_file(spec: str) -> ConfigDict:

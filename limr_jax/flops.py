@@ -3,8 +3,9 @@
     FLOPs(dot) = 2 · elements of the result · elements contracted
 
 A scan counts its body `length` times, a while loop as often as the constant that its
-condition compares a counter with (else the caller says), a conditional as its cheapest
-branch, a shard_map as often as there are shards.
+condition compares a counter with (else the caller says), a conditional as the branches
+in the shares that the caller says, or as the cheapest, a shard_map as often as there
+are shards.
 What is computed again for the gradient is in the jaxpr, so it is counted. Elementwise
 work is not: beside a model's products it is small (tests/test_flops.py).
 
@@ -21,54 +22,78 @@ from jax.extend import core
 from limr_jax.splash import visited_share
 
 
-def endless(turns: Sequence[int]) -> Iterator[int]:
+def _endless(turns: Sequence[int]) -> Iterator[int]:
     """The numbers one by one, then the last again and again."""
     yield from turns
     while True:
         yield turns[-1]
 
 
-def flops(jaxpr, *, turns: Sequence[int] = (1,)) -> float:
+class Given:
+    """What a program does not say of itself."""
+
+    def __init__(
+        self,
+        turns: Sequence[int] = (1,),
+        shares: Sequence[float] = (),
+        branch: Callable = min,
+    ):
+        self.turns = _endless(turns)
+        self._shares = shares
+        self._branch = branch
+
+    def of_branches(self, counts: list, *, key: Callable | None = None):
+        """The branches by their shares; else one, by its count or what `key` says."""
+        if len(counts) != len(self._shares):
+            return self._branch(counts, key=key)
+        first, *rest = (share * x for share, x in zip(self._shares, counts))
+        return sum(rest, start=first)
+
+
+def flops(jaxpr, *, turns: Sequence[int] = (1,), shares: Sequence[float] = ()) -> float:
     """Of all devices together.
 
     turns: of the loops whose condition has no constant, in the order in which they
-    begin; the last stands for all that follow.
+    begin; the last stands for all that follow. shares: how often each branch is taken,
+    of every conditional with as many branches.
     """
-    return _inside(jaxpr, endless(turns), _products)
+    return _inside(jaxpr, Given(turns, shares), _products)
 
 
-def kernel_bytes(jaxpr, *, turns: Sequence[int] = (1,)) -> float:
+def kernel_bytes(
+    jaxpr, *, turns: Sequence[int] = (1,), shares: Sequence[float] = ()
+) -> float:
     """HBM bytes that Pallas kernels read and write, of all devices together."""
-    return _inside(jaxpr, endless(turns), _fetched)
+    return _inside(jaxpr, Given(turns, shares), _fetched)
 
 
-def _inside(jaxpr, turns: Iterator[int], of: Callable, branch: Callable = min) -> float:
+def _inside(jaxpr, told: Given, of: Callable) -> float:
     """`of(equation)` summed up; None: what is in the equation."""
     if isinstance(jaxpr, core.ClosedJaxpr):
         jaxpr = jaxpr.jaxpr
-    return sum(_equation(equation, turns, of, branch) for equation in jaxpr.eqns)
+    return sum(_equation(equation, told, of) for equation in jaxpr.eqns)
 
 
-def _equation(equation, turns: Iterator[int], of: Callable, branch: Callable) -> float:
+def _equation(equation, told: Given, of: Callable) -> float:
     name, given = equation.primitive.name, equation.params
     counted = of(equation)
     if counted is not None:
         return counted
     if name == "scan":
-        return given["length"] * _inside(given["jaxpr"], turns, of, branch)
+        return given["length"] * _inside(given["jaxpr"], told, of)
     if name == "shard_map":
-        return given["mesh"].size * _inside(given["jaxpr"], turns, of, branch)
+        return given["mesh"].size * _inside(given["jaxpr"], told, of)
     if name == "while":
         trips = _trips(given["cond_jaxpr"].jaxpr)
-        trips = next(turns) if trips is None else trips
-        return trips * _inside(given["body_jaxpr"], turns, of, branch)
+        trips = next(told.turns) if trips is None else trips
+        return trips * _inside(given["body_jaxpr"], told, of)
     if name == "cond":
-        return branch(_inside(x, turns, of, branch) for x in given["branches"])
+        return told.of_branches([_inside(x, told, of) for x in given["branches"]])
     within = jax.tree.leaves(
         list(given.values()), is_leaf=lambda x: isinstance(x, core.Jaxpr)
     )
     return sum(
-        _inside(inner, turns, of, branch)
+        _inside(inner, told, of)
         for inner in within
         if isinstance(inner, core.Jaxpr | core.ClosedJaxpr)
     )
@@ -83,7 +108,7 @@ def _products(equation) -> float | None:
         return 2.0 * equation.outvars[0].aval.size * terms
     if equation.primitive.name == "pallas_call":
         # A block that is visited takes the branch that has work.
-        body = _inside(given["jaxpr"], endless((1,)), _products, branch=max)
+        body = _inside(given["jaxpr"], Given(branch=max), _products)
         return _visits(equation) * body
     return None
 

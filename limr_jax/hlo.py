@@ -5,12 +5,13 @@ on its own, and a loop's body counts as often as the loop turns:
 
     cost(computation) = Σ cost(instruction)
                       + Σ trips · (cost(body) + cost(condition))   of while
-                      + min over branches                          of conditional
+                      + Σ share · cost(branch)                     of conditional
 
 The trips of a loop are the constant that its condition compares a counter with; where
 there is none (a number that depends on data) they are the caller's, in the order in
-which the loops begin. A
-conditional counts as its cheapest branch: times made from these are lower bounds.
+which the loops begin. The shares of the branches are the caller's too; a conditional of
+another number of branches counts as its cheapest: times made from these are lower
+bounds.
 Bytes of an instruction are those of its operands and results that lie in HBM; a fusion
 that only slices or gathers from an operand reads what it takes, and one that updates a
 slice in place writes that slice. cost_analysis counts the same but for asynchronous
@@ -92,7 +93,7 @@ class Cost:
             self.hbm_bytes + other.hbm_bytes, self.all_bytes + other.all_bytes, both
         )
 
-    def times(self, trips: float) -> "Cost":
+    def __rmul__(self, trips: float) -> "Cost":
         many = {
             kind: (trips * count, trips * size)
             for kind, (count, size) in self.collectives.items()
@@ -104,19 +105,22 @@ class Cost:
         return sum(size for _, size in self.collectives.values())
 
 
-def cost(text: str, *, turns: Sequence[int] = (1,)) -> Cost:
+def cost(
+    text: str, *, turns: Sequence[int] = (1,), shares: Sequence[float] = ()
+) -> Cost:
     """What the program of this optimised HLO text moves.
 
     turns: of the loops whose condition has no constant, in the order in which they
-    begin; the last stands for all that follow.
+    begin; the last stands for all that follow. shares: how often each branch is taken,
+    of every conditional with as many branches.
     """
     computations, entry = parse(text)
-    turns = flops.endless(turns)
+    given = flops.Given(turns, shares)
 
     def of(name: str) -> Cost:
         here = computations[name]
         costs = (
-            _cost_of(line, here, computations, of, turns) for line in here.values()
+            _cost_of(line, here, computations, of, given) for line in here.values()
         )
         return sum(costs, start=Cost())
 
@@ -187,20 +191,21 @@ def _called(instruction: Instruction, key: str) -> str:
     return re.search(rf"\b{key}=%([\w.\-]+)", instruction.attributes)[1]
 
 
-def _cost_of(instruction: Instruction, here, computations, of, turns) -> Cost:
+def _cost_of(instruction: Instruction, here, computations, of, given) -> Cost:
     opcode = instruction.opcode
     if opcode in _FREE or opcode.endswith("-done"):
         return Cost()
     if opcode == "while":
         condition = _called(instruction, "condition")
         trips = _told(instruction) or _trips(computations[condition])
-        trips = next(turns) if trips is None else trips
-        return (of(_called(instruction, "body")) + of(condition)).times(trips)
+        trips = next(given.turns) if trips is None else trips
+        return trips * (of(_called(instruction, "body")) + of(condition))
     if opcode == "conditional":
         names = _NAME.findall(
             re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)[1]
         )
-        return min((of(name) for name in names), key=lambda c: c.all_bytes)
+        branches = [of(name) for name in names]
+        return given.of_branches(branches, key=lambda c: c.all_bytes)
     if opcode in ("call", "async-start"):
         key = "to_apply" if opcode == "call" else "calls"
         return of(_called(instruction, key))

@@ -6,7 +6,6 @@ nonsense, where they differ.
 """
 
 import contextlib
-import glob
 import hashlib
 import importlib.util
 import json
@@ -26,7 +25,7 @@ from jax._src.distributed import global_state  # JAX has no public name for the 
 from jax.sharding import NamedSharding
 
 import limr_jax
-from limr_jax import stop, watch
+from limr_jax import chips, stop, watch
 from limr_jax.config import differences
 from limr_jax.errors import InputError
 from limr_jax.sharding import REPLICATED
@@ -97,8 +96,8 @@ def _join(coordinator: str, processes: int, process: int) -> bool:
 def _tpu() -> bool:
     """Whether this machine's own TPU chips are to be used."""
     platforms = os.environ.get("JAX_PLATFORMS", "tpu").split(",")
-    chips = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
-    return "tpu" in platforms and bool(chips and importlib.util.find_spec("libtpu"))
+    there = chips.attached() and importlib.util.find_spec("libtpu")
+    return "tpu" in platforms and bool(there)
 
 
 def _check_whole(processes: int) -> None:

@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding
 
 from limr_jax import architectures, model, text, weights
 from limr_jax.errors import InputError
-from limr_jax.sharding import BATCH, make_mesh
+from limr_jax.sharding import BATCH, make_mesh, param_shardings
 
 QUESTION = """\
 A teacher compares a student's answer with the reference. Notation, order of the members
@@ -46,12 +46,21 @@ class Judge:
     directory: the checkpoint, with its tokenizer; max_length: tokens of a question, a
     longer one has no opinion; rows: questions at once, rounded up to this process's
     devices. Every process has its own copy on its own devices, so that each may ask as
-    often as it needs. The parameters are loaded when it is first asked.
+    often as it needs. The parameters are loaded when it is first asked. devices: of
+    another process, in the place of its own.
     """
 
-    def __init__(self, directory: pathlib.Path, *, max_length: int, rows: int, dtype):
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        *,
+        max_length: int,
+        rows: int,
+        dtype,
+        devices: Sequence[jax.Device] | None = None,
+    ):
         self._tokenizer = text.load_tokenizer(directory)
-        self._yes, self._no = _verdict_tokens(self._tokenizer)
+        yes, no = _verdict_tokens(self._tokenizer)
         self._config = architectures.read_config(directory)
         weights.check_fits(directory, self._config)
         if self._config.vocab_size < self._tokenizer.vocab_size:
@@ -60,14 +69,13 @@ class Judge:
                 f"smaller than its tokenizer's {self._tokenizer.vocab_size}; give "
                 "another checkpoint as judge.init"
             )
-        devices = jax.local_devices()
+        devices = devices or jax.local_devices()
         self._mesh = make_mesh(len(devices), 1, 1, devices=devices)
         self._directory, self._dtype = directory, dtype
         self._max_length = max_length
         self._rows = -(-rows // len(devices)) * len(devices)
         self._ask = jax.jit(
-            functools.partial(prefers, config=self._config, dtype=dtype),
-            static_argnames=("yes", "no"),
+            functools.partial(prefers, yes=yes, no=no, config=self._config, dtype=dtype)
         )
 
     @functools.cached_property
@@ -103,9 +111,22 @@ class Judge:
         asked = tokens_BS.astype(np.int32), length_B
         with jax.set_mesh(self._mesh):
             rows = jax.device_put(asked, NamedSharding(self._mesh, BATCH))
-            return jax.device_get(
-                self._ask(self._params, *rows, yes=self._yes, no=self._no)
-            )
+            return jax.device_get(self._ask(self._params, *rows))
+
+    def program(self):
+        """(mesh, jitted program, shapes of the arguments), for the compile report."""
+        params = weights.param_shapes(self._config)
+        placed = jax.tree.map(
+            lambda x, at: jax.ShapeDtypeStruct(x.shape, self._dtype, sharding=at),
+            params,
+            param_shardings(self._mesh, params),
+        )
+        rows = NamedSharding(self._mesh, BATCH)
+        asked = (
+            jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
+            for shape in ((self._rows, self._max_length), (self._rows,))
+        )
+        return self._mesh, self._ask, (placed, *asked)
 
 
 def prefers(params, tokens_BS, length_B, *, yes, no, config, dtype) -> jax.Array:

@@ -89,7 +89,9 @@ def first_fit(
     zero_R = jnp.zeros((count,), jnp.int32)
     start = (zero_R, zero_R, zero_R - 1, jnp.int32(-1))
     (_, told_R, _, _), place = jax.lax.scan(put, start, order_B)
-    place = jax.tree.map(lambda x: jnp.zeros_like(x).at[order_B].set(x), place)
+    place = jax.tree.map(
+        lambda x: jnp.zeros_like(x).at[order_B].set(x, unique_indices=True), place
+    )
     return place, jnp.sum(told_R > 0, dtype=jnp.int32)
 
 
@@ -131,10 +133,12 @@ def pack(position_BS, problem_B, keep_B, *, response_length: int) -> Packing:
 
 def _inverse(where_BY, columns: int):
     """Of each place in B rows, the flat index of what goes there; -1 for nothing."""
-    rows = where_BY.shape[0]
+    rows, where = where_BY.shape[0], where_BY.reshape(-1)
     places = jnp.full((rows * columns,), -1, jnp.int32)
-    index = jnp.arange(where_BY.size, dtype=jnp.int32)
-    places = places.at[where_BY.reshape(-1)].set(index, mode="drop")
+    index = jnp.arange(where.size, dtype=jnp.int32)
+    # No two go to one place, nowhere included: a TPU would sort them all first.
+    where = jnp.where(where < places.size, where, places.size + index)
+    places = places.at[where].set(index, mode="drop", unique_indices=True)
     return places.reshape(rows, columns)
 
 

@@ -11,7 +11,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from limr_jax import cache as kv
 from limr_jax import model, randomness
+from limr_jax.chunks import join_rows, row_parts, split_rows
 from limr_jax.seats import Queue, State, Table
 from limr_jax.sharding import ROWS, constrain_params, row_shards
 from limr_jax.slots import drive, seated
@@ -84,29 +86,52 @@ def filter_logits(scaled_BV: jax.Array, sampling: Sampling) -> jax.Array:
     """-inf for the tokens that top-k, then top-p, then min-p leave out.
 
     Each filter keeps the most probable token, and whatever ties with the last that it
-    keeps. Filters that are off cost nothing: the sort happens in a branch that is not
-    taken.
+    keeps. Filters that are off cost nothing: the branch is not taken.
     """
 
     def filtered(scaled_BV):
-        order_BV = jnp.sort(scaled_BV, axis=-1, descending=True)
-        rank_V = jnp.arange(order_BV.shape[-1])[None]
-        in_top_k_BV = (rank_V < sampling.top_k) | (sampling.top_k <= 0)
-        kept_BV = jnp.where(in_top_k_BV, order_BV, -jnp.inf)
+        rank_BV = _ordered(scaled_BV)
+        one_BV = jnp.ones_like(scaled_BV)
+        top_k = jnp.where(sampling.top_k > 0, sampling.top_k, jnp.inf)
+        stays_BV = rank_BV >= _least(rank_BV, one_BV, top_k)
+        kept_BV = jnp.where(stays_BV, scaled_BV, -jnp.inf)
         probability_BV = jax.nn.softmax(kept_BV, axis=-1)
-        # A token stays while the mass before it is below top_p.
-        before_BV = jnp.cumsum(probability_BV, axis=-1) - probability_BV
-        # At 1 all stay: in fp32 the mass before a tail token may round to 1.
-        in_top_p_BV = (before_BV < sampling.top_p) | (sampling.top_p >= 1)
-        stays_BV = in_top_k_BV & (in_top_p_BV | (rank_V == 0))
-        least_B1 = jnp.min(
-            jnp.where(stays_BV, order_BV, jnp.inf), axis=-1, keepdims=True
-        )
-        least_B1 = jnp.maximum(least_B1, order_BV[:, :1] + jnp.log(sampling.min_p))
-        return jnp.where(scaled_BV >= least_B1, scaled_BV, -jnp.inf)
+        # At 1 all stay: in fp32 the mass above a tail token may round to 1.
+        top_p = jnp.where(sampling.top_p < 1, sampling.top_p, jnp.inf)
+        stays_BV &= rank_BV >= _least(rank_BV, probability_BV, top_p)
+        best_B1 = jnp.max(scaled_BV, axis=-1, keepdims=True)
+        stays_BV &= scaled_BV >= best_B1 + jnp.log(sampling.min_p)
+        return jnp.where(stays_BV, scaled_BV, -jnp.inf)
 
     on = (sampling.top_p < 1) | (sampling.top_k > 0) | (sampling.min_p > 0)
     return jax.lax.cond(on, filtered, lambda x: x, scaled_BV)
+
+
+def _ordered(x: jax.Array) -> jax.Array:
+    """fp32 as int32 of the same order."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+def _least(rank_BV, weight_BV, bound):
+    """The least rank above which all weigh less than `bound`; at most the highest.
+
+    Found by halving: to sort a whole vocabulary and add it up in order takes XLA's TPU
+    compiler minutes.
+    """
+
+    def halve(_, ends):
+        low_B1, high_B1 = ends
+        middle_B1 = (low_B1 >> 1) + (high_B1 >> 1) + (low_B1 & high_B1 & 1)
+        above_BV = jnp.where(rank_BV > middle_B1, weight_BV, 0.0)
+        light_B1 = jnp.sum(above_BV, axis=-1, keepdims=True) < bound
+        return (
+            jnp.where(light_B1, low_B1, middle_B1 + 1),
+            jnp.where(light_B1, middle_B1, high_B1),
+        )
+
+    ends = (f(rank_BV, axis=-1, keepdims=True) for f in (jnp.min, jnp.max))
+    return jax.lax.fori_loop(0, 32, halve, tuple(ends))[1]
 
 
 def choose(logits_BV, key_B, position_B, sampling: Sampling):
@@ -245,13 +270,29 @@ def _first_tokens(params, prompt_PL, position_PL, key_B, sampling, **how):
 
     What a prompt's rollouts share is computed once, its logits too.
     """
-    hidden_PLD, prompts = model.prefill(
-        params, prompt_PL, position_PL, columns=prompt_PL.shape[1], **how
-    )
-    logits_PV = model.unembed(params, hidden_PLD[:, -1], **how)
+    hidden_PD, prompts = _prefill(params, prompt_PL, position_PL, **how)
+    logits_PV = model.unembed(params, hidden_PD, **how)
     key_GP = key_B.reshape(len(logits_PV), -1).T
     chosen = jax.lax.map(lambda key_P: choose(logits_PV, key_P, 0, sampling), key_GP)
     return _column(*(x_GP.T.reshape(-1) for x_GP in chosen)), prompts
+
+
+def _prefill(params, prompt_PL, position_PL, *, config: model.ModelConfig, dtype):
+    """The prompts' last hidden states and cache; so many at a time as are not large."""
+
+    def some(prompt_XL, position_XL):
+        hidden_XLD, cache = model.prefill(
+            params, prompt_XL, position_XL, columns=L, config=config, dtype=dtype
+        )
+        return hidden_XLD[:, -1], cache
+
+    P, L = prompt_PL.shape
+    parts = row_parts(P, L * config.mlp_width)
+    if parts == 1:
+        return some(prompt_PL, position_PL)
+    split = (split_rows(x, parts) for x in (prompt_PL, position_PL))
+    hidden_MXD, caches = jax.lax.map(lambda part: some(*part), tuple(split))
+    return join_rows(hidden_MXD), kv.join_rows(caches)
 
 
 def _column(token_B, logprob_B, entropy_B) -> dict:

@@ -251,7 +251,7 @@ def make_host_reward(config) -> reward.HostReward:
     overlong = config.overlong
     return reward.host_reward(
         config.reward,
-        judge=_judge(config),
+        judge=make_judge(config, jax.local_devices()),
         workers_count=config.grader.workers or None,
         wall_seconds=config.grader.wall_seconds,
         cpu_seconds=config.grader.cpu_seconds,
@@ -262,8 +262,8 @@ def make_host_reward(config) -> reward.HostReward:
     )
 
 
-def _judge(config) -> judge.Judge | None:
-    """The model that is asked for its opinion; None where none is named."""
+def make_judge(config, devices) -> judge.Judge | None:
+    """The model that is asked for its opinion, on these; None where none is named."""
     given = config.judge
     if not given.init:
         return None
@@ -271,7 +271,8 @@ def _judge(config) -> judge.Judge | None:
         resolve(given.init),
         max_length=given.max_length,
         rows=given.rows,
-        dtype=compute_dtype(config.model.dtype, jax.local_devices()),
+        dtype=compute_dtype(config.model.dtype, devices),
+        devices=devices,
     )
 
 

@@ -8,9 +8,9 @@ import types
 
 import jax
 import pytest
-from tiny_run import MODEL, configure, set_up, write_problems
+from tiny_run import MODEL, ROOT, configure, set_up, write_problems
 
-from limr_jax import aot, chips, compile_report, evaluate, policy, train
+from limr_jax import aot, chips, compile_report, compiled, evaluate, policy, train
 from limr_jax.errors import InputError
 
 GIB = 2**30
@@ -90,7 +90,7 @@ def test_the_programs_of_a_run_are_those_reported(
     monkeypatch.setattr(evaluate, "program", program)
     with caplog.at_level(logging.WARNING), jax.log_compiles():
         train.train(examined, config, tmp_path / "run")
-    compiled = re.findall(r"Finished XLA compilation of jit\((\w+)\)", caplog.text)
+    finished = re.findall(r"Finished XLA compilation of jit\((\w+)\)", caplog.text)
 
     def shapes(tokenized):
         return aot.prompt_shapes(
@@ -124,8 +124,8 @@ def test_the_programs_of_a_run_are_those_reported(
     # What else compiles: a random model's first parameters, keys, and what a
     # checkpoint and the result's digest take to the host.
     ours = {p.__name__ for ways in reported.values() for p, _ in ways}
-    others = set(compiled) - ours
-    assert ours <= set(compiled)
+    others = set(finished) - ours
+    assert ours <= set(finished)
     host = {"slice", "stage", "convert_element_type", "stream_key"}
     assert others <= {"init_params", "_threefry_fold_in", "_threefry_seed"} | host
 
@@ -148,7 +148,7 @@ def test_a_report_of_programs_that_fit_and_of_some_that_do_not(
 ):
     config = tiny(mesh__tensor=2, kl__coefficient=0.1, rollout__slots=4)
     plan = aot.plan(config)
-    programs = aot.compile_all(plan)
+    programs = compiled.compile_all(plan)
     assert [p.name for p in programs] == [call.name for call in plan.calls]
     seconds = {"wall": 1.0, "cpu": 2.0}
     made = json.loads(
@@ -186,12 +186,54 @@ def test_what_is_in_hbm_at_once(no_slice):
         assert rest <= {id(x) for x in jax.tree.leaves(generate.alive)} - given
 
 
+@pytest.mark.parametrize(("spec", "times"), [("judge", 2), ("math", 1)])
+def test_a_judge_is_asked_and_stays(no_slice, quick_compiler, spec, times):
+    """All 8 answers, 4 at a time; of those that the rules call wrong one batch."""
+    config = tiny(
+        reward=spec,
+        judge__init=ROOT / "limr_jax/assets/arithmetic",
+        judge__rows=4,
+        judge__max_length=64,
+    )
+    calls = {call.name: call for call in aot.plan(config).calls}
+    asked = calls["judge"]
+    params, tokens, lengths = asked.args
+    assert (tokens.shape, lengths.shape, asked.times) == ((4, 64), (4,), times)
+    ids = {id(x) for x in jax.tree.leaves(params)}
+    assert ids <= {id(x) for x in jax.tree.leaves(calls["generate"].alive)}
+    one = compiled._compile(dataclasses.replace(asked, times=1))
+    assert compiled._compile(asked).flops == times * one.flops > 0
+
+
+def test_how_often_each_width_of_the_cache_is_read(no_slice):
+    """By hand: widths 256, 512 and 600; prompts of 500, responses of 100."""
+    calls = {call.name: call for call in aot.plan(wide(0)).calls}
+    # The first 12 of 99 steps write columns 500 to 511.
+    assert calls["generate"].shares == (0, 12 / 99, 87 / 99)
+    assert calls["generate"].turns == (99, 0)
+    # In two waves the second finds the ring turned.
+    calls = {call.name: call for call in aot.plan(wide(4)).calls}
+    assert calls["generate"].shares == (0, 12 / 198, 186 / 198)
+    assert calls["generate"].turns == (2, 1, 99, 0)
+    calls = {call.name: call for call in aot.plan(tiny()).calls}
+    assert calls["generate"].shares == ()
+
+
+def wide(slots):
+    return tiny(
+        rollout__max_prompt_length=500,
+        rollout__max_response_length=100,
+        rollout__slots=slots,
+    )
+
+
 def test_what_a_compiler_that_fails_says_it_wanted():
+    wanted = compiled.wanted
     text = "Ran out of memory on HBM, the total memory required for HLO temporaries "
-    assert aot.wanted(text + "(120.00G) exceeds available HBM (30.75G).") == 120 * GIB
+    assert wanted(text + "(120.00G) exceeds available HBM (30.75G).") == 120 * GIB
     text = "Ran out of memory in memory space hbm. Used 45.50G of 30.75G hbm."
-    assert aot.wanted(text) == int(45.5 * GIB)
-    assert aot.wanted("something else") == 0
+    assert wanted(text) == int(45.5 * GIB)
+    assert wanted("something else") == 0
 
 
 MISTAKES = {
@@ -199,6 +241,10 @@ MISTAKES = {
     "slice.problems=3 \\(at least prompts_per_step=4\\)": {"slice.problems": 3},
     "model.init=nowhere is not on this machine": {"model.init": "nowhere"},
     "model.preset='qwen9' is unknown": {"model.preset": "qwen9"},
+    "judge.init=nowhere is not on this machine": {
+        "judge.init": "nowhere",
+        "reward": "judge",
+    },
     "rollout.shrinks=7 must be from 0 to 6": {"rollout.shrinks": 7},
 }
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from limr_jax import sharding
-from limr_jax.chunks import by_chunks, chunk_size
+from limr_jax.chunks import by_chunks, chunk_size, row_parts
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,20 @@ from limr_jax.chunks import by_chunks, chunk_size
 def test_the_size_rule(columns, elements, expected):
     assert chunk_size(columns, elements) == expected
     assert expected == columns or expected * elements <= 2**26 or expected == 1
+
+
+@pytest.mark.parametrize(
+    "rows, elements, expected",
+    [
+        (64, 2**20, 1),  # all at once
+        (65, 2**20, 1),  # one too many, but 65 is odd
+        (66, 2**20, 2),
+        (256, 1024 * 4736, 32),  # 7B's prompts on a chip of a v4-32: 8 at a time
+        (12, 2**30, 4),  # as far as it can be divided
+    ],
+)
+def test_the_rule_of_parts(rows, elements, expected):
+    assert row_parts(rows, elements) == expected
 
 
 def test_devices_share_the_elements():

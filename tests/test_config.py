@@ -100,6 +100,21 @@ def test_an_argument_reaches_get_config_and_names_the_run(repo):
     assert config.seed == 9 and options.workdir == "runs/child-seed=9"
 
 
+def test_switches_have_the_types_of_their_defaults():
+    defaults = {"kl": 0.01, "critic": True, "name": "a"}
+    assert config_lib.switches("", **defaults) == defaults
+    given = config_lib.switches("critic=no,kl=0", **defaults)
+    assert given == {"kl": 0.0, "critic": False, "name": "a"}
+    for text, line in (
+        ("kll=0", "argument='kll' is unknown; did you mean 'kl'"),
+        ("kl", "kl=: must be a number"),
+        ("kl=0,kl=0", "argument kl is there twice"),
+        ("kl=0,", "argument='' is unknown"),
+    ):
+        with pytest.raises(InputError, match=line):
+            config_lib.switches(text, **defaults)
+
+
 def test_configs_come_from_the_files_own_checkout(repo, tmp_path_factory):
     other = tmp_path_factory.mktemp("other")
     (other / "configs").mkdir()

@@ -59,11 +59,19 @@ def test_loops_count_their_bodies_by_their_trips():
     assert of(nested, x, n, turns=(2, 3, 5)) == (2 * 3 + 5) * one
 
 
-def test_the_cheapest_branch_counts():
+def test_the_cheapest_branch_counts_or_all_in_their_shares():
     def either(x):
         return jax.lax.cond(x[0, 0] > 0, lambda x: x @ x, lambda x: x, x)
 
-    assert of(either, F32((4, 4))) == 0
+    def one_of_three(x, i):
+        branches = [lambda x, k=k: x[:k].T @ x[:k] for k in (1, 2, 4)]
+        return jax.lax.switch(i, branches, either(x))
+
+    x, i = F32((4, 4)), jax.ShapeDtypeStruct((), jnp.int32)
+    assert of(either, x) == 0
+    assert of(one_of_three, x, i) == 2 * 16
+    shares = (0.5, 0.25, 0.25)
+    assert of(one_of_three, x, i, shares=shares) == 2 * 16 * (0.5 + 0.5 + 1)
 
 
 def test_layers_count_by_their_number():

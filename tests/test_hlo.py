@@ -123,3 +123,39 @@ ENTRY %main (x: f32[64]) -> f32[64] {{
 """
     sent = hlo.cost(text).collectives["all-reduce"][1]
     assert sent == 2 * 64 * 4 * (size - 1) / size
+
+
+SWITCH = """
+%narrow (x: f32[8]) -> f32[2] {
+  %x = f32[8]{0} parameter(0)
+  ROOT %s = f32[2]{0} slice(%x), slice={[0:2]}
+}
+
+%half (y: f32[8]) -> f32[2] {
+  %y = f32[8]{0} parameter(0)
+  %c = f32[8]{0} copy(%y)
+  ROOT %s.1 = f32[2]{0} slice(%c), slice={[0:2]}
+}
+
+%all (z: f32[8]) -> f32[2] {
+  %z = f32[8]{0} parameter(0)
+  %d = f32[8]{0} copy(%z)
+  %e = f32[8]{0} copy(%d)
+  ROOT %s.2 = f32[2]{0} slice(%e), slice={[0:2]}
+}
+
+ENTRY %main (i: s32[], x.1: f32[8]) -> f32[2] {
+  %i = s32[] parameter(0)
+  %x.1 = f32[8]{0} parameter(1)
+  ROOT %r = f32[2]{0} conditional(%i, %x.1, %x.1, %x.1), BRANCHES
+}
+"""
+
+
+def test_a_conditional_counts_by_the_shares_of_its_branches():
+    """By hand: a slice reads and writes 8 bytes, a copy 32."""
+    text = SWITCH.replace("BRANCHES", "branch_computations={%narrow, %half, %all}")
+    assert hlo.cost(text).hbm_bytes == 16
+    assert hlo.cost(text, shares=(0.5, 0.5)).hbm_bytes == 16  # of two, not of three
+    given = hlo.cost(text, shares=(0.5, 0.25, 0.25))
+    assert given.hbm_bytes == 16 + 64 / 4 + 128 / 4

@@ -198,11 +198,17 @@ def test_a_host_that_is_killed_ends_all_and_four_go_on(folder, tmp_path):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("processes", [2, 4])
-def test_unbroken(folder, alone, tmp_path, processes):
-    said = run(folder, tmp_path / "run", processes=processes)
+@pytest.mark.parametrize(("processes", "tensor"), [(2, 1), (4, 1), (2, 4)])
+def test_unbroken(folder, alone, tmp_path, processes, tensor):
+    """With tensor=4 both hosts hold all rollouts, and one of them grades each."""
+    given = command(folder, tmp_path / "run", mesh__tensor=tensor)
+    said = start(folder, [given] * processes).wait(900)
     assert [code for code, _ in said] == [0] * processes, said
-    assert_same_run(tmp_path / "run", alone)
+    if tensor == 1:
+        return assert_same_run(tmp_path / "run", alone)
+    # How slots are left empty is of the parts that rows lie in.
+    here, there = told(tmp_path / "run"), told(alone)
+    assert here["rollouts"] == there["rollouts"] and here["evals"] == there["evals"]
 
 
 def test_a_run_that_differs_ends_before_anything_is_compiled(folder, tmp_path):

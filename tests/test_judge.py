@@ -93,6 +93,22 @@ def test_judge_as_the_reward_of_what_no_rule_can_check():
     assert set(grades.reasons) == {"judge"}
 
 
+def test_what_the_compile_report_is_told_is_what_is_asked(monkeypatch):
+    monkeypatch.setattr(judge, "QUESTION", "{prompt}{reference}{answer}")
+    made, seen = a_judge(), []
+    _, program, shapes = made.program()
+
+    def noted(*args):
+        seen.append(args)
+        return program(*args)
+
+    monkeypatch.setattr(made, "_ask", noted)
+    made(["1+1="], ["2"], ["2"])
+    for told, given in zip(*map(jax.tree.leaves, (shapes, seen[0])), strict=True):
+        assert (told.shape, told.dtype) == (given.shape, given.dtype)
+        assert told.sharding.is_equivalent_to(given.sharding, given.ndim)
+
+
 def test_the_cascade_asks_each_wrong_answer_once_and_nothing_unreadable():
     asked = []
 

@@ -1,6 +1,7 @@
 """Rollouts: what was drawn, that it is the learner's policy, and on what it depends."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -226,6 +227,19 @@ def test_devices_change_nothing(shape, slots):
     assert len(written.response_BT.sharding.device_set) == 8
     assert written.slot_steps_D.shape == (shape[0] * shape[1],)
     same(generate(), written)
+
+
+@pytest.mark.parametrize("config", [QWEN, GEMMA])
+def test_prompts_a_few_at_a_time(monkeypatch, config):
+    """Four at a time are prefilled as all eight are, and each stays where it was."""
+    given = random_params(config), *prompts_of(range(PROMPTS))
+    found = []
+    for parts in (1, 2):
+        monkeypatch.setattr(rollout, "row_parts", lambda *_, parts=parts: parts)
+        prefill = functools.partial(rollout._prefill, config=config, dtype=jnp.float32)
+        found.append(jax.tree.leaves(jax.jit(prefill)(*given)))
+    for whole, parted in zip(*found, strict=True):
+        np.testing.assert_allclose(parted, whole, atol=1e-5)
 
 
 def test_slots_must_divide_over_the_devices():

@@ -1,0 +1,62 @@
+"""Slices by name, and what JAX takes where libtpu is there without a TPU."""
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+
+from limr_jax import chips
+
+DEVICES = """
+import sys
+import limr_jax.config as config
+EARLY
+def main(argv):
+    import jax
+    print(jax.devices()[0].platform)
+
+config.run_main(main)
+"""
+
+
+@pytest.mark.parametrize("early", ["", "import jax"])
+def test_libtpu_without_a_tpu_is_left_in_peace(early):
+    """Nothing on stderr, whether JAX was imported before or not."""
+    pytest.importorskip("libtpu", reason="libtpu is not installed: '.[test]' brings it")
+    if chips.attached() or os.path.exists("/dev/nvidia0"):
+        pytest.skip("this machine has an accelerator, which is used")
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
+    ended = subprocess.run(
+        [sys.executable, "-c", DEVICES.replace("EARLY", early)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("cpu\n", "", 0)
+
+
+@pytest.mark.parametrize("there", ["tpu", "gpu", "asked", "no libtpu"])
+def test_whoever_has_or_wants_an_accelerator_keeps_it(monkeypatch, there):
+    asked = "tpu,cpu" if there == "asked" else ""
+    monkeypatch.setenv("JAX_PLATFORMS", asked)
+    monkeypatch.setattr(chips, "attached", lambda: there == "tpu")
+    monkeypatch.setattr(
+        chips.os.path, "exists", lambda path: there == "gpu" and path == "/dev/nvidia0"
+    )
+    monkeypatch.setattr(
+        chips.importlib.util, "find_spec", lambda name: there != "no libtpu" or None
+    )
+    chips.spare_libtpu()
+    assert os.environ["JAX_PLATFORMS"] == asked
+
+
+def test_every_slice_has_a_chip_and_its_number_of_chips():
+    for name, given in chips.SLICES.items():
+        assert given.chip in chips.CHIPS
+        # v4 and v5p count cores, two a chip.
+        cores = 2 if given.chip in ("v4", "v5p") else 1
+        count = math.prod(map(int, given.topology.split("x")))
+        assert count * cores == int(name.rsplit("-", 1)[1])
