@@ -1,43 +1,33 @@
-"""Qwen2.5-Math-7B on a v4-32 (16 chips, 4 hosts): LIMR's recipe with online LIM.
+"""Qwen2.5-Math-7B on a v4-32 (16 chips, 4 hosts): LIMR by PPO with online LIM.
 
     python launch/tpu.py --config configs/v4_32.py
     python launch/tpu.py --config configs/v4_32.py --compile_only      # needs no TPU
 
-Its checkpoint and tokenizer are to lie in ../models/Qwen2.5-Math-7B. The mesh of 4 x 4:
-kv heads divide over `tensor`, and decode gathers its weights over `fsdp` once a step.
---compile_only on two cores, first in the queue: 287 s, 296 s of processor time; at most
-28.67 of 30.75 GiB a chip (generate; update 25.19); 384 full-length rollouts fit.
+The latter: at most 27.41 of 30.75 GiB a chip (update; generate 25.29); 640 full-length
+rollouts fit at a time, and 256 slots are 32 waves. A bound, not a measurement, every
+response at its longest: a step takes at least 1,745 s, 168 steps 81 hours.
+
+    seconds at least    compute   memory   interconnect
+    update                  854      343            118
+    generate                 93      670             13
+    reference, values       222       85             43
+
+So computing limits the update, and reading weights and cache limits generation. With
+micro_batch_rows=32 the update took 32.8 GiB, too much (then without the kernel for
+attention). Other meshes were not compiled. It took 326 s of processor time and 6.1 GiB
+of memory, two programs at a time (1,721 s beside much other work).
 Measured on a v4-32: nothing yet.
 """
 
-from configs import base
+from configs import limr_tpu
 
 
-def get_config():
-    """arXiv:2502.11886: 1,024 prompts x 8, response 3,072, KL 0.01."""
-    c = base.get_config()
-    c.num_steps = 120
-    c.prompts_per_step = 1024
-    c.group_size = 8
-    c.data.train = "math_lvl3to5:train"
-    c.tokenizer = "../models/Qwen2.5-Math-7B"
-    c.model.init = "../models/Qwen2.5-Math-7B"
-    c.model.preset = "qwen2.5-math-7b"
-    c.model.remat = True
-    c.mesh.data = 1
+def get_config(argument: str = ""):
+    """PPO with a critic, 1,024 prompts x 8; arguments as in limr_tpu.py."""
+    c = limr_tpu.get_config(argument)
+    c.slice.type = "v4-32"
     c.mesh.fsdp = 4
     c.mesh.tensor = 4
-    c.slice.type = "v4-32"
-    c.slice.problems = 8523
-    c.slice.answer_length = 64
-    c.sampler.name = "lim"
-    c.rollout.max_prompt_length = 1024
-    c.rollout.max_response_length = 3072
     c.rollout.slots = 256
-    c.rollout.shrinks = 1
-    c.reward = "limr"
-    c.micro_batch_rows = 32
-    c.kl.coefficient = 0.01
-    c.filter.tau = 0.0
-    c.optimizer.learning_rate = 1e-6
+    c.micro_batch_rows = 16
     return c

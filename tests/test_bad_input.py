@@ -332,6 +332,9 @@ def test_anothers_workdir_stays_as_it_is(launch, tmp_path):
         (["--config.data.train=nowhere.jsonl"], b"nowhere.jsonl: no such file"),
         (["--coordinator=127.0.0.1:1", "--processes=2"], b"give all three"),
         (["--process=two"], b"--process=two: must be a whole number"),
+        (["--config=configs/v4_32.py:kll=0"], b"argument='kll' is unknown; did you"),
+        (["--config=configs/v4_32.py:kl=off"], b"kl=off: must be a number"),
+        (["--config=configs/v4_32.py:kl=0,kl=1"], b"argument kl is there twice"),
     ],
 )
 def test_as_a_user_starts_it(tmp_path, arguments, said):

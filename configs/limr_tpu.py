@@ -1,0 +1,44 @@
+"""LIMR by PPO with online LIM, as the configs of TPU slices have it.
+
+    python launch/tpu.py --config configs/v4_32.py          # this, on a v4-32
+
+The paper's recipe (limr_ppo.py) on all 8,523 problems: the first epoch scores them,
+from then on LIM's weights draw, so no probe of 21 epochs comes first. The checkpoint
+and its tokenizer are to lie in ../models/Qwen2.5-Math-7B. Every step is saved: at full
+length one takes half an hour. v4_32.py and its like say the slice and what fits there.
+
+Arguments, as in `--config configs/v4_32.py:kl=0,critic=no`:
+
+    kl=X         coefficient of the KL; 0: no reference model in memory
+    critic=no    GRPO in the place of PPO: no critic, no second optimiser; one update a
+                 step; k3 in the loss; rollouts without advantage are dropped (kl=0)
+"""
+
+from configs import limr_ppo
+from limr_jax.config import switches
+
+
+def get_config(argument: str = ""):
+    """1,024 prompts x 8, prompt 1,024, response 3,072, KL 0.01."""
+    given = switches(argument, kl=0.01, critic=True)
+    c = limr_ppo.get_config()
+    c.data.train = "math_lvl3to5:train"
+    c.tokenizer = "../models/Qwen2.5-Math-7B"
+    c.model.init = "../models/Qwen2.5-Math-7B"
+    c.model.preset = "qwen2.5-math-7b"
+    c.mesh.data = 1
+    c.slice.problems = 8523
+    c.slice.answer_length = 64
+    c.sampler.name = "lim"
+    c.rollout.shrinks = 1
+    c.checkpoint.every = 1
+    c.kl.coefficient = given["kl"]
+    if not given["critic"]:
+        c.algorithm = "grpo"
+        c.critic.learning_rate = 0.0
+        c.minibatches_per_step = 1
+        c.kl.estimator, c.kl.placement = "k3", "loss"
+        c.filter.tau = 0.0
+        c.optimizer.learning_rate = 1e-6
+        c.optimizer.warmup_steps = c.optimizer.decay_steps = 0
+    return c
