@@ -43,9 +43,9 @@ _FLAGS = {
 # Arm → the fields that it sets; where there is no data.train, it is of all problems.
 ARMS = {
     "FULL": {"sampler.name": "uniform"},
-    "LIM": {"sampler.name": "uniform", "data.train": "LIM.jsonl"},
-    "RAND": {"sampler.name": "uniform", "data.train": "RAND.jsonl"},
-    "LINEAR": {"sampler.name": "uniform", "data.train": "LINEAR.jsonl"},
+    "LIM": {"sampler.name": "uniform", "data.train": "LIM-problems.jsonl"},
+    "RAND": {"sampler.name": "uniform", "data.train": "RAND-problems.jsonl"},
+    "LINEAR": {"sampler.name": "uniform", "data.train": "LINEAR-problems.jsonl"},
     "ONLINE": {"sampler.name": "lim", "sampler.lim.scores": ""},
 }
 PROBE = {

@@ -79,12 +79,16 @@ def test_selects_by_the_probes_curves(given, tmp_path):
         [20 / 23, 0, 0, 20 / 23]
     )
     for arm in ("LIM", "LINEAR"):
-        kept = data.load_problems(str(tmp_path / f"{arm}.jsonl"), data_dir="/nowhere")
+        kept = data.load_problems(
+            str(tmp_path / f"{arm}-problems.jsonl"), data_dir="/nowhere"
+        )
         assert kept.ids == ("rises", "soon")
         assert kept.digest == problems.take([0, 3]).digest
         assert kept.columns["level"] == (3, 3)
     drawn = {
-        data.load_problems(str(tmp_path / "RAND.jsonl"), data_dir="/nowhere").ids
+        data.load_problems(
+            str(tmp_path / "RAND-problems.jsonl"), data_dir="/nowhere"
+        ).ids
         for seed in range(4)
         if LAUNCH["select"](problems, probe, chosen, seed, tmp_path)
     }
@@ -95,10 +99,14 @@ def test_the_runs_differ_by_what_they_draw(given, tmp_path):
     _, argv = given
     chosen = options([*argv, "--config.sampler.name=lim"])
     make = LAUNCH["train_job"]
-    made = {
-        arm: make(chosen, arm, 3, tmp_path, fields).config
+    jobs = {
+        arm: make(chosen, arm, 3, tmp_path, fields)
         for arm, fields in LAUNCH["ARMS"].items()
     }
+    made = {arm: job.config for arm, job in jobs.items()}
+    # A set is not where a run's starts and ends are written down.
+    records = {str(job.beside(".jsonl")) for job in jobs.values()}
+    assert not records & {config["data"]["train"] for config in made.values()}
     assert {arm: config["sampler"]["name"] for arm, config in made.items()} == {
         "FULL": "uniform",
         "LIM": "uniform",
@@ -114,7 +122,7 @@ def test_the_runs_differ_by_what_they_draw(given, tmp_path):
             "ONLINE": ["sampler.name"],
         }.get(arm, ["data.train"])
         assert config["seed"] == 3
-    assert made["LIM"]["data"]["train"] == str(tmp_path / "LIM.jsonl")
+    assert made["LIM"]["data"]["train"] == str(tmp_path / "LIM-problems.jsonl")
     # Each problem is drawn in every epoch; the last batch may go beyond.
     assert LAUNCH["probe_steps"](10, 4, 2) == 5
     assert LAUNCH["probe_steps"](10, 4, 3) == 8
