@@ -137,7 +137,7 @@ def test_kl_ablation_reads_a_grid(execute, tmp_path, capsys):
             made[arm, seed] = jobs.Job(f"{arm}, {seed}", ("launch/tpu.py",), workdir)
     made["kl=2", 0] = jobs.Job("fails", ("launch/tpu.py",), tmp_path / "kl=2/seed-0")
     comparison.write(tmp_path / "ablation", made, title="T", command="the command")
-    default = '"../runs/tiny-kl.coefficient"'
+    default = '"../runs/ablation-kl.coefficient"'
     here = repr(str(tmp_path))
     names = execute("kl_ablation", lambda source: source.replace(default, here))
     said = capsys.readouterr().out
