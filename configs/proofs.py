@@ -1,0 +1,50 @@
+"""JEPO on proofs, which no rule can check (arXiv:2503.19618), with a small model.
+
+The proofs of ../shared/data/proofs.jsonl of at most 512 tokens, problem and proof:
+360 of `valid` to learn from, 349 of `test` held out. A model that has never thought
+takes a plan for a thought: words that tell most of the reference proof, then the answer
+phrase, then the proof (limr_jax/texts.py). Fine-tuning on such texts comes first; from
+there JEPO, and for comparison fine-tuning on the references alone.
+
+    D=runs/proofs; mkdir -p $D; M='--manual_dir ../shared/data'
+    python launch/tokenizer.py $D/tokenizer.model --texts proofs:valid $M
+    python launch/texts.py short proofs:valid $M --tokenizer $D/tokenizer.model \\
+        --out $D/train.jsonl
+    python launch/texts.py short proofs:test $M --tokenizer $D/tokenizer.model \\
+        --out $D/test.jsonl
+    python launch/texts.py plans $D/train.jsonl --out $D/warm.jsonl
+    python launch/texts.py plans $D/train.jsonl --terms 0 --out $D/references.jsonl
+    python launch/sft.py --config configs/proofs_sft.py --workdir $D/warm
+    python launch/tpu.py --config configs/proofs.py --workdir $D/jepo
+    python launch/sft.py --config configs/proofs_sft.py --workdir $D/sft \\
+        --config.model.init=$D/warm/model --config.data.train=$D/references.jsonl \\
+        --config.num_steps=STEPS --config.optimizer.learning_rate=3e-4 \\
+        --config.optimizer.warmup_steps=0 --config.optimizer.decay_steps=0 \\
+        --config.optimizer.weight_decay=0
+    for m in warm sft; do python launch/likelihood.py --config configs/proofs.py \\
+        --config.model.init=$D/$m/model --sets "$D/test.jsonl[::3]"; done
+    python launch/likelihood.py --workdir $D/jepo --sets "$D/test.jsonl[::3]"
+"""
+
+from configs import base
+
+
+def get_config():
+    """16 proofs x 4 thoughts a step; the references' own term weighs 1."""
+    c = base.get_config()
+    c.num_steps = 20
+    c.prompts_per_step = 16
+    c.group_size = 4
+    c.data.train = "runs/proofs/train.jsonl"
+    c.tokenizer = "runs/proofs/tokenizer.model"
+    c.model.init = "runs/proofs/warm/model"
+    c.rollout.max_prompt_length = 256
+    c.rollout.max_response_length = 40
+    c.reward = "none"
+    c.algorithm = "jepo"
+    c.loss_normaliser = "rollout"
+    c.jepo.beta_sup = 1.0
+    c.micro_batch_rows = 8
+    c.optimizer.learning_rate = 3e-4
+    c.optimizer.b2 = 0.98
+    return c
