@@ -18,12 +18,17 @@ there JEPO, and for comparison fine-tuning on the references alone.
     python launch/tpu.py --config configs/proofs.py --workdir $D/jepo
     python launch/sft.py --config configs/proofs_sft.py --workdir $D/sft \\
         --config.model.init=$D/warm/model --config.data.train=$D/references.jsonl \\
-        --config.num_steps=STEPS --config.optimizer.learning_rate=3e-4 \\
+        --config.num_steps=13 --config.optimizer.learning_rate=3e-4 \\
         --config.optimizer.warmup_steps=0 --config.optimizer.decay_steps=0 \\
         --config.optimizer.weight_decay=0
     for m in warm sft; do python launch/likelihood.py --config configs/proofs.py \\
-        --config.model.init=$D/$m/model --sets "$D/test.jsonl[::3]"; done
-    python launch/likelihood.py --workdir $D/jepo --sets "$D/test.jsonl[::3]"
+        --config.model.init=$D/$m/model --sets "$D/test.jsonl[::6]"; done
+    python launch/likelihood.py --workdir $D/jepo --sets "$D/test.jsonl[::6]"
+
+6 steps of JEPO learn 77,884 tokens, thoughts and references, as 13 updates of
+fine-tuning do. The multi-sample estimator, since after so short a warm-up four thoughts
+of five lack the phrase: it is forced, and the practical estimator would not learn the
+proofs behind them.
 """
 
 from configs import base
@@ -32,7 +37,7 @@ from configs import base
 def get_config():
     """16 proofs x 4 thoughts a step; the references' own term weighs 1."""
     c = base.get_config()
-    c.num_steps = 20
+    c.num_steps = 6
     c.prompts_per_step = 16
     c.group_size = 4
     c.data.train = "runs/proofs/train.jsonl"
@@ -43,6 +48,7 @@ def get_config():
     c.reward = "none"
     c.algorithm = "jepo"
     c.loss_normaliser = "rollout"
+    c.jepo.estimator = "multi_sample"
     c.jepo.beta_sup = 1.0
     c.micro_batch_rows = 8
     c.optimizer.learning_rate = 3e-4

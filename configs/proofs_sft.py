@@ -9,15 +9,15 @@ from configs import sft_base
 
 
 def get_config():
-    """1.0 M parameters on 360 proofs, three of four after a plan; 14 epochs."""
+    """1.0 M parameters on 360 proofs, three of four after a plan; 5.7 epochs."""
     c = sft_base.get_config()
-    c.num_steps = 150
+    c.num_steps = 60
     c.rows = 16
     c.columns = 552  # 512 of problem and proof, a plan, the phrase, the end token
     c.data.train = "runs/proofs/warm.jsonl"
     c.tokenizer = "runs/proofs/tokenizer.model"
     c.micro_batch_rows = 4
-    c.log_every = 10
+    c.log_every = 5
     c.model.width = 128
     c.model.layers = 4
     c.model.heads = 4
@@ -26,7 +26,7 @@ def get_config():
     c.model.mlp_width = 448
     c.optimizer.learning_rate = 3e-3
     c.optimizer.warmup_steps = 10
-    c.optimizer.decay_steps = 150
+    c.optimizer.decay_steps = 60
     c.optimizer.b2 = 0.98
     c.optimizer.weight_decay = 0.1
     c.checkpoint.every = 50
