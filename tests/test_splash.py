@@ -255,10 +255,13 @@ def test_flops_and_bytes_by_hand(interpreted):
     assert flops.kernel_bytes(forward) == once + visited + 256 * (128 + 128 + C) * 4
 
 
-@pytest.mark.skipif(
+needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="needs libtpu, the TPU's compiler: pip install -e '.[tpu]'",
 )
+
+
+@needs_libtpu
 @pytest.mark.parametrize("slice_type", ["v4-8", "v5litepod-4", "v6e-4"])
 def test_it_compiles_for(slice_type):
     """Forward and backward: packed rows with a window, a kv head for two devices."""
@@ -281,3 +284,31 @@ def test_it_compiles_for(slice_type):
         text = lowered.compile().as_text()
     assert text.count('custom_call_target="tpu_custom_call"') == 3
     assert f"{T},{T}]" not in text  # nobody's scores
+
+
+@needs_libtpu
+def test_two_unrolled_layers_against_cost_analysis():
+    """FLOPs within 5 % of the TPU compiler's, which knows nothing of a kernel's."""
+    mesh = sharding.make_mesh(1, 1, 1, devices=chips.devices("v5litepod-4")[:1])
+    config = dataclasses.replace(
+        QWEN, vocab_size=2048, width=512, head_dim=128, mlp_width=1024
+    )
+    shapes = jax.eval_shape(partial(model.init_params, config), jax.random.key(0))
+    text = jax.ShapeDtypeStruct((B, T), jnp.int32)
+    at = NamedSharding(mesh, sharding.REPLICATED)
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), (shapes, text)
+    )
+
+    def logprobs(params, tokens_BT):
+        how = {"config": config, "dtype": jnp.bfloat16}
+        hidden_BTD = model.forward(params, tokens_BT, tokens_BT, **how)
+        return logprob.logprob_of(params, hidden_BTD, tokens_BT, 1.0, **how)
+
+    with jax.set_mesh(mesh):
+        traced = jax.jit(logprobs).trace(*shapes)
+        compiled = traced.lower().compile()
+    kernels = 2 * (4 * B * config.heads * T * T * config.head_dim)  # one block a row
+    told = compiled.cost_analysis()["flops"]
+    assert compiled.as_text().count("tpu_custom_call") == 2
+    np.testing.assert_allclose(flops.flops(traced.jaxpr) - kernels, told, rtol=0.05)
