@@ -1,0 +1,86 @@
+"""libtpu's compiler on what a TPU slice runs: configs/v4_32.py with few, short rows.
+
+As a user starts it. What breaks compiling for a TPU fails here; that it fits at its
+full size is what the docstrings of the slices' configs record.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from tiny_run import ROOT
+
+pytest.importorskip("libtpu", reason="libtpu is not installed: '.[test]' brings it")
+
+SHORT = {
+    "model.layers": 9,  # the fewest that decode scans over
+    "model.vocab_size": 8192,
+    "prompts_per_step": 32,
+    "minibatches_per_step": 2,
+    "rollout.max_prompt_length": 128,
+    "rollout.max_response_length": 640,
+    "rollout.slots": 32,
+    "slice.problems": 64,
+}
+
+
+def compile_only(workdir, config: str, **fields) -> tuple[int, str, dict]:
+    """Exit code, what it said, and the report."""
+    fields = {name.replace("__", "."): x for name, x in fields.items()}
+    overrides = [f"--config.{name}={x}" for name, x in (SHORT | fields).items()]
+    flags = ["--config", f"configs/{config}", "--workdir", str(workdir)]
+    ended = subprocess.run(
+        [sys.executable, "launch/tpu.py", "--compile_only", *flags, *overrides],
+        cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"},
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    assert not ended.stderr, ended.stderr[-4000:]
+    made = json.loads(workdir.with_name(f"{workdir.name}.compile.json").read_text())
+    return ended.returncode, ended.stdout, made
+
+
+def test_every_program_of_a_v4_32(tmp_path):
+    code, said, made = compile_only(tmp_path / "run", "v4_32.py")
+    assert code == 0 and made["fits"], said
+    assert "fits: at most" in said and "bound, not a measurement" in said
+    assert (made["slice"], made["chips"]) == ("v4-32", 16)
+    programs = {row["name"]: row for row in made["programs"]}
+    assert programs.keys() == {
+        *("copy", "init", "draw", "generate", "observe"),
+        *("reference", "values", "update"),
+    }
+    for row in programs.values():
+        assert not row["error"] and 0 < row["total_gib"] < 30.75
+    # The update of both models: forward, again for remat, and backward twice as much;
+    # beside it the reference and the critic go forward once each.
+    forward = programs["reference"]["flops"] + programs["values"]["flops"]
+    assert 3.5 < programs["update"]["flops"] / forward < 4.5
+    assert programs["update"]["collectives"]
+
+
+def test_what_does_not_fit_ends_with_1_and_three_settings(tmp_path):
+    """7B's widths on 4 chips, all of an update's rows at once."""
+    code, said, made = compile_only(
+        tmp_path / "run",
+        "v4_32.py:critic=no,kl=0",
+        slice__type="v4-8",
+        mesh__fsdp=2,
+        mesh__tensor=2,
+        model__layers=28,
+        minibatches_per_step=1,
+        micro_batch_rows=256,
+    )
+    assert code == 1 and not made["fits"], said
+    names = {row["name"] for row in made["programs"]}
+    assert not names & {"copy", "reference", "values"}  # no KL, no critic
+    over = [row for row in made["programs"] if row["error"]]
+    assert "update" in {row["name"] for row in over}
+    assert "RESOURCE_EXHAUSTED" in over[-1]["error"]
+    freed = [row["frees_gib"] for row in made["advice"]]
+    assert len(freed) == 3 and freed == sorted(freed, reverse=True) and freed[-1] > 0
+    assert "--config.micro_batch_rows=128 (frees about" in said.splitlines()[-2]
