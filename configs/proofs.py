@@ -25,10 +25,20 @@ there JEPO, and for comparison fine-tuning on the references alone.
         --config.model.init=$D/$m/model --sets "$D/test.jsonl[::6]"; done
     python launch/likelihood.py --workdir $D/jepo --sets "$D/test.jsonl[::6]"
 
-6 steps of JEPO learn 77,884 tokens, thoughts and references, as 13 updates of
-fine-tuning do. The multi-sample estimator, since after so short a warm-up four thoughts
-of five lack the phrase: it is forced, and the practical estimator would not learn the
-proofs behind them.
+Got: seconds on two cores that some ten other processes shared, and −L̂ of 4 thoughts on
+59 held-out proofs, nats a proof (and a token); gain is what the policy's own thoughts
+are worth beside those of other problems, with its 95 % interval:
+
+                    seconds   own thoughts   shuffled    none   gain
+    warmed up         1,373   769.2 (4.279)     769.2   769.6   −0.02 [−0.34, 0.29]
+    JEPO                452   765.7 (4.259)     765.8   766.1    0.06 [−0.32, 0.50]
+    fine-tuning         199   755.0 (4.200)     755.2   755.1    0.20 [−0.07, 0.49]
+
+So fine-tuning learns four times as much of as many tokens, and at this size thoughts
+are worth nothing that shows to any of the three. 6 steps of JEPO learn 77,884 tokens,
+thoughts and references, as 13 updates of fine-tuning do. The multi-sample estimator,
+since after so short a warm-up four thoughts of five lack the phrase: it is forced, and
+the practical estimator would not learn the proofs behind them.
 """
 
 from configs import base
