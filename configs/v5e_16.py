@@ -1,0 +1,31 @@
+"""Qwen2.5-Math-1.5B on a v5litepod-16 (16 chips, 4 hosts): LIMR by PPO with online LIM.
+
+    python launch/tpu.py --config configs/v5e_16.py
+    python launch/tpu.py --config configs/v5e_16.py --compile_only
+
+The latter: at most 10.10 of 15.75 GiB a chip (generate; update 8.44); 1,024 full-length
+rollouts fit at a time, and 256 slots are 32 waves. Do not trust the bound that it
+prints, 7,889 s a step: 6,862 of them are reference and values reading HBM, where v4_8
+has 53. Most likely the compiler makes loops of its own with fsdp=16, and the report
+takes their trips for those of our micro-batches. Generation is 618 s (memory).
+
+It took 176 s, 270 s of processor time and 4.3 GiB of memory beside other work. Other
+meshes were not compiled.
+Measured on a v5e-16: nothing yet.
+"""
+
+from configs import limr_tpu
+
+
+def get_config(argument: str = ""):
+    """PPO with a critic, 1,024 prompts x 8; arguments as in limr_tpu.py."""
+    c = limr_tpu.get_config(argument)
+    c.tokenizer = "../models/Qwen2.5-Math-1.5B"
+    c.model.init = "../models/Qwen2.5-Math-1.5B"
+    c.model.preset = "qwen2.5-math-1.5b"
+    c.slice.type = "v5litepod-16"
+    c.mesh.fsdp = 16
+    c.mesh.tensor = 1
+    c.rollout.slots = 256
+    c.micro_batch_rows = 32
+    return c
