@@ -9,7 +9,9 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from limr_jax import cache, live_columns, look_back
 from limr_jax.aot import Plan
 from limr_jax.compiled import Compiled, chip_bytes
 
@@ -34,6 +36,7 @@ def report(config, plan: Plan, programs: list[Compiled], seconds: dict) -> dict:
         "programs": [_row(p, plan) for p in programs],
         "most_in_hbm": {"program": at_most.name, "gib": at_most.total / GIB},
         "rollouts": _waves(config, plan, programs, limit),
+        "decode": decode(config, plan),
         "bound": {
             "seconds_a_step": bound,
             "tokens_a_second_a_chip": tokens / bound / plan.mesh.size if bound else 0,
@@ -86,6 +89,62 @@ def _waves(config, plan: Plan, programs: list[Compiled], limit: float) -> dict:
         "waves": math.ceil(rollouts / slots),
         "cache_gib_a_chip": each * slots / by_rows / GIB,
         "fit_at_a_time": 0 if generate.error else int(fit // unit * unit),
+    }
+
+
+def decode(config, plan: Plan) -> dict | None:
+    """Bytes that a decode step reads over weights and live cache, lengths simulated.
+
+    By number of slots, and of all steps; prompts as long as allowed. None where layers
+    have rings of several lengths, or where nothing is decoded.
+    """
+    model, generation = plan.generation["config"], plan.generation
+    if set(model.pattern) != {"full"}:
+        return None
+    by_rows = plan.mesh.shape["data"] * plan.mesh.shape["fsdp"]
+    rollouts = config.prompts_per_step * config.group_size // by_rows
+    longest, length = generation["response_length"], plan.prompt_length
+    columns = length + longest
+    with jax.set_mesh(plan.mesh):
+        block = look_back.fits(columns, model)
+
+    def read(count_S, column):
+        if block:
+            return look_back.columns_read(count_S, column, columns, block)
+        width = next((w for w in cache.widths(columns) if w > column), columns)
+        return np.full(len(count_S), width)
+
+    parts = live_columns.simulated(
+        live_columns.lengths(rollouts, longest),
+        np.full(rollouts, length),
+        size=min(generation["slots"] // by_rows, rollouts),
+        shrinks=generation["shrinks"],
+        length=length,
+        longest=longest,
+        read=read,
+    )
+    parts = [part for part in parts if part.steps]
+    if not parts:
+        return None  # rollouts of one token
+    params = next(call.args[0] for call in plan.calls if call.name == "generate")
+    count = sum(x.size for x in jax.tree.leaves(params))
+    if not model.tied:  # a step reads its tokens' rows
+        count -= params["embedder"]["embedding"].size
+    size = jnp.dtype(generation["dtype"]).itemsize
+    given = {
+        "weights": count * size / plan.mesh.shape["tensor"],
+        "column": cache_bytes(plan) / columns,
+    }
+    return {
+        "ratio": live_columns.ratio(parts, **given),
+        "parts": [
+            {
+                "slots": part.slots * by_rows,
+                "steps": part.steps,
+                "ratio": live_columns.ratio([part], **given),
+            }
+            for part in parts
+        ],
     }
 
 
@@ -194,6 +253,19 @@ def text(made: dict) -> str:
     return "\n".join([*lines, "", *_summary(made)])
 
 
+def _decoded(said: dict | None) -> list[str]:
+    if said is None:
+        return []
+    parts = ", ".join(
+        f"{part['ratio']:.2f} in {part['slots']:,} slots ({part['steps']:,} steps)"
+        for part in said["parts"]
+    )
+    return [
+        f"a decode step reads {said['ratio']:.2f} times the weights and live cache, "
+        f"of simulated lengths: {parts}"
+    ]
+
+
 def _summary(made: dict) -> list[str]:
     rollouts, bound = made["rollouts"], made["bound"]
     lines = [
@@ -201,6 +273,7 @@ def _summary(made: dict) -> list[str]:
         f"{rollouts['a_step']:,} a step by {rollouts['slots']:,} slots are "
         f"{rollouts['waves']} waves, whose cache is {rollouts['cache_gib_a_chip']:.2f} "
         "GiB a chip",
+        *_decoded(made["decode"]),
         f"bound, not a measurement, every response at its longest: a step takes at "
         f"least {bound['seconds_a_step']:.0f} s, at most "
         f"{bound['tokens_a_second_a_chip']:.0f} tokens a second a chip; "

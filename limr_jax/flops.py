@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 from jax.extend import core
 
+from limr_jax import look_back
 from limr_jax.splash import visited_share
 
 
@@ -115,7 +116,13 @@ def _products(equation) -> float | None:
 
 def _visits(equation) -> float:
     """Blocks of its grid that a kernel computes."""
-    grid = equation.params["grid_mapping"].grid
+    mapping = equation.params["grid_mapping"]
+    if equation.params["name"] == look_back.NAME:
+        keys = mapping.block_mappings[1]
+        layers, numbers = keys.array_aval.shape[0], keys.array_aval.size
+        # From an empty ring to a full one.
+        return numbers / layers / keys.block_aval.size / 2
+    grid = mapping.grid
     return math.prod(grid) * visited_share(equation.params["name"], grid)
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from limr_jax import splash
+from limr_jax import look_back, splash
 from limr_jax.cache import (
     KVCache,
     column_counts,
@@ -331,6 +331,9 @@ def decode(params, token_B, position_B, cache, column, *, config, dtype):
     def layer(x_B1D, weights, kind, kv, index):
         def look(q, *new):
             kept = write_column(kv, new, slots[kind], index)
+            if look_back.fits(masks[kind].shape[-1], config):
+                at = position_B + 1, column, index
+                return look_back.attend(q[:, 0], kept, *at, config)[:, None], kept
             return _look_back(q, kept, masks[kind], column, index, config), kept
 
         return nnx.merge(graph, weights)(x_B1D, turns[kind], look)

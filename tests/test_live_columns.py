@@ -1,0 +1,78 @@
+"""The schedule without a model, and the bytes that it reads."""
+
+import numpy as np
+import pytest
+from test_slots import simulated
+
+from limr_jax import cache, live_columns, look_back
+
+
+def whole(count_S, column):
+    return np.full(len(count_S), 64)
+
+
+def parts(length_B, read=whole, **given):
+    given = {"size": 32, "shrinks": 6, "length": 8, "longest": 128, **given}
+    prompt_B = np.full(len(length_B), 3)
+    return live_columns.simulated(length_B, prompt_B, read=read, **given)
+
+
+@pytest.mark.parametrize("rollouts, size", [(64, 32), (32, 32), (200, 48), (5, 8)])
+def test_it_is_the_schedule_of_the_loop(rollouts, size):
+    random = np.random.default_rng(rollouts)
+    length_B = np.minimum(random.geometric(1 / 32, rollouts), 128)
+    # The loop's own state counts a first token as a step; decode begins after it.
+    made_DB, held, steps = simulated(
+        np.maximum(length_B - 1, 1)[None].astype(np.int32),
+        min(size, rollouts),
+        rollouts,
+        128,
+    )
+    length_B = np.maximum(length_B, 2)
+    found = parts(length_B, size=size)
+    assert sum(p.steps for p in found) == steps
+    assert sum(p.steps * p.slots for p in found) == held
+    assert made_DB.sum() == (length_B - 1).sum()
+
+
+def test_columns_by_hand():
+    """Prompts of 3, rollouts of 3, 2 and 2 tokens in two slots, the ring of 64 whole.
+
+    Columns after each step: 4 + 4; then 5, and the third's 4; nobody is left.
+    """
+    found = parts(np.array([3, 2, 2]), size=2, shrinks=0)
+    assert found == [live_columns.Steps(slots=2, steps=2, live=17, read=256)]
+    assert live_columns.ratio(found, weights=100, column=1) == (200 + 256) / (200 + 17)
+
+
+def test_first_tokens_that_end_need_no_step():
+    found = parts(np.array([1, 1, 1, 2]), size=2, shrinks=0)
+    assert sum(p.steps for p in found) == 1 and found[0].live == 4
+
+
+def test_lengths_are_as_they_are_said_to_be():
+    length_B = live_columns.lengths(8192, 3072)
+    assert abs(np.median(length_B) - 600) < 20
+    assert length_B.min() >= 1 and length_B.max() == 3072
+    assert np.array_equal(length_B, live_columns.lengths(8192, 3072))
+
+
+def test_a_step_of_the_paper_on_v4_32_reads_little_more_than_it_must():
+    """A chip of 16: 64 slots, a head's cache, a quarter of 7.6e9 bf16 weights."""
+    length_B = live_columns.lengths(8192, 3072)[:2048]
+    given = {"size": 64, "shrinks": 1, "length": 1024, "longest": 3072}
+    sizes = {"weights": 7.6e9 / 2, "column": 28 * 2 * 128 * 2}
+
+    def by_widths(count_S, column):
+        width = next(w for w in cache.widths(4096) if w > min(column, 4095))
+        return np.full(len(count_S), width)
+
+    def by_rows(count_S, column):
+        return look_back.columns_read(count_S, column, 4096, 512)
+
+    before, after = (
+        parts(length_B, read=read, **given) for read in (by_widths, by_rows)
+    )
+    assert live_columns.ratio(before, **sizes) > 1.6
+    assert live_columns.ratio(after, **sizes) < 1.15
+    assert max(live_columns.ratio([part], **sizes) for part in after) < 1.15
