@@ -313,7 +313,7 @@ def _trips(condition: dict[str, Instruction]) -> int | None:
     for line in condition.values():
         if line.opcode == "compare" and "direction=LT" in line.attributes:
             limit = condition[line.operands[1]]
-            if limit.opcode == "constant" and limit.type.startswith("s32[]"):
+            if limit.opcode == "constant" and re.match(r"[su]32\[\]", limit.type):
                 bounds.append(int(limit.inside))
     return min(bounds) if bounds else None
 

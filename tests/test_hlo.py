@@ -77,6 +77,12 @@ def test_by_hand():
     assert hlo.cost(TEXT, turns=(10,)).collectives["all-reduce"][0] == 30
 
 
+def test_the_compilers_own_loops_count_without_sign():
+    """A gather that libtpu makes a ring of permutations: its turns are in its text."""
+    ring = TEXT.replace("%n = s32[] constant(3)", "%n = u32[]{:T(128)} constant(3)")
+    assert hlo.cost(ring, turns=(5,)) == hlo.cost(TEXT, turns=(5,))
+
+
 def test_a_compiled_loop_counts_as_its_unrolled_twin():
     mesh = jax.make_mesh((8,), ("x",))
     rows = NamedSharding(mesh, PartitionSpec("x"))
