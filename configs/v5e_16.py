@@ -4,12 +4,15 @@
     python launch/tpu.py --config configs/v5e_16.py --compile_only
 
 The latter: at most 10.10 of 15.75 GiB a chip (generate; update 8.44); 1,024 full-length
-rollouts fit at a time, and 256 slots are 32 waves. Do not trust the bound that it
-prints, 7,889 s a step: 6,862 of them are reference and values reading HBM, where v4_8
-has 53. Most likely the compiler makes loops of its own with fsdp=16, and the report
-takes their trips for those of our micro-batches. Generation is 618 s (memory).
+rollouts fit at a time, and 256 slots are 32 waves. A bound, not a measurement, every
+response at its longest: a step takes at least 1,084 s, 168 steps 51 hours.
 
-It took 176 s, 270 s of processor time and 4.3 GiB of memory beside other work. Other
+    seconds at least    compute   memory   interconnect
+    update                  276      409            100
+    generate                 28      441              0
+    reference, values        70      234             34
+
+It took 246 s, 263 s of processor time and 3.8 GiB of memory beside other work. Other
 meshes were not compiled.
 Measured on a v5e-16: nothing yet.
 """
