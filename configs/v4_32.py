@@ -5,17 +5,21 @@
 
 The latter: at most 27.41 of 30.75 GiB a chip (update; generate 25.29); 640 full-length
 rollouts fit at a time, and 256 slots are 32 waves. A bound, not a measurement, every
-response at its longest: a step takes at least 1,745 s, 168 steps 81 hours.
+response at its longest: a step takes at least 1,508 s, 168 steps 70 hours.
 
     seconds at least    compute   memory   interconnect
     update                  854      343            118
-    generate                 93      670             13
+    generate                 89      432             13
     reference, values       222       85             43
 
 So computing limits the update, and reading weights and cache limits generation. With
 micro_batch_rows=32 the update took 32.8 GiB, too much (then without the kernel for
-attention). Other meshes were not compiled. It took 326 s of processor time and 6.1 GiB
-of memory, two programs at a time (1,721 s beside much other work).
+attention). Of fsdp x tensor, by --config.mesh.fsdp and .tensor:
+
+    4 x 4    27.41 GiB (update)      1,508 s a step (generate reads 432 s)
+    8 x 2    29.32 GiB (generate)    1,762 s (687 s: half of the weights, not 1/4)
+
+The report took 132 s on two quiet cores, 258 s of processor time and 5.6 GiB of memory.
 Measured on a v4-32: nothing yet.
 """
 
