@@ -291,7 +291,7 @@ def _combined(correctness_B, parts, weights, reasons) -> Grades:
     total_B = sum(weights[name] * parts[name] for name in weights)
     total_B = np.asarray(total_B, np.float32)
     # A LIMR row that ran out of time has its reward, −1: such an answer is not right.
-    late_B = np.array([r == "timeout" for r in reasons])
+    late_B = np.array([r == "timeout" for r in reasons], bool)  # B may be 0
     correctness_B = np.where(late_B & ~np.isnan(total_B), 0.0, correctness_B)
     valid_B = ~np.isnan(total_B) & ~np.isnan(correctness_B)
     return Grades(

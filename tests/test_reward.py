@@ -157,3 +157,15 @@ def test_the_second_verifier_is_asked_only_where_the_first_says_wrong(pool):
     assert asked == [("q", "a dozen", "12"), ("r", "13", "12")]
     assert [v.correct for v in verdicts] == [True, True, False, False]
     assert verdicts[1].reason == "second verifier"
+
+
+@pytest.mark.parametrize("spec", ["math", "limr"])
+def test_a_host_without_rollouts_of_its_own(spec):
+    """Where `tensor` goes over hosts, one of them may have none to grade."""
+    grade = reward.host_reward(spec)
+    try:
+        grades = grade([], [], [], ended=[], lengths=[])
+    finally:
+        grade.close()
+    assert grades.reward_B.shape == grades.valid_B.shape == (0,)
+    assert grades.valid_B.dtype == bool
