@@ -4,8 +4,9 @@
 
 The paper's recipe (limr_ppo.py) on all 8,523 problems: the first epoch scores them,
 from then on LIM's weights draw, so no probe of 21 epochs comes first. The checkpoint
-and its tokenizer are to lie in ../models/Qwen2.5-Math-7B. Every step is saved: at full
-length one takes half an hour. v4_32.py and its like say the slice and what fits there.
+and its tokenizer are to lie in ../models/Qwen2.5-Math-7B (v4_8 and v5e_16: -1.5B).
+Every step is saved: at full length one takes half an hour. v4_32.py and its like say
+the slice and what fits there.
 
 Arguments, as in `--config configs/v4_32.py:kl=0,critic=no`:
 
@@ -18,14 +19,13 @@ from configs import limr_ppo
 from limr_jax.config import switches
 
 
-def get_config(argument: str = ""):
+def get_config(argument: str = "", checkpoint: str = "Qwen2.5-Math-7B"):
     """1,024 prompts x 8, prompt 1,024, response 3,072, KL 0.01."""
     given = switches(argument, kl=0.01, critic=True)
     c = limr_ppo.get_config()
     c.data.train = "math_lvl3to5:train"
-    c.tokenizer = "../models/Qwen2.5-Math-7B"
-    c.model.init = "../models/Qwen2.5-Math-7B"
-    c.model.preset = "qwen2.5-math-7b"
+    c.tokenizer = c.model.init = f"../models/{checkpoint}"
+    c.model.preset = checkpoint.lower()
     c.mesh.data = 1
     c.slice.problems = 8523
     c.slice.answer_length = 64

@@ -22,10 +22,7 @@ from configs import limr_tpu
 
 def get_config(argument: str = ""):
     """PPO with a critic, 1,024 prompts x 8; arguments as in limr_tpu.py."""
-    c = limr_tpu.get_config(argument)
-    c.tokenizer = "../models/Qwen2.5-Math-1.5B"
-    c.model.init = "../models/Qwen2.5-Math-1.5B"
-    c.model.preset = "qwen2.5-math-1.5b"
+    c = limr_tpu.get_config(argument, "Qwen2.5-Math-1.5B")
     c.slice.type = "v5litepod-16"
     c.mesh.fsdp = 16
     c.mesh.tensor = 1
