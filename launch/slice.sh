@@ -221,6 +221,7 @@ slice_run() {
     die "run needs a command: ... -- python launch/tpu.py --config CONFIG --workdir gs://..."
   check_workdir
   look || fail "looking at $name"
+  ! $watch || $dry_run || pack # before the start: the checkout may change after it
   if $watch && [[ $state == PREEMPTED || $state == TERMINATED ]]; then
     whole=false
   else
@@ -230,7 +231,7 @@ slice_run() {
   fi
   ! $dry_run || { echo "# then, every $poll s, describe and status over ssh; after a" \
     "preemption delete, create, setup and the same command again" && return; }
-  ! $watch || { pack && watch_run; }
+  ! $watch || watch_run
 }
 
 # Until the run has ended. Where the slice was taken away it is made anew, set up
