@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from limr_jax import cache as cache_lib
 from limr_jax import chunks, layers, model
@@ -285,6 +286,31 @@ def test_packed_rows_are_rows_apart():
     second = FORWARD(params, shifted, position_BT, **how)
     np.testing.assert_allclose(packed[:, :7], first[:, :7], atol=2e-5)
     np.testing.assert_allclose(packed[:, 7:], second[:, :5], atol=2e-5)
+
+
+def test_a_kernels_gradient_is_not_transposed():
+    """As `layers.contract` writes it out; the numbers are those of JAX's own."""
+    x_BTD, kernel_DHC = (
+        jax.random.normal(jax.random.key(i), shape)
+        for i, shape in enumerate([(2, 3, 4), (4, 5, 6)])
+    )
+
+    def total(contract, x, kernel):
+        return jnp.sum(jnp.sin(contract(x, kernel, 1)))
+
+    found, expected = (
+        jax.grad(partial(total, contract), argnums=(0, 1))(x_BTD, kernel_DHC)
+        for contract in (layers.contract, jnp.tensordot)
+    )
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+    project = layers.Projection((4, 5, 6), rngs=nnx.Rngs(0))
+    graph, weights = nnx.split(project)
+
+    def loss(weights):
+        return jnp.sum(jnp.sin(nnx.merge(graph, weights)(x_BTD)))
+
+    assert "transpose" not in str(jax.make_jaxpr(jax.grad(loss))(weights))
 
 
 def test_compute_params_changes_no_bit():
