@@ -243,6 +243,7 @@ class Dump:
         write: bool | None = None,
     ):
         self._max_bytes, self._rows = max_bytes, rows_per_step
+        self.keeps = max_bytes > 0  # else rows need not be gathered
         self._write = jax.process_index() == 0 if write is None else write
         if self._write:
             self._mirror = Mirror(workdir, "rollouts/*.jsonl.gz")
@@ -269,7 +270,7 @@ class Dump:
 
     def add(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append one step's rows: id, sample, prompt, response, reward, and more."""
-        if not (self._write and self._max_bytes):
+        if not (self._write and self.keeps):
             return
         kept = [
             {"step": int(step)} | {key: _plain(value) for key, value in row.items()}

@@ -55,7 +55,8 @@ def train(run: Run, config, workdir: str) -> dict | None:
                     run, phases, state, reference, prompts
                 )
                 numbers = phases.finish(*hosts.on_host(numbers))
-                dump.add(step, _rows(run, rounds))
+                if dump.keeps:
+                    dump.add(step, _rows(run, rounds))
                 shown = log.step(step, numbers)
                 metrics.say(metrics.line(step, shown, num_steps=config.num_steps))
                 if saver.due(step) or step == config.num_steps:

@@ -240,6 +240,13 @@ def test_evaluations(examined):
     assert set(counts) == {counts[0]}
 
 
+def test_without_a_dump_no_rollouts_are_gathered(made, folder, tmp_path, monkeypatch):
+    none = configure(folder / "train.jsonl", num_steps=1, dump__max_bytes=0, **FIELDS)
+    monkeypatch.setattr("limr_jax.train._rows", pytest.fail)
+    train(made, none, tmp_path / "run")
+    assert not told(tmp_path / "run")["rollouts"]
+
+
 def test_a_stop_before_an_evaluation(examined, tmp_path):
     made, config, workdir = examined
     assert train(at_step(made, 2, terminate), config, tmp_path) is None
