@@ -33,6 +33,7 @@ from limr_jax.watch import LastWords, Watch
 
 JOIN_SECONDS = 300  # until all processes must be there
 REPORT_SECONDS = 600.0  # for a process that lives, but does not say what it does
+GATHER_BYTES = 2**28  # of an array that each device gets at a time
 _LEAVE_SECONDS = 300  # until all processes have ended, after the first one has
 _LINGER_SECONDS = 5.0  # the coordinator stays, so that others read why it ends
 
@@ -325,3 +326,29 @@ def on_host(arrays):
 
 def _same(arrays):
     return arrays
+
+
+def rows_on_host(array) -> Iterator[np.ndarray]:
+    """`on_host` of an array, some rows after the other: GATHER_BYTES at a time, or one.
+
+    So that a device need not hold a stack of all layers. All processes walk through it.
+    """
+    whole = getattr(array, "is_fully_addressable", True) or array.is_fully_replicated
+    if whole or array.nbytes <= GATHER_BYTES:
+        yield on_host(array)
+        return
+    count = array.shape[0]
+    step = max(1, GATHER_BYTES // (array.nbytes // count))
+    gather = gather_rows(array.sharding.mesh)
+    for start in range(0, count, step):
+        yield jax.device_get(gather(array, start, count=min(step, count - start)))
+
+
+def gather_rows(mesh) -> Callable:
+    """The program `(array, start, count=…)` → those rows, whole on every device."""
+    everywhere = NamedSharding(mesh, REPLICATED)
+    return jax.jit(_rows, static_argnames="count", out_shardings=everywhere)
+
+
+def _rows(array, start, count: int):
+    return jax.lax.dynamic_slice_in_dim(array, start, count)

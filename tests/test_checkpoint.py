@@ -428,15 +428,16 @@ TOGETHER = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from limr_jax import checkpoint
+from limr_jax import checkpoint, hosts
 
 port, process, workdir = sys.argv[1:]
 jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize(f"localhost:{port}", 2, int(process))
-mesh = jax.make_mesh((4,), ("x",))
+mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
 places = {name: NamedSharding(mesh, PartitionSpec(*axes))
-          for name, axes in {"x": ["x"], "n": []}.items()}
-make = lambda: {"x": jnp.arange(8.0), "n": jnp.int32(3)}
+          for name, axes in {"x": ["x"], "n": [], "blocks": [None, "x"]}.items()}
+make = lambda: {"x": jnp.arange(8.0), "n": jnp.int32(3),
+                "blocks": jnp.arange(24.0).reshape(3, 4, 2)}
 state = jax.jit(make, out_shardings=places)()
 checkpoint.claim(workdir, {"config": {"num_steps": 3}})
 with checkpoint.Checkpointer(workdir) as saver:
@@ -450,6 +451,10 @@ for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(restored)):
     for left, right in zip(old.addressable_shards, new.addressable_shards):
         assert left.index == right.index and np.array_equal(left.data, right.data)
 checkpoint.write_result(workdir, {"by": int(process)})
+assert [len(rows) for rows in hosts.rows_on_host(restored["x"])] == [8]
+hosts.GATHER_BYTES = 12  # three numbers; of `blocks` a layer, which is more
+assert [len(rows) for rows in hosts.rows_on_host(restored["x"])] == [3, 3, 2]
+assert [len(rows) for rows in hosts.rows_on_host(restored["blocks"])] == [1, 1, 1]
 print(checkpoint.params_digest(restored))
 """
 
@@ -474,7 +479,11 @@ def test_two_processes_save_and_restore_together(tmp_path):
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], told
-    state = {"x": np.arange(8, dtype=np.float32), "n": np.int32(3)}
+    state = {
+        "x": np.arange(8, dtype=np.float32),
+        "n": np.int32(3),
+        "blocks": np.arange(24, dtype=np.float32).reshape(3, 4, 2),
+    }
     digests = [out.split()[-1] for out, _ in told]
     assert digests == [checkpoint.params_digest(state)] * 2
     assert checkpoint.read_result(tmp_path) == {"by": 0}

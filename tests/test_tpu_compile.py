@@ -9,8 +9,13 @@ import os
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 from tiny_run import ROOT
+
+from limr_jax import chips, hosts
+from limr_jax.sharding import make_mesh
 
 pytest.importorskip("libtpu", reason="libtpu is not installed: '.[test]' brings it")
 
@@ -84,3 +89,13 @@ def test_what_does_not_fit_ends_with_1_and_three_settings(tmp_path):
     freed = [row["frees_gib"] for row in made["advice"]]
     assert len(freed) == 3 and freed == sorted(freed, reverse=True) and freed[-1] > 0
     assert "--config.micro_batch_rows=128 (frees about" in said.splitlines()[-2]
+
+
+def test_a_digest_takes_a_layer_of_a_stack_at_a_time():
+    """Of 7 GiB, which each chip would get twice and more."""
+    mesh = make_mesh(1, 4, 4, devices=chips.devices("v4-32"))
+    sharding = jax.NamedSharding(mesh, jax.P(None, "fsdp", "tensor"))
+    stack = jax.ShapeDtypeStruct((28, 3584, 18944), np.float32, sharding=sharding)
+    gather = hosts.gather_rows(mesh).lower(stack, 0, count=1).compile()
+    needed = gather.memory_analysis()
+    assert needed.output_size_in_bytes + needed.temp_size_in_bytes < 2**30
