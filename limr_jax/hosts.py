@@ -2,7 +2,9 @@
 
 One process a host, all of the same command. What they agree on goes through the
 coordinator's key-value store and never through a collective, which would hang, or give
-nonsense, where they differ.
+nonsense, where they differ. Here and in watch.py a process has the coordinator's number
+of it, which is known before any device is; jax.process_index() says which devices are
+its own, and on a TPU it may be another number.
 """
 
 import contextlib
@@ -31,9 +33,11 @@ from limr_jax.errors import InputError
 from limr_jax.sharding import REPLICATED
 from limr_jax.watch import LastWords, Watch
 
-JOIN_SECONDS = 300  # until all processes must be there
+JOIN_SECONDS = 300  # until all processes must be there, and then all devices
+SAY_SECONDS = (10, 60)  # of it when what is waited for is said
 REPORT_SECONDS = 600.0  # for a process that lives, but does not say what it does
 GATHER_BYTES = 2**28  # of an array that each device gets at a time
+_DEVICES = "the devices of all hosts"
 _LEAVE_SECONDS = 300  # until all processes have ended, after the first one has
 _LINGER_SECONDS = 5.0  # the coordinator stays, so that others read why it ends
 
@@ -44,7 +48,7 @@ class Diverged(Exception):
 
 _watch: Watch | None = None
 _exchanges = 0  # how many there were; every process counts the same
-_name_of: dict[int, str] = {}  # process 3 (its host's name), of those that have said
+_name_of: dict[int, str] = {}  # `watch.name` of those that have said something
 
 
 @contextlib.contextmanager
@@ -56,7 +60,7 @@ def joined(coordinator: str, processes: int, process: int) -> Iterator[None]:
     However the block ends, this process ends with it, and the others learn why.
     """
     if _join(coordinator, processes, process):
-        with _together():
+        with _together(processes):
             yield
         return  # never: it has ended the process
     yield
@@ -66,7 +70,7 @@ def joined(coordinator: str, processes: int, process: int) -> Iterator[None]:
 
 
 def _join(coordinator: str, processes: int, process: int) -> bool:
-    """jax.distributed.initialize, if there is more than this process."""
+    """jax.distributed.initialize; whether there is more than this process."""
     given = (bool(coordinator), processes > 0, process >= 0)
     if any(given) and not (all(given) and process < processes):
         raise InputError(
@@ -78,7 +82,7 @@ def _join(coordinator: str, processes: int, process: int) -> bool:
         return False
     # Ours reaches further: see stop.py.
     jax.config.update("jax_enable_preemption_service", False)
-    with _patience():
+    with _patience("the other processes", lambda _: _exit(1)):
         try:
             jax.distributed.initialize(
                 coordinator or None,
@@ -90,8 +94,11 @@ def _join(coordinator: str, processes: int, process: int) -> bool:
         except ValueError as error:  # a TPU, but not of a slice that JAX knows
             if any(given):
                 raise InputError(f"--coordinator={coordinator}: {error}") from error
-    _check_whole(processes)
-    return jax.process_count() > 1
+    if jax.distributed.is_initialized() and global_state.num_processes > 1:
+        return True
+    with _patience(_DEVICES, lambda _: _exit(1)):
+        _check_whole(processes)
+    return False
 
 
 def _tpu() -> bool:
@@ -118,51 +125,63 @@ def _check_whole(processes: int) -> None:
 
 
 @contextlib.contextmanager
-def _patience() -> Iterator[None]:
-    """Say what is waited for; after JOIN_SECONDS end, where jaxlib would abort."""
-    joined_event, start = threading.Event(), time.monotonic()
+def _patience(what: str, end: Callable[[str], NoReturn]) -> Iterator[None]:
+    """Say what is waited for; after JOIN_SECONDS `end`, where jaxlib would abort."""
+    there, start = threading.Event(), time.monotonic()
 
     def wait():
         remedy = "is the same command running on every host? launch/slice.sh status"
-        for seconds in (10, 60, JOIN_SECONDS):
-            if joined_event.wait(start + seconds - time.monotonic()):
+        for seconds in (*SAY_SECONDS, JOIN_SECONDS):
+            if there.wait(start + seconds - time.monotonic()):
                 return
-            _complain(f"waiting for the other processes for {seconds} s; {remedy}")
-        _exit(1)
+            line = f"waiting for {what} for {seconds} s; {remedy}"
+            _complain(line)
+        end(line)
 
     threading.Thread(target=wait, daemon=True).start()
     try:
         yield
     finally:
-        joined_event.set()
+        there.set()
 
 
 @contextlib.contextmanager
-def _together() -> Iterator[None]:
-    """Whoever ends, ends all."""
+def _together(processes: int) -> Iterator[None]:
+    """Whoever ends, ends all; from before the devices start, which may fail or block.
+
+    processes: how many there should be; 0 where only the slice knows.
+    """
     global _watch
-    process, count = jax.process_index(), jax.process_count()
+    process, count = global_state.process_id, global_state.num_processes
+    coordinates = global_state.service is not None
     words = LastWords(process)
 
-    def end(complaint: str) -> NoReturn:
-        _complain(f"error: {complaint}")
+    def end(code: int) -> NoReturn:
         words.cancel()
-        if process == 0:
+        if code and coordinates:
             time.sleep(_LINGER_SECONDS)
-        _exit(1)
+        _exit(code)
 
-    _watch = Watch(global_state.client, process, count, end)
+    def give_up(complaint: str) -> NoReturn:
+        _complain(f"error: {complaint}")
+        end(1)
+
+    def too_long(complaint: str) -> NoReturn:
+        _leave(complaint)
+        end(1)
+
+    _watch = Watch(global_state.client, process, count, give_up)
     try:
+        with _patience(_DEVICES, too_long):
+            _check_whole(processes)
+        _watch.started(jax.process_index())
         yield
         jax.distributed.shutdown()  # which waits for the others
         _watch.leave()
         code = 0
     except BaseException as error:
         code = _tell(error)
-    words.cancel()
-    if code and process == 0:
-        time.sleep(_LINGER_SECONDS)
-    _exit(code)
+    end(code)
 
 
 def _tell(error: BaseException) -> int:
@@ -177,9 +196,13 @@ def _tell(error: BaseException) -> int:
         # ends this process when it knows which.
         time.sleep(watch.DEAD_SECONDS + _LINGER_SECONDS)
     _complain(f"error: {line}")
-    with contextlib.suppress(Exception):  # the store may be what is gone
-        _watch.leave(line[:500])
+    _leave(line)
     return {InputError: 2, KeyboardInterrupt: 130}.get(type(error), 1)
+
+
+def _leave(reason: str) -> None:
+    with contextlib.suppress(Exception):  # the store may be what is gone
+        _watch.leave(reason[:500])
 
 
 def _complain(line: str) -> None:
@@ -194,17 +217,25 @@ def _exit(code: int) -> NoReturn:
 
 
 def exchange(name: str, value: Any) -> list:
-    """Every process's value (what JSON can hold), in the processes' order.
+    """Every process's value (what JSON can hold), in the order of jax.process_index().
 
     All processes call it in the same order. Raises Diverged where one that lives does
     not come within REPORT_SECONDS, and Stopped as `stop.until` does.
     """
-    global _exchanges
     if jax.process_count() == 1:
         return [value]
-    client, process = global_state.client, jax.process_index()
+    reports = _reports(name, value).values()
+    return [x["value"] for x in sorted(reports, key=lambda x: x["index"])]
+
+
+def _reports(name: str, value: Any) -> dict[int, dict]:
+    """What each process says, by its number; `exchange` has the rest."""
+    global _exchanges
+    client, process = global_state.client, global_state.process_id
+    everyone = range(global_state.num_processes)
     folder, end = f"limr/exchange/{_exchanges}/", time.monotonic() + REPORT_SECONDS
-    mine = {"host": socket.gethostname(), "name": name, "value": value}
+    mine = {"host": socket.gethostname(), "index": jax.process_index()}
+    mine |= {"name": name, "value": value}
     client.key_value_set(f"{folder}{process}", json.dumps(mine))
     if _exchanges > 1:  # all have read what was two ago, or they were not in the last
         client.key_value_delete(f"limr/exchange/{_exchanges - 2}/{process}")
@@ -216,22 +247,20 @@ def exchange(name: str, value: Any) -> list:
             (int(key.rsplit("/", 1)[1]), json.loads(text))
             for key, text in client.key_value_dir_get(folder)
         )
-        if len(told) < jax.process_count() and time.monotonic() > end:
-            late = [_name(i) for i in range(jax.process_count()) if i not in told]
+        if len(told) < len(everyone) and time.monotonic() > end:
+            late = [_name(i) for i in everyone if i not in told]
             raise Diverged(
                 f"no report of {name!r} within {REPORT_SECONDS:.0f} s from "
                 f"{', '.join(late)}"
             )
-        return len(told) == jax.process_count()
+        return len(told) == len(everyone)
 
     stop.until(all_there)
-    values = [told[i] for i in range(jax.process_count())]
-    for i, said in told.items():
-        _name_of[i] = f"process {i} ({said['host']})"
-    names = {_name_of[i]: said["name"] for i, said in told.items()}
+    _name_of.update((i, watch.name(i, said)) for i, said in told.items())
+    names = {_name_of[i]: told[i]["name"] for i in everyone}
     if len(set(names.values())) > 1:
         raise Diverged(f"the processes are at different places: {names}")
-    return [said["value"] for said in values]
+    return {i: told[i] for i in everyone}
 
 
 def _name(process: int) -> str:
@@ -244,7 +273,7 @@ def barrier(name: str) -> None:
 
 
 def first(name: str, value: Any) -> Any:
-    """Process 0's value, on every process."""
+    """The value of JAX's process 0, on every process."""
     return exchange(name, value if jax.process_index() == 0 else None)[0]
 
 
@@ -255,9 +284,9 @@ def agree(name: str, values: Mapping[str, Any]) -> None:
     """
     if jax.process_count() == 1:
         return
-    reports = exchange(name, values)
+    reports = {i: said["value"] for i, said in _reports(name, values).items()}
     groups: dict[str, list[int]] = {}
-    for process, report in enumerate(reports):
+    for process, report in reports.items():
         groups.setdefault(json.dumps(report, sort_keys=True), []).append(process)
     if len(groups) == 1:
         return

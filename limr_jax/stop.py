@@ -29,6 +29,7 @@ class Stop:
 
     def __init__(self):
         self.asked = False  # SIGTERM has come to this process
+        self.obeyed = False  # whether `obey` was called
         self.begun = 0  # updates of this process, that under way included
         self.done = 0
         self.frozen = False  # none is begun until `last` is known
@@ -52,7 +53,8 @@ class Stop:
         self.last = last
 
     def check(self) -> None:
-        if self.last is not None and self.begun == self.done >= self.last:
+        stops = self.obeyed and self.last is not None
+        if stops and self.begun == self.done >= self.last:
             raise Stopped
 
     def begin(self) -> None:
@@ -85,6 +87,14 @@ def listening() -> Iterator[None]:
     finally:
         # None: another language's handler, which Python cannot put back.
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+def obey() -> None:
+    """From here on a stop ends what waits; all hosts come here, and then save alike.
+
+    Before, one host might leave what another has gone on from.
+    """
+    _stop.obeyed = True
 
 
 def came() -> bool:

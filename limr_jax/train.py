@@ -45,6 +45,7 @@ def train(run: Run, config, workdir: str) -> dict | None:
         advance = enter(metrics.progress("train", config.num_steps - start))
 
         try:
+            stop.obey()
             hosts.agree("data and first step", run.identity | {"step": start})
             exam.before(state.train.params)
             exam.now_and_then(start, state.train.params)  # where a stop came before it

@@ -3,7 +3,7 @@
 Each process keeps one record in the coordinator's key-value store: that it lives, why
 it ended, how many updates it has begun when a stop is asked for. A collective that
 waits for a dead host does not notice, and blocks for ever; this thread does not need
-the devices.
+the devices. Processes are numbered as the coordinator has them, which is 0 itself.
 """
 
 import json
@@ -21,6 +21,17 @@ BEAT_SECONDS = 0.5  # between two looks
 DEAD_SECONDS = 40.0  # without a sign of life
 _GRACE_SECONDS = 3.0  # for a process to tell of its own failure before another's
 _STANDS = "the last checkpoint stands, and the same command goes on from it"
+
+
+def name(process: int, record: Mapping) -> str:
+    """`process 3 (its host's name, in JAX 5)`, as far as it is known and not the same.
+
+    record: has `host`, and jax.process_index() as `index`.
+    """
+    known = [record["host"]] if record.get("host") else []
+    if record.get("index", process) not in (process, None):
+        known.append(f"in JAX {record['index']}")
+    return f"process {process} ({', '.join(known)})" if known else f"process {process}"
 
 
 class Watch:
@@ -41,7 +52,12 @@ class Watch:
         self._client, self._process, self._count = client, process, count
         self._told = told
         self._end = end
-        self._mine = {"host": socket.gethostname(), "beat": 0, "ended": None}
+        self._mine = {
+            "host": socket.gethostname(),
+            "index": None,
+            "beat": 0,
+            "ended": None,
+        }
         self._seen: dict[int, tuple[int, float, dict]] = {}  # beat, when, record
         self._round = time.monotonic()  # when the store last answered
         self._error = "it does not answer"
@@ -52,10 +68,12 @@ class Watch:
             threading.Thread(target=run, daemon=True).start()
 
     def name(self, process: int) -> str:
-        """`process 3 (its host's name)`, as far as that is known."""
         _, _, record = self._seen.get(process, (0, 0.0, {}))
-        host = record.get("host")
-        return f"process {process} ({host})" if host else f"process {process}"
+        return name(process, record)
+
+    def started(self, index: int) -> None:
+        """This process has its devices, and JAX calls it so."""
+        self._mine["index"] = index
 
     def leave(self, reason: str | None = None) -> None:
         """No more beats; the other processes get the reason, if there is one."""

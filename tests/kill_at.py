@@ -1,9 +1,10 @@
 """python kill_at.py MOMENT COUNT SIGNAL launch/tpu.py …: runs it, signals itself then.
 
 MOMENT is a function's dotted path (before its COUNT-th call), `file` (before the
-COUNT-th change to a file or folder of the workdir), or `generate` (within the COUNT-th
-generation). A COUNT of 0 signals never; `file` then prints how many changes there were.
-DEAD_SECONDS and BEAT_SECONDS in the environment are those of limr_jax/watch.py.
+COUNT-th change to a file or folder of the workdir), `generate` or `update` (within the
+COUNT-th of that phase). A COUNT of 0 signals never; `file` then prints how many changes
+there were. DEAD_SECONDS and BEAT_SECONDS in the environment are those of
+limr_jax/watch.py. With PERMUTED JAX numbers the processes the other way round.
 """
 
 import os
@@ -23,13 +24,15 @@ def main() -> None:
         from limr_jax import watch
 
         setattr(watch, setting, float(os.environ[setting]))
+    if "PERMUTED" in os.environ:
+        permute()
     if moment == "file":
         workdir = arguments[arguments.index("--workdir") + 1]
         sys.addaudithook(
             lambda event, args: _changes(event, args, workdir) and strike()
         )
-    elif moment == "generate":
-        _around_phases(strike)
+    elif moment in ("generate", "update"):
+        _around_phases(moment, strike)
     else:
         _before_calls(moment, strike)
     sys.argv = [script, *arguments]
@@ -38,6 +41,18 @@ def main() -> None:
         runpy.run_path(script, run_name="__main__")
     finally:
         print(f"{moment}: {strike.seen}", file=sys.stderr)
+
+
+def permute() -> None:
+    """The last process is jax.process_index() 0; on a TPU its place in the slice is."""
+    from jax._src.lib import xla_client
+
+    make = xla_client.make_cpu_client
+
+    def permuted(*, node_id, num_nodes, **more):
+        return make(node_id=num_nodes - 1 - node_id, num_nodes=num_nodes, **more)
+
+    xla_client.make_cpu_client = permuted
 
 
 class _Strike:
@@ -75,13 +90,13 @@ def _before_calls(path: str, strike: _Strike) -> None:
     setattr(owner, name, struck)
 
 
-def _around_phases(strike: _Strike) -> None:
+def _around_phases(phase: str, strike: _Strike) -> None:
     from limr_jax import step
 
     call = step.Phases.__call__
 
     def struck(self, name, program, *args):
-        if name == "generate":
+        if name == phase:
             strike(delay=1e-3)
         return call(self, name, program, *args)
 

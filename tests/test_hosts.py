@@ -6,6 +6,8 @@ What one process does beside them is run here, on as many of the virtual devices
 import itertools
 import os
 import random
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -118,31 +120,35 @@ def command(folder, workdir, *moment, **more) -> list[str]:
 @pytest.fixture(scope="module")
 def alone(folder, tmp_path_factory, quick_compiler):
     """The workdir of the run in one process on four devices."""
-    given = {name.replace(".", "__"): value for name, value in fields(folder).items()}
     workdir = tmp_path_factory.mktemp("alone")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
-        config = configure(given.pop("data__train"), **given)
-        train(set_up(config, 4), config, workdir)
+    run_here(folder, workdir, devices=4)
     return workdir
 
 
-def assert_same_run(workdir, alone) -> None:
+def run_here(folder, workdir, devices: int) -> None:
+    given = {name.replace(".", "__"): value for name, value in fields(folder).items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        config = configure(given.pop("data__train"), **given)
+        train(set_up(config, devices), config, workdir)
+
+
+def assert_same_run(workdir, alone, but=()) -> None:
     """The same rollouts and grades; numbers but for the order of summation."""
     here, there = told(workdir), told(alone)
     assert len(here["rollouts"]) == STEPS * 16
     assert here["rollouts"] == there["rollouts"]
     assert here["evals"] == there["evals"]
-    assert_same_numbers(here, there)
+    assert_same_numbers(here, there, but)
     before, after = there["metrics"][0], there["metrics"][-1]
     assert before["gradient_norm"] > 1e-3 and after["epoch"] == 2.5
 
 
-def assert_same_numbers(here, there) -> None:
+def assert_same_numbers(here, there, but=()) -> None:
     """The metrics of each step to 1e-5, LIM's scores the same."""
     for a, b in zip(here["metrics"], there["metrics"], strict=True):
-        assert a.keys() == b.keys()
-        for name in a:
+        assert a.keys() == b.keys() >= {*but}
+        for name in a.keys() - {*but}:
             if b[name] is None:  # a share of nothing
                 assert a[name] is None
                 continue
@@ -164,21 +170,47 @@ def run(folder, workdir, *moment, processes=2, **environment):
     return start(folder, commands, **environment).wait(900)
 
 
+# The word of a stop is quick, and grading takes longer.
+QUICK = {"BEAT_SECONDS": "0.05", "GRADING_SECONDS": "1"}
+
+
 def test_a_stop_of_one_host_and_then_the_run_that_one_process_makes(
     folder, alone, tmp_path
 ):
-    """SIGTERM reaches process 1 alone."""
+    """SIGTERM reaches process 1 alone, JAX's 0; two processes go on, or one."""
     workdir = tmp_path / "run"
-    # Grading takes longer than the word of a stop does.
-    quick = {"BEAT_SECONDS": "0.05", "GRADING_SECONDS": "1"}
-    said = run(folder, workdir, "generate", 2, "SIGTERM", **quick)
+    said = run(folder, workdir, "generate", 2, "SIGTERM", PERMUTED="1", **QUICK)
     assert [code for code, _ in said] == [0, 0], said
-    assert f"the same command goes on: {workdir}" in said[0][1]
+    assert f"the same command goes on: {workdir}" in said[1][1]
     assert latest(workdir) == 1  # the rollouts of step 2 were dropped, on both
+    shutil.copytree(workdir, tmp_path / "copy")
     said = run(folder, workdir)
     assert [code for code, _ in said] == [0, 0], said
     assert "going on after step 1 of 5" in said[0][1]
     assert "step" not in said[1][1].replace("steps", "")  # one process speaks
+    assert_same_run(workdir, alone)
+    run_here(folder, tmp_path / "copy", devices=4)
+    assert_same_run(tmp_path / "copy", alone)
+
+
+def test_a_stop_before_the_first_step(folder, tmp_path):
+    """It waits until all hosts are there, and all of them save step 0."""
+    moment = ("limr_jax.train._first_state", 1, "SIGTERM")
+    said = run(folder, tmp_path / "run", *moment, **QUICK)
+    assert [code for code, _ in said] == [0, 0], said
+    assert "the same command goes on" in said[0][1]
+    assert latest(tmp_path / "run") == 0 and not told(tmp_path / "run")["evals"]
+
+
+@pytest.mark.soak
+def test_a_stop_within_an_update(folder, alone, tmp_path):
+    """SIGTERM reaches process 1 alone; both finish the update, and save after it."""
+    workdir = tmp_path / "run"
+    said = run(folder, workdir, "update", 3, "SIGTERM", **QUICK)
+    assert [code for code, _ in said] == [0, 0], said
+    assert latest(workdir) == 3
+    said = run(folder, workdir)
+    assert "going on after step 3 of 5" in said[0][1], said
     assert_same_run(workdir, alone)
 
 
@@ -186,7 +218,12 @@ def test_a_stop_of_one_host_and_then_the_run_that_one_process_makes(
 def test_a_host_that_is_killed_ends_all_and_four_go_on(folder, tmp_path):
     """With the real time-outs; then four processes, then one, from its checkpoints."""
     workdir = tmp_path / "run"
-    said = run(folder, workdir, "generate", 3, "SIGKILL")
+    moments = ("generate", 0, "SIGKILL"), ("generate", 3, "SIGKILL")
+    running = start(folder, [command(folder, workdir, *moment) for moment in moments])
+    running[1][0].wait(300)
+    died = time.monotonic()
+    said = running.wait(60)
+    assert time.monotonic() - died < 60
     assert said[1][0] == -signal.SIGKILL and said[0][0] not in (0, 2), said
     assert "error: process 1" in said[1][1] and "died: killed" in said[1][1]
     assert "has given no sign of life for 40 s; the last checkpoint" in said[0][1]
@@ -194,11 +231,7 @@ def test_a_host_that_is_killed_ends_all_and_four_go_on(folder, tmp_path):
     said = run(folder, workdir, "generate", 2, "SIGTERM", processes=4)
     assert [code for code, _ in said] == [0] * 4, said
     assert latest(workdir) >= 3
-    given = {name.replace(".", "__"): value for name, value in fields(folder).items()}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
-        config = configure(given.pop("data__train"), **given)
-        train(set_up(config, 8), config, workdir)
+    run_here(folder, workdir, devices=8)
     assert len(told(workdir)["rollouts"]) == STEPS * 16
 
 
@@ -209,11 +242,9 @@ def test_unbroken(folder, alone, tmp_path, processes, tensor):
     given = command(folder, tmp_path / "run", mesh__tensor=tensor)
     said = start(folder, [given] * processes).wait(900)
     assert [code for code, _ in said] == [0] * processes, said
-    if tensor == 1:
-        return assert_same_run(tmp_path / "run", alone)
     # How slots are left empty is of the parts that rows lie in.
-    here, there = told(tmp_path / "run"), told(alone)
-    assert here["rollouts"] == there["rollouts"] and here["evals"] == there["evals"]
+    but = () if tensor == 1 else ("rollout_waste",)
+    assert_same_run(tmp_path / "run", alone, but)
 
 
 @pytest.mark.soak
@@ -254,12 +285,35 @@ def test_the_main_job(tmp_path, processes):
     assert abs(a - b) <= 1.96 * (2 * b * (1 - b) / 512) ** 0.5
 
 
+def ran_with(path, *lines: str) -> str:
+    """A script that runs the one that its arguments name, after these lines."""
+    after = (
+        "sys.argv = sys.argv[1:]",
+        "runpy.run_path(sys.argv[0], run_name='__main__')",
+    )
+    path.write_text("\n".join(["import runpy, sys, time", *lines, *after]))
+    return str(path)
+
+
 def test_a_run_that_differs_ends_before_anything_is_compiled(folder, tmp_path):
+    """All within 10 s of the last one's report."""
     same, other = (
         command(folder, tmp_path / "a"),
         command(folder, tmp_path / "a", seed=7),
     )
-    said = start(folder, [same, same, other]).wait(100)
+    timed = ran_with(
+        tmp_path / "timed.py",
+        "from limr_jax import hosts",
+        "agree = hosts.agree",
+        "def timed(*report):",
+        "    print('reports at', time.time(), flush=True)",
+        "    agree(*report)",
+        "hosts.agree = timed",
+    )
+    said = start(folder, [[timed, *x] for x in (same, same, other)]).wait(100)
+    ended = time.time()
+    reported = [float(re.search("reports at (.*)", text)[1]) for _, text in said]
+    assert 0 < ended - max(reported) < 10
     assert [code for code, _ in said] == [1, 1, 1], said
     host = socket.gethostname()
     for _, text in said:
@@ -272,23 +326,142 @@ def test_a_run_that_differs_ends_before_anything_is_compiled(folder, tmp_path):
 
 def test_a_mistake_on_one_host_ends_all(folder, tmp_path):
     """Process 1 finds no problems: it says so, and the others repeat it."""
-    (folder / "elsewhere").mkdir()
-    bad = command(folder, tmp_path / "a")
-    given = [command(folder, tmp_path / "a"), bad]
-    (folder / "gone.py").write_text(
-        "import pathlib, runpy, sys\n"
-        "from limr_jax import run\n"
-        "from limr_jax.errors import InputError\n"
-        "def set_up(config): raise InputError('no problems here; put them there')\n"
-        "run.set_up = set_up\n"
-        "sys.argv = sys.argv[1:]\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    gone = ran_with(
+        tmp_path / "gone.py",
+        "from limr_jax import run",
+        "from limr_jax.errors import InputError",
+        "def set_up(config): raise InputError('no problems here; put them there')",
+        "run.set_up = set_up",
     )
-    given[1] = [str(folder / "gone.py"), *bad]
-    said = start(folder, given).wait(100)
+    given = command(folder, tmp_path / "a")
+    said = start(folder, [given, [gone, *given]]).wait(100)
     assert [code for code, _ in said] == [1, 2], said
     assert "error: no problems here; put them there" in said[1][1]
     assert "ended: no problems here; put them there; the last checkpoint" in said[0][1]
+
+
+DIFFERS = """
+import sys, time
+import kill_at
+import limr_jax
+import numpy as np
+from limr_jax import hosts
+
+kill_at.permute()
+given = dict(flag[2:].split("=") for flag in sys.argv[1:])
+process = int(given["process"])
+with hosts.joined(given["coordinator"], int(given["processes"]), process):
+    assert hosts.exchange("who", process) == [1, 0]
+    assert hosts.first("first", process) == 1
+    for field in ("ids", "seed", "code", "step"):
+        mine = {"ids": 0, "seed": 0, "code": "0.1", "step": 4}
+        mine |= {field: 6} if process else {}
+        limr_jax.__version__ = mine["code"]
+        fingerprint = {"seed": mine["seed"], "code": hosts.code_digest()}
+        start = time.time()
+        try:
+            hosts.agree_on_step(fingerprint, mine["step"], np.array([2, mine["ids"]]))
+        except hosts.Diverged as error:
+            print(field, start, time.time(), error)
+    print("last", time.time(), flush=True)
+    hosts.barrier(f"place {process}")
+"""
+
+
+def test_what_differs_is_named(folder):
+    """Where JAX numbers the processes otherwise than the coordinator does."""
+    environment = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
+    said = start(folder, [["-c", DIFFERS]] * 2, **environment).wait(60)
+    ended = time.time()
+    assert [code for code, _ in said] == [1, 1], said
+    rows = [[x.split(" ", 3) for x in text.splitlines()] for _, text in said]
+    host = socket.gethostname()
+    one, two = f"process 0 ({host}, in JAX 1)", f"process 1 ({host}, in JAX 0)"
+    prefix = f"hosts differ in step 5, {one} → {two}: "
+    expected = {
+        "ids": rf'{re.escape(prefix)}ids: "\w+" → "\w+"; start the same command',
+        "seed": f"{re.escape(prefix)}seed: 0 → 6; start the same command",
+        "code": rf'{re.escape(prefix)}code: "0\.1 .*" → "6 .*"; start the same command',
+        "step": re.escape(
+            f"different places: {{'{one}': 'step 5', '{two}': 'step 7'}}"
+        ),
+        "last": None,
+    }
+    for (field, line), *both in zip(expected.items(), *rows):
+        assert [name for name, *_ in both] == [field, field]
+        reported = max(float(start) for _, start, *_ in both)
+        if line is None:
+            assert 0 < ended - reported < 10
+            continue
+        for _, _, seen, text in both:
+            assert re.search(line, text), text
+            assert 0 <= float(seen) - reported < 10
+    for _, text in said:
+        last = text.splitlines()[-1]
+        assert last.startswith("error: the processes are at different places: {")
+        assert f"'{one}': 'place 0', '{two}': 'place 1'" in last
+
+
+JOINS = """
+import sys, time
+import jax
+from jax._src.lib import xla_client
+from limr_jax import hosts
+
+moment, *flags = sys.argv[1:]
+given = dict(flag[2:].split("=") for flag in flags)
+process, processes = int(given["process"]), int(given["processes"])
+make, join = xla_client.make_cpu_client, jax.distributed.initialize
+
+
+def start(*, num_devices, **more):
+    if process == 1 and moment == "fails":
+        raise RuntimeError("no chips here")
+    if process == 1 and moment == "blocks":
+        time.sleep(60)
+    if process == 1 and moment == "fewer":
+        num_devices = 1
+    return make(num_devices=num_devices, **more)
+
+
+def initialize(*given, **more):
+    join(*given, **more)
+    hosts.SAY_SECONDS, hosts.JOIN_SECONDS = (1,), 2 if moment == "blocks" else 60
+
+
+xla_client.make_cpu_client, jax.distributed.initialize = start, initialize
+with hosts.joined(given["coordinator"], processes, process):
+    print("joined")
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "lines", "codes"),
+    [
+        (
+            "fewer",
+            ["JAX sees 2 with 3 devices, 2 of them here", "3 devices, 1 of them here"],
+            [2, 2],
+        ),
+        (
+            "fails",
+            ["error: process 1 (HOST) ended: Unable to init", "RuntimeError: no chips"],
+            [1, 1],
+        ),
+        (
+            "blocks",
+            ["waiting for the devices of all hosts for 2 s; is the"] * 2,
+            [1, 1],
+        ),
+    ],
+)
+def test_half_initialised(folder, moment, lines, codes):
+    """Process 1 has fewer devices, or none, or its devices never come."""
+    said = start(folder, [["-c", JOINS, moment]] * 2).wait(60)
+    assert [code for code, _ in said] == codes, said
+    for line, (_, text) in zip(lines, said, strict=True):
+        assert line.replace("HOST", socket.gethostname()) in text
+        assert "joined" not in text.replace("have joined", "")
 
 
 SPEAKS = """
@@ -375,11 +548,11 @@ class Store:
 def test_all_hosts_stop_after_the_same_update(seed, monkeypatch):
     """Whoever hears of it, and wherever the others are."""
     monkeypatch.setattr(watch, "BEAT_SECONDS", 0.002)
-    monkeypatch.setattr(
-        watch.jax if hasattr(watch, "jax") else jax, "process_count", lambda: 4
-    )
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
     choose, store = random.Random(seed), Store()
     stops = [stop.Stop() for _ in range(4)]
+    for one in stops:
+        one.obeyed = True
     watches = [
         watch.Watch(store, i, 4, pytest.fail, told=lambda i=i: stops[i])
         for i in range(4)
