@@ -74,6 +74,7 @@ class Watch:
     def started(self, index: int) -> None:
         """This process has its devices, and JAX calls it so."""
         self._mine["index"] = index
+        self._post()
 
     def leave(self, reason: str | None = None) -> None:
         """No more beats; the other processes get the reason, if there is one."""

@@ -98,7 +98,7 @@ def start(folder, commands, devices=2, **environment) -> Hosts:
                     "JAX_NUM_CPU_DEVICES": str(devices),
                     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
                     "PYTHONUNBUFFERED": "1",
-                    "PYTHONPATH": str(ROOT),
+                    "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests"))),
                 }
                 | environment,
                 stdout=file,
@@ -370,8 +370,7 @@ with hosts.joined(given["coordinator"], int(given["processes"]), process):
 
 def test_what_differs_is_named(folder):
     """Where JAX numbers the processes otherwise than the coordinator does."""
-    environment = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
-    said = start(folder, [["-c", DIFFERS]] * 2, **environment).wait(60)
+    said = start(folder, [["-c", DIFFERS]] * 2).wait(60)
     ended = time.time()
     assert [code for code, _ in said] == [1, 1], said
     rows = [[x.split(" ", 3) for x in text.splitlines()] for _, text in said]
@@ -466,7 +465,9 @@ def test_half_initialised(folder, moment, lines, codes):
 
 SPEAKS = """
 import sys, time
+import kill_at
 from limr_jax import hosts, watch
+kill_at.permute()
 moment, *flags = sys.argv[1:]
 given = dict(flag[2:].split("=") for flag in flags)
 process = int(given["process"])
@@ -477,6 +478,7 @@ with hosts.joined(given["coordinator"], int(given["processes"]), process):
     if moment == "late" and process == 1:
         time.sleep(60)
     if moment != "late":
+        time.sleep(4 * watch.BEAT_SECONDS)  # until each knows the other's name
         print("ready", flush=True)
         time.sleep(60)
     hosts.agree("step 1", {"ids": "a"})
@@ -495,7 +497,8 @@ def test_a_report_that_does_not_come(folder):
     said = start(folder, [["-c", SPEAKS, "late"]] * 2).wait(60)
     host = socket.gethostname()
     assert said[0][0] == 1
-    assert f"no report of 'step 1' within 3 s from process 1 ({host})" in said[0][1]
+    late = f"process 1 ({host}, in JAX 0)"
+    assert f"no report of 'step 1' within 3 s from {late}" in said[0][1]
     # Process 1 may not have read why before the coordinator was gone.
     assert said[1][0] != 0
 
@@ -503,6 +506,7 @@ def test_a_report_that_does_not_come(folder):
 @pytest.mark.parametrize("process", [0, 1])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_process_that_dies_or_hangs_ends_the_others(folder, process, number):
+    """Process 0 is the coordinator, and JAX's 1."""
     running = start(folder, [["-c", SPEAKS, "sleep"]] * 2)
     wait_for(running, "ready")
     running[process][0].send_signal(number)
@@ -513,14 +517,15 @@ def test_a_process_that_dies_or_hangs_ends_the_others(folder, process, number):
     running[process][0].kill()
     running[process][0].wait()
     wait_for([running[1 - process]], "the same command goes on")
-    text = path.read_text()
+    text, host = path.read_text(), socket.gethostname()
     if (number, process) == (signal.SIGKILL, 0):
         # jaxlib aborts at once, and the shell beside it speaks.
         assert "error: process 1" in text and "the coordinator (process 0) is" in text
     elif process == 0:
-        assert "error: process 0" in text and "the coordinator, is gone" in text
+        assert f"error: process 0 ({host}, in JAX 1), the coordinator, is gone" in text
     else:
-        assert "process 1 " in text and "has given no sign of life for 4 s" in text
+        gone = f"process 1 ({host}, in JAX 0)"
+        assert f"error: {gone} has given no sign of life for 4 s" in text
     assert "the last checkpoint stands, and the same command goes on" in text
 
 
