@@ -48,6 +48,13 @@ class Batch:
     answer_BT: jax.Array | None = None  # bool: tokens of JEPO's reference answers
     answer_weight_BT: jax.Array | None = None  # fp32, of their log-probabilities
 
+    @property
+    def chosen_BT(self) -> jax.Array:
+        """bool: the learned tokens that the policy wrote: not JEPO's answers."""
+        if self.answer_BT is None:
+            return self.mask_BT
+        return self.mask_BT & ~self.answer_BT
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -273,7 +280,7 @@ def policy_gradient(
         logprob_BT,
         batch.old_logprob_BT,
         batch.advantage_BT,
-        batch.mask_BT,
+        batch.chosen_BT,
         clip_low=clip_low,
         clip_high=clip_high,
     )
@@ -282,7 +289,11 @@ def policy_gradient(
     if entropy_coefficient:
         loss_BT = loss_BT - entropy_coefficient * entropy_BT
     if batch.reference_BT is not None and kl_placement == "loss":
-        kl_BT = KL_ESTIMATORS[kl_estimator](logprob_BT, batch.reference_BT)
+        # Masked before k3's exp: elsewhere the reference is 0, or of another token, and
+        # inf would make the gradient 0 · inf = nan.
+        apart_BT = logprob_BT - batch.reference_BT
+        apart_BT = jnp.where(batch.chosen_BT, apart_BT, 0.0)
+        kl_BT = KL_ESTIMATORS[kl_estimator](apart_BT, jnp.zeros_like(apart_BT))
         loss_BT = loss_BT + kl_coefficient * kl_BT
     return loss_BT, means, {"drift_max": drift_BT}
 

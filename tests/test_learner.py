@@ -229,6 +229,32 @@ def test_kl_in_the_loss(params, written, direct, estimator):
     np.testing.assert_allclose(metrics["loss"], 0.5 * mean, rtol=1e-5)
 
 
+@pytest.mark.parametrize("estimator", objectives.KL_ESTIMATORS)
+def test_a_token_that_is_not_learned_may_be_as_unlikely_as_it_likes(estimator):
+    """exp(95) is inf in fp32: 0 · inf would be the whole gradient's nan."""
+    mask_BT = jnp.array([[True, True, False]])
+    batch = objectives.Batch(
+        tokens_BS=None,
+        position_BS=None,
+        mask_BT=mask_BT,
+        weight_BT=mask_BT / 2.0,
+        advantage_BT=jnp.array([[1.0, 1.0, 0.0]]),
+        old_logprob_BT=jnp.array([[-1.0, -2.0, 0.0]]),
+        reference_BT=jnp.array([[-1.5, -1.0, 0.0]]),
+    )
+
+    def loss(logprob_BT):
+        changes = CLIP | BOTH | {"kl_coefficient": 0.5, "kl_estimator": estimator}
+        loss_BT, _, _ = objectives.policy_gradient(logprob_BT, 0.0, batch, **changes)
+        return jnp.sum(jnp.where(mask_BT, batch.weight_BT * loss_BT, 0))
+
+    grad_BT = jax.grad(loss)(jnp.array([[-1.0, -2.0, -95.0]]))
+    apart = np.array([0.5, -1.0])
+    slope = {"k1": 1, "k2": apart, "k3": 1 - np.exp(-apart)}[estimator]
+    expected_BT = [[*((-1 + 0.5 * slope * np.ones(2)) / 2), 0]]
+    np.testing.assert_allclose(grad_BT, expected_BT, rtol=1e-5)
+
+
 def test_kl_in_the_reward(params, written, reward_PG, direct):
     kl = {"kl_coefficient": 0.1, "kl_estimator": "k1", "kl_placement": "reward"}
     old_BT, mask_BT = np.asarray(written.logprob_BT), np.asarray(written.mask_BT)

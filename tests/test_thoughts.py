@@ -190,6 +190,31 @@ OBJECTIVE = partial(
 )
 
 
+def test_the_terms_of_the_thought_leave_the_answer_alone():
+    """Its old and reference log-probabilities are those of another token."""
+    batch = objectives.Batch(
+        tokens_BS=None,
+        position_BS=None,
+        mask_BT=jnp.array([[True, True, True]]),
+        weight_BT=jnp.ones((1, 3)),
+        advantage_BT=jnp.array([[1.0, 0.0, 0.0]]),
+        old_logprob_BT=jnp.array([[-1.0, -2.0, -95.0]]),
+        reference_BT=jnp.array([[-1.0, -1.0, -95.0]]),
+        answer_BT=jnp.array([[False, True, True]]),
+        answer_weight_BT=jnp.array([[0.0, 0.25, 0.25]]),
+    )
+    objective = partial(OBJECTIVE.keywords["objective"], kl_coefficient=0.5)
+
+    def loss(logprob_BT):
+        loss_BT, _, _ = thoughts.jensen_loss(
+            logprob_BT, jnp.zeros((1, 3)), batch, objective=objective
+        )
+        return jnp.sum(loss_BT)
+
+    grad_BT = jax.grad(loss)(jnp.array([[-1.0, -95.0, -1.0]]))
+    np.testing.assert_allclose(grad_BT, [[-1, -0.25, -0.25]], rtol=1e-6)
+
+
 @pytest.mark.parametrize("semi", [False, True])
 @pytest.mark.parametrize("estimator", ["one_sample", "multi_sample"])
 def test_the_learners_gradient_is_the_formulas(
