@@ -76,7 +76,7 @@ def init(params, optimizer) -> TrainState:
 
 
 def _micro_batches(batch: Batch, micro_batch_rows: int):
-    """(micro-batch of number i, how many are walked, learned tokens, padding's share).
+    """(micro-batch of number i, how many are walked, chosen tokens, padding's share).
 
     Rollouts are packed, but for those that the filter drops or that have nothing to be
     learned: the number of micro-batches is traced, their shape is not. Texts (without
@@ -87,7 +87,7 @@ def _micro_batches(batch: Batch, micro_batch_rows: int):
     if batch.problem_B is None:
         parts = jax.tree.map(lambda x: split_rows(x, rows // size), batch)
         padding = jnp.mean(batch.position_BS < 0, dtype=jnp.float32)
-        tokens = jnp.sum(batch.mask_BT)
+        tokens = jnp.sum(batch.chosen_BT)
         return partial(_part, parts), rows // size, tokens, padding
     keep_B = jnp.any(batch.mask_BT, axis=1)
     if batch.keep_B is not None:
@@ -97,7 +97,7 @@ def _micro_batches(batch: Batch, micro_batch_rows: int):
     count = -(-packed.rows // size)
     live = jnp.sum(packed.source_RS >= 0, dtype=jnp.float32)
     padding = 1 - live / jnp.maximum(count * size * columns, 1)
-    tokens = jnp.sum(batch.mask_BT & keep_B[:, None])
+    tokens = jnp.sum(batch.chosen_BT & keep_B[:, None])
     return partial(_packed, batch, packed, size), count, tokens, padding
 
 
@@ -124,15 +124,16 @@ def gradients(params, batch: Batch, *, loss: Callable, micro_batch_rows: int):
     """Gradient of Σ weight · loss, and the metrics, over micro-batches.
 
     `loss(params, micro) → loss_BT, means, maxima` gives arrays [B, T]; means are taken
-    over the learned tokens of the whole batch.
+    over `chosen_BT` of the whole batch, the largest too.
     """
     micro_batch, count, tokens, padding = _micro_batches(batch, micro_batch_rows)
 
     def total(params, micro: Batch):
         loss_BT, means, maxima = loss(params, micro)
         value = jnp.sum(jnp.where(micro.mask_BT, micro.weight_BT * loss_BT, 0.0))
-        sums = {k: jnp.sum(jnp.where(micro.mask_BT, v, 0)) for k, v in means.items()}
-        highs = {k: jnp.max(jnp.where(micro.mask_BT, v, 0)) for k, v in maxima.items()}
+        told_BT = micro.chosen_BT
+        sums = {k: jnp.sum(jnp.where(told_BT, v, 0)) for k, v in means.items()}
+        highs = {k: jnp.max(jnp.where(told_BT, v, 0)) for k, v in maxima.items()}
         return value, ({"loss": value, **sums}, highs)
 
     def of(micro):

@@ -195,10 +195,6 @@ def _seen(rows: Thoughts, shape) -> dict:
 
 def jensen_loss(logprob_BX, entropy_BX, batch: Batch, *, objective: Callable, **given):
     """`objective` of the thoughts' tokens, −weight · log π of the answers' tokens."""
-    loss_BX, means, maxima = objective(logprob_BX, entropy_BX, batch, **given)
-    answer_BX = batch.answer_BT
-    loss_BX = jnp.where(answer_BX, -batch.answer_weight_BT * logprob_BX, loss_BX)
-    # Statistics are of the tokens that the policy chose.
-    means = {name: jnp.where(answer_BX, 0.0, x_BX) for name, x_BX in means.items()}
-    maxima = {name: jnp.where(answer_BX, 0.0, x_BX) for name, x_BX in maxima.items()}
-    return loss_BX, means, maxima
+    loss_BX, *statistics = objective(logprob_BX, entropy_BX, batch, **given)
+    answer_BX = -batch.answer_weight_BT * logprob_BX
+    return jnp.where(batch.answer_BT, answer_BX, loss_BX), *statistics

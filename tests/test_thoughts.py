@@ -135,12 +135,17 @@ def answers():
 
 
 def exact(params, rows, estimator, whole_PG, right_PG):
-    """The loss whose gradient is the printed one, differentiated as it stands."""
+    """The loss whose gradient is the printed one, differentiated as it stands.
+
+    And the mean entropy of the distributions that thoughts were chosen from.
+    """
     X = rows.thought_BX.shape[1]
     hidden_BSD = model.forward(params, rows.tokens_BS, rows.position_BS, **OPTIONS)
     logits = hidden_BSD[:, -X - 1 : -1] @ params["embedder"]["embedding"].T
-    chosen = rows.tokens_BS[:, -X:, None]
-    logprob_BX = jnp.take_along_axis(jax.nn.log_softmax(logits), chosen, 2)[..., 0]
+    chosen, logprob = rows.tokens_BS[:, -X:, None], jax.nn.log_softmax(logits)
+    entropy_BX = -jnp.sum(jnp.exp(logprob) * logprob, axis=2)
+    entropy = jnp.mean(entropy_BX, where=rows.thought_BX)
+    logprob_BX = jnp.take_along_axis(logprob, chosen, 2)[..., 0]
     thought_B = jnp.sum(jnp.where(rows.thought_BX, logprob_BX, 0), axis=1)
     answer_B = jnp.sum(jnp.where(rows.answer_BX, logprob_BX, 0), axis=1)
     answer_PG, thought_PG = answer_B.reshape(P, G), thought_B.reshape(P, G)
@@ -155,7 +160,8 @@ def exact(params, rows, estimator, whole_PG, right_PG):
         bound_P = jax.nn.logsumexp(answer_PG, axis=1)
         loss_P = jnp.sum(advantage_PG * thought_PG, axis=1) + bound_P
     right_P = jnp.mean(right_PG * thought_PG, axis=1)
-    return -jnp.mean(jnp.where(jnp.any(whole_PG, axis=1), right_P, loss_P))
+    loss = -jnp.mean(jnp.where(jnp.any(whole_PG, axis=1), right_P, loss_P))
+    return loss, entropy
 
 
 def batch_of(written, rows, estimator, reward_PG, **changes):
@@ -233,18 +239,20 @@ def test_the_learners_gradient_is_the_formulas(
         loss = partial(
             objectives.policy_loss, temperature=1.0, objective=OBJECTIVE, **OPTIONS
         )
-        grads, _ = learner.gradients(params, batch, loss=loss, micro_batch_rows=8)
+        grads, seen = learner.gradients(params, batch, loss=loss, micro_batch_rows=8)
         whole_PG = jnp.repeat(whole_P[:, None], G, axis=1)
         right_PG = rloo.advantage(reward_PG, jnp.ones((P, G), bool))
-        expected = jax.grad(exact)(params, rows, estimator, whole_PG, right_PG)
-        return grads, expected, told
+        given = (params, rows, estimator, whole_PG, right_PG)
+        expected, entropy = jax.grad(exact, has_aux=True)(*given)
+        return grads, expected, told, seen["entropy"], entropy
 
-    grads, expected, told = jax.jit(both, compiler_options=QUICK)(params)
+    grads, expected, told, *entropies = jax.jit(both, compiler_options=QUICK)(params)
     largest = max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(expected))
     assert largest > 1e-3
     for one, two in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=2e-6 * largest)
     np.testing.assert_allclose(told["jepo/solved_share"], whole_P.mean(), atol=1e-6)
+    np.testing.assert_allclose(*entropies, rtol=1e-5)
 
 
 def test_a_thought_without_the_phrase_keeps_its_penalty_alone(written, phrase):
