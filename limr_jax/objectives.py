@@ -66,28 +66,29 @@ class Scores:
     thoughts: Any = None  # thoughts.Thoughts of JEPO, scored; None without
 
 
-def _per_token(mask_BT):
+def _per_token(mask_BT, counted_B):
     """Every token of the batch weighs the same."""
     return mask_BT / jnp.maximum(jnp.sum(mask_BT), 1)
 
 
-def _per_sequence(mask_BT):
+def _per_sequence(mask_BT, counted_B):
     """Every rollout weighs the same, and each token within it."""
     length_B1 = jnp.maximum(jnp.sum(mask_BT, axis=1, keepdims=True), 1)
     rows = jnp.maximum(jnp.sum(jnp.any(mask_BT, axis=1)), 1)
     return mask_BT / (length_B1 * rows)
 
 
-def _constant(mask_BT):
-    """Divided by rows × the longest response allowed, whatever was written."""
-    return mask_BT / float(mask_BT.shape[0] * mask_BT.shape[1])
+def _constant(mask_BT, counted_B):
+    """Divided by counted rows × the longest response allowed, whatever was written."""
+    return mask_BT / jnp.maximum(jnp.sum(counted_B) * float(mask_BT.shape[1]), 1)
 
 
-def _per_rollout(mask_BT):
+def _per_rollout(mask_BT, counted_B):
     """Summed over a rollout's tokens, every rollout weighs the same."""
     return mask_BT / jnp.maximum(jnp.sum(jnp.any(mask_BT, axis=1)), 1)
 
 
+# (mask_BT, of counted rows alone; counted_B) → weight_BT.
 NORMALISERS = {
     "token": _per_token,
     "sequence": _per_sequence,
@@ -96,10 +97,14 @@ NORMALISERS = {
 }
 
 
-def token_weights(mask_BT, normaliser: str, minibatches: int):
-    """Each token's share of the loss of its own minibatch, weight_BT."""
-    parts = split_rows(mask_BT, minibatches)
-    return join_rows(jax.vmap(NORMALISERS[normaliser])(parts))
+def token_weights(mask_BT, counted_B, normaliser: str, minibatches: int):
+    """Each token's share of the loss of its own minibatch, weight_BT.
+
+    counted_B: rows that the loss is divided by; the others weigh nothing.
+    """
+    rows = mask_BT & counted_B[:, None], counted_B
+    parts = (split_rows(x, minibatches) for x in rows)
+    return join_rows(jax.vmap(NORMALISERS[normaliser])(*parts))
 
 
 def by_group(
@@ -192,16 +197,16 @@ def rl_batch(
     )
     advantage_B = jnp.max(jnp.abs(advantage_BT), axis=1)
     in_loss = scores.reference_BT is not None and not in_reward
-    keep_B, counted_BT = None, mask_BT
+    keep_B, counted_B = None, jnp.ones_like(learned_B)
     if filter_tau >= 0 and not (filter_keep_kl and (in_loss or entropy_coefficient)):
         keep_B = dash.keep(advantage_B, learned_B, tau=filter_tau)
-        counted_BT = mask_BT & (keep_B | (filter_normaliser == "all"))[:, None]
+        counted_B = keep_B | (filter_normaliser == "all")
     batch = Batch(
         tokens_BS=tokens_BS,
         position_BS=position_BS,
         mask_BT=mask_BT,
         keep_B=keep_B,
-        weight_BT=token_weights(counted_BT, normaliser, minibatches),
+        weight_BT=token_weights(mask_BT, counted_B, normaliser, minibatches),
         problem_B=rollout.problem_B,
         advantage_BT=jnp.where(mask_BT, advantage_BT, 0.0),
         old_logprob_BT=rollout.logprob_BT,

@@ -168,7 +168,9 @@ def jepo_batch(
         position_BS=rows.position_BS,
         problem_B=rows.problem_B,
         mask_BT=mask_BX,
-        weight_BT=token_weights(mask_BX, normaliser, minibatches),
+        weight_BT=token_weights(
+            mask_BX, jnp.ones_like(rows.whole_B), normaliser, minibatches
+        ),
         advantage_BT=jnp.where(thought_BX, advantage_BX, 0.0),
         old_logprob_BT=jnp.pad(rollout.logprob_BT, wide),
         reference_BT=reference_BX,

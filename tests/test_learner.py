@@ -378,15 +378,46 @@ def test_the_state_lies_as_the_parameters_do():
 
 
 def test_normalisers_by_hand():
+    """Three rows, one without a token; then two, of which the first does not count."""
     mask_BT = jnp.array([[True, True, False, False], [True] * 4, [False] * 4])
-    for name, first, second in (
-        ("token", 1 / 6, 1 / 6),
-        ("sequence", 1 / 4, 1 / 8),
-        ("constant", 1 / 12, 1 / 12),
+    for name, first, second, alone in (
+        ("token", 1 / 6, 1 / 6, 1 / 4),
+        ("sequence", 1 / 4, 1 / 8, 1 / 4),
+        ("constant", 1 / 12, 1 / 12, 1 / 4),
+        ("rollout", 1 / 2, 1 / 2, 1),
     ):
-        weight_BT = objectives.NORMALISERS[name](mask_BT)
+        weights = partial(objectives.token_weights, normaliser=name, minibatches=1)
         expected = [[first, first, 0, 0], [second] * 4, [0] * 4]
+        weight_BT = weights(mask_BT, jnp.ones(3, bool))
         np.testing.assert_allclose(weight_BT, expected, rtol=1e-6)
+        weight_BT = weights(mask_BT[:2], jnp.array([False, True]))
+        np.testing.assert_allclose(weight_BT, [[0] * 4, [alone] * 4], rtol=1e-6)
+
+
+@pytest.mark.parametrize("normaliser", objectives.NORMALISERS)
+def test_kept_divides_by_the_kept_alone(written, reward_PG, normaliser):
+    """In each minibatch: DASH's denominator. All its tokens' weights, by hand."""
+    batch = make_batch(
+        *(written, reward_PG),
+        normaliser=normaliser,
+        filter_tau=0.0,
+        filter_normaliser="kept",
+        minibatches=2,
+    )
+    keep_B, mask_BT = np.asarray(batch.keep_B), np.asarray(written.mask_BT)
+    for half in (slice(0, None, 2), slice(1, None, 2)):
+        mask_XT = mask_BT[half][keep_B[half]]
+        rows, lengths_X1 = len(mask_XT), mask_XT.sum(axis=1, keepdims=True)
+        assert 0 < rows < P * G / 2
+        one = {
+            "token": 1 / mask_XT.sum(),
+            "sequence": 1 / (rows * lengths_X1),
+            "constant": 1 / (rows * T),
+            "rollout": 1 / rows,
+        }[normaliser]
+        weight_XT = np.asarray(batch.weight_BT)[half]
+        np.testing.assert_allclose(weight_XT[keep_B[half]], one * mask_XT, rtol=1e-6)
+        assert not weight_XT[~keep_B[half]].any()
 
 
 def test_micro_batch_log_probabilities_are_in_the_rows_order(params, written):
