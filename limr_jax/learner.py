@@ -6,7 +6,8 @@ only add up, and the one division is done before any of them begins.
 """
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ import optax
 
 from limr_jax import critic, objectives, packing
 from limr_jax.chunks import split_rows
+from limr_jax.errors import InputError
 from limr_jax.objectives import Batch
 from limr_jax.sharding import constrain_params
 
@@ -167,6 +169,33 @@ def update(
     params = optax.apply_updates(state.params, updates)
     metrics["gradient_norm"] = optax.tree.norm(grads)
     return TrainState(params, opt_state), metrics
+
+
+def refuse_divergence(
+    step: int, metrics: Mapping[str, float], latest: Callable[[], int | None]
+) -> None:
+    """InputError where a loss or gradient is no finite number: never save that state.
+
+    The numbers are replicated, so all processes end here. latest: the checkpoint's
+    step that stands.
+    """
+    names = ("loss", "gradient_norm")
+    broken = [
+        f"{name}={float(x)}"
+        for name, x in metrics.items()
+        if name.rpartition("/")[2] in names and not math.isfinite(x)
+    ]
+    if broken:
+        saved = latest()
+        stands = "there is no checkpoint yet"
+        if saved is not None:
+            stands = f"the checkpoint of step {saved} stands"
+        raise InputError(
+            f"step {step} has {', '.join(broken)}, and is not saved; {stands}. The "
+            "same command would come here again: give another --workdir a lower "
+            "optimizer.learning_rate or an optimizer.clip_norm, and as model.init what "
+            "launch/export.py makes of a checkpoint"
+        )
 
 
 def walk(descend: Callable, states, batch: Batch, *, minibatches: int, passes: int):

@@ -196,12 +196,15 @@ def train(config, workdir: str) -> dict:
                     state, jax.device_put(batch, NamedSharding(mesh, BATCH))
                 )
                 last = step == config.num_steps
-                if step % config.log_every == 0 or last:
+                logs, saves = step % config.log_every == 0, saver.due(step)
+                if logs or saves or last:
                     numbers = jax.device_get(numbers)
+                if logs or last:
                     numbers["seconds"] = time.perf_counter() - began
                     shown = log.step(step, numbers)
                     metrics.say(metrics.line(step, shown, num_steps=config.num_steps))
-                if saver.due(step) or last:
+                if saves or last:
+                    learner.refuse_divergence(step, numbers, saver.latest)
                     saver.save(step, state, {})
     if start < config.num_steps:  # a run that has grown: the old export is stale
         shutil.rmtree(pathlib.Path(workdir) / "model", ignore_errors=True)

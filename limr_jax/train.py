@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from limr_jax import checkpoint, data, evaluate, hosts, metrics, stop
+from limr_jax.learner import refuse_divergence
 from limr_jax.run import Run, evaluator, put_sampling
 from limr_jax.step import Phases, Round, one_step
 
@@ -60,6 +61,7 @@ def train(run: Run, config, workdir: str) -> dict | None:
                     dump.add(step, _rows(run, rounds))
                 shown = log.step(step, numbers)
                 metrics.say(metrics.line(step, shown, num_steps=config.num_steps))
+                refuse_divergence(step, numbers, saver.latest)
                 if saver.due(step) or step == config.num_steps:
                     saver.save(step, state, {"seconds": clock()})
                 exam.now_and_then(step, state.train.params)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_run import MODEL, ROOT
 
-from limr_jax import config, sft, weights
+from limr_jax import checkpoint, config, sft, weights
 from limr_jax.errors import InputError
 
 
@@ -48,7 +48,17 @@ def test_every_row_once_an_epoch():
         sft.batches(texts, rows=7, seed=0)
 
 
-def configure(rows: pathlib.Path, steps: int):
+def solved(path: pathlib.Path) -> pathlib.Path:
+    """A file of forty problems with their solutions."""
+    lines = [
+        {"id": str(i), "problem": f"{i}+1=", "answer": "x", "solution": f"#### {i + 1}"}
+        for i in range(40)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def configure(rows: pathlib.Path, steps: int, learning_rate: float = 0.01):
     fields = {
         "tokenizer": ROOT / "limr_jax/assets/arithmetic",
         "data.train": rows,
@@ -60,7 +70,7 @@ def configure(rows: pathlib.Path, steps: int):
         "mesh.data": 1,
         "mesh.fsdp": 2,
         "mesh.tensor": 4,
-        "optimizer.learning_rate": 0.01,
+        "optimizer.learning_rate": learning_rate,
         **{f"model.{name}": size for name, size in MODEL.items()},
         "model.heads": 4,
         "model.kv_heads": 4,
@@ -72,12 +82,7 @@ def configure(rows: pathlib.Path, steps: int):
 
 def test_a_users_file_from_first_to_exported(tmp_path):
     """Stopped after 2 of 4 steps and gone on = 4 at once, and the export opens."""
-    rows = tmp_path / "solved.jsonl"
-    lines = [
-        {"id": str(i), "problem": f"{i}+1=", "answer": "x", "solution": f"#### {i + 1}"}
-        for i in range(40)
-    ]
-    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = solved(tmp_path / "solved.jsonl")
     whole = sft.train(configure(rows, 4), str(tmp_path / "whole"))
     sft.train(configure(rows, 2), str(tmp_path / "parts"))
     # The first part's export is of step 2; the longer run replaces it.
@@ -90,6 +95,15 @@ def test_a_users_file_from_first_to_exported(tmp_path):
         for run in (whole, again)
     )
     assert one == two
+
+
+def test_what_diverges_is_not_saved(tmp_path):
+    """The first step makes parameters of 1e38, and the second no number at all."""
+    made = configure(solved(tmp_path / "solved.jsonl"), 4, learning_rate=1e38)
+    with pytest.raises(InputError, match="step 2 has .*=nan.* no checkpoint yet"):
+        sft.train(made, str(tmp_path / "run"))
+    with checkpoint.Checkpointer(tmp_path / "run", read_only=True) as saved:
+        assert saved.latest() is None
 
 
 def test_a_row_without_solution_is_refused(tmp_path):

@@ -7,11 +7,13 @@ import signal
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_run import configure, set_up, told, with_parity, write_problems
 
 from limr_jax import checkpoint, metrics, run
+from limr_jax.errors import InputError
 from limr_jax.train import train
 
 STEPS = 7
@@ -128,6 +130,32 @@ def test_sigterm_in_any_step(made, config, whole, tmp_path, step):
     assert signal.getsignal(signal.SIGTERM) is before
     with checkpoint.Checkpointer(tmp_path, read_only=True) as saved:
         assert saved.latest() == step - 1
+    train(made, config, tmp_path)
+    assert told(tmp_path) == told(whole)
+
+
+def test_a_run_that_diverges_ends_and_keeps_its_last_checkpoint(
+    made, config, whole, tmp_path
+):
+    """Step 4, of which a checkpoint is due, has rewards that are no numbers."""
+    spoil = jax.jit(lambda x: x * jnp.nan)
+    calls = []
+
+    def grade(written, drawn):
+        graded = made.grade(written, drawn)
+        calls.append(1)
+        if len(calls) < 4:
+            return graded
+        return dataclasses.replace(graded, reward_PG=spoil(graded.reward_PG))
+
+    said = "step 4 has gradient_norm=nan, loss=nan, .* the checkpoint of step 2 stands"
+    with pytest.raises(InputError, match=said):
+        train(dataclasses.replace(made, grade=grade), config, tmp_path)
+    assert [row["loss"] is None for row in metrics.read_metrics(tmp_path)] == (
+        [False] * 3 + [True]
+    )
+    with checkpoint.Checkpointer(tmp_path, read_only=True) as saved:
+        assert saved.latest() == 2
     train(made, config, tmp_path)
     assert told(tmp_path) == told(whole)
 
