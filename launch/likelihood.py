@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     exam = benchmark.set_up(config, options.workdir, step)
     phrase = answer_phrase(config, exam.tokenizer)
     for paper in exam.papers:
-        _refuse_empty(paper)
+        _refuse(paper)
     if options.dry_run:
         metrics.say("\n".join(paper.benchmark.label for paper in exam.papers))
         return
@@ -80,7 +80,13 @@ def _run_config(workdir):
     return past_run.read_config(workdir)
 
 
-def _refuse_empty(paper) -> None:
+def _refuse(paper) -> None:
+    """InputError where a set cannot be measured."""
+    if len(paper.problems) == 1:
+        raise InputError(
+            f"{paper.benchmark.spec}: holds one problem, and thoughts are compared "
+            "with those of another; give two or more"
+        )
     empty = int((paper.problems.answer_length_N == 0).sum())
     if empty:
         raise InputError(

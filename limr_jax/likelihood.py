@@ -69,39 +69,50 @@ def make(
     )
 
     def find(params, sampling, advance=lambda count: None) -> Likelihood:
-        parts = []
-        for start in range(0, evaluator.count, evaluator.chunk):
-            drawn, written = evaluator.write(params, sampling, start)
+        starts, parts = range(0, evaluator.count, evaluator.chunk), []
+        first = following = evaluator.write(params, sampling, 0)
+        for start in starts:
+            (drawn, written), following = following, first
+            if start != starts[-1]:
+                following = evaluator.write(params, sampling, start + evaluator.chunk)
             real = min(evaluator.chunk, evaluator.count - start)
-            parts.append(jax.device_get(score(params, written, drawn, sampling, real)))
+            found = score(params, drawn, written, following[1], sampling, real)
+            parts.append(jax.device_get(found))
             advance(real)
-        sizes = [min(evaluator.chunk, evaluator.count)] * (len(parts) - 1)
-        sizes.append(evaluator.count - sum(sizes))
-        nll_N, tokens_N = jax.tree.map(
-            lambda *x: np.concatenate([y[:size] for y, size in zip(x, sizes)]), *parts
-        )
-        return Likelihood(nll_N, tokens_N)
+        whole = jax.tree.map(lambda *x: np.concatenate(x)[: evaluator.count], *parts)
+        return Likelihood(*whole)
 
     return find
 
 
-def _score(params, written: Rollout, drawn: Drawn, sampling, real, *, make, options):
-    """({kind: −L̂_P}, tokens_P); the first `real` problems count."""
-    whole_P, G = jnp.zeros(drawn.ids_P.shape, bool), written.group
-    # The next problem's thoughts, the first one's for the last.
-    next_B = (jnp.arange(len(whole_P) * G) + G) % (real * G)
-    others = dataclasses.replace(
+def _score(
+    params, drawn: Drawn, written: Rollout, following: Rollout, sampling, real,
+    *, make, options,
+):  # fmt: skip
+    """({kind: −L̂_P}, tokens_P); the first `real` problems count.
+
+    following: of the next chunk, after the last one the first: a problem's shuffled
+    thoughts are those of the next problem, and of the first one for the last.
+    """
+    P, G = drawn.ids_P.shape[0], written.group
+    row_B = jnp.arange(P * G)
+    next_B = jnp.where(row_B < (real - 1) * G, row_B + G, P * G + row_B % G)
+    shuffled = {
+        name: jnp.concatenate([getattr(written, name), getattr(following, name)[:G]])
+        for name in ("response_BT", "mask_BT", "truncated_B")
+    }
+    # Without a thought all of a problem's rows are the same: one is enough.
+    silent = {
+        "response_BT": written.response_BT[::G],
+        "mask_BT": jnp.zeros_like(written.mask_BT[::G]),
+        "truncated_B": jnp.ones((P,), bool),
+    }
+    rollouts = (
         written,
-        **{
-            name: getattr(written, name)[next_B]
-            for name in ("response_BT", "mask_BT", "truncated_B")
-        },
+        dataclasses.replace(written, **{k: x[next_B] for k, x in shuffled.items()}),
+        dataclasses.replace(written, **silent),
     )
-    silent = dataclasses.replace(
-        written,
-        mask_BT=jnp.zeros_like(written.mask_BT),
-        truncated_B=jnp.ones_like(written.truncated_B),
-    )
+    whole_P = jnp.zeros((P,), bool)
 
     def nll_P(rollout: Rollout):
         rows = make(rollout, drawn.answer_PA, drawn.answer_length_P, whole_P)
@@ -109,7 +120,7 @@ def _score(params, written: Rollout, drawn: Drawn, sampling, real, *, make, opti
         answer_PG = rows.answer_B.reshape(-1, rollout.group)
         return -jepo.bound(answer_PG, jnp.ones(answer_PG.shape, bool))
 
-    found = {kind: nll_P(x) for kind, x in zip(KINDS, (written, others, silent))}
+    found = {kind: nll_P(x) for kind, x in zip(KINDS, rollouts)}
     return found, drawn.answer_length_P + 1
 
 

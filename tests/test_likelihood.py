@@ -10,6 +10,7 @@ import pytest
 from tiny_run import ROOT, arguments, configure, set_up, write_problems
 
 from limr_jax import likelihood, logprob
+from limr_jax.errors import InputError
 from limr_jax.randomness import stream_key
 from limr_jax.words import answer_phrase
 
@@ -30,13 +31,13 @@ def found(problems):
     # Large enough for a thought to matter to the answer after it.
     params = jax.tree.map(lambda x: 10 * x if x.ndim > 1 else x, made.load_params())
 
-    def find(n):
+    def find(n, slots=8):
         return likelihood.make(
             made.mesh,
             made.eval_set,
             n=n,
             seed=0,
-            generation=made.generation,
+            generation=made.generation | {"slots": slots},
             phrase=answer_phrase(config, made.tokenizer),
             eos_id=made.tokenizer.eos_id,
         )(params, made.sampling)
@@ -76,6 +77,16 @@ def test_with_one_thought_it_is_minus_its_log_likelihood(found):
     assert np.all(seen.nll_N["thoughts"] != seen.nll_N["shuffled"])
 
 
+def test_chunks_change_nothing(found):
+    """Of two problems, the last of one, or of one each: none meets its own thoughts."""
+    _, _, find = found
+    whole = find(2, slots=14).nll_N
+    for slots in (4, 2):
+        parts = find(2, slots=slots).nll_N
+        for kind in likelihood.KINDS:
+            np.testing.assert_allclose(parts[kind], whole[kind], rtol=1e-5)
+
+
 def test_more_thoughts_bound_more_tightly(found):
     """In expectation: over problems the mean falls from 1 thought to 8."""
     _, _, find = found
@@ -111,3 +122,5 @@ def test_as_a_program(problems, capsys):
     assert seen["problems"] == 7
     low, high = seen["proxy_nll/thoughts_interval"]
     assert low <= seen["proxy_nll/thoughts"] <= high
+    with pytest.raises(InputError, match="holds one problem, .* give two or more"):
+        main([*arguments(fields), f"--sets={problems}[:1]", "--n=2"])
