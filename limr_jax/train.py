@@ -48,7 +48,8 @@ def train(run: Run, config, workdir: str) -> dict | None:
         try:
             stop.obey()
             hosts.agree("data and first step", run.identity | {"step": start})
-            exam.before(state.train.params)
+            if start == 0:
+                exam.before(state.train.params)
             exam.now_and_then(start, state.train.params)  # where a stop came before it
             enter(jax.transfer_guard("disallow"))
             for step in range(start + 1, config.num_steps + 1):

@@ -275,6 +275,18 @@ def test_without_a_dump_no_rollouts_are_gathered(made, folder, tmp_path, monkeyp
     assert not told(tmp_path / "run")["rollouts"]
 
 
+def test_only_a_new_run_is_graded_as_before_training(examined, tmp_path):
+    """Where what the first evaluation said is lost, no later policy takes its place."""
+    made, config, workdir = examined
+    with pytest.raises(KeyboardInterrupt):
+        train(at_step(made, 3, throw), config, tmp_path)
+    (tmp_path / metrics.EVALS).unlink()
+    result = train(made, config, tmp_path)
+    assert [row["step"] for row in told(tmp_path)["evals"]] == [2, 4]
+    assert result["eval_accuracy_before"] is None
+    assert result["eval_accuracy_after"] == told(workdir)["evals"][2]["accuracy"]
+
+
 def test_a_stop_before_an_evaluation(examined, tmp_path):
     made, config, workdir = examined
     assert train(at_step(made, 2, terminate), config, tmp_path) is None
