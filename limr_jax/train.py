@@ -60,6 +60,7 @@ def train(run: Run, config, workdir: str) -> dict | None:
                 numbers = phases.finish(*hosts.on_host(numbers))
                 if dump.keeps:
                     dump.add(step, _rows(run, rounds))
+                del rounds  # the next step's rollouts take their memory
                 shown = log.step(step, numbers)
                 metrics.say(metrics.line(step, shown, num_steps=config.num_steps))
                 refuse_divergence(step, numbers, saver.latest)

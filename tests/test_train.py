@@ -1,6 +1,7 @@
 """The whole loop, in this process: what it leaves behind, and through interruptions."""
 
 import dataclasses
+import gc
 import json
 import os
 import signal
@@ -221,6 +222,21 @@ def test_without_kl_there_is_no_reference(made, config, tmp_path):
     train(at_step(made, 2, lambda: within.append(count())), config, tmp_path)
     once = np.array([leaves.count(shape) for shape in shapes])
     assert np.array_equal(within[0] - before, 3 * once)
+
+
+def test_a_steps_rollouts_are_gone_when_the_next_ones_come(made, config, tmp_path):
+    """The devices hold no more [B, T] in the second step than in the first."""
+    shape = (8, 6)
+
+    def held():
+        gc.collect()
+        return [x.shape for x in jax.live_arrays() if not x.is_deleted()].count(shape)
+
+    within = []
+    for step in (1, 2):
+        made = at_step(made, step, lambda: within.append(held()))
+    train(made, config, tmp_path)
+    assert within[0] == within[1] >= 4
 
 
 @pytest.fixture(scope="module")
