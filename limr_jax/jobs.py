@@ -20,10 +20,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import limr_jax
-from limr_jax import checkpoint, config, metrics
+from limr_jax import checkpoint, config, metrics, stop
 from limr_jax.errors import InputError
 
 ROOT = pathlib.Path(limr_jax.__file__).parents[1]
@@ -96,10 +96,10 @@ def run_all(
         metrics.say(f"{len(jobs) - len(left)} of {len(jobs)} runs are done already")
     total = sum(job.steps - _steps(job) for job in left)
     start = time.monotonic()
-    with metrics.progress("all runs", total or None) as advance, _sigterm() as told:
+    with metrics.progress("all runs", total or None) as advance, stop.listening():
         for number, job in enumerate(left, 1):
-            error = _run(job, cache, advance, told, seconds)
-            if told():
+            error = _run(job, cache, advance, seconds)
+            if stop.came():
                 return False
             said = error or after(job)
             spent = time.monotonic() - start
@@ -162,7 +162,7 @@ def _steps(job: Job) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def _run(job: Job, cache, advance, told, seconds) -> str | None:
+def _run(job: Job, cache, advance, seconds) -> str | None:
     """One run from start to end: None, or why it failed, in one line."""
     job.workdir.parent.mkdir(parents=True, exist_ok=True)
     record = job.beside(".jsonl")
@@ -183,7 +183,7 @@ def _run(job: Job, cache, advance, told, seconds) -> str | None:
         )
     late = False
     try:
-        while child.poll() is None and not told() and not late:
+        while child.poll() is None and not stop.came() and not late:
             time.sleep(_POLL)
             late = 0 < seconds < time.monotonic() - start
             steps = _steps(job)
@@ -234,14 +234,3 @@ def _note(path: pathlib.Path, row: dict) -> None:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-@contextlib.contextmanager
-def _sigterm() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether SIGTERM has come."""
-    came = []
-    before = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
-    try:
-        yield lambda: bool(came)
-    finally:
-        signal.signal(signal.SIGTERM, before)
