@@ -23,7 +23,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from limr_jax import jsonl
-from limr_jax.chat_template import LIMR_SYSTEM
 from limr_jax.datasets import facts, prepared
 from limr_jax.errors import InputError
 from limr_jax.text import Message, Tokenizer
@@ -236,12 +235,10 @@ class TokenizedProblems:
         return len(self.problems)
 
 
-def chats(
-    problems: Problems, tokenizer: Tokenizer, system_prompt: str = LIMR_SYSTEM
-) -> list[list[Message]]:
+def chats(problems: Problems, tokenizer: Tokenizer) -> list[list[Message]]:
     """Each problem as messages; a prompt that is messages stays as it is."""
     return [
-        tokenizer.math_messages(prompt, system_prompt) if chat is None else list(chat)
+        tokenizer.math_messages(prompt) if chat is None else list(chat)
         for prompt, chat in zip(problems.prompts, problems.messages, strict=True)
     ]
 
@@ -251,37 +248,33 @@ def tokenize(
     tokenizer: Tokenizer,
     *,
     max_prompt_length: int,
-    max_answer_length: int | None = None,
     too_long: str = "leave_out",
-    system_prompt: str = LIMR_SYSTEM,
 ) -> TokenizedProblems:
     """Prompts as the model reads them, and reference answers; nothing is ever cut.
 
-    A prompt that is a text goes into the chat template after `system_prompt` (a
+    A prompt that is a text goes into the chat template after LIMR's system prompt (a
     tokenizer without template: the text alone); messages go in as they are. Answers
     are encoded as text that goes on after other text, without BOS and end token.
-    What has more tokens than a limit is left out (``too_long="leave_out"``) or an
+    A prompt of more tokens than the limit is left out (``too_long="leave_out"``) or an
     InputError (``"refuse"``).
     """
     if too_long not in ("leave_out", "refuse"):
         raise InputError(f"data.too_long={too_long!r}: give 'leave_out' or 'refuse'")
-    prompts = tokenizer.encode_chats(chats(problems, tokenizer, system_prompt))
+    prompts = tokenizer.encode_chats(chats(problems, tokenizer))
     answers = tokenizer.encode_batch(problems.answers, continued=True)
-    longest = max_answer_length or max(map(len, answers))
     kept, left_out = [], []
-    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+    for i, prompt in enumerate(prompts):
         if not prompt:
             raise InputError(
                 f"{problems.source}: the prompt of {problems.ids[i]!r} has no token "
                 "under this tokenizer; leave it out"
             )
-        fits = len(prompt) <= max_prompt_length and len(answer) <= longest
-        (kept if fits else left_out).append(i)
+        (kept if len(prompt) <= max_prompt_length else left_out).append(i)
     left_out_ids = tuple(problems.ids[i] for i in left_out)
     if left_out and (too_long == "refuse" or not kept):
         raise InputError(
             f"{problems.source}: {len(left_out)} of {len(problems)} problems exceed "
-            f"prompts of {max_prompt_length} or answers of {longest} tokens, first "
+            f"prompts of {max_prompt_length} tokens, first "
             f"{', '.join(left_out_ids[:3])}; raise the limit"
             + (" or set data.too_long=leave_out" if kept else "")
         )

@@ -303,22 +303,16 @@ class Dump:
 
 
 def read_dump(
-    workdir,
-    *,
-    ids: Collection[str] | None = None,
-    steps: Collection[int] | None = None,
+    workdir, *, steps: Collection[int] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Every row that the dump holds, by step; of these problems and steps alone.
+    """Every row that the dump holds, by step; of these steps alone.
 
     A member that is torn, in a run that was killed or goes on, ends its segment.
     """
     for segment in _segments(epath.Path(workdir) / "rollouts"):
         for rows, _ in _members(segment):
-            if steps is not None and rows[0]["step"] not in steps:
-                continue
-            for row in rows:
-                if ids is None or row["id"] in ids:
-                    yield row
+            if steps is None or rows[0]["step"] in steps:
+                yield from rows
 
 
 def _segments(folder) -> list:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from limr_jax import grading, math_extract, workers
+from limr_jax.algorithms import dynamic_sampling
 from limr_jax.errors import InputError
 
 UserFunction = Callable[..., Sequence[float | None]]
@@ -135,20 +136,6 @@ def limr_reward(
     return np.array(rewards, np.float32)
 
 
-def overlong_penalty(length_B, *, max_length: int, buffer: int) -> np.ndarray:
-    """DAPO's soft penalty in tokens (arXiv:2503.14476), 0 to −1.
-
-    0 up to max_length − buffer tokens, then linear, −1 from max_length on.
-    """
-    if not 0 < buffer <= max_length:
-        raise InputError(
-            f"overlong buffer={buffer} must lie in 1 … {max_length}, the longest "
-            "response; give fewer tokens"
-        )
-    over = np.asarray(length_B, np.float32) - (max_length - buffer)
-    return -np.clip(over / buffer, 0.0, 1.0)
-
-
 # ---- the façade ------------------------------------------------------------------
 
 
@@ -207,7 +194,6 @@ class HostReward:
     weights: dict[str, float]
     functions: dict[str, UserFunction]
     pool: workers.WorkerPool
-    mode: grading.Mode
     judge: grading.Second | None  # `judge` itself, or the second verifier of the rules
     overlong: tuple[int, int, float] | None
     thread: concurrent.futures.ThreadPoolExecutor = dataclasses.field(
@@ -238,7 +224,7 @@ class HostReward:
         parts, verdicts = {}, None
         if {"math", "limr"} & self.weights.keys():
             verdicts = grading.grade_math(
-                responses, references, mode=self.mode, pool=self.pool, prompts=prompts,
+                responses, references, mode="response", pool=self.pool, prompts=prompts,
                 second=None if "judge" in self.weights else self.judge,
             )  # fmt: skip
         for name in self.weights:
@@ -264,8 +250,8 @@ class HostReward:
             longest, buffer, weights["overlong"] = self.overlong
             if lengths is None:
                 raise InputError("the overlong penalty needs the responses' lengths")
-            parts["overlong"] = overlong_penalty(
-                lengths, max_length=longest, buffer=buffer
+            parts["overlong"] = dynamic_sampling.overlong_penalty(
+                np.asarray(lengths, np.float32), max_length=longest, buffer=buffer
             )
         return _combined(correctness, parts, weights, reasons)
 
@@ -310,7 +296,6 @@ def host_reward(
     wall_seconds: float = 20.0,
     cpu_seconds: float = 3.0,
     memory_mib: int = 1024,
-    mode: grading.Mode = "response",
     judge: grading.Second | None = None,
     overlong_buffer: int | None = None,
     overlong_weight: float = 1.0,
@@ -327,7 +312,11 @@ def host_reward(
     if overlong_buffer is not None:
         if max_response_length is None:
             raise InputError("overlong_buffer needs max_response_length; give both")
-        overlong_penalty([0], max_length=max_response_length, buffer=overlong_buffer)
+        if not 0 < overlong_buffer <= max_response_length:
+            raise InputError(
+                f"overlong buffer={overlong_buffer} must lie in 1 … "
+                f"{max_response_length}, the longest response; give fewer tokens"
+            )
         overlong = (max_response_length, overlong_buffer, overlong_weight)
     pool = workers.WorkerPool(
         workers=workers_count,
@@ -335,4 +324,4 @@ def host_reward(
         cpu_seconds=cpu_seconds,
         memory_mib=memory_mib,
     )
-    return HostReward(weights, functions, pool, mode, judge, overlong)
+    return HostReward(weights, functions, pool, judge, overlong)

@@ -14,7 +14,7 @@ call special (Qwen's ``<tool_call>``) are ordinary vocabulary and always read.
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import jinja2
 
@@ -136,14 +136,15 @@ class Tokenizer:
             rows = [[self.bos_id, *row] for row in rows]
         return rows
 
-    def math_messages(self, problem: str, system: str = chat_template.LIMR_SYSTEM):
-        """A problem as messages: the system prompt, then the problem.
+    def math_messages(self, problem: str):
+        """A problem as messages: LIMR's system prompt, then the problem.
 
         Without a template the problem alone. A template that knows no system prompt
         (Gemma's) gets it at the head of the user's message.
         """
         user = {"role": "user", "content": problem}
-        if self.template is None or not system:
+        system = chat_template.LIMR_SYSTEM
+        if self.template is None:
             return [user]
         if self._knows_system():
             return [{"role": "system", "content": system}, user]
@@ -172,29 +173,6 @@ class Tokenizer:
         for head, piece in zip(heads, pieces, strict=True):
             rows.append(sum((next(tail) for _ in piece[1:]), start=list(head)))
         return rows
-
-
-def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """Yields the new text of each id; a character comes out whole or not yet.
-
-    Joined, the pieces are ``tokenizer.decode(ids)``. The bytes of an unfinished
-    character wait for the next id, and come out as U+FFFD only at the end. (Llama's
-    tokenizer.json spoils a whole run of byte tokens for one bad byte; here the good
-    characters before it are out already.)
-    """
-    # The ids of the last visible piece stay: blanks depend on what came before.
-    window, context = [], 0
-    for token in ids:
-        window.append(token)
-        old, new = tokenizer.decode(window[:context]), tokenizer.decode(window)
-        if len(new) > len(old) and not new.endswith("\ufffd"):
-            if tokenizer.decode(window[context:]).strip():
-                window = window[context:]
-            context = len(window)
-            yield new[len(old) :]
-        else:
-            yield ""
-    yield tokenizer.decode(window)[len(tokenizer.decode(window[:context])) :]
 
 
 def load_tokenizer(path) -> Tokenizer:

@@ -24,6 +24,6 @@ def test_on_correctness_it_is_grpo_without_zero_variance():
 
 
 def test_overlong_penalty_by_hand():
-    length_B = jnp.array([0, 16_384, 16_385, 18_432, 20_480, 20_481], jnp.int32)
+    length_B = np.array([0, 16_384, 16_385, 18_432, 20_480, 20_481], np.float32)
     got_B = dynamic_sampling.overlong_penalty(length_B, max_length=20_480, buffer=4_096)
     np.testing.assert_allclose(got_B, [0, 0, -1 / 4_096, -0.5, -1, -1])

@@ -18,10 +18,3 @@ def test_it_is_the_std():
     value_NE = jax.random.uniform(jax.random.key(0), (40, 9))
     score_N = score(value_NE, jnp.ones((40, 9), bool))
     np.testing.assert_allclose(score_N, np.asarray(value_NE).std(axis=1), rtol=1e-5)
-
-
-def test_keep():
-    score_N = jnp.array([0.1, 0.5, 0.1, -jnp.inf, 0.3])
-    keep = jax.jit(std.keep)
-    np.testing.assert_array_equal(keep(score_N, problems=3), [1, 1, 0, 0, 1])
-    np.testing.assert_array_equal(keep(score_N, problems=5), [1, 1, 1, 0, 1])

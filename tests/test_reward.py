@@ -63,9 +63,9 @@ def test_math_is_zero_or_one_and_ungradable_is_invalid():
             return [{"error": "timeout"} for _ in jobs]
 
     grade = reward.host_reward("math")
-    grades = reward.HostReward(
-        grade.weights, grade.functions, Failing(), "response", None, None
-    )(["p"] * 3, [r"\boxed{2}", r"\boxed{3}", r"\boxed{\sqrt{2}}"], ["2", "2", "x"])
+    grades = reward.HostReward(grade.weights, grade.functions, Failing(), None, None)(
+        ["p"] * 3, [r"\boxed{2}", r"\boxed{3}", r"\boxed{\sqrt{2}}"], ["2", "2", "x"]
+    )
     np.testing.assert_array_equal(grades.correctness_B, [1, 0, np.nan])
     np.testing.assert_array_equal(grades.reward_B, [1, 0, 0])
     np.testing.assert_array_equal(grades.valid_B, [True, True, False])
@@ -133,8 +133,6 @@ def test_a_batch_graded_in_the_background_is_the_same_batch():
 
 
 def test_overlong_penalty_in_tokens():
-    penalty = reward.overlong_penalty([0, 80, 85, 100, 120], max_length=100, buffer=20)
-    np.testing.assert_allclose(penalty, [0, 0, -0.25, -1, -1])
     grade = reward.host_reward("math", overlong_buffer=20, max_response_length=100)
     grades = grade(["p"], [r"\boxed{2}"], ["2"], lengths=[90])
     assert grades.reward_B.tolist() == [0.5]

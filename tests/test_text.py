@@ -1,7 +1,6 @@
 """Tokenizers and chat templates: other people's vectors, and texts made to hurt."""
 
 import json
-import random
 
 import pytest
 import tokenizers
@@ -255,35 +254,6 @@ def test_llamas_tokenizer_json(llama):
     assert not llama.special_ids & set(ids)
     (prompt,) = llama.encode_chats([llama.math_messages("one one")])
     assert prompt == [1, 265, 265]
-    ids = llama.encode("one é½ one")
-    parts = list(text.decode_stream(llama, ids))
-    assert "".join(parts) == "one é½ one"
-    assert not any("\ufffd" in part for part in parts)
-
-
-@pytest.mark.parametrize("name", ["qwen", "baby", "pieces"])
-def test_stream_is_the_whole_in_pieces(name, request):
-    tokenizer = request.getfixturevalue(name)
-    rng = random.Random(0)
-    few = min(300, tokenizer.vocab_size)
-    for _ in range(400):
-        highest = rng.choice((few, tokenizer.vocab_size + 2))
-        ids = [rng.randrange(highest) for _ in range(rng.randrange(12))]
-        stream = text.decode_stream(tokenizer, ids)
-        assert "".join(stream) == tokenizer.decode(ids)
-
-
-@pytest.mark.parametrize("name", ["qwen", "baby"])
-def test_stream_never_splits_a_character(name, request):
-    tokenizer = request.getfixturevalue(name)
-    said = "½ 语言 🏳️‍🌈 e\u0301 𝔸 one"
-    ids = tokenizer.encode(said)
-    parts = list(text.decode_stream(tokenizer, ids))
-    assert len(parts) >= len(ids)
-    if name == "qwen":  # A character of four bytes is more than one token there.
-        assert "" in parts
-        assert "".join(parts) == tokenizer.decode(ids)
-        assert not any("\ufffd" in part for part in parts)
 
 
 def test_ids_beyond_the_vocabulary_are_nothing(qwen, baby):

@@ -15,6 +15,7 @@ rollout is not kept. Groups left over are the caller's to carry to the next step
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def keep(correct_PG: jax.Array, valid_PG: jax.Array) -> jax.Array:
@@ -24,6 +25,11 @@ def keep(correct_PG: jax.Array, valid_PG: jax.Array) -> jax.Array:
     return right_P & wrong_P
 
 
-def overlong_penalty(length_B: jax.Array, *, max_length: int, buffer: int) -> jax.Array:
-    """To be added to the reward, penalty_B in [−1, 0]: linear in the last `buffer`."""
-    return jnp.clip((max_length - buffer - length_B) / buffer, -1.0, 0.0)
+def overlong_penalty(
+    length_B: np.ndarray, *, max_length: int, buffer: int
+) -> np.ndarray:
+    """To be added to the reward, penalty_B in [−1, 0]: linear in the last `buffer`.
+
+    On the hosts, where the other parts of the reward are.
+    """
+    return np.clip((max_length - buffer - length_B) / buffer, -1.0, 0.0)

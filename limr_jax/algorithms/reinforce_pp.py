@@ -1,12 +1,11 @@
 """Advantages whitened over the whole batch: REINFORCE++ (arXiv:2501.03262).
 
     A_i = (r_i − mean(r)) / (std(r) + ε)        mean, std over all valid rollouts
-    A_i = (r_i − mean_group(r)), then the same  the paper's "with baseline" form
 
 Departures: the paper whitens over tokens, whose return holds a per-token KL; here over
 rollouts, and a KL in the reward is the learner's affair, so that long responses do not
 weigh more in mean and std. Std is of the population (ddof 0). Equal rewards in the
-whole batch (the baseline form: in a group) give exactly 0.
+whole batch give exactly 0. The paper's form with a baseline is left out.
 """
 
 import jax
@@ -23,17 +22,3 @@ def advantage(
     centred_PG = jnp.where(valid_PG, above_PG - jnp.sum(above_PG) / count, 0)
     std = jnp.sqrt(jnp.sum(centred_PG**2) / count)
     return centred_PG / (std + epsilon)
-
-
-def baseline_advantage(
-    reward_PG: jax.Array, valid_PG: jax.Array, *, epsilon: float = 1e-8
-) -> jax.Array:
-    """The group's mean taken off first, then whitened over the batch, advantage_PG."""
-    low_P1 = jnp.min(jnp.where(valid_PG, reward_PG, jnp.inf), axis=1, keepdims=True)
-    above_PG = jnp.where(valid_PG, reward_PG - low_P1, 0)
-    count_P1 = jnp.sum(valid_PG, axis=1, keepdims=True)
-    mean_P1 = jnp.sum(above_PG, axis=1, keepdims=True) / jnp.maximum(count_P1, 1)
-    centred_PG = jnp.where(valid_PG, above_PG - mean_P1, 0)
-    # Its mean is 0 by construction; only the std is left to divide by.
-    variance = jnp.sum(centred_PG**2) / jnp.maximum(jnp.sum(valid_PG), 1)
-    return centred_PG / (jnp.sqrt(variance) + epsilon)

@@ -19,10 +19,3 @@ def score(value_NE: jax.Array, seen_NE: jax.Array) -> jax.Array:
     centred_NE = jnp.where(seen_NE, above_NE - mean_N1, 0)
     std_N = jnp.sqrt(jnp.sum(centred_NE**2, axis=1) / count_N1[:, 0])
     return jnp.where(jnp.any(seen_NE, axis=1), std_N, -jnp.inf)
-
-
-def keep(score_N: jax.Array, *, problems: int) -> jax.Array:
-    """The `problems` largest scores, keep_N; equal scores in the problems' order."""
-    order_N = jnp.argsort(-score_N, stable=True)
-    rank_N = jnp.argsort(order_N)
-    return (rank_N < problems) & (score_N > -jnp.inf)
