@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
     c.data.train = ""  # a set with `problem` and `solution`, as in base.py
     c.data.cache_dir = rl.data.cache_dir
     c.data.manual_dir = ""
+    c.data.allow_overlap = False  # train although evaluation problems are in the set
     c.tokenizer = ""
     c.micro_batch_rows = 0  # packed rows a backward pass; 0: all
     c.log_every = 50  # steps

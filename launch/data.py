@@ -16,6 +16,7 @@ import argparse
 import collections
 import json
 import os
+import re
 
 # Counting needs no accelerator, and a run on this host may hold it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list")
     one = commands.add_parser("describe")
-    one.add_argument("spec", help="name:split[a:b] or FILE.jsonl[a:b]")
+    one.add_argument("spec", help="name, name:split[a:b] or FILE.jsonl[a:b]")
     one.add_argument("--tokenizer", help="directory or file; lengths in its tokens")
     one.add_argument("--data_dir", default="~/.cache/limr_jax", help="prepared sets")
     one.add_argument("--manual_dir", help="local copies of source files")
@@ -78,7 +79,7 @@ def _describe(options) -> dict:
     said["overlap"] = {
         each.source: [list(pair) for pair in data.overlap(problems, each)]
         for each in sets
-        if each.source.split(":")[0] != options.spec.split(":")[0]
+        if each.source.split(":")[0] != re.split(r"[:\[]", options.spec)[0]
     }
     said["not_compared"] = absent
     _show(options.spec, said)

@@ -199,6 +199,16 @@ def refuse_overlap(train: Problems, evaluation: Problems) -> None:
         )
 
 
+def refuse_held_out(train: Problems, *held_out: Problems, **places) -> None:
+    """InputError if a training problem is in one of these, or in an evaluation set.
+
+    places: data_dir and manual_dir, where the public evaluation sets are looked for.
+    """
+    public, _ = evaluation_sets(**places)
+    for each in (*public, *held_out):
+        refuse_overlap(train, each)
+
+
 def evaluation_sets(*, data_dir, manual_dir=None) -> tuple[list[Problems], list[str]]:
     """The public evaluation sets that are on this machine, and the names of the rest.
 

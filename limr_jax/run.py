@@ -227,9 +227,7 @@ def load_sets(config, tokenizer):
     train_set = data.load_problems(given.train, **places)
     eval_set = data.load_problems(given.eval, **places) if given.eval else None
     if not given.allow_overlap:
-        public, _ = data.evaluation_sets(**places)
-        for held_out in [*public, *([eval_set] if eval_set else [])]:
-            data.refuse_overlap(train_set, held_out)
+        data.refuse_held_out(train_set, *filter(None, [eval_set]), **places)
     train_set, eval_set = fit(train_set), fit(eval_set) if eval_set else None
     empty = np.flatnonzero(train_set.answer_length_N == 0)
     if config.algorithm == "jepo" and len(empty):

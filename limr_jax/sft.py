@@ -239,13 +239,17 @@ def _export(config, workdir, params, model_config, tokenizer) -> str:
 def _texts(config):
     """(packed texts, tokenizer, problems): prompt and solution of each problem."""
     tokenizer = text.load_tokenizer(resolve(config.tokenizer))
-    manual = resolve(config.data.manual_dir) if config.data.manual_dir else None
-    problems = data.load_problems(
-        config.data.train, data_dir=resolve(config.data.cache_dir), manual_dir=manual
-    )
+    given = config.data
+    places = {
+        "data_dir": resolve(given.cache_dir),
+        "manual_dir": resolve(given.manual_dir) if given.manual_dir else None,
+    }
+    problems = data.load_problems(given.train, **places)
+    if not given.allow_overlap:
+        data.refuse_held_out(problems, **places)
     solutions = problems.columns.get("solution")
     if solutions is None or None in solutions:
-        raise InputError(f"{config.data.train}: not every row has a solution; add it")
+        raise InputError(f"{given.train}: not every row has a solution; add it")
     prompts = tokenizer.encode_chats(data.chats(problems, tokenizer))
     completions = tokenizer.encode_batch(solutions, continued=True)
     return (

@@ -351,6 +351,17 @@ def test_training_on_an_evaluation_problem_is_refused(tmp_path, shared):
     sets, absent = data.evaluation_sets(data_dir=tmp_path, manual_dir=tmp_path)
     assert [each.source for each in sets] == ["amc23:test"]
     assert "math500:test" in absent
+    with pytest.raises(InputError, match="are in amc23:test"):
+        data.refuse_held_out(train, **where)
+    data.refuse_held_out(train.take([0]), **where)
+
+
+def test_a_name_alone_is_its_only_split(tmp_path, shared):
+    where = {"data_dir": tmp_path, "manual_dir": shared / "data"}
+    named = data.load_problems("amc23[:3]", **where)
+    assert named.ids == data.load_problems("amc23:test[:3]", **where).ids
+    with pytest.raises(InputError, match="give one of gsm8k:train, gsm8k:test"):
+        data.load_problems("gsm8k", **where)
 
 
 def test_describe(tmp_path, shared):

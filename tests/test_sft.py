@@ -112,3 +112,16 @@ def test_a_row_without_solution_is_refused(tmp_path):
     with pytest.raises(InputError, match="not every row has a solution"):
         sft.train(configure(rows, 1), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_an_evaluation_problem_is_refused_unless_overridden(tmp_path):
+    row = {"id": "1", "problem": "1+1=", "answer": "2", "solution": "#### 2"}
+    for name in ("aime24", "mine"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    given = configure(tmp_path / "mine.jsonl", 1)
+    given.data.manual_dir = given.data.cache_dir = str(tmp_path)
+    with pytest.raises(InputError, match="1 of 1 .* are in aime24:test .*allow_over"):
+        sft.train(given, str(tmp_path / "run"))
+    given.data.allow_overlap = True
+    with pytest.raises(InputError, match="do not fill a batch"):  # the next check
+        sft.train(given, str(tmp_path / "run"))

@@ -36,6 +36,7 @@ def at_hand(spec: str, data_dir, manual_dir=None) -> bool:
 def read(spec: str, data_dir, manual_dir=None) -> list[tuple[str, dict]]:
     """All rows of 'name:split', as (place, row), in the set's fixed order.
 
+    A name alone is a set of one split.
     data_dir: where prepared sets are kept; manual_dir: where local source files lie,
     `data_dir`/manual if None. InputError: no such set or split; it cannot be prepared
     or read; it was prepared from a local file that has changed since.
@@ -50,6 +51,8 @@ def read(spec: str, data_dir, manual_dir=None) -> list[tuple[str, dict]]:
     data_dir = pathlib.Path(data_dir).expanduser()
     manual_dir = pathlib.Path(manual_dir or data_dir / "manual").expanduser()
     builder = prepare(name, data_dir, manual_dir)
+    if not split and len(builder.info.splits) == 1:
+        (split,) = builder.info.splits
     if split not in builder.info.splits:
         raise InputError(
             f"{spec}: {name} has no split {split!r}; give one of "
