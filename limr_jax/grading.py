@@ -57,6 +57,8 @@ def cheap(answers: Sequence[str], references: Sequence[str]) -> Verdict | None:
         return Verdict(False, _UNREADABLE[1], first[:80])
     if not references:
         return Verdict(None, "no reference", first)
+    if math_text.currency_differs(references[0], first):
+        return None
     squeezed = math_text.squeezed(first)
     if squeezed and squeezed == math_text.squeezed(references[0]):
         return Verdict(True, "same text", first)

@@ -14,6 +14,8 @@ import itertools
 import re
 
 from limr_jax import (
+    math_clock,
+    math_piecewise,
     math_region,
     math_series,
     math_text,
@@ -66,7 +68,8 @@ def both_legible(reference: str, prediction: str) -> bool:
 
 def _legible(form: Form) -> bool:
     if form.kind == "item":
-        return all(math_value.legible(p.strip()) for p in form.text.split(":"))
+        parts = [p.strip() for t in _expanded(form.text) for p in t.split(":")]
+        return all(map(math_value.legible, parts))
     parts = form.parts[-1:] if form.kind == "relation" and form.labelled else form.parts
     return form.kind in ("list", "set", "tuple", "relation") and all(
         _legible(read(t)) for p in parts for t in _expanded(p)
@@ -81,12 +84,14 @@ def match(ref: Form, pred: Form) -> str | None:
     if math_text.squeeze(ref.text) == math_text.squeeze(pred.text):
         return "same text"
     rule = math_words.same(ref, pred)
-    if rule:
-        return rule
+    if rule or r"\emptyset" in (ref.text, pred.text):
+        return rule  # a set that holds the empty set is not empty
     if "relation" in (ref.kind, pred.kind):
         unlabelled = _unlabelled(ref, pred)
         if unlabelled:
             return match(*unlabelled)
+    if math_piecewise.pieces(ref.text) or math_piecewise.pieces(pred.text):
+        return "piecewise" if math_piecewise.same(ref, pred) else None
     if ref.kind == pred.kind == "relation" and _relations(ref, pred):
         return "relation"
     pieces = [math_region.pieces(f) for f in (ref, pred)]
@@ -133,8 +138,9 @@ def _scalars(ref: Form, pred: Form) -> str | None:
             return _converted(ref.text, pred.text)
         if math_value.same_value(*bare):
             return "value without unit"
-    if _clock(bare[0]) and _clock(bare[1]):
-        return "time" if _clock(bare[0]) == _clock(bare[1]) else None
+    clocks = [math_clock.read(f.text) for f in (ref, pred)]
+    if all(clocks):
+        return "time" if math_clock.same(*clocks) else None
     return "ratio" if _ratios(*bare) else None
 
 
@@ -163,11 +169,6 @@ def _series(ref: str, pred: str) -> bool:
         if None in filled or not math_value.same_value(*filled):
             return False
     return True
-
-
-def _clock(text: str) -> tuple[int, ...] | None:
-    found = re.fullmatch(r"(\d{1,2}):(\d\d)(?::(\d\d))?", text.strip())
-    return tuple(int(g or 0) for g in found.groups()) if found else None
 
 
 # ---- relations -------------------------------------------------------------------
@@ -281,7 +282,7 @@ def _members(form: Form) -> list[Form]:
     if all(p.startswith(f"({k})") for k, p in enumerate(parts, start=1)):
         parts = tuple(p.partition(")")[2].strip() or p for p in parts)  # (1) 5; (2) 7
     members = []
-    for part in parts:
+    for part in _permuted(parts):
         read_part = read(part)
         if read_part.kind == "list" and not _is_system(read_part):
             members.extend(_members(read_part))
@@ -293,6 +294,26 @@ def _members(form: Form) -> list[Form]:
         for k, f in enumerate(members)
         if f.kind != "tuple" or texts[k] not in texts[:k]
     ]
+
+
+_PERMUTED = re.compile(
+    r"\\text\{\s*(?:(?:all|any|of|its|their|the) )*(cyclic )?permutations?\b[a-z ]*\}"
+)
+
+
+def _permuted(parts: tuple[str, ...]) -> tuple[str, ...]:
+    r"""`(1, 2, 3) \text{ and its permutations}`: all the tuples that it stands for."""
+    found = _PERMUTED.fullmatch(parts[-1]) if len(parts) > 1 else None
+    given = [read(part) for part in parts[:-1]]
+    if not found or any(f.kind != "tuple" or len(f.parts) > 4 for f in given):
+        return parts
+    turns = [
+        [f.parts[k:] + f.parts[:k] for k in range(len(f.parts))]
+        if found[1]
+        else itertools.permutations(f.parts)
+        for f in given
+    ]
+    return tuple(f"({', '.join(turn)})" for some in turns for turn in some)
 
 
 def _is_system(form: Form) -> bool:

@@ -9,23 +9,28 @@ import re
 MAX_ANSWER = 2_000  # characters; a longer answer is not read any further
 CHOICES = "ABCDEFGHIJ"
 
-_BOX_TOKEN = re.compile(r"\\+(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+# A run of backslashes is one token: read one at a time, a million of them would be
+# half a billion starts of a box that never comes.
+_BOX_TOKEN = re.compile(r"(\\*+)((?:boxed|fbox)\s*+\{|[{}])|\\++")
 
 
 def boxes(text: str) -> list[tuple[int, int, str]]:
     r"""Balanced `\boxed{…}`, outermost only, as (start, end, content), in order."""
     found, open_at = [], []
     for token in _BOX_TOKEN.finditer(text):
-        word = token.group()
-        if word.endswith("{") and word != "\\{":
-            open_at.append((token.start(), token.end(), len(word) > 1))
-        elif word == "}" and open_at:
+        slashes, word = token[1] or "", token[2] or ""
+        is_box = len(word) > 1 and bool(slashes)
+        if len(word) < 2 and len(slashes) % 2:
+            continue  # an escaped brace
+        if word.endswith("{"):
+            open_at.append((token.start(), token.end(), is_box))
+        elif word and open_at:
             start, inside, is_box = open_at.pop()
             if is_box:
                 while found and found[-1][0] > start:
                     found.pop()
-                found.append((start, token.end(), text[inside : token.start()]))
-    return found
+                found.append((start, token.end(), inside, token.start(2)))
+    return [(start, end, text[inside:close]) for start, end, inside, close in found]
 
 
 def boxed_answer(response: str) -> str | None:
@@ -192,6 +197,13 @@ def chosen_letter(text: str) -> str | None:
     return letters[0] if letters else None
 
 
+_DENIAL = re.compile(r"\bnot\b|n['’]t\b|\bnever\b", re.IGNORECASE)
+# 'So it is 42.'
+_TOLD = re.compile(
+    rf"[A-Za-z]{{2,}} (?:is|are|equals|get|gives) ({_NUMBER.pattern})\s*\.?\s*$"
+)
+
+
 def bare_answers(text: str, is_reference: bool = False) -> list[str]:
     """Readings of a bare answer, best first: no box is needed. For references too.
 
@@ -203,11 +215,14 @@ def bare_answers(text: str, is_reference: bool = False) -> list[str]:
     if re.search(r"\\boxed\s*\{", text):
         if not is_reference:
             return []
-        text = re.sub(r"\\+boxed\s*\{", "", text)
+        text = re.sub(r"(?<!\\)\\++boxed\s*+\{", "", text)
     whole = [text.strip()] if text.strip() and len(text) <= MAX_ANSWER else []
     if is_reference and len(whole) == 1:
         whole += _numbers_of_sentence(text)
     words = prose_words(text[-_NEAR:])
+    told = _TOLD.search(text[-_NEAR:])
+    if words <= 2 and whole and told and not _DENIAL.search(text):
+        return whole + [told[1]]
     if words <= 2 and whole:
         return whole + (_from_prose(text) if words and _MATH.search(text) else [])
     if words <= 2 and not _MATH.search(text[-_NEAR:]):

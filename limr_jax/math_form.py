@@ -26,11 +26,11 @@ _LABEL = re.compile(
 )
 _MATRIX = re.compile(
     r"\(?\s*\\begin\{((?:[pb]|small)?matrix|array)\}(?:\{[lcr|]*\})?(.*)"
-    r"\\end\{\1\}\s*\)?",
+    r"\\end\{\1\}\s*\)?(\s*\^\s*\{?\s*(?:T|\\top)\s*\}?)?",
     re.DOTALL,
 )
-_CASES = re.compile(
-    r"(?:\\\{)?\s*\\begin\{(cases|array|aligned)\}(?:\{[lcr]*\})?(.*)\\end\{\1\}",
+CASES = re.compile(
+    r"(?:\\\{)?\s*\\begin\{(cases|array|aligned)\}(?:\{[lcr ]*\})?(.*)\\end\{\1\}",
     re.DOTALL,
 )
 
@@ -66,8 +66,14 @@ def is_label(text: str) -> bool:
     return _LABEL.fullmatch(text) is not None
 
 
+_COMMAND = re.compile(r"\\(?:[A-Za-z]+|.)", re.DOTALL)
+
+
 def split(text: str, pattern: re.Pattern) -> tuple[list[str], list[str]]:
-    """Parts and separators at depth 0; brackets of any two sorts may pair up."""
+    """Parts and separators at depth 0; brackets of any two sorts may pair up.
+
+    An environment is a pair of brackets, too.
+    """
     parts, marks, depth, start, k = [], [], 0, 0, 0
     while k < len(text):
         char = text[k]
@@ -83,7 +89,8 @@ def split(text: str, pattern: re.Pattern) -> tuple[list[str], list[str]]:
                 start = k = found.end()
                 continue
         if char == "\\" and k + 1 < len(text) and text[k + 1] not in "{}":
-            name = re.compile(r"\\(?:[A-Za-z]+|.)", re.DOTALL).match(text, k)
+            name = _COMMAND.match(text, k)
+            depth += (name[0] == r"\begin") - (name[0] == r"\end")
             k = name.end()
         else:
             k += 1
@@ -97,6 +104,9 @@ _LEVELS = [
 ]
 
 
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+
+
 def _list(text: str) -> Form | None:
     for pattern, joined in _LEVELS:
         parts, marks = split(text, pattern)
@@ -104,7 +114,7 @@ def _list(text: str) -> Form | None:
         if marks and 1 < len(kept) <= MAX_PARTS:
             if joined == "and":
                 joined = "and" if any("and" in m for m in marks) else "or"
-                if any(len(re.findall(r"[A-Za-z]{2,}", p)) > 3 for p in kept):
+                if any(len(_WORD.findall(p)) > 3 for p in kept):
                     continue  # a sentence, not a list
             return Form("list", text, kept, joined=joined)
     return None
@@ -135,7 +145,7 @@ def _relation(text: str) -> Form | None:
 
 def _cases(text: str) -> Form | None:
     """A system of equations, one a row."""
-    found = _CASES.fullmatch(text)
+    found = CASES.fullmatch(text)
     if not found or "&" in found.group(2) or r"\begin" in found.group(2):
         return None
     rows = tuple(r.strip(" ,;") for r in found.group(2).split(r"\\") if r.strip())
@@ -157,6 +167,8 @@ def _matrix(text: str) -> Form | None:
         return None
     rows = [r for r in re.split(r"\\\\", found.group(2)) if r.strip()]
     cells = tuple(tuple(c.strip() for c in row.split("&")) for row in rows)
+    if found.group(3) and len({*map(len, cells)}) == 1:
+        cells = tuple(zip(*cells))
     return Form("matrix", text, rows=cells)
 
 

@@ -58,6 +58,12 @@ _IN_DEGREES = re.compile(
 _LONE = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
 
 
+# Numbers side by side are added by the grammar: it reads `5(2)` as 7.
+_BESIDE = re.compile(
+    r"(?:(?<![_^\d.])\d+(?:\.\d+)?|\)|\\binom\{[^{}]*\}\{[^{}]*\})\s*(?=\(|\\binom)"
+)
+
+
 @functools.lru_cache(maxsize=4096)
 def expression(text: str):
     """Sympy's expression for a cleaned string, None where the grammar has none."""
@@ -72,6 +78,7 @@ def expression(text: str):
     text = re.sub(r"\\%$", "", text).strip()
     if not text or costly(text) or _MISREAD.search(text):
         return None
+    text = _BESIDE.sub(lambda m: rf"{m[0].rstrip()}\cdot ", text)
     text = _GREEK.sub(lambda m: rf"\mu_{{{m[1]}}}", text)
     text = re.sub(r"(?<![\w.}])(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}", _mixed, text)
     try:

@@ -25,6 +25,11 @@ _BELOW = {"<": False, r"\le": True}
 _ABOVE = {">": False, r"\ge": True}
 
 
+_EXCEPT = re.compile(
+    r"(?:\\text\{\s*)?(?:all )?reals?(?: numbers)?\s*except(?: for)?\s*\}?([^{}]+)\}?"
+)
+
+
 def pieces(form: Form) -> tuple[Piece, ...] | None:
     """The region that a form describes, None if it describes none."""
     text = form.text
@@ -32,6 +37,9 @@ def pieces(form: Form) -> tuple[Piece, ...] | None:
         return (_LINE,)
     if _POSITIVE.fullmatch(text):
         return (("0", r"\infty", False, False),)
+    holes = _EXCEPT.fullmatch(text)
+    if holes:
+        return _without(read(holes[1]).parts or (holes[1].strip(),))
     if form.kind == "tuple":
         return _interval(form)
     if form.kind == "relation":

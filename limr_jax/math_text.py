@@ -39,6 +39,7 @@ _RENAMED = [
     (re.compile(rf"\\(?:{old})(?![A-Za-z])\s*"), new)
     for old, new in [
         (r"[dtc]frac", r"\\frac"),
+        (r"[dt]binom", r"\\binom"),
         (r"leqslant|leqq|leq", r"\\le "),
         (r"geqslant|geqq|geq", r"\\ge "),
         (r"neq", r"\\ne "),
@@ -87,6 +88,9 @@ def _font(match: re.Match) -> str:
     word = inside.strip()
     if re.fullmatch(r"(?i)and|or", word):
         return f" {word.lower()} "
+    before = match.string[max(0, match.start() - 2) : match.start()].strip()
+    if word == "min" and before[-1:].isdigit():
+        return r"\text{ min}"
     if word.lower() in _FUNCTIONS + ["max", "min", "gcd", "lcm", "mod", "det"]:
         return f"\\{word.lower()} "
     if kind.startswith("text") or kind in ("mbox", "hbox", "emph"):
@@ -166,8 +170,31 @@ def _degrees(match: re.Match) -> str:
     return rf"\frac{{{seconds}}}{{3600}}°" if seconds else "°"
 
 
+_ROW_SPACE = re.compile(r"\\\\\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm)\s*\]")
+_HAT = r"\\(?:mathbf|boldsymbol|bm|hat|vec|widehat)\s*"
+_BASIS = re.compile(
+    rf"{_HAT}(?:\{{\s*)?(?:{_HAT})?\{{?\s*\\?([ijk])(?:math)?\s*\}}?(?:\s*\}})?"
+)
+_TERM = re.compile(r"\s*([-+]?)\s*([^-+§]*?)\s*(?:\\cdot)?\s*§([ijk])\s*")
+
+
+def _unit_vectors(text: str) -> str:
+    r"""`3\mathbf{i} - 4\mathbf{j}` as `(3, -4)`."""
+    marked = _BASIS.sub(r"§\1", text)
+    terms = list(_TERM.finditer(marked))
+    named = [term[3] for term in terms]
+    if len(terms) < 2 or len({*named}) < len(named) or _TERM.sub("", marked):
+        return text
+    values = {
+        name: f"{sign}{size or 1}" for sign, size, name in map(re.Match.groups, terms)
+    }
+    axes = "ijk" if "k" in named else "ij"
+    return f"({', '.join(values.get(axis, '0') for axis in axes)})"
+
+
 def clean(text: str) -> str:
     """One spelling of an answer: same mathematics, fewer ways to write it."""
+    text = _unit_vectors(_ROW_SPACE.sub(r"\\\\", text).strip().strip("$"))
     text = _symbols(_MARKDOWN.sub("", _ANSWER_IS.sub("", text)))
     text = re.sub(r"\\\(|\\\)|\\\[|\\\](?!\])", " ", text)
     text = _CURRENCY.sub(" ", text).replace("$", " ")
@@ -175,7 +202,7 @@ def clean(text: str) -> str:
     text = _THOUSANDS.sub(_thousands, text)
     if _SPACED_DIGITS.fullmatch(text.strip()):
         text = text.replace(" ", "")
-    text = text.replace(r"\!", "").replace("{,}", ",")
+    text = text.replace(r"\!", "").replace("{,}", ",").replace("{:}", ":")
     text = _SPACING.sub(" ", text)
     text = _SIZES.sub("", text)
     text = re.sub(r"\{\{([^{}]*)\}\}", r"{\1}", text)
@@ -240,7 +267,14 @@ def _operators(text: str) -> str:
     text = re.sub(r"(?<=\w)_\{(?:\\text\{)?([A-Za-z]{3,})\}{1,2}", _base, text)
     text = re.sub(r"(?<=\d)\s*\\text\{\s*to\s*\}\s*(?=\d)", ":", text)
     text = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", text)
+    text = re.sub(r"(?<=\d)\s*(?:\\text\{\s*)?dozen\b[a-z ]*\}?", r"\\cdot 12", text)
     return text
+
+
+def currency_differs(one: str, two: str) -> bool:
+    """Both name a currency by its sign, which `clean` drops, and not the same one."""
+    signs = [{*re.findall("[€£¥₹₽$]", text)} for text in (one, two)]
+    return all(signs) and signs[0] != signs[1]
 
 
 def squeeze(text: str) -> str:

@@ -12,20 +12,30 @@ from limr_jax import math_measure, math_value
 _UNITS = {
     "m": "meter metre", "cm": "centimeter centimetre", "mm": "millimeter millimetre",
     "km": "kilometer kilometre", "in": "inch inche", "ft": "foot feet", "yd": "yard",
-    "mi": "mile", "g": "gram", "kg": "kilogram", "mg": "milligram", "lb": "pound",
+    "mi": "mile", "g": "gram gm", "kg": "kilogram", "mg": "milligram", "lb": "pound",
     "oz": "ounce", "s": "second sec", "min": "minute", "h": "hour hr", "day": "",
     "week": "", "month": "", "year": "yr", "L": "liter litre", "ml": "milliliter mL",
     "gal": "gallon", "pint": "", "quart": "", "ton": "", "tonne": "", "acre": "",
     "N": "newton", "J": "joule", "W": "watt", "V": "volt", "K": "kelvin", "Hz": "hertz",
-    "mph": "", "kmh": "", "dollar": "", "cent": "", "euro": "", "rad": "radian",
+    "Pa": "pascal", "mol": "mole",
+    "mph": "", "kmh": "kph", "dollar": "", "cent": "", "euro": "", "rad": "radian",
     "sq": "square", "cu": "cubic", "unit": "", "am": "", "pm": "", "th": "", "st": "",
     "nd": "", "rd": "", "deg": "", "yuan": "", "degC": "", "degF": "",
     "hundred": "", "thousand": "", "million": "", "billion": "", "trillion": "",
 }  # fmt: skip
 _ORDINAL = ("th", "st", "nd", "rd")
 _ALIASES = {w: short for short, ws in _UNITS.items() for w in [short, *ws.split()]}
+
+
+def _short_name(word: str) -> str | None:
+    """`Metres` → `m`; a unit of physics with a prefix is its own short name."""
+    known = word if word in math_measure.NAMES else None
+    return _ALIASES.get(word) or known or _ALIASES.get(word.lower().rstrip("s"))
+
+
 _MARKS = {"%": "percent", "°": "deg"}
 _BOUND = r"\b(?:most|least|not|than|over|under|above|below|between|from|to)\b"
+_NO_UNIT = re.compile(r"\b(?:not|wrong|incorrect|false|or|than)\b")  # 5 or more
 _POWER = r"(?:\s*\^\s*\{?\s*-?\d\s*\}?)?"
 _TEXT_UNIT = re.compile(
     r"(?<=[\d}\)!°%A-Za-z|])\s*(?:\^\s*\{\s*)?((?:\s*/?\s*\\text\{[^{}]*\}"
@@ -48,7 +58,7 @@ def split(text: str) -> tuple[str, str]:
     if scale:
         return text[: scale.start()], f"deg{scale[1]}"
     found = _TEXT_UNIT.search(text)
-    if found:
+    if found and not _NO_UNIT.search(found.group(1)):
         return text[: found.start()].strip(), found.group(1)
     found = _WORD_UNIT.search(text)
     if not found:
@@ -77,7 +87,7 @@ def in_one(text: str) -> str:
     amounts = _AMOUNT.findall(plain)
     if not 2 <= len(amounts) <= 4 or _AMOUNT.sub("", plain):
         return text
-    measures = [math_measure.read(unit, _ALIASES) for _, unit in amounts]
+    measures = [math_measure.read(unit, _short_name) for _, unit in amounts]
     if None in measures or len({m[1] for m in measures}) > 1:
         return text
     total = sum(Fraction(n) * m[0] for (n, _), m in zip(amounts, measures))
@@ -89,14 +99,18 @@ def in_one(text: str) -> str:
 
 def with_currency(written: str, cleaned: str) -> str:
     r"""`\$5` with its unit in words, as 5 cents has it."""
-    priced = re.fullmatch(r"\$?\s*\\\$\s*[-\d.,]+\$?|\$\s*[-\d.,]+", written.strip())
-    return cleaned + r" \text{ dollars}" if priced else cleaned
+    priced = re.fullmatch(
+        r"\$?\s*(\\\$|[€£])\s*[-\d.,]+\$?|\$\s*[-\d.,]+", written.strip()
+    )
+    names = {"€": "euros", "£": "pounds"}
+    name = names.get(priced[1], "dollars") if priced else ""
+    return rf"{cleaned} \text{{ {name}}}" if priced else cleaned
 
 
 def converted(ref: str, pred: str) -> tuple[str, str] | None:
     """Both values in the reference's unit; None unless both measure the same thing."""
     (mine, unit_r), (yours, unit_p) = split(ref), split(pred)
-    measures = [math_measure.read(u, _ALIASES) for u in (unit_r, unit_p)]
+    measures = [math_measure.read(u, _short_name) for u in (unit_r, unit_p)]
     if None in measures or measures[0][1] != measures[1][1]:
         return None
     ratio = measures[1][0] / measures[0][0]
@@ -118,7 +132,7 @@ def conflict(ref: str, pred: str) -> bool:
         return True  # 'n even', 'n odd'
     for value, unit in zip(values, named):
         words = re.findall(r"[A-Za-z]+", unit.replace(r"\text", ""))
-        names = {_ALIASES.get(w) or _ALIASES.get(w.lower().rstrip("s")) for w in words}
+        names = set(map(_short_name, words))
         mark = _MARKS.get(value.strip()[-1:]) if not names - {None} else None
         names |= {mark}
         powers = re.findall(r"\^\s*\{?\s*(-?\d)", unit)

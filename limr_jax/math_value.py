@@ -9,8 +9,8 @@ at all of them with negligible probability; `simplify` is slower and knows less)
 Rounding. A number with a decimal point may be a rounded one. It stands for an exact
 value that rounds or truncates to it, where it shows at least 3 significant digits and
 is the reference's (the reference states the rounding), or at least 4 and is the
-prediction's. Two decimals agree if the longer rounds to the shorter, 3 digits or more.
-An integer in a reference is exact.
+prediction's (6 where the reference is written with π). Two decimals agree if the longer
+rounds to the shorter, 3 digits or more. An integer in a reference is exact.
 """
 
 import dataclasses
@@ -104,7 +104,12 @@ def close(reference: Number, prediction: Number) -> bool:
         return False  # 75 % of what is not 75 degrees
     scales = [(1, 1)]
     if reference.percent != prediction.percent:
-        scales.append((100, 1) if reference.percent else (1, 100))
+        scales = [(100, 1) if reference.percent else (1, 100)]
+        plain = prediction if reference.percent else reference
+        # 28 may lack its sign; 1/8 and a reference of 0.125 are what they say.
+        exact = plain.step is None or plain is reference
+        if abs(plain.value) >= 1 or not exact:
+            scales.append((1, 1))
     for mine, yours in scales:
         ref, pred = reference.value / mine, prediction.value / yours
         inexact = reference.step or prediction.step
@@ -172,6 +177,8 @@ def _as_fraction(value) -> fractions.Fraction | None:
     return None
 
 
+# A multiple of π is asked for as it stands: four digits do not show it.
+_CLOSED = re.compile(r"^(?!.*\\(?:sin|cos|tan)).*\\pi")
 _DECIMAL = re.compile(r"\d\.\d|(?<!\d)\.\d")
 
 
@@ -187,7 +194,7 @@ def _same_constant(reference: str, prediction: str) -> bool:
         if stands_for(literal_r, exact_p, 1, 3):
             return True
     elif literal_p and literal_p.step and exact_r is not None:
-        if stands_for(literal_p, exact_r, 1, 4):
+        if stands_for(literal_p, exact_r, 1, 6 if _CLOSED.search(reference) else 4):
             return True
     elif _DECIMAL.search(reference) or _DECIMAL.search(prediction):
         return bool(abs(ref - pred) <= 1e-6 * abs(ref))
@@ -213,7 +220,8 @@ def _points(names: tuple[str, ...], counted: bool):
         yield at | {flipped: -at[flipped]}, False
 
 
-def _at(parsed, values: dict):
+def at(parsed, values: dict):
+    """The value of an expression where its letters have these; None without one."""
     import sympy
 
     numbers = {n: sympy.Rational(*v.as_integer_ratio()) for n, v in values.items()}
@@ -234,7 +242,7 @@ def samples(*parsed) -> list[tuple] | None:
     rows = []
     for values, everywhere in _points(names, counted):
         try:
-            row = tuple(_at(e, values) for e in parsed)
+            row = tuple(at(e, values) for e in parsed)
         except Exception:
             continue
         if any(v is None for v in row):
@@ -244,13 +252,14 @@ def samples(*parsed) -> list[tuple] | None:
     return rows if len(rows) >= 3 else None
 
 
-def _near(a, b) -> bool:
+def near(a, b) -> bool:
+    """Equality of two values of `at`."""
     if a.is_Rational and b.is_Rational:
         return bool(a == b)
     return bool(abs(a - b) <= 1e-12 * (abs(a) + abs(b)))
 
 
-_BASE = re.compile(r"(\d[\dA-F]*)\s*_\s*\{?(\d+)\}?")
+_BASE = re.compile(r"\(?(\d[\dA-Fa-f]*)\)?\s*_\s*\{?(\d+)\}?")
 
 
 def same_value(reference: str, prediction: str) -> bool:
@@ -260,6 +269,8 @@ def same_value(reference: str, prediction: str) -> bool:
     bases = [_BASE.fullmatch(t) for t in (reference, prediction)]
     if any(bases):
         digits = [m[1] if m else t for m, t in zip(bases, (reference, prediction))]
+        if all(bases):
+            return digits[0].lower() == digits[1].lower() and bases[0][2] == bases[1][2]
         return digits[0] == digits[1] and not bases[1]  # 101_2 is not 101
     ref, pred = number(reference), number(prediction)
     if ref and pred:
@@ -327,7 +338,7 @@ def same_expression(reference: str, prediction: str) -> bool:
     if not (ref.free_symbols or pred.free_symbols):
         return False
     rows = samples(ref, pred)
-    return bool(rows) and all(_near(a, b) for a, b in rows)
+    return bool(rows) and all(near(a, b) for a, b in rows)
 
 
 def same_up_to_factor(reference: str, prediction: str, positive: bool) -> bool:
@@ -343,7 +354,7 @@ def same_up_to_factor(reference: str, prediction: str, positive: bool) -> bool:
     factor = rows[0][0] / rows[0][1]
     if positive and not (factor.is_real and factor > 0):
         return False
-    return all(_near(a / b, factor) for a, b in rows)
+    return all(near(a / b, factor) for a, b in rows)
 
 
 def legible(text: str) -> bool:

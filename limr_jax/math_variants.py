@@ -55,7 +55,7 @@ def _decimal_comma(text: str) -> str:
 _QUALIFIER = re.compile(
     r"[,;]?\s*\(?\s*(?:\\text\{\s*)?(?<![A-Za-z\\])(?:for (?:some|all|any|every|each"
     r"|(?:positive |natural )?(?:integers?|numbers?))|where|such that)\b.*$"
-    r"|(?<=\S)\s*\\text\{\s*(?:is|are)\b.*$"
+    r"|(?<=\S)\s*\\text\{\s*(?:is|are)\b(?!\s*(?:not|wrong|incorrect|false)\b).*$"
     r"|(?<=\S)\s*[,;(]\s*\(?\s*[a-z]\s*\\in\s*(?:\\mathbb\s*\{?)?[ZNR].*$",
     re.DOTALL,
 )

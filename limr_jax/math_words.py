@@ -6,16 +6,20 @@ from limr_jax import math_text, math_value
 from limr_jax.math_form import Form
 
 _LETTER_CHOICE = re.compile(r"^\(?([A-J])(?:\)|\.|:|$|\s(?=\S))\s*(.*)$", re.DOTALL)
-_NONE = {
-    "no solution", "no solutions", "none", "does not exist", "dne", r"\emptyset",
-    "empty set", "the empty set", "no real solutions", "no real solution", r"\{\}",
-    "no real roots", "no root", "no roots", "no integer solutions",
-    "no such number", "no such numbers", "nonexistent", "impossible",
-}  # fmt: skip
-_ENDLESS = {
-    r"\infty", "infinitely many", "infinite", "infinity", "infinitely many solutions",
-    "infinite number",
-}  # fmt: skip
+_WHAT = (
+    r"(?:(?:(?:real|integer|valid) )*(?:solutions?|roots?|numbers?|values?|integers?)"
+    r"|such [a-z]+)"
+)
+_NONE = re.compile(
+    rf"(?:there (?:is|are|exists?) )?no {_WHAT}(?: exists?)?|none|dne|impossible"
+    r"|(?:(?:such )?(?:the |an? )?[a-z]+ |it |they )?(?:does|do)(?: not|n't) exist"
+    r"|nonexistent|(?:is )?undefined|not defined|(?:the )?empty set|\\emptyset"
+    r"|\\\{\s*\\\}"
+)
+_ENDLESS = re.compile(
+    rf"(?:there are )?infinite(?:ly many)?(?: number)?(?: of)?(?: {_WHAT})?|infinity"
+    r"|\\infty"
+)
 _NUMERALS = [
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
     "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen",
@@ -46,19 +50,28 @@ def _numeral(words: str | None) -> str | None:
     return _PARTS.get(rest) if first in ("one", "a") else None
 
 
+# 'It is even', 'the series diverges'
+_SUBJECT = re.compile(
+    r"^(?:(?:it|this|that|they|(?:the|this) [a-z]+) (?:is|are) (?!not\b)"
+    r"|the [a-z]+ (?=(?:con|di)verges?$))"
+)
+
+
 def _plain_words(text: str) -> str | None:
     r"""`\text{No solution}.` → `no solution`; None where there is mathematics."""
     text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).strip(" .,;:!'\"()")
     text = re.sub(r"\s+", " ", re.sub(r"[`*_\"]", "", text)).strip().lower()
     if not re.fullmatch(r"(?:[^\W\d_]|[ ,.;:()'’-])+", text):
         return None
+    text = _SUBJECT.sub("", text)
     return text if re.search(r"[^\W\d_]{2}", text) else None
 
 
 def _kind_of_none(text: str) -> str | None:
     plain = _plain_words(text) or text.strip()
-    plain = re.sub(r"^(?:there (?:is|are) )", "", plain)
-    return "none" if plain in _NONE else "endless" if plain in _ENDLESS else None
+    if _NONE.fullmatch(plain):
+        return "none"
+    return "endless" if _ENDLESS.fullmatch(plain) else None
 
 
 def same(ref: Form, pred: Form) -> str | None:
@@ -66,6 +79,8 @@ def same(ref: Form, pred: Form) -> str | None:
     kind = _kind_of_none(ref.text)
     if kind and kind == _kind_of_none(pred.text):
         return kind
+    if _verdict(ref.text, pred.text):
+        return "words"
     letter = _choice(ref.text, pred.text)
     if letter:
         return letter
@@ -81,8 +96,11 @@ def same(ref: Form, pred: Form) -> str | None:
             return "numeral" if math_value.same_value(value, other.text) else None
     if yours is None:
         return None
-    if mine is not None and _core(mine) == _core(yours):
-        return "words"
+    if mine is not None:
+        if _core(mine) == _core(yours):
+            return "words"
+        if _listed(mine) and _listed(mine) == _listed(yours):
+            return "words in another order"
     return "words of the sentence" if _names(ref.text, yours) else None
 
 
@@ -119,7 +137,36 @@ def _core(words: str) -> list[str]:
     return [w for w in found if w not in _IDLE] or found
 
 
-_OPTION = re.compile(r"^\s*(?:option|choice|answer)\s*:?\s*", re.IGNORECASE)
+def _listed(words: str) -> list[list[str]] | None:
+    """The members of `Alice, Bob and Carol`, sorted; None for one or for sentences."""
+    parts = [_core(p) for p in re.split(r"\s*,\s*(?:and\s)?|\band\b", words)]
+    short = len(parts) > 1 and all(0 < len(part) <= 3 for part in parts)
+    return sorted(parts) if short else None
+
+
+_VERDICT = re.compile(r"(yes|no|true|false)(?:\s*[,.;:!]\s+(.*))?", re.DOTALL)
+
+
+def _verdict(mine: str, yours: str) -> bool:
+    """One says `yes` (or no, true, false), the other the same and a few words more."""
+    said = [
+        _VERDICT.fullmatch(
+            re.sub(r"\\text\{([^{}]*)\}", r" \1 ", t).strip(" .").lower()
+        )
+        for t in (mine, yours)
+    ]
+    if not all(said) or said[0][1] != said[1][1] or (said[0][2] and said[1][2]):
+        return False
+    denying = {"not", "no", "never"} if said[0][1] in ("no", "false") else set()
+    more = _SENTENCE.findall(said[0][2] or said[1][2] or "")
+    return not (_REVERSING - denying) & set(more)
+
+
+_OPTION = re.compile(
+    r"^\s*(?:the )?(?:correct )?(?:option|choice|answer)(?:\s+is\b(?!\s+not\b))?"
+    r"\s*:?\s*",
+    re.IGNORECASE,
+)
 
 
 def _several(text: str) -> list[str] | None:
@@ -142,7 +189,8 @@ def _choice(ref: str, pred: str) -> str | None:
     for this, that in ((0, 1), (1, 0)):
         letter, full = bare[this], both[that]
         listed = re.fullmatch(r"\(?([A-J])[).]\)?\s*(\S.*)", texts[that], re.DOTALL)
-        if listed and not both[this] and len(texts[this]) > 1:
+        value = len(texts[this]) > 1 or texts[this].isdigit()
+        if listed and not both[this] and value:
             values = math_text.clean(listed[2]), math_text.clean(texts[this])
             if math_value.same_value(*values):
                 return "choice by value"
