@@ -1,45 +1,60 @@
 """Settings that cannot work, refused by name before anything is loaded."""
 
+import math
+
 from limr_jax import objectives, selection, thoughts
-from limr_jax.errors import InputError, choose
+from limr_jax.errors import InputError, choose, within
 from limr_jax.policy import DIMENSIONS
 from limr_jax.slots import LOOPS
+
+_SOME, _ANY = (1, math.inf), (0, math.inf)
+# Field → the least and the largest value that make sense: of every config, …
+_COMMON = {
+    "seed": (0, 2**32 - 1),
+    **dict.fromkeys(("num_steps", "checkpoint.every", "checkpoint.keep"), _SOME),
+    **dict.fromkeys((f"model.{name}" for name in (*DIMENSIONS, "vocab_size")), _ANY),
+    "optimizer.learning_rate": _ANY,
+    "optimizer.warmup_steps": _ANY,
+    "optimizer.decay_steps": _ANY,
+    "optimizer.decay_to": (0, 1),
+    "optimizer.weight_decay": _ANY,
+    "optimizer.clip_norm": _ANY,
+}
+# … of launch/sft.py's, …
+_FINE_TUNING = _COMMON | {
+    "micro_batch_rows": _ANY,
+    **dict.fromkeys(("rows", "columns", "log_every"), _SOME),
+}
+# … and of all others.
+_LIMITS = _COMMON | {
+    "prompts_per_step": _SOME,
+    "group_size": _SOME,
+    "minibatches_per_step": _SOME,
+    "updates_per_minibatch": _SOME,
+    "rollout.max_prompt_length": _SOME,
+    "rollout.max_response_length": _SOME,
+    "rollout.shrinks": (0, LOOPS - 1),
+    "clip.low": (0, 1),
+    "clip.high": _ANY,
+    "grader.workers": _ANY,
+    "grader.memory_mib": _SOME,
+    "overlong.buffer": _ANY,
+    "overlong.weight": _ANY,
+    "judge.max_length": _SOME,
+    "judge.rows": _SOME,
+    "evaluation.every": _ANY,
+    "evaluation.samples": _ANY,
+    "dump.max_bytes": _ANY,
+    "dump.rows_per_step": _ANY,
+}
+_POSITIVE = ("grader.wall_seconds", "grader.cpu_seconds")
 
 
 def check(config) -> None:
     """Settings that are wrong whatever the data and the machine."""
-    if not 0 <= config.seed < 2**32:
-        raise InputError(f"seed={config.seed} must be from 0 to {2**32 - 1}")
-    for section, least, names in (
-        (
-            "",
-            1,
-            (
-                "num_steps",
-                "prompts_per_step",
-                "group_size",
-                "minibatches_per_step",
-                "updates_per_minibatch",
-            ),
-        ),
-        ("rollout", 1, ("max_prompt_length", "max_response_length")),
-        ("checkpoint", 1, ("every", "keep")),
-        ("evaluation", 0, ("every", "samples")),
-        ("dump", 0, ("max_bytes", "rows_per_step")),
-        ("judge", 1, ("max_length", "rows")),
-        ("model", 0, (*DIMENSIONS, "vocab_size")),
-    ):
-        values = config[section] if section else config
-        for name in names:
-            if values[name] < least:
-                field = f"{section}.{name}" if section else name
-                raise InputError(f"{field}={values[name]} must be at least {least}")
-    for name, value in (
-        ("tokenizer", config.tokenizer),
-        ("data.train", config.data.train),
-    ):
-        if not value:
-            raise InputError(f"{name} is empty; give --config.{name}=…")
+    within(config.to_dict(), _LIMITS, above_0=_POSITIVE)
+    _check_names(config)
+    _check_optimizer(config.optimizer)
     _check_rollout(config.rollout)
     choose({**objectives.ADVANTAGES, "jepo": 0}, config.algorithm, "algorithm")
     choose(objectives.NORMALISERS, config.loss_normaliser, "loss_normaliser")
@@ -56,15 +71,42 @@ def check(config) -> None:
     selection.check(config)
 
 
+def check_fine_tuning(config) -> None:
+    """The same of a config of launch/sft.py."""
+    within(config.to_dict(), _FINE_TUNING)
+    _check_names(config)
+    _check_optimizer(config.optimizer)
+
+
+def _check_names(config) -> None:
+    for name, value in (
+        ("tokenizer", config.tokenizer),
+        ("data.train", config.data.train),
+    ):
+        if not value:
+            raise InputError(f"{name} is empty; give --config.{name}=…")
+
+
+def _check_optimizer(given) -> None:
+    for name in ("b1", "b2"):
+        if not 0 <= given[name] < 1:
+            raise InputError(
+                f"optimizer.{name}={given[name]} must be 0 or more, and below 1"
+            )
+    within(given, {}, above_0=["epsilon"], section="optimizer.")
+    if 0 < given.decay_steps <= given.warmup_steps:
+        raise InputError(
+            f"optimizer.decay_steps={given.decay_steps} must be more than "
+            f"optimizer.warmup_steps={given.warmup_steps}, which it counts in; 0 is no "
+            "decay"
+        )
+
+
 def _check_rollout(given) -> None:
     if given.temperature <= 0:
         raise InputError(
             f"rollout.temperature={given.temperature}: training samples, so "
             "it must be above 0"
-        )
-    if not 0 <= given.shrinks < LOOPS:
-        raise InputError(
-            f"rollout.shrinks={given.shrinks} must be from 0 to {LOOPS - 1}"
         )
 
 
@@ -199,10 +241,24 @@ def check_batch(config, mesh) -> None:
             f"minibatches_per_step={minibatches} must divide the {rows // devices} "
             f"rollouts that each of {devices} devices has of a step"
         )
-    rows //= minibatches
+    _check_micro_batch(config, rows // minibatches, devices, "rollouts")
+
+
+def check_rows(config, mesh) -> None:
+    """Fine-tuning's rows and micro-batches divide as they must."""
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.rows % devices:
+        raise InputError(
+            f"rows={config.rows} does not divide over data x fsdp = {devices} "
+            f"devices; use a multiple of {devices}"
+        )
+    _check_micro_batch(config, config.rows, devices, "packed rows")
+
+
+def _check_micro_batch(config, rows: int, devices: int, name: str) -> None:
     micro = config.micro_batch_rows or rows
     if micro < 0 or micro % devices or rows % micro:
         raise InputError(
-            f"micro_batch_rows={micro} must divide the {rows} rollouts of an update "
+            f"micro_batch_rows={micro} must divide the {rows} {name} of an update "
             f"and be a multiple of {devices}, the devices that share the batch"
         )

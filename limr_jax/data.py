@@ -78,6 +78,12 @@ class Problems:
             sha.update(json.dumps(row, sort_keys=True).encode() + b"\n")
         return sha.hexdigest()
 
+    @functools.cached_property
+    def digest_with_columns(self) -> str:
+        """Likewise over all that a row has: what samplers and rewards may read."""
+        columns = sorted(self.columns.items())
+        return hashlib.sha256(json.dumps([self.digest, columns]).encode()).hexdigest()
+
 
 def load_problems(spec: str, *, data_dir, manual_dir=None) -> Problems:
     """The problems that `spec` names.
@@ -138,6 +144,12 @@ def _problems(spec: str, rows: Sequence[tuple[str, dict]]) -> Problems:
         answers.append(jsonl.text_field(row, answer, where, numbers=True))
     taken = {"id", "answer", "prompt" if "prompt" in rows[0][1] else "problem"}
     names = dict.fromkeys(name for _, row in rows for name in row if name not in taken)
+    for where, row in rows:
+        if isinstance(row.get("level"), (dict, list)):
+            raise InputError(
+                f"{where}: the level {json.dumps(row['level'])[:40]} is none that "
+                "figures can be given by; write a number or a text"
+            )
     return Problems(
         source=spec,
         ids=tuple(place),

@@ -1,7 +1,9 @@
 """The one exception for a user's mistake, and the most common mistake."""
 
 import difflib
-from collections.abc import Mapping
+import functools
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -10,6 +12,33 @@ class InputError(ValueError):
 
     Launch scripts print the line and exit with code 2, without a traceback.
     """
+
+
+def within(
+    values: Mapping[str, Any],
+    limits: Mapping[str, tuple[float, float]],
+    *,
+    above_0: Iterable[str] = (),
+    section: str = "",
+) -> None:
+    """InputError unless each field `a.b` of nested values is finite, in its limits.
+
+    limits: field → (least, largest). section: what stands before the fields' names.
+    """
+
+    def value_of(field):
+        return functools.reduce(lambda part, name: part[name], field.split("."), values)
+
+    for field, (least, largest) in limits.items():
+        value = value_of(field)
+        if not least <= value <= largest or math.isinf(value):
+            limit = f"from {least} to {largest}"
+            if largest == math.inf:
+                limit = f"at least {least}" + " and finite" * math.isinf(value)
+            raise InputError(f"{section}{field}={value} must be {limit}")
+    for field in above_0:
+        if not 0 < (value := value_of(field)) < math.inf:
+            raise InputError(f"{section}{field}={value} must be above 0, and finite")
 
 
 def choose(table: Mapping[str, Any], name: str, field: str):

@@ -150,7 +150,7 @@ def make(
         generate=answer,
         # An argument, so that another seed compiles nothing anew.
         key=jax.jit(stream_key, static_argnums=1, out_shardings=replicated)(
-            seed, "eval", number
+            np.uint32(seed), "eval", number
         ),
         grade=grade,
         replicated=replicated,

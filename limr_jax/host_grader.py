@@ -24,6 +24,7 @@ class HostGrader:
         problems: data.Problems,
         host_reward: reward.HostReward,
     ):
+        host_reward.check_columns(problems.columns)
         self._mesh, self._tokenizer = mesh, tokenizer
         self._problems, self._reward = problems, host_reward
         self._first = jax.jit(

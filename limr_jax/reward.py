@@ -53,9 +53,9 @@ def user_function(path: str) -> UserFunction:
     module, _, name = path.replace(":", ".").rpartition(".")
     try:
         function = getattr(importlib.import_module(module), name) if module else None
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # the module's own code may raise anything
         raise InputError(
-            f"reward function {path!r}: {error}; give module.name of a function "
+            f"reward function {path!r}: {_said(error)}; give module.name of a function "
             "(prompts, completions, **columns) -> list[float | None]"
         ) from error
     if not callable(function):
@@ -64,6 +64,11 @@ def user_function(path: str) -> UserFunction:
             "or a dotted path to a function"
         )
     return function
+
+
+def _said(error: Exception) -> str:
+    kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+    return kind + " ".join(str(error).split())
 
 
 def _call(name: str, function: UserFunction, prompts, responses, columns) -> np.ndarray:
@@ -261,6 +266,15 @@ class HostReward:
         rows = list(zip(prompts, answers, references, strict=True))
         opinions = iter(grading.ask(self.judge, [row for row in rows if row[1]]))
         return _values(next(opinions) if answer else False for answer in answers)
+
+    def check_columns(self, columns: Iterable[str]) -> None:
+        """InputError where a user's function is given something twice."""
+        twice = [name for name in ("prompts", "completions") if name in columns]
+        if self.functions and twice:
+            raise InputError(
+                f"the data set has a column {twice[0]!r}, which reward function "
+                f"{next(iter(self.functions))} gets already; rename the column"
+            )
 
     def close(self) -> None:
         """Finish what was submitted; end the workers."""

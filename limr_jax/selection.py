@@ -18,7 +18,7 @@ from limr_jax import (
     reward,
 )
 from limr_jax.algorithms import lim
-from limr_jax.errors import InputError, choose
+from limr_jax.errors import InputError, choose, within
 from limr_jax.policy import resolve
 from limr_jax.prompt_sampler import PromptSampler
 from limr_jax.randomness import stream_key
@@ -56,26 +56,18 @@ def check(config) -> None:
     choose(_SAMPLERS, given.name, "sampler.name")
     choose(dict.fromkeys(_LIM_WEIGHTS), given.lim.weights, "sampler.lim.weights")
     choose(_CDAS_COUNTS, given.cdas.weights, "sampler.cdas.weights")
-
-    def value_of(field):
-        section, name = field.split(".")
-        return given[section][name]
-
-    for field, (least, largest) in _LIMITS.items():
-        if not least <= value_of(field) <= largest:
-            limit = f"from {least} to {largest}"
-            if largest == _INFINITY:
-                limit = f"at least {least}"
-            raise InputError(f"sampler.{field}={value_of(field)} must be {limit}")
-    for field in _POSITIVE:
-        if not value_of(field) > 0:
-            raise InputError(f"sampler.{field}={value_of(field)} must be above 0")
+    within(given, _LIMITS, above_0=_POSITIVE, section="sampler.")
     _check_mix(config)
 
 
 def _check_mix(config) -> None:
-    """Refuse a sampler that leaves nothing to learn from."""
-    name = config.sampler.name
+    """Refuse what does not go together, or leaves nothing to learn from."""
+    name, scores = config.sampler.name, config.sampler.lim.scores
+    if scores and name != "lim":
+        raise InputError(
+            f"sampler.lim.scores={scores} with sampler.name={name}, which draws by no "
+            "scores; take sampler.name=lim, or leave the scores empty"
+        )
     if name == "dynamic" and config.algorithm == "jepo":
         raise InputError(
             "sampler.name=dynamic with algorithm=jepo drops the groups without a right "

@@ -126,6 +126,10 @@ JEPO = {"algorithm": "jepo"}
         ),
         ({"sampler.lim.warmup_epochs": 0}, ["warmup_epochs=0", "at least 1"]),
         ({"sampler.lim.floor": 1.5}, ["sampler.lim.floor=1.5", "from 0 to 1"]),
+        (
+            {"sampler.lim.scores": "scores.jsonl"},
+            ["sampler.lim.scores=scores.jsonl", "sampler.name=uniform", "empty"],
+        ),
         ({"sampler.lim.temperature": 0}, ["sampler.lim.temperature=0.0", "above 0"]),
         ({"sampler.dynamic.max_rounds": 0}, ["max_rounds=0", "at least 1"]),
         ({"sampler.dynamic.max_age": 2}, ["max_age=2", "from 0 to 1"]),
@@ -212,6 +216,23 @@ JEPO = {"algorithm": "jepo"}
         ({"reward": "math", "judge.init": "nowhere"}, ["nowhere", "no such file"]),
         ({"judge.max_length": 0}, ["judge.max_length=0", "at least 1"]),
         ({"answer_phrase": ""}, ["answer_phrase=''", "no token"]),
+        ({"optimizer.clip_norm": -1}, ["optimizer.clip_norm=-1.0", "at least 0"]),
+        ({"optimizer.learning_rate": -1}, ["optimizer.learning_rate=-1.0"]),
+        ({"optimizer.learning_rate": "inf"}, ["learning_rate=inf", "finite"]),
+        ({"optimizer.b1": 2}, ["optimizer.b1=2.0", "below 1"]),
+        ({"optimizer.epsilon": 0}, ["optimizer.epsilon=0.0", "above 0"]),
+        ({"optimizer.decay_to": 2}, ["optimizer.decay_to=2.0", "from 0 to 1"]),
+        (
+            {"optimizer.warmup_steps": 5, "optimizer.decay_steps": 5},
+            ["decay_steps=5", "more than", "warmup_steps=5"],
+        ),
+        ({"clip.low": -3}, ["clip.low=-3.0", "from 0 to 1"]),
+        ({"clip.high": -3}, ["clip.high=-3.0", "at least 0"]),
+        ({"grader.wall_seconds": 0}, ["grader.wall_seconds=0.0", "above 0"]),
+        ({"grader.cpu_seconds": -1}, ["grader.cpu_seconds=-1.0", "above 0"]),
+        ({"grader.memory_mib": 0}, ["grader.memory_mib=0", "at least 1"]),
+        ({"overlong.weight": -1}, ["overlong.weight=-1.0", "at least 0"]),
+        ({"reward": ".a.b"}, ["reward function '.a.b'", "give module.name"]),
         ({"model.width": 0}, ["model.width=0", "model.mlp_width"]),
         ({"model.width": -16}, ["model.width=-16", "at least 0"]),
         ({"model.kv_heads": 3}, ["4 heads over 3 kv heads"]),
@@ -246,6 +267,7 @@ def test_a_wrong_setting(refused, fields, said):
         (b'{"id": "a", "answer": "2"}\n', [":1", "'problem' is missing"]),
         (b'{"problem": "1", "answer": "2"}\n', [":1", "'id' is missing"]),
         ((json.dumps(ROW) + "\n").encode() * 2, [":2", "'a'", ":1"]),
+        (json.dumps(ROW | {"level": [1]}).encode(), [":1", "level [1]"]),
     ],
 )
 def test_a_wrong_file(refused, tmp_path_factory, content, said):
@@ -255,6 +277,31 @@ def test_a_wrong_file(refused, tmp_path_factory, content, said):
     assert str(path) in line
     for part in said:
         assert part in line, line
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("def grade(:", "SyntaxError"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        (
+            "def grade(prompts, completions, **columns): return [0] * len(prompts)",
+            "column 'prompts'",
+        ),
+    ],
+)
+def test_a_reward_of_the_users(refused, tmp_path_factory, monkeypatch, source, said):
+    """Code that does not load, and a column that stands for what it gets already."""
+    folder = tmp_path_factory.mktemp("graders")
+    (folder / "grader_that_fails.py").write_text(source + "\n")
+    rows = [ROW | {"id": str(i), "prompts": "x"} for i in range(8)]
+    path = folder / "problems.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    line = refused({"data.train": path, "reward": "grader_that_fails.grade"})
+    sys.modules.pop("grader_that_fails", None)
+    assert said in line and "grader_that_fails" in line
 
 
 def test_cdas_with_one_problem_has_nothing_to_align(train):

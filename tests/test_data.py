@@ -228,6 +228,18 @@ def test_the_digest_changes_with_ids_prompts_answers_and_order(write):
         digests.add(digest)
 
 
+def test_what_samplers_and_rewards_read_is_in_a_digest_of_its_own(write):
+    """A level that changed is another run; it asks a benchmark nothing else."""
+    whole = {load(write(ROWS)).digest_with_columns for _ in range(2)}
+    assert len(whole) == 1
+    for rows in (
+        [row | {"level": 9} for row in ROWS],
+        [row | {"difficulty": 9} for row in ROWS],
+        [ROWS[0] | {"answer": "1"}, *ROWS[1:]],
+    ):
+        assert load(write(rows)).digest_with_columns not in whole
+
+
 def test_builders_are_prepared_once_and_read_in_order(toy, capfd):
     problems = data.load_problems("toy:train[1:]", data_dir=toy / "cache")
     assert problems.ids == tuple(f"ü{i}" for i in range(1, 7))

@@ -188,6 +188,18 @@ def test_an_evaluation():
     )
 
 
+def test_any_seed_of_32_bits():
+    """Seeds below 2^31 have the stream that they had; those above have one too."""
+    mesh = make_mesh(1, 1, 1, jax.devices()[:1])
+    make = functools.partial(
+        evaluate.make, mesh, None, count=1, k=1, generation={"slots": 1}, grade=None
+    )
+    key = make(seed=2**31 - 1, number=5).key
+    assert key == stream_key(2**31 - 1, "eval", 5)
+    keys = [make(seed=seed).key for seed in (2**31, 2**32 - 1)]
+    assert keys[0] != keys[1]
+
+
 def test_graded_by_the_verifier():
     """Each response's answer is what stands between the last 18 and its end token."""
     result, _, _ = plain()
