@@ -26,8 +26,6 @@ import pathlib
 import re
 import shlex
 
-from ml_collections import ConfigDict
-
 from limr_jax import config as config_lib
 from limr_jax.errors import InputError
 
@@ -37,17 +35,18 @@ _SHORT = {"kl": "kl.coefficient", "sampler": "sampler.name"}
 
 def main(argv: list[str]) -> int:
     """Parse, check every arm, run the grid, report."""
-    config, options = config_lib.load(argv, __doc__, flags=_FLAGS)
+    config, options = config_lib.load(argv, __doc__, flags=_FLAGS, kind="base")
     arms = parse_arms(options.vary, options.arm)
-    _check(config, options, arms)
+    _check_twice(options, arms)
     out = pathlib.Path(options.out or _default_out(options, arms))
     # Imported late: a misspelt field is answered at once.
     import jax
 
     # The accelerator is for the runs.
     jax.config.update("jax_platforms", "cpu")
-    from limr_jax import checkpoint, metrics
+    from limr_jax import checkpoint, jobs, metrics
 
+    jobs.check_options(config.seed, options)
     made = plan(config, options, arms, out)
     metrics.say(describe(made, arms, out))
     if options.dry_run:
@@ -82,23 +81,8 @@ def _run(made: dict, out: pathlib.Path, *, seconds: float, **titles) -> int:
     return comparison.finish(out / "ablation", made, said)
 
 
-def _check(config, options, arms) -> None:
-    """What is wrong whatever the arms' settings are."""
-    stem = config_lib.stem(options.config)
-    if options.workdir != str(pathlib.Path("runs", stem)):
-        raise InputError(
-            f"--workdir={options.workdir} is of one run; give --out for the grid's"
-        )
-    if options.seeds < 1 or config.seed + options.seeds > 2**32:
-        raise InputError(f"--seeds={options.seeds} must be at least 1, or seed less")
-    if options.run_seconds < 0:
-        raise InputError(f"--run_seconds={options.run_seconds} must be 0 or more")
-    if not config.data.eval:
-        raise InputError(
-            "data.eval is empty, and held-out accuracy is what arms are compared by; "
-            "give --config.data.eval=…"
-        )
-    # What --config says of all arms, an arm that has a name may say for itself.
+def _check_twice(options, arms) -> None:
+    """What --config says of all arms, only an arm with a name may say for itself."""
     given = {field for field, _ in options.overrides if options.vary}
     for name, settings in arms.items():
         if both := sorted(given & {field for field, _ in settings}):
@@ -110,7 +94,7 @@ def _check(config, options, arms) -> None:
 
 def plan(config, options, arms, out: pathlib.Path) -> dict:
     """(arm, seed) → its job, in the order that they run; every config is checked."""
-    from limr_jax import check, jobs
+    from limr_jax import jobs
 
     made, digests = {}, {}
     for seed in range(config.seed, config.seed + options.seeds):
@@ -122,9 +106,9 @@ def plan(config, options, arms, out: pathlib.Path) -> dict:
                 job = jobs.train_job(
                     f"{arm}, seed {seed}", options.config, fields, workdir
                 )
-                check.check(ConfigDict(job.config))
             except InputError as error:
                 raise InputError(f"arm {arm}: {error}") from None
+            jobs.check_arm(arm, job)
             same = digests.setdefault(config_lib.config_digest(job.config), arm)
             if same != arm:
                 raise InputError(f"arms {same} and {arm} are one setting; drop one")

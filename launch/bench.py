@@ -18,7 +18,6 @@ start_to_first_step_s the time from the process's start to that step's end. The 
 memory is that of the timed steps.
 """
 
-import argparse
 import dataclasses
 import importlib
 import json
@@ -68,9 +67,7 @@ def main(argv: list[str]) -> None:
 
 
 def _parse(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = config_lib.Parser("launch/bench.py", __doc__)
     parser.add_argument("--workload", required=True)
     parser.add_argument("--variant", default="fixed")
     parser.add_argument("--kl", type=float, default=0.0)

@@ -12,7 +12,6 @@ one. `list` prints the names of the data sets and where they come from. The last
 stdout is one JSON object.
 """
 
-import argparse
 import collections
 import json
 import os
@@ -24,15 +23,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import numpy as np
 
 from limr_jax import data, text
-from limr_jax.config import run_main
+from limr_jax.config import Parser, run_main
 from limr_jax.datasets import facts, prepared
 
 
 def main(argv: list[str]) -> None:
     """One command: describe or list."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("launch/data.py", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list")
     one = commands.add_parser("describe")

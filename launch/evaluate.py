@@ -27,9 +27,8 @@ import json
 import pathlib
 
 from limr_jax import config as config_lib
-from limr_jax.errors import InputError
+from limr_jax import files, looking
 
-_FLAGS = {"step": -1, "out": ""}
 _SHORT = {
     "benchmarks": "benchmarks.names",
     "k": "benchmarks.k",
@@ -43,31 +42,19 @@ _SHORT = {
 
 def main(argv: list[str]) -> None:
     """Parse, check, answer, report."""
-    config, options = config_lib.load(
-        argv, __doc__, flags=_FLAGS, short=_SHORT, run_config=_run_config
-    )
-    if options.step >= 0 and not options.workdir:
-        raise InputError(f"--step={options.step} is of a run; give --workdir=RUN")
+    config, options = looking.load(argv, __doc__, flags={"out": ""}, short=_SHORT)
+    files.local(options.out or options.workdir, "--out")
     # Imported late: a misspelt field is answered at once.
     from limr_jax import benchmark, examine, metrics
 
-    step = options.step if options.step >= 0 else None
-    exam = benchmark.set_up(config, options.workdir, step)
+    exam = benchmark.set_up(config, options.workdir, options.step)
     out = options.out or _default_out(options, exam.identity["policy"])
-    if "://" in out:
-        raise InputError(f"--out={out} is not on this machine; give a local folder")
     metrics.say(describe(exam, out))
     if options.dry_run:
         return
     result = examine.sit(exam, out)
     metrics.say(table(result))
     metrics.say(json.dumps(result, allow_nan=False))
-
-
-def _run_config(workdir):
-    from limr_jax import past_run
-
-    return past_run.read_config(workdir)
 
 
 def _default_out(options, policy: dict) -> str:

@@ -10,39 +10,28 @@ the run started from (float32 after a random start) unless --dtype says otherwis
 last line is one JSON object.
 """
 
-import argparse
 import json
-import pathlib
 import time
 
 import jax
 
-from limr_jax import checkpoint, past_run, text, weights
-from limr_jax.config import run_main
+from limr_jax import checkpoint, files, past_run, text, weights
+from limr_jax.config import Parser, run_main
 from limr_jax.errors import InputError
 from limr_jax.policy import read_model_config, resolve
 from limr_jax.sharding import make_mesh
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise InputError(f"{message}; {self.prog} --help says more")
-
-
 def main(argv: list[str]) -> None:
-    parser = _Parser(
-        prog="launch/export.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("launch/export.py", __doc__)
     parser.add_argument("--workdir", required=True, metavar="RUN")
-    parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR")
+    parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument("--step", type=int, metavar="N")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
     given = parser.parse_args(argv)
     start = time.perf_counter()
-    if given.out.exists():
+    out = files.local(given.out, "--out")
+    if out.exists():
         raise InputError(f"--out={given.out} is there already; give a new directory")
     run = past_run.read_config(given.workdir)
     tokenizer = text.load_tokenizer(resolve(run.tokenizer))
@@ -51,7 +40,7 @@ def main(argv: list[str]) -> None:
     params = past_run.load_params(given.workdir, step, config, make_mesh(1, -1, 1))
     ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id}
     weights.save_params(
-        given.out,
+        out,
         params,
         config,
         source=None if run.model.init == "random" else resolve(run.model.init),
@@ -62,7 +51,7 @@ def main(argv: list[str]) -> None:
     print(
         json.dumps(
             {
-                "out": str(given.out),
+                "out": str(out),
                 "step": step,
                 "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
                 "params_digest": checkpoint.params_digest(params),

@@ -7,14 +7,13 @@ last balanced box counts), and `reference` or `answer`. Where rows have `expecte
 agreement is printed by source. The last line on stdout is one JSON object.
 """
 
-import argparse
 import collections
 import json
-import pathlib
 import time
+from collections.abc import Iterator
 
-from limr_jax import grading, jsonl, workers
-from limr_jax.config import run_main
+from limr_jax import files, grading, jsonl, workers
+from limr_jax.config import Parser, run_main
 from limr_jax.errors import InputError
 
 
@@ -90,24 +89,22 @@ def table(counts: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def write_verdicts(path: pathlib.Path, rows, verdicts) -> None:
-    with path.open("w", encoding="ascii") as file:
-        for k, (row, verdict) in enumerate(zip(rows, verdicts)):
-            line = {"id": row.get("id", k), "correct": verdict.correct,
-                    "reason": verdict.reason, "answer": verdict.answer}  # fmt: skip
-            if "expected" in row:
-                line["expected"] = row["expected"]
-            file.write(json.dumps(line) + "\n")
+def said_of(rows, verdicts) -> Iterator[dict]:
+    """A line of --out for each row."""
+    for k, (row, verdict) in enumerate(zip(rows, verdicts)):
+        line = {"id": row.get("id", k), "correct": verdict.correct,
+                "reason": verdict.reason, "answer": verdict.answer}  # fmt: skip
+        yield line | {x: row[x] for x in ("expected",) if x in row}
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser = Parser("launch/grade.py", __doc__)
     parser.add_argument("file", metavar="FILE.jsonl")
-    parser.add_argument("--out", type=pathlib.Path, help="verdicts, one JSON a line")
+    parser.add_argument("--out", help="verdicts, one JSON a line")
     parser.add_argument("--workers", type=int, help="processes (default: the cores)")
     given = parser.parse_args(arguments)
-    if given.out and not given.out.absolute().parent.is_dir():
-        raise InputError(f"--out {given.out}: no such folder; make it first")
+    if given.out:
+        files.output(given.out, given.file)
     rows = read_rows(given.file)
     pool = workers.WorkerPool(workers=given.workers)
     start = time.monotonic()
@@ -115,7 +112,7 @@ def main(arguments: list[str]) -> None:
     seconds = time.monotonic() - start
     pool.close()
     if given.out:
-        write_verdicts(given.out, rows, verdicts)
+        files.write_rows(given.out, said_of(rows, verdicts))
     counts = agreement(rows, verdicts)
     if counts:
         print(table(counts))

@@ -17,21 +17,17 @@ stdout is one JSON object.
 import json
 
 from limr_jax import config as config_lib
+from limr_jax import looking
 from limr_jax.errors import InputError
 
-_FLAGS = {"step": -1, "n": 4}
 _SHORT = {"sets": "benchmarks.names"}
 
 
 def main(argv: list[str]) -> None:
     """Parse, check, measure, report."""
-    config, options = config_lib.load(
-        argv, __doc__, flags=_FLAGS, short=_SHORT, run_config=_run_config
-    )
+    config, options = looking.load(argv, __doc__, flags={"n": 4}, short=_SHORT)
     if options.n < 1:
         raise InputError(f"--n={options.n} must be at least 1")
-    if options.step >= 0 and not options.workdir:
-        raise InputError(f"--step={options.step} is of a run; give --workdir=RUN")
     # Imported late: a misspelt field is answered at once.
     import jax
 
@@ -43,8 +39,7 @@ def main(argv: list[str]) -> None:
     with config.unlocked():
         config.reward = "token"  # nothing is graded
         config.benchmarks.k, config.benchmarks.temperature = options.n, 1.0
-    step = options.step if options.step >= 0 else None
-    exam = benchmark.set_up(config, options.workdir, step)
+    exam = benchmark.set_up(config, options.workdir, options.step)
     phrase = answer_phrase(config, exam.tokenizer)
     for paper in exam.papers:
         _refuse(paper)
@@ -72,12 +67,6 @@ def main(argv: list[str]) -> None:
             result["sets"][label] = {"problems": count} | told
             metrics.say(_table(label, count, told))
     metrics.say(json.dumps(result, allow_nan=False))
-
-
-def _run_config(workdir):
-    from limr_jax import past_run
-
-    return past_run.read_config(workdir)
 
 
 def _refuse(paper) -> None:

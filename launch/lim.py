@@ -22,44 +22,32 @@ LIMR's own 1,389 of 8,523 come from its released scores, already rounded, by
 `select --scores math_lvl3to5.jsonl --threshold 0.6`.
 """
 
-import argparse
 import os
-import pathlib
 
 # A table of numbers is no reason to take the accelerator from a run on this host.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import numpy as np
 
-from limr_jax import curves, jsonl
-from limr_jax.config import run_main
+from limr_jax import curves, files, jsonl
+from limr_jax.config import Parser, run_main
 from limr_jax.errors import InputError
 
 _RULES = ("threshold", "top", "random", "linear", "std")
 _NAMES = {"linear": "linear_score", "std": "std"}  # the rules with a score of their own
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise InputError(f"{message}; {self.prog} --help says more")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="launch/lim.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> Parser:
+    parser = Parser("launch/lim.py", __doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb in ("score", "select"):
-        each = verbs.add_parser(verb, allow_abbrev=False)
+        each = verbs.add_parser(verb)
         source = each.add_mutually_exclusive_group(required=True)
         source.add_argument("--run", metavar="WORKDIR")
         source.add_argument("--rewards", metavar="FILE")
         each.add_argument("--out", metavar="FILE", required=True)
-        each.add_argument("--missing", choices=list(curves.MISSING), default="backfill")
-        each.add_argument("--value", choices=list(curves.VALUES), default="accuracy")
+        each.add_argument("--missing", choices=list(curves.MISSING))
+        each.add_argument("--value", choices=list(curves.VALUES))
     source.add_argument("--scores", metavar="FILE")
     rule = each.add_mutually_exclusive_group(required=True)
     rule.add_argument("--threshold", type=float, metavar="SCORE")
@@ -67,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     rule.add_argument("--random", type=int, metavar="N")
     rule.add_argument("--linear", type=float, metavar="CORRELATION")
     rule.add_argument("--std", type=int, metavar="N")
-    each.add_argument("--seed", type=int, default=0)
+    each.add_argument("--seed", type=int)
     each.add_argument("--round", type=int, metavar="DIGITS")
     each.add_argument("--problems", metavar="FILE.jsonl")
     return parser
@@ -84,7 +72,7 @@ def score(options) -> None:
     recorded = _curves(options)
     scores = curves.score(recorded, missing=options.missing)
     rows = zip(scores.ids, scores.score_N, scores.epochs_N, scores.filled_N)
-    curves.write_rows(
+    files.write_rows(
         options.out,
         (
             {
@@ -108,7 +96,7 @@ def score(options) -> None:
 
 def select(options) -> None:
     """Write the rows of the problems that the rule keeps."""
-    rule = next(name for name in _RULES if getattr(options, name) is not None)
+    rule = _rule(options)
     limit = getattr(options, rule)
     ids, score_N = _scored(options, rule)
     if options.round is not None:
@@ -127,7 +115,7 @@ def select(options) -> None:
             f"--{rule} {limit} keeps none of {int(np.isfinite(score_N).sum())} "
             f"problems, whose largest score is {score_N.max():.4g}; give less"
         )
-    curves.write_rows(options.out, _rows(options, kept, dict(zip(ids, score_N)), rule))
+    files.write_rows(options.out, _rows(options, kept, dict(zip(ids, score_N)), rule))
     print(
         f"kept {len(kept)} of {len(ids)} problems, {int(np.isfinite(score_N).sum())} "
         f"of them with a score, by --{rule} {limit}; written to {options.out}"
@@ -168,16 +156,34 @@ def _rows(options, kept, score_of, rule: str) -> list[dict]:
 def main(argv: list[str]) -> None:
     options = _parser().parse_args(argv)
     names = ("rewards", "scores", "problems")
-    given = [getattr(options, name, None) for name in names]
-    if any(path and _same(path, options.out) for path in given):
-        raise InputError(f"--out {options.out} is what is read; give another file")
-    if not pathlib.Path(options.out).absolute().parent.is_dir():
-        raise InputError(f"--out {options.out}: no such folder; make it first")
+    files.output(options.out, *(getattr(options, name, None) for name in names))
+    _refuse_idle(options)
     {"score": score, "select": select}[options.verb](options)
 
 
-def _same(one, other) -> bool:
-    return pathlib.Path(one).resolve() == pathlib.Path(other).resolve()
+def _rule(options) -> str | None:
+    """The rule of `select`; None for `score`."""
+    given = (name for name in _RULES if getattr(options, name, None) is not None)
+    return next(given, None)
+
+
+def _refuse_idle(options) -> None:
+    """InputError for a flag that would do nothing; where one is not given, its default.
+
+    Which curve has which gaps matters where curves are scored.
+    """
+    rule = _rule(options)
+    scored = getattr(options, "scores", None) and rule not in _NAMES
+    for name, default, idle, why in (
+        ("missing", "backfill", scored, "with --scores, which are of whole curves"),
+        ("value", "accuracy", not options.run, "without --run"),
+        ("seed", 0, rule != "random", "without --random"),
+        ("round", None, rule == "random", "with --random"),
+    ):
+        given = getattr(options, name, None)
+        if idle and given is not None:
+            raise InputError(f"--{name} {given} does nothing {why}; leave it out")
+        setattr(options, name, default if given is None else given)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ PROBE = {
 
 def main(argv: list[str]) -> int:
     """Parse, check, then stage by stage for each seed, and report."""
-    config, options = config_lib.load(argv, __doc__, flags=_FLAGS)
+    config, options = config_lib.load(argv, __doc__, flags=_FLAGS, kind="base")
     arms = _check(config, options)
     out = pathlib.Path(options.out or options.workdir + "-limr")
     # Imported late: a misspelt field is answered at once.
@@ -68,10 +68,12 @@ def main(argv: list[str]) -> int:
 
     # The accelerator is for the runs.
     jax.config.update("jax_platforms", "cpu")
-    from limr_jax import check, checkpoint, comparison, metrics, run, text
+    from limr_jax import checkpoint, comparison, jobs, metrics, run, text
     from limr_jax.policy import resolve
 
-    check.check(config)
+    jobs.check_options(config.seed, options)
+    for arm in arms:
+        jobs.check_arm(arm, train_job(options, arm, config.seed, out, ARMS[arm]))
     tokenizer = text.load_tokenizer(resolve(config.tokenizer))
     problems = run.load_sets(config, tokenizer)[0].problems
     metrics.say(_plan(config, options, problems, out))
@@ -107,7 +109,7 @@ def _pipeline(config, options, arms, problems, out, seed: int, made: dict):
     folder = out / f"seed-{seed}"
     limits = {"cache": out / "compiled", "seconds": options.run_seconds}
     notes = []
-    if any(ARMS[arm].get("data.train") for arm in arms):
+    if _probed(arms):
         steps = probe_steps(
             len(problems), config.prompts_per_step, options.probe_epochs
         )
@@ -140,18 +142,19 @@ def _check(config, options) -> tuple[str, ...]:
             f"--probe_epochs={options.probe_epochs} must be at least 2; the paper's "
             "probe has 21"
         )
-    if options.seeds < 1 or config.seed + options.seeds > 2**32:
-        raise InputError(f"--seeds={options.seeds} must be at least 1, or seed less")
-    if options.run_seconds < 0:
-        raise InputError(f"--run_seconds={options.run_seconds} must be 0 or more")
+    if _probed(arms) and config.reward == "none":
+        raise InputError(
+            f"reward=none, and --arms={options.arms} are chosen by a probe's rewards; "
+            "give --config.reward=… or --arms=FULL"
+        )
     if not (math.isfinite(options.threshold) and math.isfinite(options.linear)):
         raise InputError("--threshold and --linear must be finite numbers")
-    if not config.data.eval:
-        raise InputError(
-            "data.eval is empty, and held-out accuracy is what is compared; give "
-            "--config.data.eval=…"
-        )
     return arms
+
+
+def _probed(arms) -> bool:
+    """Whether one of them learns from a set that the probe's curves choose."""
+    return any("data.train" in ARMS[arm] for arm in arms)
 
 
 def _plan(config, options, problems, out) -> str:
@@ -197,7 +200,7 @@ def select(problems, probe, options, seed: int, folder: pathlib.Path) -> str:
 
     Where a problem had no valid rollout in an epoch, its last value is carried on.
     """
-    from limr_jax import curves
+    from limr_jax import curves, files
 
     recorded = curves.read_run(probe, value="accuracy")
     # The step that ends the last epoch draws some problems for the one after it.
@@ -219,7 +222,7 @@ def select(problems, probe, options, seed: int, folder: pathlib.Path) -> str:
         "RAND": curves.random(lim_N, count, seed=seed),
         "LINEAR": linear_N >= options.linear,
     }
-    curves.write_rows(
+    files.write_rows(
         folder / "scores.jsonl",
         (
             {"id": problem}
@@ -230,7 +233,7 @@ def select(problems, probe, options, seed: int, folder: pathlib.Path) -> str:
     for arm, keep_N in kept.items():
         ids = {problem for problem, keep in zip(recorded.ids, keep_N) if keep}
         rows = (problems.row(i) for i, x in enumerate(problems.ids) if x in ids)
-        curves.write_rows(folder / ARMS[arm]["data.train"], rows)
+        files.write_rows(folder / ARMS[arm]["data.train"], rows)
     sizes = {"FULL": len(problems)} | {arm: int(x.sum()) for arm, x in kept.items()}
     return f"seed {seed}: problems: " + ", ".join(
         f"{arm} {size:,}" for arm, size in sizes.items()

@@ -7,30 +7,19 @@ The page is one file and loads nothing. The first run is what the others' settin
 compared with. Runs may still be going on.
 """
 
-import argparse
 import os
-import pathlib
 
 # A page of numbers is no reason to take the accelerator from a run on this host.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from limr_jax.config import run_main
+from limr_jax import files
+from limr_jax.config import Parser, run_main
 from limr_jax.errors import InputError
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise InputError(f"{message}; {self.prog} --help says more")
 
 
 def main(argv: list[str]) -> None:
     """Parse, then write the page."""
-    parser = _Parser(
-        prog="launch/report.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("launch/report.py", __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN")
     parser.add_argument("--out", metavar="FILE", default="")
     parser.add_argument("--samples", type=int, metavar="N", default=4)
@@ -39,10 +28,10 @@ def main(argv: list[str]) -> None:
         raise InputError(f"--samples={options.samples} must be 0 or more")
     if len(options.runs) > 1 and not options.out:
         raise InputError("a page of several runs has no folder; give --out FILE.html")
-    out = pathlib.Path(options.out or pathlib.Path(options.runs[0], "report.html"))
+    out = files.local(options.out or f"{options.runs[0]}/report.html", "--out")
     from limr_jax import report
 
-    report.write(out, report.page(options.runs, samples=options.samples))
+    files.write_text(out, report.page(options.runs, samples=options.samples))
     print(f"{out}: {out.stat().st_size:,} bytes")
 
 

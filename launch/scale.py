@@ -27,6 +27,7 @@ import tempfile
 import time
 
 from limr_jax import config as config_lib
+from limr_jax import files
 from limr_jax.errors import InputError, choose
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -79,12 +80,10 @@ def points() -> dict[str, list[Point]]:
 
 def main(argv: list[str]) -> None:
     """Make the points that are not there yet; then table and picture."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = config_lib.Parser("launch/scale.py", __doc__)
     parser.add_argument("--scale", default="rollouts,length,problems,devices")
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/scale"))
+    parser.add_argument("--out", default="runs/scale")
     parser.add_argument("--point", help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
     if given.steps < 1:
@@ -94,8 +93,9 @@ def main(argv: list[str]) -> None:
         print(json.dumps(measured(point, given.steps)))
         return
     asked = [choose(points(), name, "--scale") for name in given.scale.split(",")]
-    given.out.mkdir(parents=True, exist_ok=True)
-    kept = given.out / "points.jsonl"
+    out = files.local(given.out, "--out")
+    out.mkdir(parents=True, exist_ok=True)
+    kept = out / "points.jsonl"
     rows = read(kept)
     for point in (point for axis in asked for point in axis):
         if (point.axis, point.value) in {(r["axis"], r["value"]) for r in rows}:
@@ -107,12 +107,12 @@ def main(argv: list[str]) -> None:
         print(line, flush=True)
     axes = by_axis(rows)
     text = table(axes)
-    (given.out / "scale.md").write_text(text + "\n", encoding="utf-8")
+    files.write_text(out / "scale.md", text + "\n")
     print(text)
     # Imported late: pictures are slow to load.
     from limr_jax import picture
 
-    picture.save(picture.growth(axes), given.out / "scale.png")
+    picture.save(picture.growth(axes), out / "scale.png")
 
 
 def read(path: pathlib.Path) -> list[dict]:

@@ -12,24 +12,20 @@ benchmark's folder of launch/evaluate.py), each text once. The last line on stdo
 one JSON object.
 """
 
-import argparse
 import itertools
 import json
 import os
-import pathlib
 
 # No accelerator is needed, and a run on this host may hold it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from limr_jax import curves, data, metrics, text, texts
-from limr_jax.config import run_main
+from limr_jax import data, files, metrics, text, texts
+from limr_jax.config import Parser, run_main
 from limr_jax.errors import InputError
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> Parser:
+    parser = Parser("launch/texts.py", __doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb in ("short", "plans"):
         each = verbs.add_parser(verb)
@@ -53,14 +49,15 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> None:
     """One verb."""
     options = _parser().parse_args(argv)
+    # A set's name may have a slice behind it, and a file may be named like one.
+    spec = getattr(options, "spec", "")
+    files.output(options.out, spec, spec.partition("[")[0])
     read, rows = {"short": _short, "plans": _plans, "right": _right}[options.verb](
         options
     )
     if not rows:
         raise InputError(f"none of {read} rows is left for --out {options.out}")
-    if not pathlib.Path(options.out).absolute().parent.is_dir():
-        raise InputError(f"--out {options.out}: no such folder; make it first")
-    curves.write_rows(options.out, rows)
+    files.write_rows(options.out, rows)
     print(json.dumps({"read": read, "written": len(rows), "out": options.out}))
 
 

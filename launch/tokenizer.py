@@ -9,14 +9,12 @@ byte-pair pieces of the problems and reference answers of a set, digits alone, t
 answer phrase, newline and bytes.
 """
 
-import argparse
 import io
-import pathlib
 
 import sentencepiece
 
-from limr_jax import data
-from limr_jax.config import run_main
+from limr_jax import data, files
+from limr_jax.config import Parser, run_main
 from limr_jax.datasets.arithmetic import expressions
 from limr_jax.errors import InputError
 
@@ -26,15 +24,14 @@ BYTES = 256
 
 def main(argv: list[str]) -> None:
     """Write the tokenizer's model file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("launch/tokenizer.py", __doc__)
     parser.add_argument("path", help="of the model file")
     parser.add_argument("--texts", metavar="SPEC", help="name:split or FILE.jsonl")
     parser.add_argument("--pieces", type=int, default=1024)
     parser.add_argument("--data_dir", default="~/.cache/limr_jax")
     parser.add_argument("--manual_dir", help="local copies of source files")
     options = parser.parse_args(argv)
+    out = files.output(options.path, options.texts, flag="path")
     # SentencePiece writes a blank as U+2581 inside its pieces.
     symbols = ["\n", expressions.ANSWER_PHRASE.replace(" ", "\u2581")]
     limits = {}
@@ -49,7 +46,9 @@ def main(argv: list[str]) -> None:
         texts = [p["problem"] for p in made] + ["one blank"]
         symbols += [chr(c) for c in range(33, 127)]
         pieces = len(SPECIAL) + len(symbols) + BYTES + 1
-    pathlib.Path(options.path).write_bytes(train(texts, symbols, pieces, **limits))
+    made = train(texts, symbols, pieces, **limits)
+    with files.replacing(out) as temporary:
+        temporary.write_bytes(made)
 
 
 def train(texts: list[str], symbols: list[str], pieces: int, **limits) -> bytes:

@@ -16,7 +16,6 @@ The last line on stdout is one JSON object, the run's result.
 
 import json
 import os
-import pathlib
 import time
 
 from limr_jax import config as config_lib
@@ -25,7 +24,7 @@ from limr_jax import config as config_lib
 def main(argv: list[str]) -> int | None:
     """Parse, check, then train."""
     flags = {"coordinator": "", "processes": 0, "process": -1, "compile_only": False}
-    config, options = config_lib.load(argv, __doc__, flags=flags)
+    config, options = config_lib.load(argv, __doc__, flags=flags, kind="base")
     if options.compile_only:
         return compile_only(config, options.workdir)
     # Imported late: a misspelt field is answered at once.
@@ -59,7 +58,7 @@ def _run(config, options) -> None:
 def compile_only(config, workdir: str) -> int:
     """The compile report; 1 if a program does not fit."""
     os.environ["JAX_PLATFORMS"] = "cpu"  # before jax: compiling takes no chip
-    from limr_jax import aot, compile_report, compiled, metrics
+    from limr_jax import aot, checkpoint, compile_report, compiled, files, metrics
 
     begun, plan = time.perf_counter(), aot.plan(config)
     programs = compiled.compile_all(
@@ -68,9 +67,9 @@ def compile_only(config, workdir: str) -> int:
     )
     seconds = {"wall": time.perf_counter() - begun, "cpu": time.process_time()}
     made = compile_report.report(config, plan, programs, seconds)
-    path = pathlib.Path(f"{workdir}.compile.json")
+    path = checkpoint.workdir_path(f"{workdir}.compile.json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(made, indent=1), encoding="utf-8")
+    files.write_text(path, json.dumps(made, indent=1))
     metrics.say(compile_report.text(made))
     metrics.say(f"the same lies in {path}")
     return 0 if made["fits"] else 1

@@ -2,7 +2,7 @@
 
 A workdir (local, or `gs://…` through etils.epath) holds
 
-    run.json           what the run is: config, data digest, version    (claim)
+    run.json           what the run is: config, digests, version        (claim)
     checkpoints/<step> Orbax: the arrays by name, and a small JSON  (Checkpointer)
     result.json        the finished run's result                        (write_result)
 
@@ -25,7 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from limr_jax import hosts
+from limr_jax import files, hosts
 from limr_jax.config import differences, plain
 from limr_jax.errors import InputError
 
@@ -283,8 +283,9 @@ def claim(
     identity: nested, as JSON can hold it: `config` (with every field), the data's
     digest, the version, …. A new workdir gets it as run.json. An existing one must
     hold the same, except that `config.num_steps` may have grown (then the old result
-    goes). Otherwise, or while another process writes there: InputError, which names
-    `flag`, and the workdir is as it was. Held until `release` or the process ends.
+    goes). Otherwise, or while another process writes there (seen on a disk; gs:// has
+    no locks): InputError, which names `flag`, and the workdir is as it was. Held until
+    `release` or the process ends.
     """
     path = workdir_path(workdir)
     identity = plain(identity)
@@ -308,10 +309,10 @@ def claim(
             (path / _RESULT).unlink(missing_ok=True)
             write_json(path / _RUN, identity)
     hosts.barrier("claim: written")
-    if read_run(path, missing_ok=True) != identity:
+    if fields := differences(read_run(path, missing_ok=True) or {}, identity):
         raise InputError(
-            f"{flag}={workdir} lies on each host's own disk: {_RUN} of process 0 is "
-            "not here; give one that all hosts share, gs://BUCKET/RUN"
+            f"{path / _RUN} of process 0 is not this host's ({'; '.join(fields[:3])}): "
+            f"give all hosts one {flag} that they share, gs://BUCKET/RUN, and one data"
         )
 
 
@@ -345,10 +346,8 @@ def read_result(workdir: str | epath.PathLike) -> dict[str, Any] | None:
 
 
 def write_json(path: epath.Path, value: Any) -> None:
-    """Write all of the file or nothing: a temporary beside it, then a rename."""
-    temporary = path.parent / f".{path.name}.tmp"
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    temporary.replace(path)
+    """Whole or not at all."""
+    files.write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def _read_json(path: epath.Path) -> dict[str, Any]:

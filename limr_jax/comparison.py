@@ -6,7 +6,7 @@ import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from limr_jax import ablation, jobs, metrics, picture
+from limr_jax import ablation, files, jobs, metrics, picture
 from limr_jax.ablation import FIGURES
 from limr_jax.randomness import stream_key
 
@@ -38,9 +38,7 @@ def write(
         (".json", json.dumps(said, indent=2, allow_nan=False) + "\n"),
         (".csv", table(said["runs"])),
     ):
-        temporary = stem.with_name(f".{stem.name}{suffix}.tmp")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(stem.with_suffix(suffix))
+        files.write_text(stem.with_suffix(suffix), text)
     return said
 
 

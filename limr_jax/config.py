@@ -6,6 +6,7 @@ field and is read by the type of the field's default. absl's flags are not used:
 ml_collections prints a traceback for a misspelt field, and absl's flags are global.
 """
 
+import argparse
 import copy
 import difflib
 import hashlib
@@ -26,6 +27,8 @@ from limr_jax import chips, typed
 from limr_jax.errors import InputError, choose
 
 _FLAGS = {"config": "", "workdir": "", "dry_run": False}
+# What configs there are: the file that has every field, and who takes them.
+KINDS = {"base": "launch/tpu.py", "sft_base": "launch/sft.py"}
 
 
 def load(
@@ -35,6 +38,7 @@ def load(
     flags: Mapping[str, bool | int | float | str] | None = None,
     short: Mapping[str, str] | None = None,
     run_config: Callable[[str], ConfigDict] | None = None,
+    kind: str = "",
 ) -> tuple[ConfigDict, types.SimpleNamespace]:
     """The locked config and the options of a command line.
 
@@ -44,6 +48,7 @@ def load(
     short: flag → field; `--flag=x` stands for `--config.field=x`.
     run_config: workdir → its run's config, for a program that looks at runs: one of
     --config and --workdir is given, not both, and no workdir is the default.
+    kind: a name in `KINDS`; the config must have every field of that one.
     Options hold `config` (as given), `workdir` (default `runs/<file's stem>`),
     `dry_run`, the further flags, and `overrides`: (field, text) of each that was set.
     `--help` prints the usage and exits 0.
@@ -65,6 +70,8 @@ def load(
         raise InputError("--config is missing; give --config=path/to/file.py")
     if options.config:
         config = _run_config_file(options.config)
+        if kind:
+            _check_kind(config, options.config, kind)
     else:
         config = run_config(options.workdir)
     for field, text in overrides:
@@ -88,6 +95,18 @@ def switches(argument: str, **defaults: bool | int | float | str) -> Mapping[str
             raise InputError(f"argument {name} is there twice; give it once")
         found[name] = typed.parse(text, name, default)
     return defaults | found
+
+
+class Parser(argparse.ArgumentParser):
+    """For launchers without --config: what is wrong with the line is an InputError."""
+
+    def __init__(self, prog: str, description: str | None = None, **options):
+        raw = argparse.RawDescriptionHelpFormatter
+        options = {"formatter_class": raw, "allow_abbrev": False} | options
+        super().__init__(prog=prog, description=description, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; {self.prog} --help says more")
 
 
 def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
@@ -269,6 +288,23 @@ def _run_config_file(spec: str) -> ConfigDict:
         raise InputError(f"--config={spec}: get_config returned {kind}, not ConfigDict")
     # A file may hand out one object at every call.
     return copy.deepcopy(config)
+
+
+def _check_kind(config: ConfigDict, spec: str, kind: str) -> None:
+    """InputError, with the first field that it lacks, unless it is of the kind."""
+
+    def lacking(kind):
+        file = pathlib.Path(__file__).parents[1] / f"configs/{kind}.py"
+        fields = leaves(_run_config_file(str(file)).to_dict())
+        own = dict(leaves(config.to_dict()))
+        return next((name for name, _ in fields if name not in own), None)
+
+    if missing := lacking(kind):
+        other = next((x for x in KINDS if x != kind and not lacking(x)), None)
+        remedy = f"add it, as configs/{kind}.py has it"
+        if other:
+            remedy = f"it is a config of configs/{other}.py, for {KINDS[other]}"
+        raise InputError(f"--config={spec} has no field {missing}; {remedy}")
 
 
 def _import(path: pathlib.Path) -> types.ModuleType:

@@ -5,13 +5,12 @@ the mathematics. Nothing here needs the problems themselves, only their ids.
 
 """
 
+import collections
 import dataclasses
 import json
 import math
-import os
-import pathlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -90,13 +89,14 @@ def score(curves: Curves, *, missing: str, name: str = "lim_score") -> Scores:
 def read_run(workdir, *, value: str) -> Curves:
     """The curves of a run's rollout dump: means over the valid samples of an epoch.
 
-    Only problems that were drawn are in it, and only epochs that it still holds: a
-    dump of bounded size loses its oldest steps. InputError: no dump there, or rows
-    without the fields that are needed.
+    Only problems that were drawn are in it. InputError: no dump there, rows without
+    the fields that are needed, or a dump that lacks rollouts of metrics.jsonl's steps.
     """
+    rows_at: collections.Counter = collections.Counter()  # step → rows
     cells: dict[str, dict[int, list[float]]] = {}  # id → epoch → [sum, count]
     epoch_of = _epochs(workdir)
     for row in metrics.read_dump(workdir):
+        rows_at[row["step"]] += 1
         cell = cells.setdefault(row["id"], {}).setdefault(epoch_of(row), [0.0, 0])
         number = _dumped(row, VALUES[value], workdir)
         if number is not None:
@@ -107,6 +107,7 @@ def read_run(workdir, *, value: str) -> Curves:
             f"{workdir}: holds no rollouts (rollouts/*.jsonl.gz); give the workdir of "
             "a run that dumped them"
         )
+    _check_whole(workdir, rows_at)
     column = {
         epoch: k
         for k, epoch in enumerate(sorted({e for cell in cells.values() for e in cell}))
@@ -118,6 +119,18 @@ def read_run(workdir, *, value: str) -> Curves:
             sum_NE[i, column[epoch]] = total
             count_NE[i, column[epoch]] = count
     return Curves(tuple(cells), sum_NE / np.maximum(count_NE, 1), count_NE > 0)
+
+
+def _check_whole(workdir, rows_at: Mapping[int, int]) -> None:
+    """InputError where a step's rollouts are gone, or were never all kept."""
+    for line in metrics.read_metrics(workdir):
+        step, written = line["step"], line.get("rollouts") or 1
+        if rows_at[step] < written:
+            raise InputError(
+                f"{workdir}: the dump holds {rows_at[step]} of {written:.0f} rollouts "
+                f"of step {step}, and curves are made of all; run it with "
+                f"dump.rows_per_step=0 and dump.max_bytes={2**62}"
+            )
 
 
 def _epochs(workdir) -> Callable[[Mapping], int]:
@@ -245,23 +258,6 @@ def _enough(score_N: np.ndarray, count: int) -> None:
             f"{count} problems cannot be kept of {scored} that have a score; "
             f"give a number from 1 to {scored}"
         )
-
-
-def write_rows(path, rows: Iterable[Mapping]) -> None:
-    """One JSON object a line; the file is there whole or not at all."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # A lone surrogate, which UTF-8 cannot hold, becomes JSON's own escape of it.
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror}); check path and rights"
-        ) from None
 
 
 def _rows_by_id(path):

@@ -22,8 +22,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from ml_collections import ConfigDict
+
 import limr_jax
-from limr_jax import checkpoint, config, metrics, stop
+from limr_jax import check, checkpoint, config, files, metrics, stop
 from limr_jax.errors import InputError
 
 ROOT = pathlib.Path(limr_jax.__file__).parents[1]
@@ -76,6 +78,36 @@ def train_job(name: str, config_file: str, fields: Sequence, workdir) -> Job:
         steps=resolved.num_steps,
         config=config.plain(resolved),
     )
+
+
+def check_options(seed: int, options) -> None:
+    """InputError for what is wrong with the flags of a grid, whatever its arms.
+
+    seed: of its first runs.
+    """
+    stem = config.stem(options.config)
+    if options.workdir != str(pathlib.Path("runs", stem)):
+        raise InputError(
+            f"--workdir={options.workdir} is of one run; give --out for the grid's"
+        )
+    files.local(options.out, "--out")
+    if options.seeds < 1 or seed + options.seeds > 2**32:
+        raise InputError(f"--seeds={options.seeds} must be at least 1, or seed less")
+    if options.run_seconds < 0:
+        raise InputError(f"--run_seconds={options.run_seconds} must be 0 or more")
+
+
+def check_arm(arm: str, job: Job) -> None:
+    """InputError where the job's config cannot be an arm of a comparison."""
+    try:
+        check.check(ConfigDict(job.config))
+    except InputError as error:
+        raise InputError(f"arm {arm}: {error}") from None
+    if not job.config["data"]["eval"]:
+        raise InputError(
+            f"arm {arm}: data.eval is empty, and held-out accuracy is what arms are "
+            "compared by; give --config.data.eval=…"
+        )
 
 
 def run_all(

@@ -31,7 +31,7 @@ import tqdm
 from etils import epath
 from tensorboardX.proto.summary_pb2 import Summary
 
-from limr_jax import hosts
+from limr_jax import files, hosts
 from limr_jax.mirror import Mirror
 
 METRICS, EVALS = "metrics.jsonl", "evals.jsonl"
@@ -359,9 +359,8 @@ def _cut_lines(path: pathlib.Path, step: int) -> None:
         return
     kept = b"".join(text for text, row in _whole_lines(path) if row["step"] <= step)
     if len(kept) < path.stat().st_size:
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_bytes(kept)
-        temporary.replace(path)
+        with files.replacing(path) as temporary:
+            temporary.write_bytes(kept)
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from limr_jax import metrics
+from limr_jax import files, metrics
 
 # Panel → file of the workdir and the number in it.
 _PANELS = {
@@ -79,6 +79,5 @@ def _curve(workdir, file: str, name: str) -> np.ndarray:
 
 def save(figure: Figure, path: pathlib.Path) -> None:
     """Write the picture, whole or not at all."""
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    figure.savefig(temporary, dpi=110)
-    temporary.replace(path)
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)

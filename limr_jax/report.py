@@ -5,7 +5,6 @@ What a policy wrote, and every name, is text: escaped, on a page without a scrip
 
 import html
 import io
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib
@@ -148,9 +147,15 @@ def _rollouts(workdir, step: int, samples: int) -> str:
         )
         parts.append(
             f"<p>{_text(row['id'])}, sample {_text(row['sample'])}: {_text(said)}</p>"
-            f"<pre>{_text(row['prompt'])}</pre><pre>{_text(row['response'])}</pre>"
+            f"<pre>{_text(_prompt(row))}</pre><pre>{_text(row['response'])}</pre>"
         )
     return "\n".join(parts)
+
+
+def _prompt(row: Mapping) -> str:
+    """A prompt that is a chat as its contents, one after another."""
+    chat = row["prompt"]
+    return chat if isinstance(chat, str) else "\n\n".join(x["content"] for x in chat)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -175,15 +180,3 @@ def _text(value) -> str:
         for c in text
     )
     return html.escape("".join(shown))
-
-
-def write(path: pathlib.Path, text: str) -> None:
-    """The page, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(
-            f"--out {path} cannot be written ({error.strerror}); check path and rights"
-        ) from None

@@ -149,6 +149,8 @@ def test_every_combination_in_order(grid, capsys):
         (["--vary=kl=0,1", "--run_seconds=-1"], "--run_seconds=-1"),
         (["--vary=kl=0,1", "--workdir=x"], "give --out"),
         (["--vary=kl=0,1", "--config.data.eval="], "data.eval is empty"),
+        (["--arm=a", "--arm=b:data.eval="], "arm b: data.eval is empty"),
+        (["--vary=kl=0,1", "--out=gs://bucket/grid"], "is not on this machine"),
         (["--arm=a"], "1 arms"),
         (["--arm=a", "--arm=b:kl"], "--arm b:kl: write NAME:FIELD=VALUE"),
         (["--arm=a", "--arm=:kl=1"], "write NAME:FIELD=VALUE"),

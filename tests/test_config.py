@@ -1,6 +1,7 @@
 """Command lines that work, and one clear line for each that does not."""
 
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 from limr_jax import config as config_lib
 from limr_jax.errors import InputError
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 BASE = """
 from ml_collections import ConfigDict, config_dict
 
@@ -214,6 +216,34 @@ def test_a_wrong_command_line_is_one_line(argv, parts):
     with pytest.raises(InputError) as error:
         config_lib.load(argv)
     assert all(part in str(error.value) for part in parts), str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "kind", "said"),
+    [
+        ("tiny_sft", "base", "no field algorithm; it is a config of configs/"),
+        ("tiny_sft", "base", "configs/sft_base.py, for launch/sft.py"),
+        (
+            "tiny",
+            "sft_base",
+            "no field columns; it is a config of configs/base.py, for",
+        ),
+    ],
+)
+def test_a_config_of_the_wrong_kind_names_who_takes_it(file, kind, said):
+    given = f"--config={ROOT}/configs/{file}.py"
+    with pytest.raises(InputError) as caught:
+        config_lib.load([given], kind=kind)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    right = {"base": "sft_base", "sft_base": "base"}[kind]
+    config_lib.load([given], kind=right)
+
+
+def test_a_config_that_lacks_a_field(repo):
+    with pytest.raises(
+        InputError, match="no field answer_phrase; add it, as configs/base"
+    ):
+        load(repo, kind="base")
 
 
 def test_an_argument_that_get_config_does_not_take(repo):

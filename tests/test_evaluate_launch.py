@@ -469,7 +469,7 @@ def test_dry_run_writes_nothing(trained, tmp_path, capsys):
         (["--workdir", "RUN", "--step", "7", "--out", "OUT"], "is no checkpoint"),
         (["--config", f"{ROOT}/configs/base.py", "--step", "1"], "give --workdir=RUN"),
         (["--config", f"{ROOT}/configs/limr_eval.py"], "give --config.model.init=DIR"),
-        (["--workdir", "RUN", "--out", "gs://bucket/x"], "give a local folder"),
+        (["--workdir", "RUN", "--out", "gs://bucket/x"], "give a local path"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(argv, problem, trained, tmp_path, capsys):

@@ -117,4 +117,6 @@ def test_mistakes(tmp_path):
         export("--workdir", tmp_path / "no-run", "--out", tmp_path / "o")
     with pytest.raises(InputError, match="--workdir"):
         export("--out", tmp_path / "o")
+    with pytest.raises(InputError, match="not on this machine"):
+        export("--workdir", tmp_path / "run", "--out", "gs://bucket/o")
     assert not (tmp_path / "o").exists()

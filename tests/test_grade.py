@@ -98,11 +98,23 @@ def test_a_wrong_file_is_one_line_and_code_2(tmp_path, line):
     assert len(done.stderr.splitlines()) == 1 and "rows.jsonl:1" in done.stderr
 
 
-@pytest.mark.parametrize("option", [("--out", "no/such/x.jsonl"), ("--workers", "0")])
-def test_a_wrong_option_is_one_line_and_code_2(tmp_path, option):
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (("--out", "no/such/x.jsonl"), "no such folder"),
+        (("--out", "ROWS"), "is what is read"),
+        (("--out", "gs://b/x.jsonl"), "not on this machine"),
+        (("--workers", "0"), "workers=0"),
+        (("--worker", "1"), "unrecognized arguments: --worker"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_code_2(tmp_path, option, said):
     rows = write(tmp_path / "rows.jsonl", [{"prediction": "5", "answer": "5"}])
-    done = run(rows, *option)
+    before = rows.read_text()
+    done = run(rows, *(str(rows) if each == "ROWS" else each for each in option))
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert said in done.stderr
+    assert rows.read_text() == before
 
 
 @pytest.mark.soak

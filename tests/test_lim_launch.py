@@ -255,6 +255,27 @@ def test_a_dump_that_lost_its_first_epochs(tmp_path):
     np.testing.assert_array_equal(got.value_NE, [[7 / 8, 1]])
 
 
+@pytest.mark.parametrize(
+    "bounds, said",
+    [
+        ({"max_bytes": 1}, "holds 0 of 2 rollouts of step 1"),  # the oldest went
+        ({"rows_per_step": 1}, "holds 1 of 2 rollouts of step 1"),
+    ],
+)
+def test_a_dump_that_lacks_rollouts_of_the_run(tmp_path, bounds, said):
+    """Its curves would be torn; nothing is scored."""
+    workdir, out = tmp_path / "run", tmp_path / "out"
+    log = metrics.Dump(workdir, **bounds)
+    with metrics.Metrics(workdir) as numbers:
+        for step in (1, 2, 3):
+            row = {"id": "a", "reward": 1.0, "correct": True, "valid": True}
+            log.add(step, [row | {"sample": g} for g in range(2)])
+            numbers.step(step, {"epoch": step, "rollouts": 2})
+    with pytest.raises(InputError, match=f"{said}.*run it with dump.rows_per_step=0"):
+        run("score", "--run", workdir, "--out", out)
+    assert not out.exists()
+
+
 def test_scores_for_a_run_to_start_from(tmp_path):
     rows = [{"id": 7, "lim_score": 0.5}, {"id": "b", "lim_score": None}]
     file = write(tmp_path / "s", rows)
@@ -340,6 +361,18 @@ SCORED = [{"id": "a", "lim_score": 0.5}, {"id": "b", "lim_score": None}]
         (["select", "--scores", "s", "--threshold", "0.6"], "largest score is 0.5"),
         (["select", "--scores", "s", "--std", "1"], "'rewards' is missing"),
         (["select", "--scores", "c", "--top", "1"], "'lim_score' is missing"),
+        (["score", "--rewards", "c", "--value", "reward"], "without --run"),
+        (
+            ["select", "--scores", "s", "--top", "1", "--missing", "carry"],
+            "--missing carry does nothing with --scores",
+        ),
+        (["select", "--scores", "s", "--top", "1", "--seed", "0"], "without --random"),
+        (["select", "--rewards", "c", "--std", "1", "--value", "reward"], "--value"),
+        (
+            ["select", "--scores", "s", "--random", "1", "--round", "2"],
+            "--round 2 does nothing with --random",
+        ),
+        (["score", "--rewards", "c", "--out", "gs://b/o"], "is not on this machine"),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(

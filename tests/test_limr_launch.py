@@ -149,6 +149,11 @@ def test_a_dry_run_says_what_would_run(given, capsys):
         (["--config.data.eval="], "data.eval is empty"),
         (["--config.data.train=nowhere.jsonl"], "no such file"),
         (["--config.kl.coefficient=-1"], "kl.coefficient=-1.0"),
+        (["--config.reward=none", "--config.algorithm=jepo"], "by a probe's rewards"),
+        (["--config.sampler.lim.scores=s"], "arm FULL: sampler.lim.scores=s"),
+        (["--arms=ONLINE", "--config.group_size=0"], "arm ONLINE: group_size=0"),
+        (["--workdir=x"], "give --out"),
+        (["--out=gs://bucket/grid"], "--out=gs://bucket/grid is not on this machine"),
         (["--tresh=1"], "unknown flag --tresh; did you mean"),
     ],
 )
