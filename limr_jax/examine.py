@@ -107,7 +107,7 @@ def _rows(exam, paper, result: evaluate.Evaluation, first: int) -> Iterator[dict
             "id": problems.ids[first + n],
             "sample": k,
             "level": levels[first + n],
-            "prompt": problems.prompts[first + n],
+            "prompt": problems.messages[first + n] or problems.prompts[first + n],
             "response": response,
             "answer": exam.answer_of(response, truncated),
             "reference": problems.answers[first + n],

@@ -6,6 +6,7 @@ end token.
 
 import collections
 import itertools
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -67,13 +68,13 @@ def right(rows: Iterable[Mapping]) -> Iterator[dict]:
     """Rows of the dumped responses that are right, whole and valid; each once."""
     seen = set()
     for row in rows:
-        text = row["prompt"], row["response"]
+        text = json.dumps([row["prompt"], row["response"]])
         good = row["valid"] and row["correct"] >= 1 and not row["truncated"]
         if good and text not in seen:
             seen.add(text)
             yield {
                 "id": f"{row['id']}/{len(seen)}",
-                "problem": row["prompt"],
+                "prompt": row["prompt"],  # a text, or a chat's messages
                 "answer": "",
                 "solution": row["response"],
             }

@@ -213,7 +213,7 @@ def _rows_of(run: Run, ids_P, graded, response_BT, mask_BT, truncated_B):
         yield {
             "id": problems.ids[index],
             "sample": g,
-            "prompt": problems.prompts[index],
+            "prompt": problems.messages[index] or problems.prompts[index],
             "response": run.tokenizer.decode(row_T[: length_B[b]]),
             "reward": graded.reward_PG[p, g],
             **{f"reward/{name}": x_PG[p, g] for name, x_PG in graded.parts.items()},

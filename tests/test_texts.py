@@ -64,6 +64,12 @@ def write(response, **changes):
     return row | {"valid": True, "truncated": False} | changes
 
 
+CHAT = [
+    {"role": "system", "content": "Add."},
+    {"role": "user", "content": "1+1="},
+]
+
+
 def test_right_responses_once_each():
     rows = [
         write("2"),
@@ -73,14 +79,26 @@ def test_right_responses_once_each():
         write("2.", valid=False),
         write("2!", truncated=True),
         write("2", prompt="0+2=", id="b"),
+        write("2", prompt=CHAT, id="c"),
+        write("2", prompt=CHAT, id="c"),
     ]
     kept = list(texts.right(rows))
-    assert [(row["problem"], row["solution"]) for row in kept] == [
+    assert [(row["prompt"], row["solution"]) for row in kept] == [
         ("1+1=", "2"),
         ("1+1=", "so 2"),
         ("0+2=", "2"),
+        (CHAT, "2"),
     ]
-    assert len({row["id"] for row in kept}) == 3
+    assert len({row["id"] for row in kept}) == 4
+
+
+def test_a_chat_stays_a_chat(tmp_path):
+    """From the dump of a run to the texts that fine-tuning reads."""
+    metrics.Dump(tmp_path / "run").add(1, [write("2", prompt=tuple(CHAT))])
+    out = tmp_path / "own.jsonl"
+    MAIN(["right", str(tmp_path / "run"), "--out", str(out)])
+    read = data.load_problems(str(out), data_dir=None)
+    assert list(read.messages[0]) == CHAT
 
 
 def test_as_a_program(tmp_path, capsys):
@@ -103,3 +121,13 @@ def test_as_a_program(tmp_path, capsys):
     with pytest.raises(InputError, match="--terms and --plain must be 0 or more"):
         MAIN(["plans", str(tmp_path / "p.jsonl"), "--terms=-1", f"--out={out}"])
     assert not out.exists()
+    given = tmp_path / "p.jsonl"
+    for out, said in (
+        (given, "is what is read"),
+        (tmp_path / "no/o.jsonl", "no such folder"),
+        ("gs://b/o.jsonl", "not on this machine"),
+    ):
+        with pytest.raises(InputError, match=said):
+            # Nothing is read for it: there is no such tokenizer.
+            MAIN(["short", f"{given}[:1]", "--tokenizer=nowhere", f"--out={out}"])
+    assert data.load_problems(str(given), data_dir=None)
