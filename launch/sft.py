@@ -11,10 +11,11 @@ from limr_jax import config as config_lib
 
 def main(argv: list[str]) -> None:
     """Parse, check, then train."""
-    config, options = config_lib.load(argv, __doc__)
+    config, options = config_lib.load(argv, __doc__, kind="sft_base")
     from limr_jax import metrics, sft
 
     if options.dry_run:
+        sft.checked_mesh(config, options.workdir)
         metrics.say(str(config))
         return
     metrics.say(json.dumps(sft.train(config, options.workdir)))

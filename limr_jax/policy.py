@@ -1,6 +1,7 @@
 """Which model a config names: its dimensions, its first parameters, its dtype."""
 
 import dataclasses
+import hashlib
 import pathlib
 from functools import partial
 
@@ -15,6 +16,7 @@ from limr_jax.sharding import param_shardings
 
 DIMENSIONS = ("width", "layers", "heads", "kv_heads", "head_dim", "mlp_width")
 _KERNEL = {"auto": True, "xla": False}  # of model.attention
+_DIGESTED, _PLACES = 2**26, 64  # bytes of a file that are looked at, and where
 _DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 
 
@@ -112,6 +114,29 @@ def load_params(config, model_config: model.ModelConfig, mesh):
     shapes = jax.eval_shape(make, jax.random.key(0))
     make = jax.jit(make, out_shardings=param_shardings(mesh, shapes))
     return make(stream_key(config.seed, "init"))
+
+
+def init_digest(init: str) -> str | None:
+    """sha256 of what `model.init` holds; None for a random model, which the seed makes.
+
+    Of the config, and of each file of weights its name, its size and its bytes: those
+    of a large one in so many places, as two models of one shape differ everywhere.
+    """
+    if init == "random":
+        return None
+    digest, piece = hashlib.sha256(), _DIGESTED // _PLACES
+    folder = resolve(init)
+    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            if size <= _DIGESTED:
+                digest.update(file.read())
+                continue
+            for i in range(_PLACES):
+                file.seek(i * (size - piece) // (_PLACES - 1))
+                digest.update(file.read(piece))
+    return digest.hexdigest()
 
 
 def compute_dtype(name: str, devices):

@@ -34,7 +34,13 @@ from limr_jax.check import check, check_batch
 from limr_jax.config import config_digest
 from limr_jax.errors import InputError
 from limr_jax.host_grader import HostGrader
-from limr_jax.policy import compute_dtype, load_params, read_model_config, resolve
+from limr_jax.policy import (
+    compute_dtype,
+    init_digest,
+    load_params,
+    read_model_config,
+    resolve,
+)
 from limr_jax.sharding import REPLICATED, make_mesh
 from limr_jax.words import Words, words_of
 
@@ -155,9 +161,10 @@ def _identity(config, train_set, eval_set) -> dict:
     return {
         "config": config.to_dict(),
         "data": {
-            "train": train_set.problems.digest,
-            "eval": eval_set.problems.digest if eval_set else None,
+            "train": train_set.problems.digest_with_columns,
+            "eval": eval_set.problems.digest_with_columns if eval_set else None,
         },
+        "init": init_digest(config.model.init),
         "version": limr_jax.__version__,
     }
 

@@ -1,8 +1,8 @@
 """Supervised fine-tuning: the learner's masked cross-entropy on packed texts."""
 
 import dataclasses
+import hashlib
 import itertools
-import pathlib
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -14,9 +14,27 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 import limr_jax
-from limr_jax import checkpoint, data, learner, metrics, objectives, text, weights
+from limr_jax import (
+    checkpoint,
+    data,
+    files,
+    jsonl,
+    learner,
+    metrics,
+    model,
+    objectives,
+    text,
+    weights,
+)
+from limr_jax.check import check_fine_tuning, check_rows
 from limr_jax.errors import InputError
-from limr_jax.policy import compute_dtype, load_params, read_model_config, resolve
+from limr_jax.policy import (
+    compute_dtype,
+    init_digest,
+    load_params,
+    read_model_config,
+    resolve,
+)
 from limr_jax.sharding import BATCH, REPLICATED, make_mesh, param_shardings
 
 
@@ -29,6 +47,14 @@ class Texts:
     segment_RS: np.ndarray  # int32, which of the row's texts; -1 = padding
     learned_RS: np.ndarray  # bool: a token of a completion
     left_out: int  # texts longer than a row
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the arrays: two equal ones are learned alike."""
+        sha = hashlib.sha256(repr(self.tokens_RS.shape).encode())
+        for array in (self.tokens_RS, self.segment_RS, self.learned_RS):
+            sha.update(np.ascontiguousarray(array))
+        return sha.hexdigest()
 
 
 def pack(
@@ -162,19 +188,27 @@ def build(mesh, params, *, optimizer, micro_batch_rows: int, model_options: dict
     return jax.jit(init, out_shardings=shardings), jitted, shapes
 
 
+def checked_mesh(config, workdir):
+    """The mesh of a config that can work, and the folder; else InputError."""
+    check_fine_tuning(config)
+    folder = files.local(workdir, "--workdir")  # the export writes no gs://
+    mesh = make_mesh(**config.mesh)
+    check_rows(config, mesh)
+    return mesh, folder
+
+
 def train(config, workdir: str) -> dict:
     """Fine-tune to `config.num_steps` and export the model to workdir/model.
 
     From the workdir's last checkpoint if it has one. Returns the result.
     """
-    texts, tokenizer, problems = _texts(config)
+    mesh, folder = checked_mesh(config, workdir)
+    texts, tokenizer = _texts(config)
     feed = batches(texts, rows=config.rows, seed=config.seed)
-    mesh = make_mesh(**config.mesh)
     model_config = read_model_config(config.model, tokenizer.vocab_size)
-    first = load_params(config, model_config, mesh)
     init, update, shapes = build(
         mesh,
-        first,
+        jax.eval_shape(partial(model.init_params, model_config), jax.random.key(0)),
         optimizer=learner.make_optimizer(**config.optimizer),
         micro_batch_rows=config.micro_batch_rows,
         model_options={
@@ -183,11 +217,21 @@ def train(config, workdir: str) -> dict:
             "remat": config.model.remat,
         },
     )
-    identity = {"config": config.to_dict(), "data": problems.digest}
-    checkpoint.claim(workdir, identity | {"version": limr_jax.__version__})
+    identity = {
+        "config": config.to_dict(),
+        "data": texts.digest,
+        "init": init_digest(config.model.init),
+        "version": limr_jax.__version__,
+    }
+    checkpoint.claim(workdir, identity)
     with checkpoint.Checkpointer(workdir, **config.checkpoint) as saver:
         start = saver.latest() or 0
-        state = saver.restore(start, shapes)[0] if start else init(first)
+        if start < config.num_steps:  # a run that has grown: its old export is stale
+            shutil.rmtree(folder / "model", ignore_errors=True)
+        if start:
+            state, _ = saver.restore(start, shapes)
+        else:
+            state = init(load_params(config, model_config, mesh))
         feed = itertools.islice(feed, start, config.num_steps)
         with metrics.Metrics(workdir, step=start) as log, jax.set_mesh(mesh):
             began = time.perf_counter()
@@ -206,19 +250,17 @@ def train(config, workdir: str) -> dict:
                 if saves or last:
                     learner.refuse_divergence(step, numbers, saver.latest)
                     saver.save(step, state, {})
-    if start < config.num_steps:  # a run that has grown: the old export is stale
-        shutil.rmtree(pathlib.Path(workdir) / "model", ignore_errors=True)
     return {
         "steps": config.num_steps,
         "texts_left_out": texts.left_out,
         "params_digest": checkpoint.params_digest(state.train.params),
-        "model": _export(config, workdir, state.train.params, model_config, tokenizer),
+        "model": _export(config, folder, state.train.params, model_config, tokenizer),
     }
 
 
-def _export(config, workdir, params, model_config, tokenizer) -> str:
-    """Write workdir/model, unless a finished run is called again; its path."""
-    out = pathlib.Path(workdir) / "model"
+def _export(config, folder, params, model_config, tokenizer) -> str:
+    """Write folder/model, unless a finished run is called again; its path."""
+    out = folder / "model"
     if not out.exists():
         weights.save_params(
             out,
@@ -237,7 +279,7 @@ def _export(config, workdir, params, model_config, tokenizer) -> str:
 
 
 def _texts(config):
-    """(packed texts, tokenizer, problems): prompt and solution of each problem."""
+    """(packed texts, tokenizer): prompt and solution of each problem."""
     tokenizer = text.load_tokenizer(resolve(config.tokenizer))
     given = config.data
     places = {
@@ -250,6 +292,8 @@ def _texts(config):
     solutions = problems.columns.get("solution")
     if solutions is None or None in solutions:
         raise InputError(f"{given.train}: not every row has a solution; add it")
+    for problem, solution in zip(problems.ids, solutions, strict=True):
+        jsonl.text_value(solution, f"{given.train}: the solution of {problem!r}")
     prompts = tokenizer.encode_chats(data.chats(problems, tokenizer))
     completions = tokenizer.encode_batch(solutions, continued=True)
     return (
@@ -260,5 +304,4 @@ def _texts(config):
             pad_id=tokenizer.pad_id,
         ),
         tokenizer,
-        problems,
     )

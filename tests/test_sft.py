@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import runpy
 
 import numpy as np
 import pytest
@@ -48,20 +49,23 @@ def test_every_row_once_an_epoch():
         sft.batches(texts, rows=7, seed=0)
 
 
-def solved(path: pathlib.Path) -> pathlib.Path:
+ROW = {"id": "1", "problem": "1+1=", "answer": "2"}
+
+
+def solved(path: pathlib.Path, solution: str = "#### {}") -> pathlib.Path:
     """A file of forty problems with their solutions."""
-    lines = [
-        {"id": str(i), "problem": f"{i}+1=", "answer": "x", "solution": f"#### {i + 1}"}
+    rows = [
+        ROW | {"id": str(i), "problem": f"{i}+1=", "solution": solution.format(i + 1)}
         for i in range(40)
     ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
-def configure(rows: pathlib.Path, steps: int, learning_rate: float = 0.01):
+def configure(texts: pathlib.Path, steps: int, **changes):
     fields = {
         "tokenizer": ROOT / "limr_jax/assets/arithmetic",
-        "data.train": rows,
+        "data.train": texts,
         "num_steps": steps,
         "rows": 2,
         "columns": 24,
@@ -70,11 +74,11 @@ def configure(rows: pathlib.Path, steps: int, learning_rate: float = 0.01):
         "mesh.data": 1,
         "mesh.fsdp": 2,
         "mesh.tensor": 4,
-        "optimizer.learning_rate": learning_rate,
+        "optimizer.learning_rate": 0.01,
         **{f"model.{name}": size for name, size in MODEL.items()},
         "model.heads": 4,
         "model.kv_heads": 4,
-    }
+    } | changes
     overrides = [f"--config.{name}={value}" for name, value in fields.items()]
     base = str(ROOT / "configs/sft_base.py")
     return config.load(["--config", base, *overrides])[0]
@@ -99,17 +103,26 @@ def test_a_users_file_from_first_to_exported(tmp_path):
 
 def test_what_diverges_is_not_saved(tmp_path):
     """The first step makes parameters of 1e38, and the second no number at all."""
-    made = configure(solved(tmp_path / "solved.jsonl"), 4, learning_rate=1e38)
+    made = configure(
+        solved(tmp_path / "solved.jsonl"), 4, **{"optimizer.learning_rate": 1e38}
+    )
     with pytest.raises(InputError, match="step 2 has .*=nan.* no checkpoint yet"):
         sft.train(made, str(tmp_path / "run"))
     with checkpoint.Checkpointer(tmp_path / "run", read_only=True) as saved:
         assert saved.latest() is None
 
 
-def test_a_row_without_solution_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (ROW, "not every row has a solution"),
+        (ROW | {"solution": 5}, "solution of '1' is a JSON number, not text"),
+    ],
+)
+def test_a_row_without_solution_is_refused(tmp_path, row, said):
     rows = tmp_path / "unsolved.jsonl"
-    rows.write_text(json.dumps({"id": "1", "problem": "1+1=", "answer": "2"}) + "\n")
-    with pytest.raises(InputError, match="not every row has a solution"):
+    rows.write_text(json.dumps(row) + "\n")
+    with pytest.raises(InputError, match=said):
         sft.train(configure(rows, 1), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
@@ -125,3 +138,90 @@ def test_an_evaluation_problem_is_refused_unless_overridden(tmp_path):
     given.data.allow_overlap = True
     with pytest.raises(InputError, match="do not fill a batch"):  # the next check
         sft.train(given, str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"micro_batch_rows": 3}, "micro_batch_rows=3 must divide the 2 packed rows"),
+        ({"micro_batch_rows": 4}, "micro_batch_rows=4 must divide the 2 packed rows"),
+        ({"rows": 3}, "rows=3 does not divide over data x fsdp = 2 devices"),
+        ({"rows": 0}, "rows=0 must be at least 1"),
+        ({"columns": 0}, "columns=0 must be at least 1"),
+        ({"log_every": 0}, "log_every=0 must be at least 1"),
+        ({"num_steps": 0}, "num_steps=0 must be at least 1"),
+        ({"seed": -1}, "seed=-1 must be from 0"),
+        ({"checkpoint.every": 0}, "checkpoint.every=0 must be at least 1"),
+        ({"optimizer.clip_norm": -1}, "optimizer.clip_norm=-1.0 must be at least 0"),
+        ({"tokenizer": ""}, "tokenizer is empty"),
+        ({"mesh.data": 3}, "8 devices"),
+    ],
+)
+def test_a_wrong_setting_before_anything_is_read(tmp_path, fields, said):
+    config = configure(tmp_path / "nowhere.jsonl", 1, **fields)
+    with pytest.raises(InputError, match=said):
+        sft.train(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_that_is_not_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = configure(tmp_path / "nowhere.jsonl", 1)
+    with pytest.raises(InputError, match="--workdir=gs://bucket/run is not on this"):
+        sft.train(config, "gs://bucket/run")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def trained(tmp_path, quick_compiler):
+    """(file of texts, workdir, result) of one step from an exported model."""
+    rows = solved(tmp_path / "solved.jsonl")
+    first = sft.train(configure(rows, 1), str(tmp_path / "first"))
+    workdir = tmp_path / "second"
+    return rows, first["model"], workdir, sft.train(from_model(rows, first), workdir)
+
+
+def from_model(rows, first):
+    dimensions = {f"model.{name}": 0 for name in MODEL}
+    return configure(rows, 1, **{"model.init": first["model"]} | dimensions)
+
+
+def test_other_texts_or_another_model_are_another_run(trained):
+    rows, init, workdir, result = trained
+    config = from_model(rows, {"model": init})
+    assert sft.train(config, workdir)["params_digest"] == result["params_digest"]
+    solved(rows, "so #### {}")
+    with pytest.raises(InputError, match="holds a run that differs in data: "):
+        sft.train(config, workdir)
+    solved(rows)
+    weights_file = pathlib.Path(init, "model.safetensors")
+    weights_file.write_bytes(weights_file.read_bytes()[:-4] + b"\0\0\0\x3f")
+    with pytest.raises(InputError, match="holds a run that differs in init: "):
+        sft.train(config, workdir)
+
+
+def test_a_run_that_grows_and_dies_leaves_no_old_model(tmp_path, monkeypatch):
+    """Killed when the last checkpoint is whole, before the export is written."""
+    rows, workdir = solved(tmp_path / "solved.jsonl"), tmp_path / "run"
+    sft.train(configure(rows, 1), workdir)
+    assert (workdir / "model").exists()
+
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(sft.checkpoint, "params_digest", dies)
+        sft.train(configure(rows, 2), workdir)
+    assert not (workdir / "model").exists()
+    result = sft.train(configure(rows, 2), workdir)
+    config = weights.read_config(result["model"])
+    mesh = sft.make_mesh(1, 2, 4)
+    exported = weights.load_params(result["model"], config, mesh)
+    assert checkpoint.params_digest(exported) == result["params_digest"]
+
+
+def test_a_dry_run_checks_too(tmp_path):
+    main = runpy.run_path(str(ROOT / "launch/sft.py"))["main"]
+    given = ["--config", str(ROOT / "configs/tiny_sft.py"), "--config.rows=0"]
+    with pytest.raises(InputError, match="rows=0"):
+        main([*given, f"--workdir={tmp_path / 'run'}", "--dry_run"])
