@@ -146,7 +146,10 @@ class Phases:
         return self.start(name, stop.ready, arrays)
 
     def finish(self, numbers: dict, tallies: list[Tally]) -> dict:
-        """The step's numbers with seconds, tokens a second, and compilations so far."""
+        """The step's numbers with seconds, tokens a second, and compilations so far.
+
+        The update's tokens are all of its batch, those that the filter drops too.
+        """
         numbers = numbers | over_rounds(tallies)
         tokens = float(numbers.pop("tokens"))
         learned = float(numbers.pop("dynamic/used_tokens", tokens))

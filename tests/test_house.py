@@ -1,9 +1,11 @@
 """The house's rules, as far as a program can see them."""
 
 import ast
+import fnmatch
 import graphlib
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import types
@@ -55,7 +57,8 @@ def test_every_field_is_read(tmp_path, quick_compiler, monkeypatch):
 
     one_step = view(num_steps=1, data__eval=held_out)
     train(set_up(one_step), one_step, tmp_path / "run")
-    set_up(view(sampler__name="lim", reward="math"))
+    judged = {"reward": "math", "judge__init": ROOT / "limr_jax/assets/arithmetic"}
+    set_up(view(sampler__name="lim", **judged))
     set_up(view(sampler__name="curriculum", sampler__curriculum__minimum=0))
     set_up(view(sampler__name="adarft", sampler__adarft__column="level"))
     assets = ROOT / "limr_jax/assets/arithmetic"
@@ -169,6 +172,26 @@ def test_ruff_has_nothing_to_say(command):
     ruff = [sys.executable, "-m", "ruff", *command, "--no-cache", "."]
     ended = subprocess.run(ruff, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_the_readmes_tree_has_every_module():
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## The tree")[1]
+    named_there = set(re.findall(r"[\w*]+\.(?:py|sh|ipynb)", tree))
+    there = {
+        path.name
+        for pattern in (
+            "launch/*.py",
+            "launch/*.sh",
+            "limr_jax/*.py",
+            "notebooks/*.ipynb",
+        )
+        for path in ROOT.glob(pattern)
+        if path.name != "__init__.py"
+    }
+    absent = {x for x in there if not any(fnmatch.fnmatch(x, y) for y in named_there)}
+    assert not absent
+    configs = {path.name for path in CONFIGS}
+    assert not {x for x in named_there if not fnmatch.filter(there | configs, x)}
 
 
 def test_nothing_is_left_for_later():
