@@ -109,7 +109,8 @@ def get_config() -> ConfigDict:
     # loop more to compile.
     c.rollout.shrinks = 6
     # Generations a step, one after another; 1: preemptive sampling (arXiv:2505.17218).
-    # Trainers that generate for each micro-batch have rollouts / micro_batch_rows.
+    # Of several the hosts grade one while the devices write the next. Trainers that
+    # generate for each micro-batch have rollouts / micro_batch_rows.
     c.rollout.calls = 1
 
     # 'token': in-graph comparison of the answer's tokens; 'none': with jepo alone, and

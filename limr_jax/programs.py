@@ -3,7 +3,8 @@
 `train.py` calls exactly these objects, in this order: draw, generate, verify (or the
 host's graders), observe, collect (with a sampler that keeps only some groups: these
 five once a round), reference (with KL only), values (with a critic only), thoughts
-(with JEPO only), update.
+(with JEPO only), update. Where a step has several calls of generate, split comes before
+the first, join after the last, and join_grades when all are graded.
 """
 
 import dataclasses
@@ -78,7 +79,10 @@ class Programs(NamedTuple):
 
     init: Callable  # (params, donated) → State
     draw: Callable  # (State, Prompts, seed) → sampler state, Drawn
+    split: Callable | None  # (Drawn) → that of each call; None: there is one call
     generate: Callable  # (params, step, Drawn, Sampling, seed) → Rollout
+    join: Callable | None  # (Rollouts of all calls) → Rollout
+    join_grades: Callable | None  # (Graded of all calls) → Graded
     verify: Callable  # (Rollout, Drawn) → Graded
     examine: Callable  # likewise, of held-out problems, whatever training knows
     observe: Callable  # (Rollout, Graded) → Tally
@@ -139,22 +143,25 @@ def _writing(*, sampler: PromptSampler, generation: dict, calls: int) -> dict:
         sampler_state, ids_P = sampler.sample(state.sampler, key)
         return sampler_state, pick(prompts, ids_P)
 
+    def split(drawn):
+        pieces = jax.tree.map(lambda x: jnp.split(x, calls), drawn)
+        return jax.tree.transpose(
+            jax.tree.structure(drawn), jax.tree.structure([0] * calls), pieces
+        )
+
     def generate(params, step, drawn, sampling, seed):
         key = stream_key(seed, "rollout", step)
-
-        def answers(asked):
-            return rollout.generate(params, *asked, key, sampling, **generation)
-
         asked = drawn.prompt_PL, drawn.position_PL, drawn.ids_P
-        if calls == 1:
-            return answers(asked)
-        apart = jax.tree.map(lambda x: x.reshape(calls, -1, *x.shape[1:]), asked)
-        written = jax.lax.map(answers, apart)
-        slot_steps_D = jnp.sum(written.slot_steps_D, axis=0)
-        written = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), written)
-        return dataclasses.replace(written, slot_steps_D=slot_steps_D)
+        return rollout.generate(params, *asked, key, sampling, **generation)
 
-    return {f.__name__: f for f in (draw, generate)}
+    def join(parts):
+        slot_steps_D = sum(part.slot_steps_D for part in parts)
+        return dataclasses.replace(join_grades(parts), slot_steps_D=slot_steps_D)
+
+    def join_grades(parts):
+        return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+
+    return {f.__name__: f for f in (draw, split, generate, join, join_grades)}
 
 
 def _scoring(learning: learner.Learning) -> dict:
@@ -245,6 +252,15 @@ def _nothing_waits(generate, *, sampler: PromptSampler, params, prompts, phrase)
     return pool.empty(*jax.eval_shape(one_round, params, prompts))
 
 
+def _collector(sampler: PromptSampler, max_age: int, at) -> Callable | None:
+    """`pool.collect`, jitted; None where the sampler keeps whatever it draws."""
+    if not sampler.keep:
+        return None
+    return jax.jit(
+        partial(pool.collect, keep=sampler.keep, max_age=max_age), out_shardings=at
+    )
+
+
 def _placed(mesh, shapes: State, pooled: pool.Pool) -> State:
     """The shapes with their shardings; `pooled`: those of a pool's arrays."""
     whole = NamedSharding(mesh, REPLICATED)
@@ -303,15 +319,14 @@ def build(
     return Programs(
         init=jax.jit(compute["init"], out_shardings=shardings, donate_argnums=0),
         draw=jax.jit(compute["draw"], out_shardings=(shardings.sampler, by_prompt)),
-        generate=jax.jit(compute["generate"], out_shardings=rows),
+        split=jitted("split", calls > 1, [by_prompt] * calls),
+        generate=jitted("generate", True),
+        join=jitted("join", calls > 1),
+        join_grades=jitted("join_grades", calls > 1),
         verify=examine if with_reward else _verifier(rows, phrase=phrase, known=False),
         examine=examine,
         observe=jax.jit(tally, out_shardings=whole),
-        collect=sampler.keep
-        and jax.jit(
-            partial(pool.collect, keep=sampler.keep, max_age=max_age),
-            out_shardings=(pooled, pooled, whole),
-        ),
+        collect=_collector(sampler, max_age, (pooled, pooled, whole)),
         copy=jitted("copy", with_reference, shardings.train.params),
         reference=jitted("reference", with_reference),
         values=jitted("values", state.critic),

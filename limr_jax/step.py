@@ -29,20 +29,25 @@ def _one_round(run: Run, phases, state, reference, prompts) -> tuple[Any, Round]
     programs = run.programs
     sampler_state, drawn = phases("draw", programs.draw, state, prompts, run.seed)
     hosts.agree_on_step(run.fingerprint, state.step, drawn.ids_P)
-    written = phases(
-        "generate",
-        programs.generate,
-        state.train.params,
-        state.step,
-        drawn,
-        run.sampling,
-        run.seed,
-    )
-    # Queued before the hosts grade, so that the devices work meanwhile.
-    queued = programs.collect is None
-    scoring = _score(run, phases, state, reference, written) if queued else {}
-    graded = phases.start("grade", run.grade, written, drawn)
-    scored, graded = _wait(phases, scoring), phases.wait("grade", graded)
+
+    def ask(part):
+        asked = state.train.params, state.step, part, run.sampling, run.seed
+        return phases.start("generate", programs.generate, *asked)
+
+    parts = programs.split(drawn) if programs.split else [drawn]
+    coming, answers, grades = ask(parts[0]), [], []
+    for part, after in zip(parts, [*parts[1:], None]):
+        answers.append(phases.wait("generate", coming))
+        # Queued before the hosts grade, so that the devices work meanwhile.
+        if after is not None:
+            coming = ask(after)
+        else:
+            written = programs.join(answers) if programs.join else answers[0]
+            queued = programs.collect is None
+            scoring = _score(run, phases, state, reference, written) if queued else {}
+        grades.append(phases.start("grade", run.grade, answers[-1], part))
+    scored, grades = _wait(phases, scoring), phases.wait("grade", grades)
+    graded = programs.join_grades(grades) if programs.join_grades else grades[0]
     tally = phases("observe", programs.observe, written, graded)
     return sampler_state, Round(drawn, written, graded, tally, scored)
 

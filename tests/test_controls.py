@@ -34,8 +34,15 @@ def test_a_generation_for_each_micro_batch_writes_the_same(tmp_path):
             state = programs.init(made.load_params())
             prompts = data.put(made.train_set, made.mesh)
             _, drawn = programs.draw(state, prompts, made.seed)
-            asked = state.train.params, state.step, drawn, made.sampling, made.seed
-            return jax.device_get(programs.generate(*asked))
+            parts = programs.split(drawn) if programs.split else [drawn]
+            given = made.sampling, made.seed
+            answers = [
+                programs.generate(state.train.params, state.step, part, *given)
+                for part in parts
+            ]
+            return jax.device_get(
+                programs.join(answers) if programs.join else answers[0]
+            )
 
     once, twice = written(), written(rollout__calls=2)
     for name in ("prompt_PL", "response_BT", "mask_BT", "truncated_B"):

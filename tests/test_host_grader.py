@@ -1,14 +1,16 @@
 """Rewards graded on the hosts, through the real loop: what each part of it sees."""
 
 import dataclasses
+import json
 import sys
 
 import jax
 import numpy as np
 import pytest
+from test_grade import HOSTILE
 from tiny_run import configure, set_up, write_problems
 
-from limr_jax import checkpoint, metrics, train
+from limr_jax import checkpoint, metrics, text, train
 from limr_jax.algorithms import grpo
 from limr_jax.errors import InputError
 from limr_jax.rollout import Rollout
@@ -60,18 +62,18 @@ def here(folder, monkeypatch):
     sys.modules.pop("graders_of_mine", None)
 
 
-def writing(made):
-    """The run, but its rollouts write WRITES whatever the policy says."""
+def writing(made, writes=WRITES):
+    """The run, but its rollouts write these whatever the policy says."""
     length = made.generation["response_length"]
     pad_id, end_id = made.generation["pad_id"], made.tokenizer.stop_ids[0]
 
     def generate(params, step, drawn, sampling, seed):
         ids_P = jax.device_get(drawn.ids_P)
-        texts = [write(int(i)) for i in ids_P for write in WRITES]
+        texts = [write(int(i)) for i in ids_P for write in writes]
         response_BT = np.full((len(texts), length), pad_id, np.int32)
         length_B = np.zeros(len(texts), np.int32)
-        for b, (text, ends) in enumerate(texts):
-            tokens = made.tokenizer.encode(text) + [end_id] * ends
+        for b, (said, ends) in enumerate(texts):
+            tokens = made.tokenizer.encode(said) + [end_id] * ends
             response_BT[b, : len(tokens)], length_B[b] = tokens, len(tokens)
         mask_BT = np.arange(length) < length_B[:, None]
         zeros_BT = np.zeros_like(response_BT, np.float32)
@@ -179,10 +181,10 @@ def test_a_list_of_another_length_names_the_function(here, tmp_path):
         one_step(here, tmp_path, "graders_of_mine.few")
 
 
-def test_devices_score_while_the_hosts_grade(folder, tmp_path, monkeypatch):
-    """The reference is queued before grading starts, and waited for after it."""
+@pytest.fixture
+def events(monkeypatch):
+    """What the loop starts and waits for, in order."""
     events = []
-    start, wait = train.Phases.start, train.Phases.wait
 
     def noted(name, function):
         def call(self, phase, *args):
@@ -191,11 +193,70 @@ def test_devices_score_while_the_hosts_grade(folder, tmp_path, monkeypatch):
 
         return call
 
-    monkeypatch.setattr(train.Phases, "start", noted("start", start))
-    monkeypatch.setattr(train.Phases, "wait", noted("wait", wait))
+    for name in ("start", "wait"):
+        function = noted(name, getattr(train.Phases, name))
+        monkeypatch.setattr(train.Phases, name, function)
+    return events
+
+
+def test_devices_score_while_the_hosts_grade(folder, tmp_path, events):
+    """The reference is queued before grading starts, and waited for after it."""
     row, *_ = one_step(folder, tmp_path, "math", kl__coefficient=0.1)
     order = [e for e in events if e[0] == "start" or e[1] in ("reference", "grade")]
     at = order.index
     assert at(("start", "reference")) < at(("start", "grade"))
     assert at(("start", "grade")) < at(("wait", "reference")) < at(("wait", "grade"))
     assert {"seconds_reference", "seconds_grade"} <= row.keys()
+
+
+def test_hosts_grade_a_part_while_the_devices_write_the_next(folder, tmp_path, events):
+    """rollout.calls: another order of the same work, the same rewards and state."""
+    fields = {"devices": 2, "kl__coefficient": 0.1}
+    whole = one_step(folder, tmp_path / "whole", "limr", **fields)
+    events.clear()
+    parts = one_step(folder, tmp_path / "parts", "limr", rollout__calls=2, **fields)
+    told = [e for e in events if e[1] in ("generate", "reference", "grade")]
+    write, written = ("start", "generate"), ("wait", "generate")
+    grade, score = ("start", "grade"), ("start", "reference")
+    wait = lambda phase: [("wait", phase), ("start", phase)]  # noqa: E731
+    assert told == [
+        *(write, written, write, write, grade),
+        *(written, write, score, grade, *wait("reference"), *wait("grade")),
+    ]
+    assert parts[1] == whole[1]  # the dump
+    for name in ("reward", "reward/limr", "pass_rate", "advantage_abs_mean"):
+        assert parts[0][name] == whole[0][name]
+    for one, other in zip(jax.tree.leaves(parts[2]), jax.tree.leaves(whole[2])):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+
+
+def test_hostile_text_in_the_loop(tmp_path, monkeypatch):
+    """No tokenizer's text, so that NULs and surrogates are in it: a token a response.
+
+    Nothing is right or raises, what breaks a limit is invalid, and the dump has it all.
+    """
+    problem = {"id": "five", "problem": "2+3=", "answer": "5"}
+    (tmp_path / "train.jsonl").write_text(json.dumps(problem) + "\n")
+    texts = [rf"\boxed{{{hostile}}}" for hostile in HOSTILE] + ["\\" * 1_000_000]
+    texts.append(r"\boxed{5}")
+    config = configure(
+        tmp_path / "train.jsonl",
+        num_steps=1,
+        prompts_per_step=1,
+        group_size=len(texts),
+        reward="limr",
+        grader__cpu_seconds=1.0,
+        checkpoint__every=1,
+    )
+    made = writing(set_up(config), [lambda i, t=t: (t, True) for t in texts])
+    monkeypatch.setattr(text.Tokenizer, "encode", lambda _, t: [texts.index(t)])
+    monkeypatch.setattr(text.Tokenizer, "decode", lambda _, ids: texts[ids[0]])
+    train.train(made, config, tmp_path / "run")
+    (row,) = metrics.read_metrics(tmp_path / "run")
+    dump = list(metrics.read_dump(tmp_path / "run"))
+    assert [r["response"] for r in dump] == texts
+    assert [r["correct"] for r in dump] == [0] * (len(texts) - 1) + [1]
+    assert all(r["reward"] in (0, -0.5, -1) for r in dump[:-1])
+    assert dump[-1]["reward"] == 1
+    assert row["invalid_share"] < 0.2
+    assert row["seconds_grade"] < 60
