@@ -75,9 +75,9 @@ def _short(options) -> tuple[int, list[dict]]:
 
 
 def _plans(options) -> tuple[int, list[dict]]:
-    problems = _problems(options)
     if min(options.terms, options.plain) < 0:
         raise InputError("--terms and --plain must be 0 or more")
+    problems = _problems(options)
     given = {"phrase": options.phrase, "count": options.terms, "plain": options.plain}
     return len(problems), list(texts.planned(problems, **given))
 

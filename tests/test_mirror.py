@@ -1,13 +1,16 @@
 """A workdir on gs://: a folder of this disk behind the remote paths, but no network."""
 
 import contextlib
+import json
+import runpy
 
 import fsspec
 import pytest
 from etils.epath import backend
 from fsspec.implementations.dirfs import DirFileSystem
+from tiny_run import ROOT
 
-from limr_jax import checkpoint, metrics
+from limr_jax import aot, checkpoint, compile_report, compiled, metrics
 from limr_jax.errors import InputError
 from limr_jax.mirror import Mirror
 
@@ -55,6 +58,21 @@ def test_a_local_folder_is_itself(tmp_path):
     mirror = Mirror(tmp_path, "*")
     assert mirror.folder == tmp_path
     mirror.push()
+
+
+def test_a_compile_report_lies_beside_its_workdir(bucket, tmp_path, monkeypatch):
+    """There, and not in a folder gs: of this disk."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")  # which the command sets
+    monkeypatch.setattr(aot, "plan", lambda config: None)
+    monkeypatch.setattr(compiled, "compile_all", lambda plan, say: [])
+    monkeypatch.setattr(compile_report, "report", lambda *_: {"fits": False})
+    monkeypatch.setattr(compile_report, "text", str)
+    launched = runpy.run_path(str(ROOT / "launch/tpu.py"))
+    assert launched["compile_only"](None, RUN) == 1
+    report = bucket.with_name("run.compile.json")
+    assert json.loads(report.read_text()) == {"fits": False}
+    assert [path.name for path in tmp_path.iterdir()] == ["gs"]
 
 
 def test_metrics_and_rollouts_of_a_run_that_another_host_takes_up(bucket):
