@@ -148,7 +148,10 @@ def get_config() -> ConfigDict:
     c.entropy_coefficient = 0.0  # weight of the entropy bonus
     c.minibatches_per_step = 1  # optimiser updates a pass; 1: exactly on-policy
     c.updates_per_minibatch = 1  # passes over the step's rollouts
-    c.micro_batch_rows = 0  # rollouts a backward pass; 0: all of a minibatch
+    c.micro_batch_rows = 0  # packed rows a backward pass; 0: rollouts of a minibatch
+    # Full-length responses that a packed row has columns for. Above 1 a prompt is read
+    # once for several, which pays where most responses are as long as they may be.
+    c.row_responses = 1
 
     c.filter = ConfigDict()  # DASH: rollouts dropped before the forward pass
     c.filter.tau = -1.0  # those of |advantage| <= tau; below 0: none

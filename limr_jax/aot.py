@@ -129,9 +129,10 @@ def _judge(config, devices) -> tuple | None:
 
 
 def _micro_batches(config) -> int:
-    """Of one update."""
+    """Of one update, where every response is as long as it may be."""
     rows = config.prompts_per_step * config.group_size // config.minibatches_per_step
-    return rows // (config.micro_batch_rows or rows)
+    size = config.micro_batch_rows or rows
+    return -(-rows // (config.row_responses * size))
 
 
 def _words(config) -> tuple[Words, int]:

@@ -241,6 +241,11 @@ def check_batch(config, mesh) -> None:
             f"minibatches_per_step={minibatches} must divide the {rows // devices} "
             f"rollouts that each of {devices} devices has of a step"
         )
+    if not 1 <= config.row_responses <= config.group_size:
+        raise InputError(
+            f"row_responses={config.row_responses} must be from 1 to group_size="
+            f"{config.group_size}: a row has room for so many answers to a prompt"
+        )
     _check_micro_batch(config, rows // minibatches, devices, "rollouts")
 
 

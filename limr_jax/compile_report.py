@@ -203,7 +203,9 @@ def _activations(config, plan: Plan) -> tuple[int, float, float]:
     """Rows of a micro-batch, bytes kept of them on a chip, what remat would free."""
     model = plan.generation["config"]
     by_rows = plan.mesh.shape["data"] * plan.mesh.shape["fsdp"]
-    columns = plan.prompt_length + plan.generation["response_length"]
+    columns = plan.prompt_length + (
+        config.row_responses * plan.generation["response_length"]
+    )
     rollouts = config.prompts_per_step * config.group_size
     rows = config.micro_batch_rows or rollouts // config.minibatches_per_step
     size = jnp.dtype(plan.generation["dtype"]).itemsize

@@ -53,6 +53,7 @@ def values(
     *,
     problem_B,
     micro_batch_rows: int,
+    row_responses: int = 1,
     response_length: int,
     **options,
 ):
@@ -67,5 +68,6 @@ def values(
         some,
         *(tokens_BS, position_BS, problem_B),
         response_length=response_length,
+        responses=row_responses,
         size=micro_batch_rows,
     )

@@ -77,14 +77,14 @@ def init(params, optimizer) -> TrainState:
     return TrainState(params, optimizer.init(params))
 
 
-def _micro_batches(batch: Batch, micro_batch_rows: int):
+def _micro_batches(batch: Batch, micro_batch_rows: int, row_responses: int):
     """(micro-batch of number i, how many are walked, chosen tokens, padding's share).
 
     Rollouts are packed, but for those that the filter drops or that have nothing to be
     learned: the number of micro-batches is traced, their shape is not. Texts (without
     `problem_B`) are packed already.
     """
-    rows, columns = batch.tokens_BS.shape
+    rows = batch.tokens_BS.shape[0]
     size = micro_batch_rows or rows
     if batch.problem_B is None:
         parts = jax.tree.map(lambda x: split_rows(x, rows // size), batch)
@@ -95,10 +95,15 @@ def _micro_batches(batch: Batch, micro_batch_rows: int):
     if batch.keep_B is not None:
         keep_B &= batch.keep_B
     T = batch.mask_BT.shape[1]
-    packed = packing.pack(batch.position_BS, batch.problem_B, keep_B, response_length=T)
+    packed = packing.pack(
+        *(batch.position_BS, batch.problem_B, keep_B),
+        response_length=T,
+        responses=row_responses,
+    )
     count = -(-packed.rows // size)
-    live = jnp.sum(packed.source_RS >= 0, dtype=jnp.float32)
-    padding = 1 - live / jnp.maximum(count * size * columns, 1)
+    live = jnp.sum(packed.source_RW >= 0, dtype=jnp.float32)
+    columns = count * size * packed.source_RW.shape[1]
+    padding = 1 - live / jnp.maximum(columns, 1)
     tokens = jnp.sum(batch.chosen_BT & keep_B[:, None])
     return partial(_packed, batch, packed, size), count, tokens, padding
 
@@ -117,18 +122,27 @@ def _packed(batch: Batch, packed: packing.Packing, size: int, i) -> Batch:
         jax.tree.map(lambda x: rows.targets(x, jnp.zeros((), x.dtype)), by_token),
         tokens_BS=rows.columns(batch.tokens_BS, 0),
         position_BS=rows.columns(batch.position_BS, -1),
-        segment_BS=rows.segment_RS(),
+        segment_BS=rows.segment_RW(),
         layout=rows.layout(batch.tokens_BS),
     )
 
 
-def gradients(params, batch: Batch, *, loss: Callable, micro_batch_rows: int):
+def gradients(
+    params,
+    batch: Batch,
+    *,
+    loss: Callable,
+    micro_batch_rows: int,
+    row_responses: int = 1,
+):
     """Gradient of Σ weight · loss, and the metrics, over micro-batches.
 
     `loss(params, micro) → loss_BT, means, maxima` gives arrays [B, T]; means are taken
     over `chosen_BT` of the whole batch, the largest too.
     """
-    micro_batch, count, tokens, padding = _micro_batches(batch, micro_batch_rows)
+    micro_batch, count, tokens, padding = _micro_batches(
+        batch, micro_batch_rows, row_responses
+    )
 
     def total(params, micro: Batch):
         loss_BT, means, maxima = loss(params, micro)
@@ -234,8 +248,15 @@ class Learning:
     passes: int
     micro_batch_rows: int  # rows of one forward and backward pass; 0: a minibatch
     model_options: dict  # config, dtype, remat
+    row_responses: int = 1  # full-length ones that a packed row has room for
     thoughts: Callable | None = None  # thoughts.make, but for the arrays; None: no JEPO
     semi_verifiable: bool = False  # JEPO only where no rollout of a prompt is right
+
+    @property
+    def packed(self) -> dict:
+        """How rollouts are packed and walked, for whoever reads them."""
+        names = ("micro_batch_rows", "row_responses")
+        return {name: getattr(self, name) for name in names}
 
     def critic(self, policy_params) -> TrainState | None:
         """The critic before the first step."""
@@ -262,7 +283,7 @@ class Learning:
 
         def descend(states, minibatch):
             (policy, value), metrics = states, {}
-            of = {"batch": minibatch, "micro_batch_rows": self.micro_batch_rows}
+            of = {"batch": minibatch} | self.packed
             if value is not None:
                 value, told = update(
                     value, loss=losses[1], optimizer=self.critic_optimizer, **of

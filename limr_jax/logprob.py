@@ -66,7 +66,7 @@ def response_hidden(
     **options,
 ):
     """The hidden states that the tokens of `response_logprob` are predicted from."""
-    branch_BS = layout.branch_RS if layout else None
+    branch_BS = layout.branch_RW if layout else None
     hidden_BSD = model.forward(
         params, tokens_BS, position_BS, segment_BS, branch_BS, **options
     )
@@ -83,6 +83,7 @@ def response_logprobs(
     *,
     problem_B,
     micro_batch_rows: int,
+    row_responses: int = 1,
     response_length: int,
     **options,
 ):
@@ -91,10 +92,10 @@ def response_logprobs(
     Rows of the same `problem_B` have the same prompt.
     """
 
-    def some(tokens_RS, position_RS, segment_RS, layout):
+    def some(tokens_RW, position_RW, segment_RW, layout):
         return response_logprob(
             params,
-            *(tokens_RS, position_RS, segment_RS, temperature, layout),
+            *(tokens_RW, position_RW, segment_RW, temperature, layout),
             response_length=response_length,
             **options,
         )[0]
@@ -103,5 +104,6 @@ def response_logprobs(
         some,
         *(tokens_BS, position_BS, problem_B),
         response_length=response_length,
+        responses=row_responses,
         size=micro_batch_rows,
     )

@@ -1,14 +1,18 @@
 """Rollouts of all lengths in rows of one width, each prompt once a row.
 
 A forward and backward pass costs what its columns cost, live or not, and a group's G
-rollouts repeat their prompt. So responses are packed into rows of S = L + T columns by
-first fit, longest first; a row holds the prompt of its responses once, whatever their
-number, and a response sees its prompt and itself (`branch_RS`). A row has at most
-X = T + L / 2 predicted tokens, so logits are made at X positions of it (at T a row with
-one short prompt would be left unfilled). A response's last token is predicted but never
-read. Only the number of rows depends on the data.
+rollouts repeat their prompt. So responses are packed into rows of W = L + k · T columns
+by first fit, longest first; a row holds the prompt of its responses once, whatever
+their number, and a response sees its prompt and itself (`branch_RW`). A row has at most
+X = k · T + L / 2 predicted tokens, so logits are made at X positions of it (at k · T a
+row with one short prompt would be left unfilled). A response's last token is predicted
+but never read. Only the number of rows depends on the data.
 
-B rollouts of S columns, the last T of them the response; at most R = B packed rows.
+k, the full-length responses of a row, is 1 but where most responses are that long: then
+2 or 3 spare prompts, for attention over more columns.
+
+B rollouts of S = L + T columns, the last T of them the response; at most R = B packed
+rows.
 """
 
 import dataclasses
@@ -26,7 +30,7 @@ from limr_jax.sharding import constrain
 class Layout:
     """How packed rows are read, beside tokens, positions and segments (problems)."""
 
-    branch_RS: jax.Array  # int32: 0 is the prompt, seen by its problem's other branches
+    branch_RW: jax.Array  # int32: 0 is the prompt, seen by its problem's other branches
     token_RX: jax.Array  # int32: the tokens that are predicted
     from_RX: jax.Array  # int32: the column from whose hidden state each is predicted
 
@@ -36,12 +40,13 @@ class Layout:
 class Packing:
     """Where everything stands; -1: nothing stands there."""
 
-    source_RS: jax.Array  # int32: b · S + s, the column of the texts
+    source_RW: jax.Array  # int32: b · S + s, the column of the texts
     target_RX: jax.Array  # int32: b · T + t, the predicted token
     from_RX: jax.Array  # int32: as in Layout
     place_BT: jax.Array  # int32: r · X + x, where a predicted token stands
     rows: jax.Array  # int32: rows that hold something
     problem_B: jax.Array  # int32
+    text_columns: int = dataclasses.field(metadata={"static": True})  # S
 
 
 class _Place(NamedTuple):
@@ -95,8 +100,13 @@ def first_fit(
     return place, jnp.sum(told_R > 0, dtype=jnp.int32)
 
 
-def pack(position_BS, problem_B, keep_B, *, response_length: int) -> Packing:
-    """The packing of the rollouts kept; `position_BS` has -1 for padding."""
+def pack(
+    position_BS, problem_B, keep_B, *, response_length: int, responses: int = 1
+) -> Packing:
+    """The packing of the rollouts kept; `position_BS` has -1 for padding.
+
+    responses: full-length ones that a row has columns for (k).
+    """
     (B, S), T = position_BS.shape, response_length
     # Small, and walked one by one: on every device the same.
     problem_B, keep_B = constrain(problem_B, None), constrain(keep_B, None)
@@ -104,16 +114,16 @@ def pack(position_BS, problem_B, keep_B, *, response_length: int) -> Packing:
     prompt_length_B = jnp.sum(live_BS[:, : S - T], axis=1, dtype=jnp.int32)
     length_B = jnp.sum(live_BS[:, S - T :], axis=1, dtype=jnp.int32)
     length_B = jnp.where(keep_B, length_B, 0)
-    X = T + (S - T) // 2
-    place, rows = first_fit(problem_B, prompt_length_B, length_B, columns=S, targets=X)
+    W, X = S + (responses - 1) * T, responses * T + (S - T) // 2
+    place, rows = first_fit(problem_B, prompt_length_B, length_B, columns=W, targets=X)
     row_B1, t_T = place.row[:, None], jnp.arange(T, dtype=jnp.int32)[None]
     length_B1, response_B1 = length_B[:, None], place.response[:, None]
     prompt_BL = jnp.where(
         live_BS[:, : S - T] & (place.fresh & (length_B > 0))[:, None],
-        row_B1 * S + place.prompt[:, None] + position_BS[:, : S - T],
-        B * S,
+        row_B1 * W + place.prompt[:, None] + position_BS[:, : S - T],
+        B * W,
     )
-    response_BT = jnp.where(t_T < length_B1 - 1, row_B1 * S + response_B1 + t_T, B * S)
+    response_BT = jnp.where(t_T < length_B1 - 1, row_B1 * W + response_B1 + t_T, B * W)
     target_BT = jnp.where(
         t_T < length_B1, row_B1 * X + place.target[:, None] + t_T, B * X
     )
@@ -122,12 +132,13 @@ def pack(position_BS, problem_B, keep_B, *, response_length: int) -> Packing:
     source_BS = jnp.concatenate([prompt_BL, response_BT], axis=1)
     target_RX = _inverse(target_BT, X)
     return Packing(
-        source_RS=_inverse(source_BS, S),
+        source_RW=_inverse(source_BS, W),
         target_RX=target_RX,
         from_RX=_read(from_BT, target_RX, 0),
         place_BT=jnp.where(t_T < length_B1, target_BT, -1),
         rows=rows,
         problem_B=problem_B,
+        text_columns=S,
     )
 
 
@@ -156,44 +167,52 @@ class Rows:
             return constrain(part, ROWS, None)
 
         self._packing = packing
-        self._source_RS, self._target_RX = map(
-            rows, (packing.source_RS, packing.target_RX)
+        self._source_RW, self._target_RX = map(
+            rows, (packing.source_RW, packing.target_RX)
         )
         self._from_RX = rows(packing.from_RX)
 
     def columns(self, x_BS, empty):
         """Something that every column of the texts has."""
-        return _read(x_BS, self._source_RS, empty)
+        return _read(x_BS, self._source_RW, empty)
 
     def targets(self, x_BT, empty):
         """Something that every predicted token has."""
         return _read(x_BT, self._target_RX, empty)
 
-    def segment_RS(self):
+    def segment_RW(self):
         """The problem of each column."""
-        S = self._source_RS.shape[1]
-        return self._packing.problem_B[self._source_RS // S]
+        packing = self._packing
+        return packing.problem_B[self._source_RW // packing.text_columns]
 
     def layout(self, tokens_BS) -> Layout:
         """How they are read."""
-        S, T = self._source_RS.shape[1], self._packing.place_BT.shape[1]
-        rollout_RS, column_RS = jnp.divmod(self._source_RS, S)
+        S, T = self._packing.text_columns, self._packing.place_BT.shape[1]
+        rollout_RW, column_RW = jnp.divmod(self._source_RW, S)
         return Layout(
-            branch_RS=jnp.where(column_RS < S - T, 0, rollout_RS + 1),
+            branch_RW=jnp.where(column_RW < S - T, 0, rollout_RW + 1),
             token_RX=self.targets(tokens_BS[:, S - T :], 0),
             from_RX=self._from_RX,
         )
 
 
 def over_rows(
-    function, tokens_BS, position_BS, problem_B, *, response_length: int, size: int
+    function,
+    tokens_BS,
+    position_BS,
+    problem_B,
+    *,
+    response_length: int,
+    responses: int,
+    size: int,
 ):
-    """`function(tokens_RS, position_RS, segment_RS, layout) → x_RX`, as x_BT.
+    """`function(tokens_RW, position_RW, segment_RW, layout) → x_RX`, as x_BT.
 
     fp32, 0 at padding; over `size` packed rows at a time (0: all at once).
     """
     all_B = jnp.ones(tokens_BS.shape[:1], bool)
-    packing = pack(position_BS, problem_B, all_B, response_length=response_length)
+    lengths = {"response_length": response_length, "responses": responses}
+    packing = pack(position_BS, problem_B, all_B, **lengths)
     B, X = packing.target_RX.shape
     size = size or B
 
@@ -202,7 +221,7 @@ def over_rows(
         part_RX = function(
             rows.columns(tokens_BS, 0),
             rows.columns(position_BS, -1),
-            rows.segment_RS(),
+            rows.segment_RW(),
             rows.layout(tokens_BS),
         )
         return jax.lax.dynamic_update_slice_in_dim(x_RX, part_RX, i * size, axis=0)

@@ -166,7 +166,7 @@ def _writing(*, sampler: PromptSampler, generation: dict, calls: int) -> dict:
 
 def _scoring(learning: learner.Learning) -> dict:
     """What is asked about the answers before they are learned from, by name."""
-    scoring = {**learning.model_options, "micro_batch_rows": learning.micro_batch_rows}
+    scoring = learning.model_options | learning.packed
 
     def packed(written):
         response_length = written.response_BT.shape[1]

@@ -313,6 +313,7 @@ def _learning(config, model_config, dtype, phrase, eos_id) -> learner.Learning:
         minibatches=config.minibatches_per_step,
         passes=config.updates_per_minibatch,
         micro_batch_rows=config.micro_batch_rows,
+        row_responses=config.row_responses,
         model_options={
             "config": model_config,
             "dtype": dtype,

@@ -178,6 +178,7 @@ JEPO = {"algorithm": "jepo"}
         ({"rollout.slots": 5}, ["rollout.slots=5", "multiple", "4 devices"]),
         ({"rollout.slots": -4}, ["rollout.slots=-4", "0 is all"]),
         ({"micro_batch_rows": 3}, ["micro_batch_rows=3", "8 rollouts"]),
+        ({"row_responses": 3}, ["row_responses=3", "1 to group_size=2"]),
         ({"minibatches_per_step": 3}, ["minibatches_per_step=3", "2 rollouts"]),
         ({"minibatches_per_step": 0}, ["minibatches_per_step=0", "at least 1"]),
         (

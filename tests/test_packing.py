@@ -11,7 +11,11 @@ from tiny_policy import GEMMA, QUICK, QWEN
 
 from limr_jax import learner, logprob, model, objectives, packing
 
-PACK = jax.jit(packing.pack, static_argnames="response_length", compiler_options=QUICK)
+PACK = jax.jit(
+    packing.pack,
+    static_argnames=("response_length", "responses"),
+    compiler_options=QUICK,
+)
 
 
 def texts(prompt_lengths, response_lengths, L, T):
@@ -36,7 +40,7 @@ def test_by_hand():
     def split(index_RX, columns):
         return [divmod(i, columns) if i >= 0 else None for i in index_RX.flatten()]
 
-    where = split(np.array(packed.source_RS), 9)
+    where = split(np.array(packed.source_RW), 9)
     assert where[:9] == [(3, c) for c in (1, 2, 3, 4, 5, 6, 7)] + [(0, 2), (0, 3)]
     assert where[9:18] == [(1, c) for c in (2, 3, 4, 5, 6)] + [(2, 4)] + [None] * 3
     assert not any(where[18:])
@@ -51,8 +55,8 @@ def test_by_hand():
     assert (np.array(packed.place_BT[4]) == -1).all()
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_every_kept_token_is_there_once_and_prompts_once_a_row(seed):
+@pytest.mark.parametrize(("seed", "k"), [(0, 1), (1, 1), (2, 1), (0, 2), (1, 3)])
+def test_every_kept_token_is_there_once_and_prompts_once_a_row(seed, k):
     random = np.random.default_rng(seed)
     P, G, L, T = 8, 4, 10, 24
     problem_B = np.repeat(np.arange(P, dtype=np.int32), G)
@@ -60,14 +64,15 @@ def test_every_kept_token_is_there_once_and_prompts_once_a_row(seed):
     lengths = np.minimum(random.geometric(1 / 8, P * G), T)
     keep_B = random.random(P * G) < 0.7
     position_BS = texts(prompts, lengths, L, T)
-    packed = PACK(position_BS, problem_B, keep_B, response_length=T)
-    source_RS, target_RX = np.array(packed.source_RS), np.array(packed.target_RX)
-    used_R = (source_RS >= 0).any(axis=1)
+    packed = PACK(position_BS, problem_B, keep_B, response_length=T, responses=k)
+    source_RW, target_RX = np.array(packed.source_RW), np.array(packed.target_RX)
+    assert source_RW.shape[1] == L + k * T
+    used_R = (source_RW >= 0).any(axis=1)
     rows = int(packed.rows)
     assert used_R[:rows].all() and not used_R[rows:].any()
-    rollout_RS, column_RS = np.divmod(source_RS, L + T)
+    rollout_RW, column_RW = np.divmod(source_RW, L + T)
     for b in range(P * G):
-        responses = np.sort(column_RS[(rollout_RS == b) & (column_RS >= L)])
+        responses = np.sort(column_RW[(rollout_RW == b) & (column_RW >= L)])
         read = range(L, L + lengths[b] - 1) if keep_B[b] else ()
         np.testing.assert_array_equal(responses, list(read))
         predicted = target_RX[target_RX // T == b] % T
@@ -75,11 +80,13 @@ def test_every_kept_token_is_there_once_and_prompts_once_a_row(seed):
             np.sort(predicted), np.arange(lengths[b] * keep_B[b])
         )
         if keep_B[b]:
-            row = np.unique(np.array(packed.place_BT[b, : lengths[b]]) // (T + L // 2))
+            row = np.unique(
+                np.array(packed.place_BT[b, : lengths[b]]) // (k * T + L // 2)
+            )
             assert len(row) == 1
-            prompt = (rollout_RS[row[0]] // G == b // G) & (column_RS[row[0]] < L)
+            prompt = (rollout_RW[row[0]] // G == b // G) & (column_RW[row[0]] < L)
             np.testing.assert_array_equal(
-                column_RS[row[0]][prompt], np.arange(L - prompts[b], L)
+                column_RW[row[0]][prompt], np.arange(L - prompts[b], L)
             )
 
 
@@ -105,19 +112,38 @@ def test_padding_is_at_most_15_percent(P, G, prompt, T, mean, kept, micro):
     keep_B = np.repeat(np.random.default_rng(1).random(P) < kept, G)
     packed = PACK(position_BS, problem_B, keep_B, response_length=T)
     walked = -(-int(packed.rows) // micro) * micro * (L + T)
-    assert 1 - (np.array(packed.source_RS) >= 0).sum() / walked <= 0.15
+    assert 1 - (np.array(packed.source_RW) >= 0).sum() / walked <= 0.15
     # Fewer columns than the rollouts have tokens: prompts are shared.
     assert walked < (lengths + prompt)[keep_B].sum() * 1.02
 
 
-@pytest.mark.parametrize("config", [QWEN, GEMMA], ids=["full", "sliding window"])
-def test_log_probabilities_are_the_unpacked(config):
+def test_rows_for_several_full_responses_spare_prompts():
+    """8 prompts of 64 x 8 responses of 128 tokens: columns that are walked."""
+    position_BS = texts([64] * 64, [128] * 64, 64, 128)
+    problem_B = np.repeat(np.arange(8, dtype=np.int32), 8)
+    everything = (position_BS, problem_B, np.ones(64, bool))
+    rows = [
+        int(PACK(*everything, response_length=128, responses=k).rows) for k in (1, 2, 4)
+    ]
+    assert rows == [64, 32, 16]
+    columns = [count * (64 + k * 128) for count, k in zip(rows, (1, 2, 4))]
+    assert columns == [12288, 10240, 9216]
+
+
+@pytest.mark.parametrize(
+    ("config", "k"),
+    [(QWEN, 1), (GEMMA, 1), (GEMMA, 2)],
+    ids=["full", "sliding window", "sliding window, wide rows"],
+)
+def test_log_probabilities_are_the_unpacked(config, k):
     written = tiny_policy.generate(config=config, temperature=0.7)
     params = tiny_policy.random_params(config)
     tokens_BS, position_BS = written.sequences()
     options = {"response_length": 12, "config": config, "dtype": jnp.float32}
     packed_BT = jax.jit(
-        partial(logprob.response_logprobs, micro_batch_rows=4, **options),
+        partial(
+            logprob.response_logprobs, micro_batch_rows=4, row_responses=k, **options
+        ),
         compiler_options=QUICK,
     )(params, tokens_BS, position_BS, 0.7, problem_B=written.problem_B)
     apart_BT, _ = jax.jit(
