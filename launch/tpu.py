@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int | None:
 
 
 def _run(config, options) -> None:
-    from limr_jax import metrics
+    from limr_jax import ahead, metrics
     from limr_jax.run import describe, set_up
     from limr_jax.train import train
 
@@ -47,7 +47,7 @@ def _run(config, options) -> None:
     metrics.say(describe(run, config))
     if options.dry_run:
         return
-    result = train(run, config, options.workdir)
+    result = train(run, config, options.workdir, ahead.compiling)
     if result is None:
         metrics.say(f"stopped and saved; the same command goes on: {options.workdir}")
         return

@@ -84,10 +84,6 @@ def plan(config) -> Plan:
         for name, k in examined.items()
         if k and config.data.eval
     }
-    parts = None
-    if config.reward not in ("token", "none"):
-        parts = tuple(reward.parse_spec(config.reward))
-        parts += ("overlong",) if config.overlong.buffer else ()
     return Plan(
         mesh,
         chips.CHIPS[chips.SLICES[config.slice.type].chip],
@@ -97,7 +93,7 @@ def plan(config) -> Plan:
             mesh,
             made,
             prompts,
-            parts=parts,
+            parts=_parts(config),
             generation=generation,
             evaluators=evaluators,
             eval_prompts=prompts,
@@ -106,6 +102,33 @@ def plan(config) -> Plan:
             judge=_judge(config, devices),
         ),
     )
+
+
+def step_calls(made: run.Run, config, prompts: data.Prompts) -> list[Call]:
+    """The programs that a step of this run calls, but for a judge's."""
+    found = calls(
+        made.mesh,
+        made.programs,
+        prompts,
+        parts=_parts(config),
+        generation=made.generation,
+        micro_batches=_micro_batches(config),
+        minibatches=config.minibatches_per_step,
+    )
+    return [call for call in found if call.phase == "step"]
+
+
+def longest_first(calls: list[Call]) -> list[Call]:
+    """For compiling side by side: two take as long as all the others together."""
+    return sorted(calls, key=lambda call: call.name not in ("update", "generate"))
+
+
+def _parts(config) -> tuple[str, ...] | None:
+    """The parts of a reward that hosts give; None where the graph's verifier grades."""
+    if config.reward in ("token", "none"):
+        return None
+    overlong = ("overlong",) if config.overlong.buffer else ()
+    return (*reward.parse_spec(config.reward), *overlong)
 
 
 def _judge(config, devices) -> tuple | None:

@@ -7,7 +7,7 @@ import time
 
 import jax
 
-from limr_jax import chips, flops, hlo
+from limr_jax import aot, chips, flops, hlo
 from limr_jax.aot import Call, Plan
 
 
@@ -47,9 +47,8 @@ class Compiled:
 def compile_all(made: Plan, tell=lambda compiled: None) -> list[Compiled]:
     """Compile every program, two at a time; `tell` is called as each is done."""
     done = {}
-    # The largest first: they take as long as all the others together.
-    order = sorted(made.calls, key=lambda call: call.name not in ("update", "generate"))
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        order = aot.longest_first(made.calls)
         futures = {pool.submit(_compile, call): call for call in order}
         for future in concurrent.futures.as_completed(futures):
             compiled = future.result()

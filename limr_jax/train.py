@@ -15,8 +15,10 @@ from limr_jax.run import Run, evaluator, put_sampling
 from limr_jax.step import Phases, Round, one_step
 
 
-def train(run: Run, config, workdir: str) -> dict | None:
+def train(run: Run, config, workdir: str, ahead=None) -> dict | None:
     """Train to `config.num_steps`, from the workdir's last checkpoint if it has one.
+
+    ahead: `ahead.compiling`; without it each program compiles when it is first called.
 
     Returns the result (kept in result.json too), or None after SIGTERM: then the state
     after the last update is saved, and the same call goes on from there.
@@ -48,9 +50,14 @@ def train(run: Run, config, workdir: str) -> dict | None:
         try:
             stop.obey()
             hosts.agree("data and first step", run.identity | {"step": start})
+            ready = None
+            if ahead and start < config.num_steps:
+                ready = enter(ahead(run, config, prompts))
             if start == 0:
                 exam.before(state.train.params)
             exam.now_and_then(start, state.train.params)  # where a stop came before it
+            if ready:
+                ready()
             enter(jax.transfer_guard("disallow"))
             for step in range(start + 1, config.num_steps + 1):
                 phases = Phases()
