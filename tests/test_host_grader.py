@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 from test_grade import HOSTILE
-from tiny_run import configure, set_up, write_problems
+from tiny_run import ROOT, configure, set_up, write_problems
 
 from limr_jax import checkpoint, metrics, text, train
+from limr_jax import config as config_lib
 from limr_jax.algorithms import grpo
 from limr_jax.errors import InputError
 from limr_jax.rollout import Rollout
@@ -26,6 +27,9 @@ LIMR = [1.0, -0.5, -1.0, -1.0]
 RIGHT = [1.0, 0.0, 1.0, 0.0]
 
 USERS = '''
+import time
+
+
 def shortness(prompts, completions, **columns):
     """None for whatever is cut off before a box's end, else 1 or less."""
     assert len(prompts) == len(columns["level"]) == len(completions)
@@ -38,6 +42,11 @@ def same(prompts, completions, *, answer, **columns):
 
 def few(prompts, completions, **columns):
     return [0.0]
+
+
+def slow(prompts, completions, *, answer, **columns):
+    time.sleep(5e-4 * len(completions))
+    return [float(c.endswith(f"#### {a}")) for a, c in zip(answer, completions)]
 '''
 
 
@@ -260,3 +269,32 @@ def test_hostile_text_in_the_loop(tmp_path, monkeypatch):
     assert dump[-1]["reward"] == 1
     assert row["invalid_share"] < 0.2
     assert row["seconds_grade"] < 60
+
+
+@pytest.mark.soak
+def test_seconds_that_grading_beside_generation_saves(here, tmp_path, capsys):
+    """The main job in 4 calls, 0.5 ms a response to grade; each other step in turns."""
+    words = ["--config", str(ROOT / "configs/tiny.py"), "--config.data.eval="]
+    fields = {
+        "num_steps": 42,
+        "rollout.calls": 4,
+        "reward": "graders_of_mine.slow",
+        "evaluation.samples": 0,
+    }
+    words += [f"--config.{name}={value}" for name, value in fields.items()]
+    config = config_lib.load(words)[0]
+    made, asked = set_up(config), []
+
+    def generate(*args):
+        asked.append(1)
+        written = made.programs.generate(*args)
+        in_turns = (len(asked) - 1) // 4 % 2
+        return jax.block_until_ready(written) if in_turns else written
+
+    programs = made.programs._replace(generate=generate)
+    train.train(dataclasses.replace(made, programs=programs), config, tmp_path)
+    seconds = [row["seconds"] for row in metrics.read_metrics(tmp_path)][2:]
+    beside, in_turns = np.median(seconds[::2]), np.median(seconds[1::2])
+    with capsys.disabled():
+        print(f"{beside:.3f} s beside, {in_turns:.3f} s in turns")
+    assert beside < in_turns
