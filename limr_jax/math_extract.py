@@ -105,11 +105,20 @@ def _denied(text: str, at: int) -> bool:
     return _NOT.search(text[max(0, at - 40) : at]) is not None
 
 
+def _called(text: str, at: int) -> bool:
+    """Is it what a function is called with, as in `alert(5)`?"""
+    return re.fullmatch(r"\w\(", text[max(0, at - 2) : at]) is not None
+
+
 def _last_number(text: str, start: int, first: bool) -> str | None:
     """The last (or first) literal number from `start` on."""
     plain = re.sub(r"(?<=\d)(?=[^\W\d_])|(?<=[^\x00-\x7f])(?=\d)", " ", text[start:])
     numbers = [m for m in _NUMBER.finditer(plain) if m.group()]
-    found = [m.group() for m in numbers if not _denied(plain, m.start())]
+    found = [
+        m.group()
+        for m in numbers
+        if not _denied(plain, m.start()) and not _called(plain, m.start())
+    ]
     return found[0 if first else -1] if found else None
 
 
