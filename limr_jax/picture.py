@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from limr_jax import files, metrics
@@ -60,6 +61,11 @@ def growth(axes: Mapping[str, Sequence[Mapping]]) -> Figure:
             label = names.get(field, field)
             axes_.loglog(value_X, [row[field] for row in rows], style, label=label)
         axes_.set(title=axis, ylabel="times the first")
+        axes_.set_xticks(value_X, [f"{value:,}" for value in value_X])
+        axes_.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5)))
+        axes_.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+        for each in (axes_.xaxis, axes_.yaxis):
+            each.set_minor_locator(ticker.NullLocator())
         axes_.grid(alpha=0.3)
     axes_.legend(fontsize="small")
     return figure
