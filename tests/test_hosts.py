@@ -247,52 +247,44 @@ def test_unbroken(folder, alone, tmp_path, processes, tensor):
     assert_same_run(tmp_path / "run", alone, but)
 
 
+def main_job(folder, name, processes, devices, **fields):
+    """configs/tiny.py in so many processes, to its end: what it left behind."""
+    command = [
+        str(ROOT / "launch/tpu.py"),
+        f"--config={ROOT / 'configs/tiny.py'}",
+        f"--workdir={folder / name}",
+        *(f"--config.{key}={value}" for key, value in fields.items()),
+    ]
+    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    said = start(folder, [command] * processes, devices, **quick).wait(1800)
+    assert {code for code, _ in said} == {0}, said
+    return told(folder / name)
+
+
+@pytest.fixture(scope="module")
+def main_job_alone(tmp_path_factory):
+    """The whole main job in one process on one device."""
+    return main_job(tmp_path_factory.mktemp("main_job"), "alone", 1, 1)
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("processes", [2, 4])
-def test_the_main_job(tmp_path, processes):
-    """configs/tiny.py to its end: the first steps are one process's, the end as good.
+def test_the_main_job(tmp_path, main_job_alone, processes):
+    """To its end: the first steps are those of one process, the end is as good.
 
-    Once the summation's order has moved a weight a token may differ, so the two runs
-    part later; their accuracies on 512 problems agree within the difference's interval.
+    Once the summation's order has moved a weight a token may differ, so the runs part
+    later; accuracies on 512 problems agree within the interval of their difference.
     """
-
-    def job(name, **more):
-        fields = {f"--config.{key}={value}" for key, value in more.items()}
-        config = str(ROOT / "configs/tiny.py")
-        workdir = str(tmp_path / name)
-        given = [f"--config={config}", f"--workdir={workdir}", *sorted(fields)]
-        return [str(ROOT / "launch/tpu.py"), *given]
-
-    def ends(commands, devices):
-        quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
-        said = start(tmp_path, commands, devices, **quick).wait(1800)
-        assert {code for code, _ in said} == {0}, said
-
     steps = {"num_steps": STEPS, "evaluation.samples": 0}
-    ends([job("one", **steps)], 2 * processes)
-    ends([job("hosts", **steps)] * processes, 2)
-    here, there = told(tmp_path / "hosts"), told(tmp_path / "one")
+    there = main_job(tmp_path, "one", 1, 2 * processes, **steps)
+    here = main_job(tmp_path, "hosts", processes, 2, **steps)
     assert len(here["rollouts"]) == STEPS * 512
     assert here["rollouts"] == there["rollouts"]
     assert_same_numbers(here, there)
-    ends([job("one-whole")], 2 * processes)
-    ends([job("whole")] * processes, 2)
-    a, b = (
-        told(tmp_path / name)["result"]["eval_accuracy_after"]
-        for name in ("whole", "one-whole")
-    )
+    whole = main_job(tmp_path, "whole", processes, 2)
+    a, b = (x["result"]["eval_accuracy_after"] for x in (whole, main_job_alone))
     print(f"\n{processes} processes: {a:.1%}, one: {b:.1%}")
     assert abs(a - b) <= 1.96 * (2 * b * (1 - b) / 512) ** 0.5
-
-
-def ran_with(path, *lines: str) -> str:
-    """A script that runs the one that its arguments name, after these lines."""
-    after = (
-        "sys.argv = sys.argv[1:]",
-        "runpy.run_path(sys.argv[0], run_name='__main__')",
-    )
-    path.write_text("\n".join(["import runpy, sys, time", *lines, *after]))
-    return str(path)
 
 
 def test_a_run_that_differs_ends_before_anything_is_compiled(folder, tmp_path):
