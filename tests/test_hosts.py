@@ -287,6 +287,16 @@ def test_the_main_job(tmp_path, main_job_alone, processes):
     assert abs(a - b) <= 1.96 * (2 * b * (1 - b) / 512) ** 0.5
 
 
+def ran_with(path, *lines: str) -> str:
+    """A script that runs the one that its arguments name, after these lines."""
+    after = (
+        "sys.argv = sys.argv[1:]",
+        "runpy.run_path(sys.argv[0], run_name='__main__')",
+    )
+    path.write_text("\n".join(["import runpy, sys, time", *lines, *after]))
+    return str(path)
+
+
 def test_a_run_that_differs_ends_before_anything_is_compiled(folder, tmp_path):
     """All within 10 s of the last one's report."""
     same, other = (
