@@ -16,6 +16,7 @@ The last line on stdout is one JSON object, the run's result.
 
 import json
 import os
+import resource
 import time
 
 from limr_jax import config as config_lib
@@ -65,8 +66,13 @@ def compile_only(config, workdir: str) -> int:
         plan,
         lambda one: metrics.say(f"compiled {one.name} in {one.seconds:.0f} s"),
     )
-    seconds = {"wall": time.perf_counter() - begun, "cpu": time.process_time()}
-    made = compile_report.report(config, plan, programs, seconds)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    cost = {
+        "wall_seconds": time.perf_counter() - begun,
+        "cpu_seconds": time.process_time(),
+        "peak_gib": peak / 2**20,
+    }
+    made = compile_report.report(config, plan, programs, cost)
     path = checkpoint.workdir_path(f"{workdir}.compile.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(path, json.dumps(made, indent=1))

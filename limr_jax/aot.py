@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from limr_jax import (
@@ -17,6 +18,8 @@ from limr_jax import (
     chips,
     data,
     evaluate,
+    live_columns,
+    look_back,
     policy,
     reward,
     rollout,
@@ -47,6 +50,7 @@ class Call:
     turns: tuple[int, ...] = (1,)
     # How often attention to the cache reads each of `cache.widths`, then.
     shares: tuple[float, ...] = ()
+    decoded: look_back.Decoded | None = None  # steps of decode's kernel, likewise
     times: int = 1  # of a step
 
 
@@ -59,6 +63,8 @@ class Plan:
     generation: dict  # what `rollout.generate` takes beside arrays
     prompt_length: int  # L, columns
     calls: list[Call]
+    # Decode's steps by number of slots, lengths simulated; none: not known.
+    decoded: list[live_columns.Steps]
 
 
 def plan(config) -> Plan:
@@ -101,6 +107,36 @@ def plan(config) -> Plan:
             minibatches=config.minibatches_per_step,
             judge=_judge(config, devices),
         ),
+        _decoded(config, mesh, generation),
+    )
+
+
+def _decoded(config, mesh, generation: dict) -> list[live_columns.Steps]:
+    """Prompts as long as allowed; none where layers have rings of several lengths."""
+    model = generation["config"]
+    if set(model.pattern) != {"full"}:
+        return []
+    by_rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    rollouts = config.prompts_per_step * config.group_size // by_rows
+    length, longest = config.rollout.max_prompt_length, generation["response_length"]
+    columns = length + longest
+    with jax.set_mesh(mesh):
+        block = look_back.fits(columns, model)
+
+    def read(count_S, column):
+        if block:
+            return look_back.columns_read(count_S, column, columns, block)
+        width = next((w for w in cache.widths(columns) if w > column), columns)
+        return np.full(len(count_S), width)
+
+    return live_columns.simulated(
+        live_columns.lengths(rollouts, longest),
+        np.full(rollouts, length),
+        size=min(generation["slots"] // by_rows, rollouts),
+        shrinks=generation["shrinks"],
+        length=length,
+        longest=longest,
+        read=read,
     )
 
 
@@ -326,7 +362,7 @@ def _rounds(mesh, prompts: int, generation: dict) -> tuple[int, ...]:
 
 
 def _loops(length: int, generation: dict, *rounds: int) -> dict:
-    """Turns and shares of `rollout.generate`, every response as long as allowed.
+    """How often `rollout.generate`'s loops turn, every response as long as allowed.
 
     Turns are rounds, then decode steps of one; the loops over fewer slots do not turn
     where all rows end together. Shares are of the widths of the cache that attention
@@ -334,12 +370,14 @@ def _loops(length: int, generation: dict, *rounds: int) -> dict:
     widths would be taken for a conditional that is on or off: then nothing is said.
     """
     steps = generation["response_length"] - 1
-    turns = (*rounds, steps, 0)
-    steps *= rounds[0] if rounds else 1
+    turns, times = (*rounds, steps, 0), rounds[0] if rounds else 1
     choices = cache.widths(length + generation["response_length"])
-    if len(choices) < 3 or not steps:
+    if not steps:
         return {"turns": turns}
+    found = {"turns": turns, "decoded": look_back.Decoded(length, steps, times)}
+    if len(choices) < 3:
+        return found
+    steps *= times
     ends = (max(0, min(width - length, steps)) for width in choices[:-1])
     pairs = itertools.pairwise((0, *ends, steps))
-    shares = tuple((end - start) / steps for start, end in pairs)
-    return {"turns": turns, "shares": shares}
+    return found | {"shares": tuple((end - start) / steps for start, end in pairs)}

@@ -170,8 +170,24 @@ def join_rows(parts: KVCache) -> KVCache:
 
 
 def take(cache: KVCache, row_X) -> KVCache:
-    """These rows, in this order."""
-    return jax.tree.map(lambda x: jnp.take(x, row_X, axis=_rows_axis(x)), cache)
+    """These rows, in this order.
+
+    One after another: a TPU's gather would first copy the whole cache in pieces.
+    """
+
+    def empty(x):
+        at = _rows_axis(x)
+        return jnp.zeros((*x.shape[:at], len(row_X), *x.shape[at + 1 :]), x.dtype)
+
+    def move(i, taken):
+        def one(x, taken_x):
+            at = _rows_axis(x)
+            row = jax.lax.dynamic_slice_in_dim(x, row_X[i], 1, axis=at)
+            return jax.lax.dynamic_update_slice_in_dim(taken_x, row, i, axis=at)
+
+        return jax.tree.map(one, cache, taken)
+
+    return jax.lax.fori_loop(0, len(row_X), move, jax.tree.map(empty, cache))
 
 
 def specs(cache: KVCache, rows) -> KVCache:

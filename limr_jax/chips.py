@@ -1,9 +1,12 @@
 """TPU chips and slices: what the compile report measures programs against.
 
-Peak bf16 FLOP/s, HBM bandwidth and interconnect of a chip are those of
-https://cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e, "Key chip specifications".
-The interconnect is half of what they call bidirectional. The HBM that a program may use
-is what libtpu's compiler says when one does not fit.
+Peak bf16 FLOP/s, HBM bandwidth and interconnect of a chip are those of the pages
+https://docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e, as they were in 2026
+(older ones have 1,640 GB/s for v6e's HBM). The interconnect is half of what they call
+bidirectional. v4's page has none: its chip has six links, each of what the page's
+bisection bandwidth, 24 TB/s, leaves to the 512 links that halve a 16 x 16 x 16 torus;
+so counted, v5e and v6e have what their pages say. The HBM that a program may use is
+what libtpu's compiler says when one does not fit.
 """
 
 import dataclasses
@@ -35,10 +38,10 @@ class Slice:
 
 
 CHIPS = {
-    "v4": Chip(275e12, 1228e9, 300e9, 30.75),
+    "v4": Chip(275e12, 1200e9, 281e9, 30.75),
     "v5e": Chip(197e12, 819e9, 200e9, 15.75),
     "v5p": Chip(459e12, 2765e9, 600e9, 95.74),
-    "v6e": Chip(918e12, 1640e9, 400e9, 31.25),
+    "v6e": Chip(918e12, 1600e9, 400e9, 31.25),
 }
 
 # v4 and v5p count cores, two a chip; v5e and v6e count chips.

@@ -5,21 +5,22 @@ peak, HBM bytes over its bandwidth, and collectives' bytes over its interconnect
 every response as long as allowed.
 """
 
+import itertools
 import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from limr_jax import cache, live_columns, look_back
+from limr_jax import live_columns
 from limr_jax.aot import Plan
 from limr_jax.compiled import Compiled, chip_bytes
 
 GIB = 2**30
+LEAST = 0.05  # GiB: what frees less is no advice
 
 
-def report(config, plan: Plan, programs: list[Compiled], seconds: dict) -> dict:
-    """All that `text` prints, as JSON has it. seconds: wall and CPU of the whole."""
+def report(config, plan: Plan, programs: list[Compiled], cost: dict) -> dict:
+    """All that `text` prints, as JSON has it. cost: of the report itself, by name."""
     chip = plan.chip
     limit = chip.hbm_gib * GIB
     step = [program for program in programs if program.phase == "step"]
@@ -36,14 +37,15 @@ def report(config, plan: Plan, programs: list[Compiled], seconds: dict) -> dict:
         "programs": [_row(p, plan) for p in programs],
         "most_in_hbm": {"program": at_most.name, "gib": at_most.total / GIB},
         "rollouts": _waves(config, plan, programs, limit),
-        "decode": decode(config, plan),
+        "decode": decode(plan, programs),
+        "not_compiled": not_compiled(config, plan),
         "bound": {
             "seconds_a_step": bound,
             "tokens_a_second_a_chip": tokens / bound / plan.mesh.size if bound else 0,
             "hours": bound * config.num_steps / 3600,
             "steps": config.num_steps,
         },
-        "compile_seconds": seconds,
+        "compiling": cost,
         "advice": advice(config, plan, programs, limit),
     }
 
@@ -67,6 +69,7 @@ def _row(program: Compiled, plan: Plan) -> dict:
             kind: {"count": count, "bytes": size}
             for kind, (count, size) in program.collectives.items()
         },
+        "kernels": program.kernels,
         "bound_seconds": bound,
         "limited_by": max(bound, key=bound.get),
         "compile_seconds": program.seconds,
@@ -92,60 +95,75 @@ def _waves(config, plan: Plan, programs: list[Compiled], limit: float) -> dict:
     }
 
 
-def decode(config, plan: Plan) -> dict | None:
-    """Bytes that a decode step reads over weights and live cache, lengths simulated.
+def decode(plan: Plan, programs: list[Compiled]) -> dict | None:
+    """Bytes that a decode step moves over weights and live cache, lengths simulated.
 
-    By number of slots, and of all steps; prompts as long as allowed. None where layers
-    have rings of several lengths, or where nothing is decoded.
+    By number of slots, and of all steps. `scheduled`: the weights and what attention
+    reads, by arithmetic; `compiled`: all that the compiled program moves. None where
+    nothing is decoded, or the schedule is not known.
     """
     model, generation = plan.generation["config"], plan.generation
-    if set(model.pattern) != {"full"}:
+    if not any(part.steps for part in plan.decoded):
         return None
     by_rows = plan.mesh.shape["data"] * plan.mesh.shape["fsdp"]
-    rollouts = config.prompts_per_step * config.group_size // by_rows
-    longest, length = generation["response_length"], plan.prompt_length
-    columns = length + longest
-    with jax.set_mesh(plan.mesh):
-        block = look_back.fits(columns, model)
-
-    def read(count_S, column):
-        if block:
-            return look_back.columns_read(count_S, column, columns, block)
-        width = next((w for w in cache.widths(columns) if w > column), columns)
-        return np.full(len(count_S), width)
-
-    parts = live_columns.simulated(
-        live_columns.lengths(rollouts, longest),
-        np.full(rollouts, length),
-        size=min(generation["slots"] // by_rows, rollouts),
-        shrinks=generation["shrinks"],
-        length=length,
-        longest=longest,
-        read=read,
-    )
-    parts = [part for part in parts if part.steps]
-    if not parts:
-        return None  # rollouts of one token
     params = next(call.args[0] for call in plan.calls if call.name == "generate")
     count = sum(x.size for x in jax.tree.leaves(params))
     if not model.tied:  # a step reads its tokens' rows
         count -= params["embedder"]["embedding"].size
     size = jnp.dtype(generation["dtype"]).itemsize
+    columns = plan.prompt_length + generation["response_length"]
     given = {
         "weights": count * size / plan.mesh.shape["tensor"],
         "column": cache_bytes(plan) / columns,
     }
+    moved = next(p.decode_bytes for p in programs if p.name == "generate")
+    found = [
+        (part, bytes_)
+        for part, bytes_ in zip(plan.decoded, moved or itertools.repeat(None))
+        if part.steps
+    ]
+
+    def ratios(found):
+        parts = [part for part, _ in found]
+        least = live_columns.must(parts, **given)
+        return {
+            "scheduled": live_columns.ratio(parts, **given),
+            "compiled": moved and sum(p.steps * size for p, size in found) / least,
+        }
+
     return {
-        "ratio": live_columns.ratio(parts, **given),
+        **ratios(found),
         "parts": [
             {
                 "slots": part.slots * by_rows,
                 "steps": part.steps,
-                "ratio": live_columns.ratio([part], **given),
+                **ratios([(part, size)]),
             }
-            for part in parts
+            for part, size in found
         ],
     }
+
+
+def not_compiled(config, plan: Plan) -> list[dict]:
+    """What else a run of several hosts launches: copies of arrays that programs made.
+
+    With the bytes that they take on a chip for as long as they take.
+    """
+    if len({device.process_index for device in plan.mesh.devices.flat}) == 1:
+        return []
+    written, graded = next(c.args for c in plan.calls if c.name == "observe")
+    told = (graded, written.response_BT, written.mask_BT, written.truncated_B)
+    found = {}
+    if config.dump.max_bytes:
+        found["hosts.on_host: a step's rollouts, for the dump"] = sum(_whole(told))
+    if graded.parts:  # the first copy of each device's rows
+        found["HostGrader: the hosts' grades"] = _bytes(graded)
+    return [{"name": name, "gib": size / GIB} for name, size in found.items()]
+
+
+def _whole(shapes) -> list[int]:
+    """Bytes of each array, all of it."""
+    return [x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)]
 
 
 def cache_bytes(plan: Plan) -> float:
@@ -174,24 +192,23 @@ def advice(config, plan: Plan, programs: list[Compiled], limit: float) -> list[d
     learning = {"update", "reference", "values", "thoughts"} & over
     rows, kept, without_remat = _activations(config, plan) if learning else (0, 0, 0)
     writing = {"generate", "evaluate", "evaluate sampled"} & over
-    cache = cache_bytes(plan) * slots / by_rows if writing else 0
-    shorter = (kept + cache) * response / columns / 2
+    ring = cache_bytes(plan) * slots / by_rows if writing else 0
+    shorter = (kept + ring) * response / columns / 2
     options = [
-        (f"rollout.max_response_length={response // 2}", shorter),
+        (f"--config.rollout.max_response_length={response // 2}", shorter),
         ("twice the chips, on mesh.fsdp", _bytes(given["update"][0]) / 2),
     ]
     if learning and rows % (2 * by_rows) == 0:
-        options.append((f"micro_batch_rows={rows // 2}", kept / 2))
+        options.append((f"--config.micro_batch_rows={rows // 2}", kept / 2))
     if learning and not config.model.remat:
-        options.append(("model.remat=true", without_remat))
+        options.append(("--config.model.remat=true", without_remat))
     if writing and slots % (2 * by_rows) == 0:
-        options.append((f"rollout.slots={slots // 2}", cache / 2))
+        options.append((f"--config.rollout.slots={slots // 2}", ring / 2))
     if config.kl.coefficient:
-        options.append(("kl.coefficient=0", _bytes(given["reference"][0])))
+        options.append(("--config.kl.coefficient=0", _bytes(given["reference"][0])))
     options.sort(key=lambda option: -option[1])
-    return [
-        {"setting": setting, "frees_gib": freed / GIB} for setting, freed in options[:3]
-    ]
+    found = [{"setting": name, "frees_gib": freed / GIB} for name, freed in options]
+    return [row for row in found[:3] if row["frees_gib"] >= LEAST]
 
 
 def _bytes(shapes) -> int:
@@ -258,14 +275,22 @@ def text(made: dict) -> str:
 def _decoded(said: dict | None) -> list[str]:
     if said is None:
         return []
-    parts = ", ".join(
-        f"{part['ratio']:.2f} in {part['slots']:,} slots ({part['steps']:,} steps)"
-        for part in said["parts"]
-    )
-    return [
-        f"a decode step reads {said['ratio']:.2f} times the weights and live cache, "
-        f"of simulated lengths: {parts}"
-    ]
+    lines = []
+    for kind, what in (
+        ("compiled", "moves, as it is compiled,"),
+        ("scheduled", "must, and its attention reads, by arithmetic,"),
+    ):
+        if said[kind] is None:
+            continue  # it did not compile
+        parts = ", ".join(
+            f"{part[kind]:.2f} in {part['slots']:,} slots ({part['steps']:,} steps)"
+            for part in said["parts"]
+        )
+        lines.append(
+            f"a decode step {what} {said[kind]:.2f} times the weights and live cache, "
+            f"of simulated lengths: {parts}"
+        )
+    return lines
 
 
 def _summary(made: dict) -> list[str]:
@@ -276,12 +301,16 @@ def _summary(made: dict) -> list[str]:
         f"{rollouts['waves']} waves, whose cache is {rollouts['cache_gib_a_chip']:.2f} "
         "GiB a chip",
         *_decoded(made["decode"]),
+        *(
+            f"not compiled: {row['name']}, {row['gib']:.2f} GiB a chip"
+            for row in made["not_compiled"]
+        ),
         f"bound, not a measurement, every response at its longest: a step takes at "
         f"least {bound['seconds_a_step']:.0f} s, at most "
         f"{bound['tokens_a_second_a_chip']:.0f} tokens a second a chip; "
         f"{bound['steps']:,} steps at least {bound['hours']:.1f} hours",
-        f"compiled in {made['compile_seconds']['wall']:.0f} s, "
-        f"{made['compile_seconds']['cpu']:.0f} s of processor time",
+        "compiled in {wall_seconds:.0f} s, {cpu_seconds:.0f} s of processor time and "
+        "{peak_gib:.1f} GiB of memory".format(**made["compiling"]),
     ]
     most = made["most_in_hbm"]
     if made["fits"]:
@@ -291,8 +320,9 @@ def _summary(made: dict) -> list[str]:
         )
     else:
         helps = "; ".join(
-            f"--config.{a['setting']} (frees about {a['frees_gib']:.1f} GiB)"
+            f"{a['setting']} (frees about {a['frees_gib']:.1f} GiB)"
             for a in made["advice"]
         )
+        helps = helps or "no setting of memory"
         lines.append(f"does not fit ({most['program']}); what helps most: {helps}")
     return lines

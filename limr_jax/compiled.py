@@ -4,10 +4,11 @@ import concurrent.futures
 import dataclasses
 import re
 import time
+from collections.abc import Sequence
 
 import jax
 
-from limr_jax import aot, chips, flops, hlo
+from limr_jax import aot, chips, flops, hlo, live_columns
 from limr_jax.aot import Call, Plan
 
 
@@ -27,6 +28,9 @@ class Compiled:
     flops: float
     hbm_bytes: float
     collectives: dict[str, tuple[float, float]]  # kind → (how often, bytes sent)
+    kernels: list[str]  # Pallas's, by name
+    # Of a decode step of the plan's lengths, with each number of slots.
+    decode_bytes: tuple[float, ...] = ()
 
     @property
     def total(self) -> int:
@@ -48,8 +52,11 @@ def compile_all(made: Plan, tell=lambda compiled: None) -> list[Compiled]:
     """Compile every program, two at a time; `tell` is called as each is done."""
     done = {}
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        order = aot.longest_first(made.calls)
-        futures = {pool.submit(_compile, call): call for call in order}
+        order, parts = aot.longest_first(made.calls), {"generate": made.decoded}
+        futures = {
+            pool.submit(_compile, call, parts.get(call.name, ())): call
+            for call in order
+        }
         for future in concurrent.futures.as_completed(futures):
             compiled = future.result()
             done[futures[future].name] = compiled
@@ -57,8 +64,9 @@ def compile_all(made: Plan, tell=lambda compiled: None) -> list[Compiled]:
     return [done[call.name] for call in made.calls]
 
 
-def _compile(call: Call) -> Compiled:
+def _compile(call: Call, parts: Sequence[live_columns.Steps] = ()) -> Compiled:
     begun, error, memory, moved = time.perf_counter(), "", None, hlo.Cost()
+    text, steps = "", ()
     loops = {"turns": call.turns, "shares": call.shares}
     with jax.set_mesh(call.mesh):
         traced = call.program.trace(*call.args)
@@ -70,7 +78,10 @@ def _compile(call: Call) -> Compiled:
                 raise
         else:
             memory = compiled.memory_analysis()
-            moved = hlo.cost(compiled.as_text(), **loops)
+            text = compiled.as_text()
+            moved = hlo.cost(text, **loops)
+            steps = _decode_bytes(call, text, traced.jaxpr, parts)
+    loops["decoded"] = call.decoded
     kernels = flops.kernel_bytes(traced.jaxpr, **loops)
     given = jax.tree.leaves(call.args)
     ids = {id(shape) for shape in given}
@@ -79,10 +90,11 @@ def _compile(call: Call) -> Compiled:
         for shape in jax.tree.leaves(call.alive)
         if id(shape) not in ids
     }
+    arguments = sum(map(chip_bytes, given))
     sizes = {
-        "arguments": sum(map(chip_bytes, given)),
+        "arguments": arguments,
         "output": 0,
-        "temporaries": wanted(error),
+        "temporaries": wanted(error, arguments),
         "code": 0,
     }
     if memory:
@@ -102,17 +114,50 @@ def _compile(call: Call) -> Compiled:
         flops=call.times * flops.flops(traced.jaxpr, **loops) / call.mesh.size,
         hbm_bytes=call.times * (moved.hbm_bytes + kernels / call.mesh.size),
         collectives=(call.times * moved).collectives,
+        kernels=hlo.kernels(text),
+        decode_bytes=steps,
     )
 
 
-def wanted(error: str) -> int:
-    """Bytes that the compiler says a program would have needed; 0: it does not say."""
-    found = re.search(r"\(([\d.]+)([KMG])\) exceeds", error) or re.search(
-        r"Used ([\d.]+)([KMG]) of", error
-    )
-    if not found:
+def _decode_bytes(call: Call, text: str, jaxpr, parts) -> tuple[float, ...]:
+    """HBM bytes on a chip of a decode step, of each part's number of slots.
+
+    The program's with one turn of that loop, less those without. Rows have as many
+    columns as they have in the mean; XLA's own attention reads all of a turned ring.
+    """
+    refills = len(call.turns) - 2  # the loops around the first part's
+    widest = (*(0.0 for _ in call.shares[1:]), 1.0)[: len(call.shares)]
+
+    def moved(columns, *turns):
+        given = {"turns": turns, "shares": widest}
+        kernels = flops.kernel_bytes(jaxpr, decoded=lambda *_: columns, **given)
+        return hlo.cost(text, **given).hbm_bytes + kernels / call.mesh.size
+
+    def of(number, part):
+        before = [0] * (refills + number)
+        if refills and not number:
+            before[0] = 1  # a round that refills no row
+        columns = part.read / (part.slots * part.steps) if part.steps else 0
+        step, none = (moved(columns, *before, turn, 0) for turn in (1, 0))
+        return step - none
+
+    return tuple(of(*given) for given in enumerate(parts))
+
+
+def wanted(error: str, arguments: int) -> int:
+    """Bytes beside its arguments that a program that does not fit would have needed.
+
+    The compiler names its temporaries, or all that it would have used, arguments
+    included. 0: it does not say.
+    """
+    size = r"([\d.]+)([KMG])"
+    temporaries = re.search(rf"\({size}\) exceeds", error)
+    used = re.search(rf"Used {size} of", error)
+    if not temporaries and not used:
         return 0
-    return int(float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[found[2]])
+    number, unit = (temporaries or used).groups()
+    count = int(float(number) * 2 ** {"K": 10, "M": 20, "G": 30}[unit])
+    return count if temporaries else max(0, count - arguments)
 
 
 def chip_bytes(shape: jax.ShapeDtypeStruct) -> int:

@@ -38,8 +38,10 @@ class Given:
         turns: Sequence[int] = (1,),
         shares: Sequence[float] = (),
         branch: Callable = min,
+        decoded: Callable[[int, int], float] | None = None,
     ):
         self.turns = _endless(turns)
+        self.decoded = decoded
         self._shares = shares
         self._branch = branch
 
@@ -51,25 +53,24 @@ class Given:
         return sum(rest, start=first)
 
 
-def flops(jaxpr, *, turns: Sequence[int] = (1,), shares: Sequence[float] = ()) -> float:
+def flops(jaxpr, **given) -> float:
     """Of all devices together.
 
     turns: of the loops whose condition has no constant, in the order in which they
     begin; the last stands for all that follow. shares: how often each branch is taken,
-    of every conditional with as many branches.
+    of every conditional with as many branches. decoded: (columns of a ring, of a block)
+    → those that decode's kernel reads of a row, as look_back.Decoded; without, all.
     """
-    return _inside(jaxpr, Given(turns, shares), _products)
+    return _inside(jaxpr, Given(**given), _products)
 
 
-def kernel_bytes(
-    jaxpr, *, turns: Sequence[int] = (1,), shares: Sequence[float] = ()
-) -> float:
+def kernel_bytes(jaxpr, **given) -> float:
     """HBM bytes that Pallas kernels read and write, of all devices together."""
-    return _inside(jaxpr, Given(turns, shares), _fetched)
+    return _inside(jaxpr, Given(**given), _fetched)
 
 
 def _inside(jaxpr, told: Given, of: Callable) -> float:
-    """`of(equation)` summed up; None: what is in the equation."""
+    """`of(equation, told)` summed up; None: what is in the equation."""
     if isinstance(jaxpr, core.ClosedJaxpr):
         jaxpr = jaxpr.jaxpr
     return sum(_equation(equation, told, of) for equation in jaxpr.eqns)
@@ -77,7 +78,7 @@ def _inside(jaxpr, told: Given, of: Callable) -> float:
 
 def _equation(equation, told: Given, of: Callable) -> float:
     name, given = equation.primitive.name, equation.params
-    counted = of(equation)
+    counted = of(equation, told)
     if counted is not None:
         return counted
     if name == "scan":
@@ -100,7 +101,7 @@ def _equation(equation, told: Given, of: Callable) -> float:
     )
 
 
-def _products(equation) -> float | None:
+def _products(equation, told: Given) -> float | None:
     given = equation.params
     if equation.primitive.name == "dot_general":
         (contracted, _), _ = given["dimension_numbers"]
@@ -110,23 +111,24 @@ def _products(equation) -> float | None:
     if equation.primitive.name == "pallas_call":
         # A block that is visited takes the branch that has work.
         body = _inside(given["jaxpr"], Given(branch=max), _products)
-        return _visits(equation) * body
+        return _visits(equation, told) * body
     return None
 
 
-def _visits(equation) -> float:
+def _visits(equation, told: Given) -> float:
     """Blocks of its grid that a kernel computes."""
     mapping = equation.params["grid_mapping"]
     if equation.params["name"] == look_back.NAME:
         keys = mapping.block_mappings[1]
-        layers, numbers = keys.array_aval.shape[0], keys.array_aval.size
-        # From an empty ring to a full one.
-        return numbers / layers / keys.block_aval.size / 2
+        rows, columns = keys.array_aval.shape[1], keys.array_aval.shape[-1]
+        size = keys.block_aval.shape[-1]
+        read = told.decoded(columns, size) if told.decoded else columns
+        return rows * read / size
     grid = mapping.grid
     return math.prod(grid) * visited_share(equation.params["name"], grid)
 
 
-def _fetched(equation) -> float | None:
+def _fetched(equation, told: Given) -> float | None:
     """Bytes of a kernel's blocks: a block stays while its index stays the same."""
     if equation.primitive.name != "pallas_call":
         return None
@@ -134,7 +136,9 @@ def _fetched(equation) -> float | None:
     total = 0.0
     for blocks in given.block_mappings:
         steps = _steps(blocks.index_map_jaxpr.jaxpr, given.grid)
-        times = _visits(equation) if steps is None else math.prod(steps)
+        times = _visits(equation, told) if steps is None else math.prod(steps)
+        if equation.params["name"] == look_back.NAME:  # no block comes up again
+            times = min(times, blocks.array_aval.size / blocks.block_aval.size)
         total += times * blocks.block_aval.size * blocks.array_aval.dtype.itemsize
     return total
 

@@ -14,9 +14,11 @@ another number of branches counts as its cheapest: times made from these are low
 bounds.
 Bytes of an instruction are those of its operands and results that lie in HBM; a fusion
 that only slices or gathers from an operand reads what it takes, and one that updates a
-slice in place writes that slice. cost_analysis counts the same but for asynchronous
-copies, which it counts at their start and again at their end. A Pallas kernel counts
-nothing here: how often it reads what, only its grid says (flops.kernel_bytes).
+slice, or scatters, in place writes that. A fusion's collectives count too: libtpu
+writes a reduce-scatter as a fusion of an all-reduce and a slice. cost_analysis counts
+the same but for asynchronous copies, which it counts at their start and again at their
+end. A Pallas kernel counts nothing here: how often it reads what, only its grid says
+(flops.kernel_bytes).
 """
 
 import dataclasses
@@ -50,6 +52,7 @@ _FREE = {
     "add-dependency",
 }
 _SLICES = {"dynamic-slice", "slice", "gather"}
+_IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}  # which operand is written
 COLLECTIVES = (
     "all-gather",
     "all-reduce",
@@ -125,6 +128,12 @@ def cost(
         return sum(costs, start=Cost())
 
     return of(entry)
+
+
+def kernels(text: str) -> list[str]:
+    """The names of the Pallas kernels for TPU in it."""
+    call = re.compile(r'%([\w\-]+)[\w.\-]* = .* custom_call_target="tpu_custom_call"')
+    return sorted({found[1] for found in map(call.search, text.splitlines()) if found})
 
 
 def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
@@ -213,7 +222,8 @@ def _cost_of(instruction: Instruction, here, computations, of, given) -> Cost:
     if kind in COLLECTIVES:
         return _collective(kind, instruction, here)
     if opcode == "fusion":
-        return _fusion(instruction, here, computations)
+        inside = _fused(_called(instruction, "calls"), computations)
+        return _fusion(instruction, here, computations) + inside
     return _moved(_plain(instruction, here))
 
 
@@ -235,8 +245,8 @@ def _plain(instruction: Instruction, here) -> list[tuple[float, bool]]:
     if instruction.opcode in _SLICES:
         read = [(result[0][0], operands[0][0][1])] if operands and operands[0] else []
         return result + read + [x for some in operands[1:] for x in some]
-    if instruction.opcode == "dynamic-update-slice":
-        written = operands[1]
+    if instruction.opcode in _IN_PLACE:
+        written = operands[_IN_PLACE[instruction.opcode]]
         return written + [(written[0][0], operands[0][0][1])]
     return result + [x for some in operands for x in some]
 
@@ -255,6 +265,20 @@ def _fusion(instruction: Instruction, here, computations) -> Cost:
     return _moved(sizes)
 
 
+def _fused(name: str, computations) -> Cost:
+    """The collectives of a fusion; what they read and write, its boundary says."""
+    inner, found = computations[name], Cost()
+    for line in inner.values():
+        kind = line.opcode.removesuffix("-start")
+        if line.opcode == "fusion":
+            found += _fused(_called(line, "calls"), computations)
+        elif kind in COLLECTIVES:
+            if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
+                kind = "reduce-scatter"
+            found += Cost(collectives=_sent(kind, line, inner))
+    return found
+
+
 def _results(inner, computations) -> list[float]:
     """Bytes that each result of a fusion writes: of an update in place, the slice."""
     root = next(line for line in inner.values() if line.root)
@@ -265,8 +289,9 @@ def _results(inner, computations) -> list[float]:
     for part in parts:
         while part.opcode == "bitcast" and part.operands:
             part = inner[part.operands[0]]
-        if part.opcode == "dynamic-update-slice":
-            written.append(_sizes(inner[part.operands[1]].type)[0][0])
+        if part.opcode in _IN_PLACE:
+            changed = inner[part.operands[_IN_PLACE[part.opcode]]]
+            written.append(_sizes(changed.type)[0][0])
         elif part.opcode == "fusion":
             written += _results(computations[_called(part, "calls")], computations)
         else:
@@ -284,6 +309,8 @@ def _read(inner, number: int, size: float, computations) -> float:
     ]
     while names:
         name = names.pop()
+        if inner[name].root:
+            return size
         for user in inner.values():
             if name not in user.operands:
                 continue
@@ -295,10 +322,21 @@ def _read(inner, number: int, size: float, computations) -> float:
             elif user.opcode == "fusion":
                 nested = computations[_called(user, "calls")]
                 at = user.operands.index(name)
-                taken += _read(nested, at, size, computations)
-            elif user.opcode != "dynamic-update-slice" or not first:  # in place
+                if _passed_on(nested) == at:
+                    names.append(user.name)
+                else:
+                    taken += _read(nested, at, size, computations)
+            elif user.opcode not in _IN_PLACE or not first:
                 return size
     return min(taken, size)
+
+
+def _passed_on(inner) -> int | None:
+    """The number of the operand that a fusion gives back as it is."""
+    line = next(line for line in inner.values() if line.root)
+    while line.opcode == "bitcast":
+        line = inner[line.operands[0]]
+    return int(line.inside) if line.opcode == "parameter" else None
 
 
 def _told(loop: Instruction) -> int | None:
@@ -336,13 +374,20 @@ def _group_size(attributes: str) -> int:
 def _collective(kind: str, instruction: Instruction, here) -> Cost:
     sizes = [x for name in instruction.operands for x in _sizes(here[name].type)]
     moved = _moved(sizes + sizes if kind != "all-gather" else sizes)
-    size = sum(size for size, _ in sizes)
+    if kind == "all-gather":
+        size, n = sum(size for size, _ in sizes), _group_size(instruction.attributes)
+        moved += _moved([(size * n, all(in_hbm for _, in_hbm in sizes))])
+    return moved + Cost(collectives=_sent(kind, instruction, here))
+
+
+def _sent(kind: str, instruction: Instruction, here) -> dict:
+    """Bytes that a chip sends of one collective, as `Cost` has them."""
+    types = [here[name].type for name in instruction.operands]
+    size = sum(size for type in types for size, _ in _sizes(type))
     n = _group_size(instruction.attributes)
     sent = {
         "all-gather": size * (n - 1),
         "all-reduce": 2 * size * (n - 1) / n,
         "collective-permute": size,
     }.get(kind, size * (n - 1) / n)
-    if kind == "all-gather":
-        moved += _moved([(size * n, all(in_hbm for _, in_hbm in sizes))])
-    return moved + Cost(collectives={kind: (1, sent)})
+    return {kind: (1, sent)}

@@ -82,8 +82,12 @@ def simulated(
     return found
 
 
+def must(parts: list[Steps], *, weights: float, column: float) -> float:
+    """Bytes that the steps must read; `weights` of a step, `column` of a row."""
+    return sum(weights * part.steps + column * part.live for part in parts)
+
+
 def ratio(parts: list[Steps], *, weights: float, column: float) -> float:
-    """Bytes read over bytes that must be; `weights` of a step, `column` of a row."""
-    fixed = weights * sum(part.steps for part in parts)
-    read, live = (sum(getattr(p, name) for p in parts) for name in ("read", "live"))
-    return (fixed + column * read) / (fixed + column * live)
+    """Bytes read over bytes that must be."""
+    read = sum(weights * part.steps + column * part.read for part in parts)
+    return read / must(parts, weights=weights, column=column)

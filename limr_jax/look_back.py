@@ -4,7 +4,9 @@ The cache is a ring in which every row writes the same column (cache.py), so row
 n columns are the last n: from column − n + 1 to column, round the ring. They are read
 in blocks of the ring, one after another, softmax as it goes (arXiv:2205.14135). What
 is to be read is one list of (row, block) for all rows; the kernel's grid is as long as
-that list, so a young row costs little beside an old one.
+that list, so a young row costs little beside an old one. It is walked in order: of the
+two TensorCores of a v4 or v5p chip one does so, and the other waits, which no bound of
+the compile report knows.
 
 Axes: B rows, K kv heads, G query heads of each, S columns of the ring, C channels per
 head, R layers of a stack, I entries of the list.
@@ -15,6 +17,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from limr_jax.sharding import ROWS, divided, on_each, platform, shards
 
@@ -215,3 +218,26 @@ def columns_read(count_B, column, columns: int, size: int):
     """
     first_B = (column - count_B.clip(1, columns) + 1) // size
     return (column // size - first_B + 1).clip(1, columns // size) * size
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """Steps of decode in which all rows begin and end together, in rounds."""
+
+    length: int  # columns that a row begins with
+    steps: int  # of a round: one column more each
+    rounds: int = 1
+
+    def __call__(self, columns: int, size: int) -> float:
+        """Of a ring of so many, those that a row reads at a step, in the mean."""
+        step = np.arange(self.steps)
+        read = [
+            columns_read(
+                self.length + 1 + step,
+                self.length + round_ * self.steps + step,
+                columns,
+                size,
+            )
+            for round_ in range(self.rounds)
+        ]
+        return float(np.mean(read))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from limr_jax import flops, hlo, logprob, model
+from limr_jax import flops, hlo, logprob, look_back, model
 from limr_jax.model import ModelConfig
 
 F32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
@@ -113,3 +113,42 @@ def test_two_unrolled_layers_against_cost_analysis(backward):
     assert " while(" not in compiled.as_text()
     np.testing.assert_allclose(flops.flops(traced.jaxpr), told["flops"], rtol=0.05)
     np.testing.assert_allclose(moved.all_bytes, told["bytes accessed"], rtol=0.05)
+
+
+def test_decodes_kernel_by_hand(monkeypatch):
+    """Two rows in a ring of 512, blocks of 128: prompts of 300, 3 tokens each.
+
+    So 301 and 302 columns, up to column 300 + 2 a round: in 42 rounds they lie in
+    blocks 0 to 2, then 1 to 3; in the 43rd, from column 84 to 385, in four blocks.
+    """
+    monkeypatch.setattr(look_back, "INTERPRET", True)
+    monkeypatch.setattr(look_back, "BLOCKS", (128,))
+    B, K, G, C, S, layers = 2, 2, 3, 16, 512, 5
+    config = ModelConfig(
+        vocab_size=8, width=8, layers=1, heads=K * G, kv_heads=K, head_dim=C,
+        mlp_width=8,
+    )  # fmt: skip
+
+    def decode(q_BHC, keys, values, count_B, column):
+        return look_back.attend(q_BHC, (keys, values), count_B, column, 1, config)
+
+    whole = jax.ShapeDtypeStruct((), jnp.int32)
+    jaxpr = jax.make_jaxpr(decode)(
+        F32((B, K * G, C)),
+        F32((layers, B, K, C, S)),
+        F32((layers, B, K, S, C)),
+        jax.ShapeDtypeStruct((B,), jnp.int32),
+        whole,
+    )
+    for rounds, blocks in ((1, 3), (42, 3), (43, (42 * 3 + 4) / 43)):
+        given = {"decoded": look_back.Decoded(300, 2, rounds)}
+        # Both products of each block, of every head; queries and results once a row.
+        products = B * blocks * 2 * 2 * 128 * K * G * C
+        assert flops.flops(jaxpr, **given) == pytest.approx(products, rel=1e-12)
+        moved = B * blocks * 2 * 128 * K * C * 4 + 2 * B * K * G * C * 4
+        assert flops.kernel_bytes(jaxpr, **given) == pytest.approx(moved, rel=1e-12)
+    # At full length a ring is (L + T / 2) / (L + T) full in the mean; blocks add to it.
+    share = look_back.Decoded(1024, 3071, 32)(4096, 512) / 4096
+    assert 5 / 8 < share < 5 / 8 + 512 / 4096
+    whole_ring = B * 4 * 2 * 128 * K * C * 4 + 2 * B * K * G * C * 4
+    assert flops.kernel_bytes(jaxpr) == whole_ring

@@ -1,11 +1,13 @@
 """What XLA's text says of a program: loops by their trips, collectives, bytes."""
 
+import importlib.util
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from limr_jax import hlo
+from limr_jax import chips, hlo, sharding
 
 TEXT = """
 %sum (a: f32[], b: f32[]) -> f32[] {
@@ -165,3 +167,93 @@ def test_a_conditional_counts_by_the_shares_of_its_branches():
     assert hlo.cost(text, shares=(0.5, 0.5)).hbm_bytes == 16  # of two, not of three
     given = hlo.cost(text, shares=(0.5, 0.25, 0.25))
     assert given.hbm_bytes == 16 + 64 / 4 + 128 / 4
+
+
+SCATTER = """
+%all-reduce-scatter.2 (input: f32[64,16]) -> f32[16,16] {
+  %input = f32[64,16]{1,0} parameter(0)
+  %all-reduce.5 = f32[64,16]{1,0} all-reduce(%input), replica_groups={{0,1,2,3}}
+  %zero = u32[] constant(0)
+  ROOT %slice = f32[16,16]{1,0} dynamic-slice(%all-reduce.5, %zero, %zero)
+}
+
+%other (input.1: f32[16,16]) -> f32[16,16] {
+  %input.1 = f32[16,16]{1,0} parameter(0)
+  ROOT %all-reduce.6 = f32[16,16]{1,0} all-reduce(%input.1), replica_groups={{0,1}}
+}
+
+ENTRY %main (x: f32[64,16]) -> f32[16,16] {
+  %x = f32[64,16]{1,0} parameter(0)
+  %part = f32[16,16]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.2
+  ROOT %r = f32[16,16]{1,0} fusion(%part), kind=kCustom, calls=%other
+}
+"""
+
+
+def test_a_fusion_counts_its_collectives():
+    """By hand: a reduce-scatter as libtpu writes it, and an all-reduce of its part."""
+    cost, size = hlo.cost(SCATTER), 64 * 16 * 4
+    assert cost.collectives == {
+        "reduce-scatter": (1, size * 3 / 4),
+        "all-reduce": (1, 2 * size / 4 / 2),
+    }
+    assert cost.hbm_bytes == size + size / 4 + 2 * size / 4  # at the boundaries
+
+
+FUSED = """
+%same (p: f32[32,8]) -> f32[32,8] {
+  %p = f32[32,8]{1,0} parameter(0)
+  ROOT %b = f32[32,8]{1,0} bitcast(%p)
+}
+
+%product (x: f32[4,32], w: f32[32,8]) -> f32[4,8] {
+  %x = f32[4,32]{1,0} parameter(0)
+  %w = f32[32,8]{1,0} parameter(1)
+  %v = f32[32,8]{1,0} fusion(%w), kind=kLoop, calls=%same
+  ROOT %c = f32[4,8]{1,0} convolution(%x, %v), dim_labels=bf_io->bf
+}
+
+%noted (all: f32[64,8], i: s32[4], y: f32[4,8]) -> f32[64,8] {
+  %all = f32[64,8]{1,0} parameter(0)
+  %i = s32[4]{0} parameter(1)
+  %y = f32[4,8]{1,0} parameter(2)
+  ROOT %s = f32[64,8]{1,0} scatter(%all, %i, %y), to_apply=%sum
+}
+
+ENTRY %main (x.1: f32[4,32], w.1: f32[32,8], a: f32[64,8], i.1: s32[4]) -> f32[64,8] {
+  %x.1 = f32[4,32]{1,0} parameter(0)
+  %w.1 = f32[32,8]{1,0} parameter(1)
+  %a = f32[64,8]{1,0} parameter(2)
+  %i.1 = s32[4]{0} parameter(3)
+  %y.1 = f32[4,8]{1,0} fusion(%x.1, %w.1), kind=kOutput, calls=%product
+  ROOT %r = f32[64,8]{1,0} fusion(%a, %i.1, %y.1), kind=kCustom, calls=%noted
+}
+"""
+
+
+def test_a_weight_that_a_fusion_passes_on_is_read_and_a_scatter_is_in_place():
+    """By hand, in numbers of 4 bytes."""
+    product, noted = 4 * 32 + 32 * 8 + 4 * 8, 4 + 4 * 8 + 4 * 8
+    assert hlo.cost(FUSED).hbm_bytes == 4 * (product + noted)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="needs libtpu, the TPU's compiler: pip install -e '.[tpu]'",
+)
+def test_a_reduce_scatter_for_a_v4_32():
+    """16 MiB on each chip, summed and dealt out over 4: each sends three quarters."""
+    mesh = sharding.make_mesh(1, 4, 4, devices=chips.devices("v4-32"))
+    at = NamedSharding(mesh, PartitionSpec(None, "tensor"))
+    x = jax.ShapeDtypeStruct((4096, 4096), jnp.float32, sharding=at)
+
+    def scatter(x):
+        return jax.lax.psum_scatter(jnp.tanh(x), "fsdp", tiled=True)
+
+    specs = PartitionSpec(None, "tensor"), PartitionSpec("fsdp", "tensor")
+    with jax.set_mesh(mesh):
+        scattered = sharding.on_each(scatter, specs[:1], specs[1])
+        text = jax.jit(scattered).lower(x).compile().as_text()
+    count, sent = hlo.cost(text).collectives["reduce-scatter"]
+    # libtpu fills up a little, and passes on what that moves.
+    assert count == 1 and sent == pytest.approx(4096 * 1024 * 4 * 3 / 4, rel=0.01)

@@ -1,7 +1,7 @@
 """libtpu's compiler on what a TPU slice runs: configs/v4_32.py with few, short rows.
 
-As a user starts it. What breaks compiling for a TPU fails here; that it fits at its
-full size is what the docstrings of the slices' configs record.
+As a user starts it. What breaks compiling for a TPU fails here; that the slices'
+configs fit at full size is what their docstrings record, and for v4_32 a soak test.
 """
 
 import json
@@ -31,10 +31,10 @@ SHORT = {
 }
 
 
-def compile_only(workdir, config: str, **fields) -> tuple[int, str, dict]:
+def compile_only(workdir, config: str, short=SHORT, **fields) -> tuple[int, str, dict]:
     """Exit code, what it said, and the report."""
     fields = {name.replace("__", "."): x for name, x in fields.items()}
-    overrides = [f"--config.{name}={x}" for name, x in (SHORT | fields).items()]
+    overrides = [f"--config.{name}={x}" for name, x in (short | fields).items()]
     flags = ["--config", f"configs/{config}", "--workdir", str(workdir)]
     ended = subprocess.run(
         [sys.executable, "launch/tpu.py", "--compile_only", *flags, *overrides],
@@ -50,7 +50,9 @@ def compile_only(workdir, config: str, **fields) -> tuple[int, str, dict]:
 
 
 def test_every_program_of_a_v4_32(tmp_path):
-    code, said, made = compile_only(tmp_path / "run", "v4_32.py")
+    # Narrow beside its cache, of which a copy would show.
+    narrow = {"model__mlp_width": 2048, "rollout__slots": 128}
+    code, said, made = compile_only(tmp_path / "run", "v4_32.py", **narrow)
     assert code == 0 and made["fits"], said
     assert "fits: at most" in said and "bound, not a measurement" in said
     assert (made["slice"], made["chips"]) == ("v4-32", 16)
@@ -61,6 +63,17 @@ def test_every_program_of_a_v4_32(tmp_path):
     }
     for row in programs.values():
         assert not row["error"] and 0 < row["total_gib"] < 30.75
+    kernels = {name: " ".join(row["kernels"]) for name, row in programs.items()}
+    assert all(
+        "splash" in kernels[name]
+        for name in ("generate", "reference", "values", "update")
+    )
+    assert "look_back" in kernels["generate"]
+    # A decode step moves little more than it must: no copy of the cache, above all.
+    assert 1 < made["decode"]["compiled"] <= 1.3
+    # On one core, in 4 minutes.
+    assert made["compiling"]["cpu_seconds"] < 240
+    assert made["compiling"]["peak_gib"] < 6
     # The update of both models: forward, again for remat, and backward twice as much;
     # beside it the reference and the critic go forward once each.
     forward = programs["reference"]["flops"] + programs["values"]["flops"]
@@ -99,3 +112,24 @@ def test_a_digest_takes_a_layer_of_a_stack_at_a_time():
     gather = hosts.gather_rows(mesh).lower(stack, 0, count=1).compile()
     needed = gather.memory_analysis()
     assert needed.output_size_in_bytes + needed.temp_size_in_bytes < 2**30
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["v4_8", "v5e_16", "v5p_16", "v6e_16"])
+def test_every_program_of_another_slice(tmp_path, name):
+    code, said, made = compile_only(tmp_path / "run", f"{name}.py")
+    assert code == 0 and made["fits"], said
+    assert "look_back" in next(
+        row["kernels"] for row in made["programs"] if row["name"] == "generate"
+    )
+    assert 1 < made["decode"]["compiled"] <= 1.3
+
+
+@pytest.mark.soak
+def test_v4_32_at_its_full_size(tmp_path):
+    """In 5 minutes of two cores and 6 GiB."""
+    code, said, made = compile_only(tmp_path / "run", "v4_32.py", short={})
+    assert code == 0 and made["fits"], said
+    assert 1 < made["decode"]["compiled"] <= 1.3
+    assert made["compiling"]["cpu_seconds"] < 600
+    assert made["compiling"]["peak_gib"] < 6
