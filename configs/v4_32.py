@@ -32,6 +32,6 @@ def get_config(argument: str = ""):
     c.slice.type = "v4-32"
     c.mesh.fsdp = 4
     c.mesh.tensor = 4
-    c.rollout.slots = 256
+    c.rollout.slots = 512
     c.micro_batch_rows = 16
     return c

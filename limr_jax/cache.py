@@ -170,24 +170,21 @@ def join_rows(parts: KVCache) -> KVCache:
 
 
 def take(cache: KVCache, row_X) -> KVCache:
-    """These rows, in this order.
+    """These rows, in this order."""
 
-    One after another: a TPU's gather would first copy the whole cache in pieces.
-    """
+    def one(x):
+        if not _rows_axis(x):
+            return jnp.take(x, row_X, axis=0)
 
-    def empty(x):
-        at = _rows_axis(x)
-        return jnp.zeros((*x.shape[:at], len(row_X), *x.shape[at + 1 :]), x.dtype)
+        # A TPU's gather from a stack would first copy all of it, in pieces.
+        def move(i, taken_x):
+            row = jax.lax.dynamic_slice_in_dim(x, row_X[i], 1, axis=1)
+            return jax.lax.dynamic_update_slice_in_dim(taken_x, row, i, axis=1)
 
-    def move(i, taken):
-        def one(x, taken_x):
-            at = _rows_axis(x)
-            row = jax.lax.dynamic_slice_in_dim(x, row_X[i], 1, axis=at)
-            return jax.lax.dynamic_update_slice_in_dim(taken_x, row, i, axis=at)
+        empty = jnp.zeros((x.shape[0], len(row_X), *x.shape[2:]), x.dtype)
+        return jax.lax.fori_loop(0, len(row_X), move, empty)
 
-        return jax.tree.map(one, cache, taken)
-
-    return jax.lax.fori_loop(0, len(row_X), move, jax.tree.map(empty, cache))
+    return jax.tree.map(one, cache)
 
 
 def specs(cache: KVCache, rows) -> KVCache:

@@ -72,8 +72,9 @@ def test_a_row_put_in_later_is_that_row_further_round_the_ring(layers):
         )
 
 
-def test_taken():
-    before = prompts()
+@pytest.mark.parametrize("layers", [2, 10])
+def test_taken(layers):
+    before = prompts(dataclasses.replace(GEMMA, layers=layers))
     after = cache.take(before, jnp.array([2, 0]))
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after)):
         np.testing.assert_array_equal(rows_of(new), rows_of(old)[[2, 0]])
