@@ -3,23 +3,25 @@
     python launch/tpu.py --config configs/v4_32.py
     python launch/tpu.py --config configs/v4_32.py --compile_only      # needs no TPU
 
-The latter: at most 27.41 of 30.75 GiB a chip (update; generate 25.29); 640 full-length
-rollouts fit at a time, and 256 slots are 32 waves. A bound, not a measurement, every
-response at its longest: a step takes at least 1,508 s, 168 steps 70 hours.
+The latter: at most 28.00 of 30.75 GiB a chip (generate; update 27.41); 704 full-length
+rollouts fit at a time, and 512 slots are 16 waves. A bound, not a measurement, every
+response at its longest: a step takes at least 1,468 s, 168 steps 69 hours. A decode
+step of simulated lengths moves 1.16 times the weights and live cache.
 
     seconds at least    compute   memory   interconnect
-    update                  854      343            118
-    generate                 89      432             13
-    reference, values       222       85             43
+    update                  854      375            133
+    generate                 91      393             14
+    reference, values       222       93             46
 
-So computing limits the update, and reading weights and cache limits generation. With
-micro_batch_rows=32 the update took 32.8 GiB, too much (then without the kernel for
-attention). Of fsdp x tensor, by --config.mesh.fsdp and .tensor:
+Of meshes, by --config.mesh.fsdp and .tensor:
 
-    4 x 4    27.41 GiB (update)      1,508 s a step (generate reads 432 s)
-    8 x 2    29.32 GiB (generate)    1,762 s (687 s: half of the weights, not 1/4)
+    fsdp x tensor   GiB a chip             a step   update   generate   the others
+    4 x 4          28.00 (generate)       1,468 s      854        393          222
 
-The report took 132 s on two quiet cores, 258 s of processor time and 5.6 GiB of memory.
+Of slots, on 4 x 4: 256 read 646 TB a chip in a step's generation and take 25.3 GiB, 512
+read 471 TB and take 28.0, as each step's weights serve twice the rows.
+
+The report took 384 s beside other work, 320 s of processor time and 5.7 GiB of memory.
 Measured on a v4-32: nothing yet.
 """
 
