@@ -13,13 +13,14 @@ step of simulated lengths moves 1.16 times the weights and live cache.
     generate                 91      393             14
     reference, values       222       93             46
 
-Of meshes, by --config.mesh.fsdp and .tensor:
+Meshes compared, by --config.mesh.fsdp, mesh.tensor and rollout.slots:
 
-    fsdp x tensor   GiB a chip             a step   update   generate   the others
-    4 x 4          28.00 (generate)       1,468 s      854        393          222
+    fsdp x tensor  slots  GiB a chip              a step  update  generate  the others
+    4 x 4            512  28.00 (generate)      1,468 s     854       393         222
+    8 x 2            256  29.30 (generate)      1,903 s     854       827         222
 
-Of slots, on 4 x 4: 256 read 646 TB a chip in a step's generation and take 25.3 GiB, 512
-read 471 TB and take 28.0, as each step's weights serve twice the rows.
+On 4 x 4 with 256 slots generation reads 646 TB a chip and takes 25.3 GiB; with 512 it
+reads 471 TB and takes 28.0, as each reading of the weights serves twice the rows.
 
 The report took 384 s beside other work, 320 s of processor time and 5.7 GiB of memory.
 Measured on a v4-32: nothing yet.

@@ -3,17 +3,28 @@
     python launch/tpu.py --config configs/v5e_16.py
     python launch/tpu.py --config configs/v5e_16.py --compile_only
 
-The latter: at most 10.10 of 15.75 GiB a chip (generate; update 8.44); 1,024 full-length
-rollouts fit at a time, and 256 slots are 32 waves. A bound, not a measurement, every
-response at its longest: a step takes at least 1,084 s, 168 steps 51 hours.
+The latter: at most 12.14 of 15.75 GiB a chip (generate; update 8.56); 1,024 full-length
+rollouts fit at a time, and 512 slots are 16 waves. A bound, not a measurement, every
+response at its longest: a step takes at least 770 s, 168 steps 36 hours. A decode step
+of simulated lengths moves 1.19 times the weights and live cache.
 
     seconds at least    compute   memory   interconnect
-    update                  276      409            100
-    generate                 28      441              0
-    reference, values        70      234             34
+    update                  276      356             82
+    generate                 30      277              3
+    reference, values        70      137             42
 
-It took 246 s, 263 s of processor time and 3.8 GiB of memory beside other work. Other
-meshes were not compiled.
+Meshes compared, by --config.mesh.fsdp, mesh.tensor and rollout.slots:
+
+    fsdp x tensor  slots  GiB a chip              a step  update  generate  the others
+    8 x 2            512  12.14 (generate)        770 s     356       277         137
+    4 x 4            256  18.52 (generate)  does not fit    276                    70
+
+XLA makes windowed products of weights that lie over many chips of fsdp, and writes the
+partial sums again for each: reference and values move 112 TB a chip on 8 x 2 and 51 on
+4 x 4. But tensor=4 does not divide 2 kv heads: each chip has the cache of both, and 256
+slots do not fit.
+
+The report took 455 s beside other work, 307 s of processor time and 3.6 GiB of memory.
 Measured on a v5e-16: nothing yet.
 """
 
@@ -24,8 +35,8 @@ def get_config(argument: str = ""):
     """PPO with a critic, 1,024 prompts x 8; arguments as in limr_tpu.py."""
     c = limr_tpu.get_config(argument, "Qwen2.5-Math-1.5B")
     c.slice.type = "v5litepod-16"
-    c.mesh.fsdp = 16
-    c.mesh.tensor = 1
-    c.rollout.slots = 256
+    c.mesh.fsdp = 8
+    c.mesh.tensor = 2
+    c.rollout.slots = 512
     c.micro_batch_rows = 32
     return c

@@ -116,7 +116,7 @@ def decode(plan: Plan, programs: list[Compiled]) -> dict | None:
         "weights": count * size / plan.mesh.shape["tensor"],
         "column": cache_bytes(plan) / columns,
     }
-    moved = next(p.decode_bytes for p in programs if p.name == "generate")
+    moved = next(p.decode_bytes for p in programs if p.name == "generate") or None
     found = [
         (part, bytes_)
         for part, bytes_ in zip(plan.decoded, moved or itertools.repeat(None))

@@ -164,12 +164,16 @@ def test_a_report_of_programs_that_fit_and_of_some_that_do_not(
     assert "a bound" in compile_report.text(made)
 
     large = [
-        dataclasses.replace(p, temporaries=40 * GIB) if p.name == "update" else p
+        dataclasses.replace(p, temporaries=40 * GIB, decode_bytes=())
+        if p.name in ("update", "generate")
+        else p
         for p in programs
     ]
     made = compile_report.report(config, plan, large, cost)
     assert not made["fits"] and not made["advice"]  # none of a tiny model's helps
     said = compile_report.text(made)
+    assert "times the weights and live cache" in said  # by arithmetic alone
+    assert made["decode"]["compiled"] is None
     assert "does not fit (update); what helps most: no setting of memory" in said
 
 
