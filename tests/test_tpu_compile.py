@@ -24,8 +24,8 @@ SHORT = {
     "model.vocab_size": 8192,
     "prompts_per_step": 32,
     "minibatches_per_step": 2,
-    "rollout.max_prompt_length": 128,
-    "rollout.max_response_length": 640,
+    "rollout.max_prompt_length": 256,  # the least that splash is for
+    "rollout.max_response_length": 512,
     "rollout.slots": 32,
     "slice.problems": 64,
 }
