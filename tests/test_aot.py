@@ -164,16 +164,12 @@ def test_a_report_of_programs_that_fit_and_of_some_that_do_not(
     assert "a bound" in compile_report.text(made)
 
     large = [
-        dataclasses.replace(p, temporaries=40 * GIB, decode_bytes=())
-        if p.name in ("update", "generate")
-        else p
+        dataclasses.replace(p, temporaries=40 * GIB) if p.name == "update" else p
         for p in programs
     ]
     made = compile_report.report(config, plan, large, cost)
     assert not made["fits"] and not made["advice"]  # none of a tiny model's helps
     said = compile_report.text(made)
-    assert "times the weights and live cache" in said  # by arithmetic alone
-    assert made["decode"]["compiled"] is None
     assert "does not fit (update); what helps most: no setting of memory" in said
 
 
@@ -197,6 +193,22 @@ def test_what_helps_most_where_a_program_does_not_fit(no_slice):
     assert freed["--config.micro_batch_rows=4"] == 4 * 2048 * 1024 * 4 * 8 / GIB / 2
     assert list(freed.values()) == sorted(freed.values(), reverse=True)
     assert len(freed) == 3 and "twice the chips, on mesh.fsdp" in freed
+
+
+def test_a_decode_step_beside_what_it_must_read(no_slice):
+    """By hand: twice the weights a step, and nothing where it did not compile."""
+    plan = aot.plan(tiny(mesh__tensor=2, rollout__max_response_length=64))
+    params = next(call.args[0] for call in plan.calls if call.name == "generate")
+    weights = sum(x.size for x in jax.tree.leaves(params)) * 4 / 2  # fp32, 2 chips
+    column = compile_report.cache_bytes(plan) / (16 + 64)
+    steps = sum(part.steps for part in plan.decoded)
+    must = weights * steps + column * sum(part.live for part in plan.decoded)
+    twice = tuple(2 * weights for _ in plan.decoded)
+    told = compile_report.decode(plan, [stand_in("generate", decode_bytes=twice)])
+    assert told["compiled"] == pytest.approx(2 * weights * steps / must)
+    told = compile_report.decode(plan, [stand_in("generate", error="too large")])
+    assert told["compiled"] is None and told["scheduled"] > 1
+    assert [part["compiled"] for part in told["parts"]] == [None] * len(told["parts"])
 
 
 def stand_in(name, **fields):

@@ -70,7 +70,8 @@ def test_every_program_of_a_v4_32(tmp_path):
     )
     assert "look_back" in kernels["generate"]
     # A decode step moves little more than it must: no copy of the cache, above all.
-    assert 1 < made["decode"]["compiled"] <= 1.3
+    # (Less, where weights of so few layers stay on the chip.)
+    assert 0.5 < made["decode"]["compiled"] <= 1.3
     # On one core, in 4 minutes.
     assert made["compiling"]["cpu_seconds"] < 240
     assert made["compiling"]["peak_gib"] < 6
@@ -122,7 +123,7 @@ def test_every_program_of_another_slice(tmp_path, name):
     assert "look_back" in next(
         row["kernels"] for row in made["programs"] if row["name"] == "generate"
     )
-    assert 1 < made["decode"]["compiled"] <= 1.3
+    assert 0.5 < made["decode"]["compiled"] <= 1.3
 
 
 @pytest.mark.soak
