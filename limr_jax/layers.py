@@ -6,6 +6,7 @@ G = H / K, C channels per head.
 
 import dataclasses
 import functools
+import itertools
 import math
 
 import jax
@@ -221,6 +222,29 @@ def _rotate(x_BTHC, turn):
     first, second = jnp.split(x_BTHC.astype(jnp.float32), 2, axis=-1)
     rotated = (first * cos - second * sin, second * cos + first * sin)
     return jnp.concatenate(rotated, axis=-1).astype(x_BTHC.dtype)
+
+
+def attend_back(q_BTHC, k_BKCT, v_BKTC, mask_BTT, config: ModelConfig):
+    """`attend` where nobody sees a later column: most of those are not even read.
+
+    In as many parts as pay on a CPU, forward and backward in ms: 4 rows of 320 columns
+    in one part 13.7, two 11.7, four 11.7; 2 rows of 576 31.5, 18.7, three 15.8, four
+    14.5. Each is compiled.
+    """
+    T = q_BTHC.shape[1]
+    parts = max(1, min(T // 160, 4))
+    ends = [T * i // parts for i in range(parts + 1)]
+
+    def part(start, end):
+        return attend(
+            q_BTHC[:, start:end],
+            k_BKCT[..., :end],
+            v_BKTC[:, :, :end],
+            mask_BTT[:, start:end, :end],
+            config,
+        )
+
+    return jnp.concatenate([*itertools.starmap(part, itertools.pairwise(ends))], axis=1)
 
 
 def attend(q_BTHC, k_BKCS, v_BKSC, mask_BTS, config: ModelConfig):

@@ -31,6 +31,7 @@ from limr_jax.layers import (
     RMSNorm,
     Rope,
     attend,
+    attend_back,
     rotation,
     seen_mask,
 )
@@ -129,7 +130,8 @@ def forward(
     With `segment_BT` a row holds several texts, each with positions from 0, and a
     token sees its own segment only. With `branch_BT` a text goes on in several ways: of
     its segment a token sees branch 0 and its own, each going on from 0's positions.
-    What belongs together lies in one piece, branch 0 first, in the order of positions.
+    What belongs together lies in one piece, branch 0 first, in the order of positions:
+    nobody sees a later column.
     `remat` keeps only each layer's input for the backward pass.
     """
     x_BTD = _embed(params, tokens_BT, config, dtype)
@@ -201,7 +203,7 @@ def _looks(position_BT, segment_BT, branch_BT, config: ModelConfig):
         mask_BTS = seen_mask(position_BT, position_BT, window)
         if same_BTS is not None:
             mask_BTS &= same_BTS
-        return lambda *qkv: attend(*qkv, mask_BTS, config)
+        return lambda *qkv: attend_back(*qkv, mask_BTS, config)
 
     return {kind: look(kind) for kind in dict.fromkeys(config.pattern)}
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tiny_policy import QUICK
 
 from limr_jax import cache as cache_lib
 from limr_jax import chunks, layers, model
@@ -52,11 +53,6 @@ EVERYTHING = ModelConfig(
     attention_softcap=5.0,
     logit_softcap=3.0,
 )
-
-
-# The compiler's time is most of a test's; test_check_weights.py has golden
-# outputs, fully optimised.
-QUICK = {"xla_backend_optimization_level": 0}
 
 
 def jit(f, *static):
@@ -424,3 +420,27 @@ def test_sharded_decode_is_one_device(shape):
         return before_BLD, last_BD, cache.blocks[1]["1"][0]
 
     check_sharded(EVERYTHING, random_params(EVERYTHING), make_mesh(*shape), run)
+
+
+def test_queries_in_parts_are_all_queries_at_once():
+    """640 columns are four parts: outputs and gradients, and of a row that begins late."""
+    random = np.random.default_rng(0)
+    B, S, H, K, C = 2, 640, 4, 2, 8
+    q, k, v = (
+        random.standard_normal(shape).astype(np.float32)
+        for shape in ((B, S, H, C), (B, K, C, S), (B, K, S, C))
+    )
+    position_BT = np.arange(S) - np.array([[0], [100]])
+    mask_BTT = layers.seen_mask(position_BT, position_BT, None)
+    weight = random.standard_normal((B, S, H, C)) * (position_BT >= 0)[..., None, None]
+
+    def loss(qkv, attend):
+        out = attend(*qkv, mask_BTT, EVERYTHING)
+        return jnp.sum(weight * out), jnp.where(
+            position_BT[..., None, None] < 0, 0, out
+        )
+
+    found = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+    whole, parts = (found((q, k, v), f) for f in (layers.attend, layers.attend_back))
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5)
