@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding
 
 import limr_jax
 from limr_jax import checkpoint, data, math_extract, past_run, programs, rollout, text
+from limr_jax.compiling import jit
 from limr_jax.datasets import facts, prepared
 from limr_jax.errors import InputError
 from limr_jax.host_grader import HostGrader
@@ -239,7 +240,7 @@ def _papers(config, wanted, mesh, tokenizer):
     if config.reward == "token":
         phrase = answer_phrase(config, tokenizer)
         rows = NamedSharding(mesh, BATCH)
-        verify = jax.jit(partial(programs.verify, phrase=phrase), out_shardings=rows)
+        verify = jit(mesh, partial(programs.verify, phrase=phrase), out_shardings=rows)
         grader, close = (lambda problems: verify), (lambda: None)
     else:
         graded = make_host_reward(config)

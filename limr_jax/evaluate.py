@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from limr_jax import data, hosts, programs, rollout, stop
+from limr_jax.compiling import jit
 from limr_jax.randomness import stream_key
 from limr_jax.sharding import BATCH, REPLICATED
 
@@ -121,7 +122,7 @@ def program(mesh, *, count: int, k: int, generation: dict) -> tuple[Callable, in
         )
         return drawn, written
 
-    return jax.jit(answer, out_shardings=NamedSharding(mesh, BATCH)), chunk
+    return jit(mesh, answer, out_shardings=NamedSharding(mesh, BATCH)), chunk
 
 
 def make(

@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from limr_jax import architectures, model, text, weights
+from limr_jax.compiling import jit
 from limr_jax.errors import InputError
 from limr_jax.sharding import BATCH, make_mesh, param_shardings
 
@@ -74,9 +75,8 @@ class Judge:
         self._directory, self._dtype = directory, dtype
         self._max_length = max_length
         self._rows = -(-rows // len(devices)) * len(devices)
-        self._ask = jax.jit(
-            functools.partial(prefers, yes=yes, no=no, config=self._config, dtype=dtype)
-        )
+        asked = {"yes": yes, "no": no, "config": self._config, "dtype": dtype}
+        self._ask = jit(self._mesh, functools.partial(prefers, **asked))
 
     @functools.cached_property
     def _params(self):

@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding
 
 from limr_jax import data, evaluate, thoughts
 from limr_jax.algorithms import jepo
+from limr_jax.compiling import jit
 from limr_jax.programs import Drawn
 from limr_jax.rollout import Rollout
 from limr_jax.sharding import REPLICATED
@@ -55,7 +56,8 @@ def make(
         generation=generation,
         grade=None,
     )
-    score = jax.jit(
+    score = jit(
+        mesh,
         partial(
             _score,
             make=partial(thoughts.make, phrase=phrase, eos_id=eos_id),

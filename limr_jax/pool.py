@@ -26,7 +26,8 @@ class Pool:
 
 
 def lasting(drawn, written, graded):
-    """All but what is told by round: parts of the reward, how busy the slots were."""
+    """All but what is of a round: what was expected, parts of rewards, the slots."""
+    drawn = dataclasses.replace(drawn, expected_P=None)
     written = dataclasses.replace(written, slot_steps_D=None)
     return drawn, written, dataclasses.replace(graded, parts={})
 

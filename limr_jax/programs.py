@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding
 from limr_jax import (
     critic,
     data,
+    expected,
     learner,
     logprob,
     model,
@@ -28,6 +29,7 @@ from limr_jax import (
     token_reward,
 )
 from limr_jax.algorithms import jepo
+from limr_jax.compiling import jit
 from limr_jax.prompt_sampler import PromptSampler
 from limr_jax.randomness import stream_key
 from limr_jax.sharding import BATCH, REPLICATED, param_shardings
@@ -44,6 +46,7 @@ class State:
     critic: learner.TrainState | None  # likewise; None: the algorithm has none
     kl_coefficient: jax.Array  # fp32; of this step's KL to the reference
     sampler: Any  # the prompt sampler's state
+    length_N: jax.Array  # fp32: mean tokens of each problem's last answers; 0: none yet
     # Groups that wait for the next step; None: the sampler keeps whatever it draws.
     surplus: pool.Pool | None = None
 
@@ -58,6 +61,7 @@ class Drawn:
     position_PL: jax.Array  # int32, -1 = padding
     answer_PA: jax.Array  # int32, right-padded reference answers
     answer_length_P: jax.Array  # int32
+    expected_P: jax.Array | None = None  # fp32: `State.length_N` of each
 
 
 @jax.tree_util.register_dataclass
@@ -131,7 +135,7 @@ def verify(written: rollout.Rollout, drawn: Drawn, *, phrase, known=True) -> Gra
 
 def _verifier(at: NamedSharding, **given) -> Callable:
     """`verify`, jitted."""
-    return jax.jit(partial(verify, **given), out_shardings=at)
+    return jit(at.mesh, partial(verify, **given), out_shardings=at)
 
 
 def _writing(*, sampler: PromptSampler, generation: dict, calls: int) -> dict:
@@ -141,7 +145,9 @@ def _writing(*, sampler: PromptSampler, generation: dict, calls: int) -> dict:
     def draw(state, prompts, seed):
         key = stream_key(seed, "sampler", state.step)
         sampler_state, ids_P = sampler.sample(state.sampler, key)
-        return sampler_state, pick(prompts, ids_P)
+        drawn = pick(prompts, ids_P)
+        expected_P = state.length_N[ids_P]
+        return sampler_state, dataclasses.replace(drawn, expected_P=expected_P)
 
     def split(drawn):
         pieces = jax.tree.map(lambda x: jnp.split(x, calls), drawn)
@@ -152,7 +158,9 @@ def _writing(*, sampler: PromptSampler, generation: dict, calls: int) -> dict:
     def generate(params, step, drawn, sampling, seed):
         key = stream_key(seed, "rollout", step)
         asked = drawn.prompt_PL, drawn.position_PL, drawn.ids_P
-        return rollout.generate(params, *asked, key, sampling, **generation)
+        return rollout.generate(
+            params, *asked, key, sampling, drawn.expected_P, **generation
+        )
 
     def join(parts):
         slot_steps_D = sum(part.slot_steps_D for part in parts)
@@ -201,7 +209,11 @@ def _scoring(learning: learner.Learning) -> dict:
 
 
 def _learning(
-    *, sampler: PromptSampler, learning: learner.Learning, surplus: Callable
+    *,
+    sampler: PromptSampler,
+    problems: int,
+    learning: learner.Learning,
+    surplus: Callable,
 ) -> dict:
     """How the answers are learned from, by name; not jitted yet.
 
@@ -215,6 +227,7 @@ def _learning(
             critic=learning.critic(params),
             kl_coefficient=jnp.float32(learning.kl_coefficient),
             sampler=sampler.init(),
+            length_N=jnp.zeros(problems, jnp.float32),
             surplus=surplus(),
         )
 
@@ -232,8 +245,9 @@ def _learning(
         sampler_state = sampler.update(
             sampler_state, drawn.ids_P, graded.correct_PG, graded.valid_PG
         )
-        state = State(state.step + 1, *states, kl_coefficient, sampler_state, surplus)
-        return state, metrics
+        length_N = expected.remember(state.length_N, drawn.ids_P, written.mask_BT)
+        known = kl_coefficient, sampler_state, length_N
+        return State(state.step + 1, *states, *known, surplus), metrics
 
     return {f.__name__: f for f in (init, update)}
 
@@ -256,9 +270,8 @@ def _collector(sampler: PromptSampler, max_age: int, at) -> Callable | None:
     """`pool.collect`, jitted; None where the sampler keeps whatever it draws."""
     if not sampler.keep:
         return None
-    return jax.jit(
-        partial(pool.collect, keep=sampler.keep, max_age=max_age), out_shardings=at
-    )
+    collect = partial(pool.collect, keep=sampler.keep, max_age=max_age)
+    return jit(at[-1].mesh, collect, out_shardings=at)
 
 
 def _placed(mesh, shapes: State, pooled: pool.Pool) -> State:
@@ -270,6 +283,7 @@ def _placed(mesh, shapes: State, pooled: pool.Pool) -> State:
         critic=param_shardings(mesh, shapes.critic),
         kl_coefficient=whole,
         sampler=jax.tree.map(lambda _: whole, shapes.sampler),
+        length_N=whole,
         surplus=shapes.surplus and jax.tree.broadcast(pooled, shapes.surplus),
     )
     return jax.tree.map(
@@ -284,6 +298,7 @@ def build(
     params,
     *,
     sampler: PromptSampler,
+    problems: int,
     prompts: data.Prompts,
     max_age: int,
     generation: dict,
@@ -295,6 +310,7 @@ def build(
 ) -> Programs:
     """The programs of one run on `mesh`; `params`, `prompts` are arrays or shapes.
 
+    problems: of the data set; `prompts` may have more rows.
     max_age: steps that a group may wait, where the sampler keeps only some.
     generation: what `rollout.generate` takes beside arrays; `calls`: how often a step
       it is called, for as many of the problems each time.
@@ -303,38 +319,37 @@ def build(
     compute = _writing(sampler=sampler, generation=generation, calls=calls)
     rounds = {"sampler": sampler, "prompts": prompts, "phrase": phrase}
     surplus = partial(_nothing_waits, compute["generate"], params=params, **rounds)
-    compute |= _learning(sampler=sampler, learning=learning, surplus=surplus)
+    compute |= _learning(
+        sampler=sampler, problems=problems, learning=learning, surplus=surplus
+    )
     compute |= _scoring(learning)
     rows = NamedSharding(mesh, BATCH)
     whole = NamedSharding(mesh, REPLICATED)
     examine = _verifier(rows, phrase=phrase, known=True)
-    by_prompt = Drawn(whole, rows, rows, rows, rows)
+    by_prompt = Drawn(whole, rows, rows, rows, rows, rows)
     pooled = pool.Pool((by_prompt, rows, rows), whole, whole)
     state = _placed(mesh, jax.eval_shape(compute["init"], params), pooled)
     shardings = jax.tree.map(lambda x: x.sharding, state)
 
-    def jitted(name, wanted, at=rows):
-        return jax.jit(compute[name], out_shardings=at) if wanted else None
+    def jitted(name, wanted=True, at=rows, **options):
+        if wanted:
+            return jit(mesh, compute[name], out_shardings=at, **options)
 
     return Programs(
-        init=jax.jit(compute["init"], out_shardings=shardings, donate_argnums=0),
-        draw=jax.jit(compute["draw"], out_shardings=(shardings.sampler, by_prompt)),
-        split=jitted("split", calls > 1, [by_prompt] * calls),
-        generate=jitted("generate", True),
+        init=jitted("init", at=shardings, donate_argnums=0),
+        draw=jitted("draw", at=(shardings.sampler, by_prompt)),
+        split=jitted("split", calls > 1, at=[by_prompt] * calls),
+        generate=jitted("generate"),
         join=jitted("join", calls > 1),
         join_grades=jitted("join_grades", calls > 1),
         verify=examine if with_reward else _verifier(rows, phrase=phrase, known=False),
         examine=examine,
-        observe=jax.jit(tally, out_shardings=whole),
+        observe=jit(mesh, tally, out_shardings=whole),
         collect=_collector(sampler, max_age, (pooled, pooled, whole)),
-        copy=jitted("copy", with_reference, shardings.train.params),
+        copy=jitted("copy", with_reference, at=shardings.train.params),
         reference=jitted("reference", with_reference),
         values=jitted("values", state.critic),
         thoughts=jitted("score_thoughts", learning.thoughts),
-        update=jax.jit(
-            compute["update"],
-            out_shardings=(shardings, whole),
-            donate_argnums=(0, 1, 2),
-        ),
+        update=jitted("update", at=(shardings, whole), donate_argnums=(0, 1, 2)),
         state=state,
     )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from limr_jax import cache as kv
 from limr_jax import model, randomness
 from limr_jax.chunks import join_rows, row_parts, split_rows
+from limr_jax.expected import longest_first
 from limr_jax.seats import Queue, State, Table
 from limr_jax.sharding import ROWS, constrain_params, row_shards
 from limr_jax.slots import drive, seated
@@ -177,6 +178,7 @@ def generate(
     problem_P: jax.Array,
     key: jax.Array,
     sampling: Sampling,
+    expected_P: jax.Array | None = None,
     *,
     config: model.ModelConfig,
     group: int,
@@ -191,26 +193,25 @@ def generate(
 
     `problem_P` are the problems' indices in the data set: with `key` (of stream and
     step) and the sample number they are all that the drawn tokens depend on.
+    `expected_P`: tokens that answers should have, of 0 nothing is known.
 
     Raises:
       ValueError: `slots` does not divide over the devices that share the rows.
     """
     (P, L), devices = prompt_PL.shape, row_shards(len(prompt_PL))
-    if slots < 1 or slots % devices:
-        raise ValueError(f"slots={slots} for {devices} devices")
     # Decode reads the smaller copy, gathered once: not layer by layer at each token.
     params = constrain_params(model.compute_params(params, dtype), gathered=("fsdp",))
+    given = prompt_PL, position_PL, problem_P
+    (*prompts, problem_P), back = longest_first(expected_P, given)
     sample_B = jnp.tile(jnp.arange(group), P)
     key_B = randomness.rollout_keys(key, jnp.repeat(problem_P, group), sample_B)
     how = {"config": config, "dtype": dtype}
     ends = partial(_ends, stop_ids=stop_ids, response_length=response_length)
-    first, prompts = _first_tokens(
-        params, prompt_PL, position_PL, key_B, sampling, **how
-    )
+    first, cache = _first_tokens(params, *prompts, key_B, sampling, **how)
     token_B = first["response_BT"]
     table = Table(
-        prompts=prompts,
-        queue=Queue.of(token_B, ends(token_B, 0), key_B, position_PL),
+        prompts=cache,
+        queue=Queue.of(token_B, ends(token_B, 0), key_B, prompts[1]),
         config=config,
         length=L,
         columns=L + response_length,
@@ -219,15 +220,16 @@ def generate(
     params = model.unstack(params, config)
     step = partial(_step, params, sampling, table, ends, jax.random.key_impl(key), how)
     out = _first_column(first, response_length, pad_id)
-    start = table.seated(seated(slots // devices, P * group, devices), out)
+    start = table.seated(seated(slots, P * group, devices), out)
     state, held = drive(start, step, table, shrinks)
-    stopped_BT = _stops(state.out["response_BT"], stop_ids) & state.out["mask_BT"]
+    out = back(state.out)
+    stopped_BT = _stops(out["response_BT"], stop_ids) & out["mask_BT"]
     return Rollout(
         prompt_PL=prompt_PL,
         position_PL=position_PL,
         truncated_B=~jnp.any(stopped_BT, axis=1),
         slot_steps_D=jnp.full(devices, held),
-        **state.out,
+        **out,
     )
 
 

@@ -145,6 +145,7 @@ def make_programs(
             prompts=config.prompts_per_step,
             seed=config.seed,
         ),
+        problems=len(problems),
         learning=_learning(config, model_config, dtype, words.phrase, words.eos_id),
         prompts=prompts,
         max_age=config.sampler.dynamic.max_age,

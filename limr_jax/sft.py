@@ -27,6 +27,7 @@ from limr_jax import (
     weights,
 )
 from limr_jax.check import check_fine_tuning, check_rows
+from limr_jax.compiling import jit
 from limr_jax.errors import InputError
 from limr_jax.policy import (
     compute_dtype,
@@ -184,8 +185,8 @@ def build(mesh, params, *, optimizer, micro_batch_rows: int, model_options: dict
         shapes,
         shardings,
     )
-    jitted = jax.jit(update, out_shardings=(shardings, whole), donate_argnums=0)
-    return jax.jit(init, out_shardings=shardings), jitted, shapes
+    jitted = jit(mesh, update, out_shardings=(shardings, whole), donate_argnums=0)
+    return jit(mesh, init, out_shardings=shardings), jitted, shapes
 
 
 def checked_mesh(config, workdir):

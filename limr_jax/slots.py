@@ -44,8 +44,14 @@ def sizes(slots: int, longest: int, shrinks: int = LOOPS - 1) -> tuple[int, ...]
 
 
 def seated(slots: int, rollouts: int, devices: int) -> Slots:
-    """The first rollouts of each device in its slots, at most all that it has."""
-    slots = min(slots, rollouts // devices)
+    """The first rollouts of each device in its share of the slots, at most all of them.
+
+    Raises:
+      ValueError: the slots do not divide over the devices.
+    """
+    if slots < 1 or slots % devices:
+        raise ValueError(f"slots={slots} for {devices} devices")
+    slots = min(slots, rollouts) // devices
     return Slots(
         row_S=jnp.tile(jnp.arange(slots, dtype=jnp.int32), devices),
         live_S=jnp.ones(slots * devices, bool),

@@ -10,6 +10,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import pytest
 
+from limr_jax import compiling
+
 # A shell starts a job in the background with SIGINT ignored, and what tests start would
 # inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -34,6 +36,9 @@ def shared() -> pathlib.Path:
 def quick_compiler():
     """For tests of which the compiler's time is the most."""
     before = jax.config.read("jax_disable_most_optimizations")
+    options = dict(compiling.CPU)
     jax.config.update("jax_disable_most_optimizations", True)
+    compiling.CPU["xla_backend_optimization_level"] = 0
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+    compiling.CPU.update(options)

@@ -423,7 +423,7 @@ def test_sharded_decode_is_one_device(shape):
 
 
 def test_queries_in_parts_are_all_queries_at_once():
-    """640 columns are four parts: outputs and gradients, and of a row that begins late."""
+    """640 columns are four parts: outputs and gradients, one row beginning late."""
     random = np.random.default_rng(0)
     B, S, H, K, C = 2, 640, 4, 2, 8
     q, k, v = (

@@ -1,6 +1,5 @@
 """The papers' recipes: each is whole, once it is given a model and its data."""
 
-import jax
 import pytest
 from tiny_run import FIELDS, MODEL, ROOT, set_up, write_problems
 
@@ -30,19 +29,9 @@ def test_a_recipe_is_set_up(problems, name):
     assert ("loaded" in told) == (config.kl.coefficient > 0)
     rows = config.prompts_per_step * config.group_size
     length = config.rollout.max_response_length
-    drawn, written = jax.eval_shape(
-        lambda state, prompts: (
-            made.programs.draw(state, prompts, 0)[1],
-            made.programs.generate(
-                state.train.params,
-                0,
-                made.programs.draw(state, prompts, 0)[1],
-                made.sampling,
-                0,
-            ),
-        ),
-        made.programs.state,
-        run.data.put(made.train_set, made.mesh),
-    )
+    state, prompts = made.programs.state, run.data.put(made.train_set, made.mesh)
+    _, drawn = made.programs.draw.eval_shape(state, prompts, 0)
+    asked = state.train.params, 0, drawn, made.sampling, 0
+    written = made.programs.generate.eval_shape(*asked)
     assert written.response_BT.shape == (rows, length)
     assert drawn.ids_P.shape == (config.prompts_per_step,)

@@ -195,7 +195,7 @@ def test_prompt_padding_changes_nothing():
     np.testing.assert_array_equal(position_BS[:, 3:], written.sequences()[1])
 
 
-def generate_on_mesh(shape, **changes):
+def generate_on_mesh(shape, expected_P=None, **changes):
     """As the loop runs it: rows and parameters over 8 devices, under its mesh."""
     mesh = make_mesh(*shape)
     params = random_params(QWEN)
@@ -214,6 +214,7 @@ def generate_on_mesh(shape, **changes):
             jax.device_put(np.arange(PROMPTS, dtype=np.int32), rows),
             key_of(),
             sampling(),
+            expected_P if expected_P is None else jax.device_put(expected_P, rows),
             config=QWEN,
             **{**SHAPE, **changes},
         )

@@ -69,7 +69,7 @@ def simulated(length_DB, size: int, rows: int, longest: int):
         return dataclasses.replace(state, slots=seats, t_S=t)
 
     start = Lengths(
-        slots.seated(size, rows * devices, devices),
+        slots.seated(size * devices, rows * devices, devices),
         jnp.zeros(size * devices, jnp.int32),
         jnp.zeros((devices, rows), jnp.int32),
         jnp.int32(0),

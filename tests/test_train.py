@@ -100,6 +100,21 @@ def test_rollouts_log_probabilities_are_the_learners(whole):
         assert row["drift"] <= row["drift_max"] < 1e-5
 
 
+def test_the_length_of_each_problems_last_answers_is_kept(whole, made):
+    """As the dump has them; so later answers begin in their order."""
+    length = {}
+    for row in told(whole)["rollouts"]:
+        length.setdefault(row["id"], {}).setdefault(row["step"], []).append(
+            row["length"]
+        )
+    last = {id: np.mean(by_step[max(by_step)]) for id, by_step in length.items()}
+    assert any(len(by_step) > 1 for by_step in length.values())
+    with checkpoint.Checkpointer(whole, read_only=True) as saver:
+        state, _ = saver.restore(STEPS, made.programs.state)
+    want = [last.get(id, 0) for id in made.train_set.problems.ids]
+    np.testing.assert_allclose(state.length_N, want, rtol=1e-6)
+
+
 def test_the_share_drawn_is_by_the_weights_that_drew(whole):
     """An epoch ends with step 3, and weighs anew what had never been seen before."""
     rows = metrics.read_metrics(whole)

@@ -4,23 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from limr_jax import model, rollout
+from limr_jax import compiling, model, rollout
 from limr_jax.model import ModelConfig
 from limr_jax.rollout import Sampling
 
-
-def quick_options() -> dict:
-    """For programs that run a few times: the compiler's time is most of a test's."""
-    quick = {"xla_backend_optimization_level": 0}
-    quicker = quick | {"xla_cpu_use_fusion_emitters": False}  # a third of the time
-    try:
-        jax.jit(lambda: 0, compiler_options=quicker)()
-    except jax.errors.JaxRuntimeError:  # a jaxlib that has no such option any more
-        return quick
-    return quicker
-
-
-QUICK = quick_options()
+# For programs that run a few times: the compiler's time is most of a test's.
+QUICK = compiling.known(
+    xla_backend_optimization_level=0, xla_cpu_use_fusion_emitters=False
+)
 QWEN = ModelConfig(
     vocab_size=40,
     width=16,
@@ -58,7 +49,7 @@ SHAPE = {
     "pad_id": 1,
     "dtype": jnp.float32,
 }
-PROMPTS, LENGTH = 8, 8  # P, L
+PROMPTS, LENGTH, GROUP = 8, 8, SHAPE["group"]  # P, L, G
 GENERATE = jax.jit(
     rollout.generate,
     static_argnames=("config", *SHAPE),
@@ -98,7 +89,15 @@ def key_of(seed=0, step=0):
     return jax.random.fold_in(jax.random.key(seed), step)
 
 
-def generate(problem_P=range(PROMPTS), L=LENGTH, *, config=QWEN, key=None, **changes):
+def generate(
+    problem_P=range(PROMPTS),
+    L=LENGTH,
+    *,
+    config=QWEN,
+    key=None,
+    expected_P=None,
+    **changes,
+):
     """A Rollout of these problems; `changes` of SHAPE compile anew, others do not."""
     drawn = sampling(**{k: changes.pop(k) for k in [*changes] if k not in SHAPE})
     return GENERATE(
@@ -107,6 +106,7 @@ def generate(problem_P=range(PROMPTS), L=LENGTH, *, config=QWEN, key=None, **cha
         np.array(problem_P, np.int32),
         key_of() if key is None else key,
         drawn,
+        expected_P,
         config=config,
         **{**SHAPE, **changes},
     )

@@ -1,0 +1,50 @@
+"""What the compiler is told, and only a CPU's is told it."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from limr_jax import compiling
+from limr_jax.sharding import make_mesh
+
+
+def test_options_that_this_compiler_has():
+    level = {"xla_backend_optimization_level": 1}
+    assert compiling.known(**level, xla_no_such_option=True) == level
+
+
+def told(platform, monkeypatch):
+    """The compiler's options of a program for a mesh of this platform."""
+    found = {}
+    monkeypatch.setattr(compiling, "known", lambda **options: options)
+    monkeypatch.setattr(
+        compiling.jax, "jit", lambda f, **options: found.update(options)
+    )
+    device = types.SimpleNamespace(platform=platform)
+    mesh = types.SimpleNamespace(devices=np.array([device]))
+    compiling.jit(mesh, lambda: 0, donate_argnums=0)
+    assert found.pop("donate_argnums") == 0
+    return found
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_an_accelerators_compiler_is_told_nothing(platform, monkeypatch):
+    assert told(platform, monkeypatch) == {}
+
+
+def test_a_cpus_compiler_is_told(monkeypatch):
+    assert told("cpu", monkeypatch) == {"compiler_options": compiling.CPU}
+    assert all(name.startswith("xla_") for name in compiling.CPU)
+
+
+def test_a_program_computes_what_it_does():
+    x = np.linspace(-3, 3, 64, dtype=np.float32).reshape(8, 8)
+
+    def f(x):
+        return jnp.tanh(x) @ jax.nn.softmax(x)
+
+    mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    np.testing.assert_allclose(compiling.jit(mesh, f)(x), f(x), rtol=0, atol=1e-6)
