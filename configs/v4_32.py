@@ -22,7 +22,7 @@ Meshes compared, by --config.mesh.fsdp, mesh.tensor and rollout.slots:
 On 4 x 4 with 256 slots generation reads 646 TB a chip and takes 25.3 GiB; with 512 it
 reads 471 TB and takes 28.0, as each reading of the weights serves twice the rows.
 
-The report took 384 s beside other work, 320 s of processor time and 5.7 GiB of memory.
+The report took 153 s, 296 s of processor time and 5.7 GiB of memory.
 Measured on a v4-32: nothing yet.
 """
 

@@ -17,9 +17,10 @@ Mesh, by --config.mesh.fsdp, mesh.tensor and rollout.slots:
 
     fsdp x tensor  slots  GiB a chip              a step  update  generate  the others
     4 x 2          1,024  75.38 (generate)      1,581 s   1,023       291         266
+    8 x 1          1,024  78.15 (generate)      1,639 s   1,023       350         266
 
-Other meshes were not compiled. With 512 slots and XLA's attention, which reads whole
-rings, this one's generation was bound to 618 s.
+On 4 x 2 with 512 slots and XLA's attention, which reads whole rings, generation was
+bound to 618 s.
 
 The report took 216 s beside other work, 319 s of processor time and 3.8 GiB of memory.
 Measured on a v5p-16: nothing yet.

@@ -292,8 +292,8 @@ def calls(
     written = call("generate", "step", made.generate, *args, **loops)
     alive += [written]
     graded = _graded(call, made, mesh, written, drawn, parts, judge)
-    call("observe", "step", made.observe, written, graded)
     new = (drawn, written, graded)
+    call("observe", "step", made.observe, state.length_N, *new)
     surplus, batch = _collected(call, made, state, sampler_state, *new)
     alive += [graded, surplus, batch]
     asked = (state, reference, batch, sampling, (micro_batches * minibatches,))

@@ -1,9 +1,9 @@
 """`jax.jit` for the programs of a run, with what a CPU's compiler is to be told.
 
-XLA:CPU's defaults compile a step of ../shared/bench in 26 s of processor time and hold
-1.8 GiB; with CPU they are 12 s and 1.0 GiB, and the programs are as quick: the time is
-in the matrix products, which a library computes. (At optimisation level 0 a step takes
-twice as long.)
+By XLA:CPU's defaults a step of ../shared/bench compiles in 26 s of processor time, and
+the process holds 1.8 GiB; with the options below in 12 s, and 1.0 GiB. The programs are
+as quick: most of their time is in matrix products, which a library computes. (At
+optimisation level 0 a step takes twice as long.)
 """
 
 import functools
@@ -21,7 +21,11 @@ CPU = {
 
 
 def jit(mesh: jax.sharding.Mesh, function: Callable, **options) -> Callable:
-    """`jax.jit(function, **options)`, for the devices of this mesh."""
+    """`jax.jit(function, **options)`, for the devices of this mesh.
+
+    For CPUs it must not be called within another jitted function or transformation: the
+    compiler is told once a program.
+    """
     if mesh.devices.flat[0].platform == "cpu":
         options["compiler_options"] = known(**CPU)
     return jax.jit(function, **options)
@@ -29,7 +33,7 @@ def jit(mesh: jax.sharding.Mesh, function: Callable, **options) -> Callable:
 
 @functools.cache
 def known(**options) -> dict:
-    """Those of a CPU compiler's options that this jaxlib's has."""
+    """Those of a CPU compiler's options that this jaxlib's has; it is tried."""
 
     def has(name) -> bool:
         try:

@@ -17,6 +17,8 @@ from flax import nnx
 from limr_jax.chunks import by_chunks, chunk_size
 from limr_jax.sharding import ROWS, constrain
 
+PART = 160  # columns of a part of `attend_back`, at least
+
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
@@ -229,10 +231,10 @@ def attend_back(q_BTHC, k_BKCT, v_BKTC, mask_BTT, config: ModelConfig):
 
     In as many parts as pay on a CPU, forward and backward in ms: 4 rows of 320 columns
     in one part 13.7, two 11.7, four 11.7; 2 rows of 576 31.5, 18.7, three 15.8, four
-    14.5. Each is compiled.
+    14.5. Each is compiled. Where a kernel of the backend's fits, this is not called.
     """
     T = q_BTHC.shape[1]
-    parts = max(1, min(T // 160, 4))
+    parts = max(1, min(T // PART, 4))
     ends = [T * i // parts for i in range(parts + 1)]
 
     def part(start, end):

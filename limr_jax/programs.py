@@ -61,7 +61,8 @@ class Drawn:
     position_PL: jax.Array  # int32, -1 = padding
     answer_PA: jax.Array  # int32, right-padded reference answers
     answer_length_P: jax.Array  # int32
-    expected_P: jax.Array | None = None  # fp32: `State.length_N` of each
+    # fp32: `State.length_N` of each; None: held out, or in a pool.
+    expected_P: jax.Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -89,7 +90,7 @@ class Programs(NamedTuple):
     join_grades: Callable | None  # (Graded of all calls) → Graded
     verify: Callable  # (Rollout, Drawn) → Graded
     examine: Callable  # likewise, of held-out problems, whatever training knows
-    observe: Callable  # (Rollout, Graded) → Tally
+    observe: Callable  # (length_N, Drawn, Rollout, Graded) → the next length_N, Tally
     # (Pool, sampler state, step, Drawn, Rollout, Graded) → batch, surplus, metrics
     collect: Callable | None
     copy: Callable | None  # (params) → reference params
@@ -131,6 +132,12 @@ def verify(written: rollout.Rollout, drawn: Drawn, *, phrase, known=True) -> Gra
         valid_PG=valid_B.reshape(-1, group),
         well_formed_PG=well_formed_B.reshape(-1, group),
     )
+
+
+def observe(length_N, drawn: Drawn, written: rollout.Rollout, graded: Graded):
+    """What a round's rollouts look like: `State.length_N` with them, and a Tally."""
+    length_N = expected.remember(length_N, drawn.ids_P, written.mask_BT)
+    return length_N, tally(written, graded)
 
 
 def _verifier(at: NamedSharding, **given) -> Callable:
@@ -245,8 +252,7 @@ def _learning(
         sampler_state = sampler.update(
             sampler_state, drawn.ids_P, graded.correct_PG, graded.valid_PG
         )
-        length_N = expected.remember(state.length_N, drawn.ids_P, written.mask_BT)
-        known = kl_coefficient, sampler_state, length_N
+        known = kl_coefficient, sampler_state, state.length_N
         return State(state.step + 1, *states, *known, surplus), metrics
 
     return {f.__name__: f for f in (init, update)}
@@ -332,8 +338,8 @@ def build(
     shardings = jax.tree.map(lambda x: x.sharding, state)
 
     def jitted(name, wanted=True, at=rows, **options):
-        if wanted:
-            return jit(mesh, compute[name], out_shardings=at, **options)
+        given = {"out_shardings": at, **options}
+        return jit(mesh, compute[name], **given) if wanted else None
 
     return Programs(
         init=jitted("init", at=shardings, donate_argnums=0),
@@ -344,7 +350,7 @@ def build(
         join_grades=jitted("join_grades", calls > 1),
         verify=examine if with_reward else _verifier(rows, phrase=phrase, known=False),
         examine=examine,
-        observe=jit(mesh, tally, out_shardings=whole),
+        observe=jit(mesh, observe, out_shardings=whole),
         collect=_collector(sampler, max_age, (pooled, pooled, whole)),
         copy=jitted("copy", with_reference, at=shardings.train.params),
         reference=jitted("reference", with_reference),

@@ -193,7 +193,7 @@ def generate(
 
     `problem_P` are the problems' indices in the data set: with `key` (of stream and
     step) and the sample number they are all that the drawn tokens depend on.
-    `expected_P`: tokens that answers should have, of 0 nothing is known.
+    `expected_P`: tokens that answers are expected to have, 0 where nobody knows.
 
     Raises:
       ValueError: `slots` does not divide over the devices that share the rows.

@@ -3,6 +3,7 @@
 import math
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from limr_jax.errors import InputError
@@ -59,7 +60,8 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
     """The mesh ("data", "fsdp", "tensor") over all devices; one axis may be -1.
 
     Raises:
-      InputError: the axes' product is not the number of devices.
+      InputError: the axes' product is not the number of devices, or they do not lie
+        along the slice's own.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = [data, fsdp, tensor]
@@ -76,9 +78,15 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
             f"mesh {written} does not make the {len(devices)} devices there are; "
             "change an axis, or set one to -1"
         )
-    return jax.make_mesh(
-        tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
-    )
+    types = (AxisType.Auto,) * len(AXES)
+    try:
+        return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
+    except NotImplementedError as error:  # of a TPU's torus
+        chips = " x ".join(map(str, np.max([x.coords for x in devices], axis=0) + 1))
+        raise InputError(
+            f"mesh {written} does not lie along the slice's {chips} chips: each of its "
+            "axes must be a product of some of those, or 1"
+        ) from error
 
 
 def param_shardings(mesh: Mesh, params):

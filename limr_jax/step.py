@@ -20,6 +20,7 @@ class Round(NamedTuple):
     drawn: Drawn
     written: Rollout
     graded: Graded
+    length_N: jax.Array  # `State.length_N` with it
     tally: Tally
     scored: dict  # `_score` of it, where it is the step's batch as it stands
 
@@ -48,8 +49,9 @@ def _one_round(run: Run, phases, state, reference, prompts) -> tuple[Any, Round]
         grades.append(phases.start("grade", run.grade, answers[-1], part))
     scored, grades = _wait(phases, scoring), phases.wait("grade", grades)
     graded = programs.join_grades(grades) if programs.join_grades else grades[0]
-    tally = phases("observe", programs.observe, written, graded)
-    return sampler_state, Round(drawn, written, graded, tally, scored)
+    seen = state.length_N, drawn, written, graded
+    length_N, tally = phases("observe", programs.observe, *seen)
+    return sampler_state, Round(drawn, written, graded, length_N, tally, scored)
 
 
 def _collected(run: Run, phases, state, reference, prompts):
@@ -60,7 +62,8 @@ def _collected(run: Run, phases, state, reference, prompts):
     collect, batch, rounds = run.programs.collect, state.surplus, []
     while True:
         sampler_state, new = _one_round(run, phases, state, reference, prompts)
-        state = dataclasses.replace(state, sampler=sampler_state)
+        known = {"sampler": sampler_state, "length_N": new.length_N}
+        state = dataclasses.replace(state, **known)
         rounds.append(new)
         if not collect:
             return sampler_state, None, new[:3], rounds, {}
@@ -85,6 +88,7 @@ def one_step(run: Run, phases, state, reference, prompts):
         value_BT=scored.get("values"),
         thoughts=_thoughts(run, phases, state, *batch),
     )
+    state = dataclasses.replace(state, length_N=rounds[-1].length_N)
     learned = state, sampler_state, surplus, *batch, scores, run.sampling
     with stop.update():
         state, numbers = phases("update", run.programs.update, *learned)

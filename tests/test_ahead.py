@@ -39,7 +39,7 @@ def test_a_step_compiles_nothing_that_was_compiled_ahead(
     with caplog.at_level(logging.WARNING):
         train(run, config, tmp_path / "ahead", ahead.compiling)
     finished = re.findall(r"Finished XLA compilation of jit\((\w+)\)", caplog.text)
-    for name in ("draw", "generate", "verify", "tally", "reference", "update"):
+    for name in ("draw", "generate", "verify", "observe", "reference", "update"):
         assert finished.count(name) == 1, name
     first, second = (
         row["compile_count"] for row in metrics.read_metrics(tmp_path / "ahead")

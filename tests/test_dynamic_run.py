@@ -118,6 +118,18 @@ def test_the_numbers_are_those_of_the_dump(whole):
         assert row["invalid_share"] == pytest.approx(1 - len(valid) / len(rows))
 
 
+def test_lengths_of_all_that_was_written_are_kept(whole, made):
+    """Of groups that were used, that wait, and that are neither."""
+    length = {}
+    for row in told(whole)["rollouts"]:
+        length.setdefault((row["id"], row["step"]), []).append(row["length"])
+    last = {id: np.mean(length[id, step]) for id, step in sorted(length)}
+    with checkpoint.Checkpointer(whole, read_only=True) as saver:
+        state, _ = saver.restore(STEPS, made.programs.state)
+    want = [last.get(id, 0) for id in made.train_set.problems.ids]
+    np.testing.assert_allclose(state.length_N, want, rtol=1e-6)
+
+
 def test_there_was_something_to_see(whole):
     rows = told(whole)["metrics"]
     assert len({row["dynamic/rounds"] for row in rows}) > 1

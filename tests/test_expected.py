@@ -59,6 +59,14 @@ def test_each_device_sorts_its_own():
     assert again_P.tolist() == list(range(8))
 
 
+def test_where_devices_do_not_divide_the_prompts():
+    """Then each has them all."""
+    with jax.set_mesh(make_mesh(2, 2, 1, devices=jax.devices()[:4])):
+        order = jax.jit(lambda x, y: expected.longest_first(x, y)[0])
+        found = order(np.float32([1, 2, 6, 3, 5, 4]), np.arange(6))
+    assert found.tolist() == [2, 4, 5, 3, 1, 0]
+
+
 def lengths(written) -> np.ndarray:
     """Mean tokens of the answers to each problem, fp32."""
     length_PG = np.asarray(written.mask_BT).sum(axis=1).reshape(PROMPTS, GROUP)

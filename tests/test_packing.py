@@ -9,7 +9,7 @@ import pytest
 import tiny_policy
 from tiny_policy import GEMMA, QUICK, QWEN
 
-from limr_jax import learner, logprob, model, objectives, packing
+from limr_jax import layers, learner, logprob, model, objectives, packing
 
 PACK = jax.jit(
     packing.pack,
@@ -131,21 +131,33 @@ def test_rows_for_several_full_responses_spare_prompts():
 
 
 @pytest.mark.parametrize(
-    ("config", "k"),
-    [(QWEN, 1), (GEMMA, 1), (GEMMA, 2)],
-    ids=["full", "sliding window", "sliding window, wide rows"],
+    ("config", "k", "part"),
+    [(QWEN, 1, 160), (GEMMA, 1, 160), (GEMMA, 2, 160), (QWEN, 1, 5), (GEMMA, 2, 8)],
+    ids=[
+        "full",
+        "sliding window",
+        "sliding window, wide rows",
+        "full, queries in parts",
+        "sliding window, wide rows, queries in parts",
+    ],
 )
-def test_log_probabilities_are_the_unpacked(config, k):
+def test_log_probabilities_are_the_unpacked(config, k, part, monkeypatch):
+    """In parts too: in a packed row nobody sees a later column."""
     written = tiny_policy.generate(config=config, temperature=0.7)
     params = tiny_policy.random_params(config)
     tokens_BS, position_BS = written.sequences()
     options = {"response_length": 12, "config": config, "dtype": jnp.float32}
-    packed_BT = jax.jit(
-        partial(
-            logprob.response_logprobs, micro_batch_rows=4, row_responses=k, **options
-        ),
-        compiler_options=QUICK,
-    )(params, tokens_BS, position_BS, 0.7, problem_B=written.problem_B)
+    with monkeypatch.context() as patch:
+        patch.setattr(layers, "PART", part)
+        packed_BT = jax.jit(
+            partial(
+                logprob.response_logprobs,
+                micro_batch_rows=4,
+                row_responses=k,
+                **options,
+            ),
+            compiler_options=QUICK,
+        )(params, tokens_BS, position_BS, 0.7, problem_B=written.problem_B)
     apart_BT, _ = jax.jit(
         partial(logprob.response_logprob, **options), compiler_options=QUICK
     )(params, tokens_BS, position_BS, None, 0.7)
