@@ -17,11 +17,9 @@ Mesh, by --config.mesh.fsdp, mesh.tensor and rollout.slots:
 
     fsdp x tensor  slots  GiB a chip              a step  update  generate  the others
     2 x 2            128  28.24 (generate)      1,750 s     791       760         199
+    4 x 1            128  29.68 (generate)      2,000 s     791     1,009         199
 
-4 x 1 was not compiled again: with XLA's attention, before the report counted as it does
-now, its step was bound to 2,146 s, and took 29.70 GiB.
-
-The report took 1162 s beside other work, 294 s of processor time and 4.8 GiB of memory.
+That of 4 x 1 took 159 s, 298 s of processor time and 4.5 GiB of memory.
 Measured on a v4-8: nothing yet.
 """
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -20,13 +20,12 @@ class Round(NamedTuple):
     drawn: Drawn
     written: Rollout
     graded: Graded
-    length_N: jax.Array  # `State.length_N` with it
     tally: Tally
     scored: dict  # `_score` of it, where it is the step's batch as it stands
 
 
-def _one_round(run: Run, phases, state, reference, prompts) -> tuple[Any, Round]:
-    """Sample, generate, grade: the sampler's state, and what came of it."""
+def _one_round(run: Run, phases, state, reference, prompts) -> tuple[dict, Round]:
+    """Sample, generate, grade: what the state has anew, and what came of it."""
     programs = run.programs
     sampler_state, drawn = phases("draw", programs.draw, state, prompts, run.seed)
     hosts.agree_on_step(run.fingerprint, state.step, drawn.ids_P)
@@ -51,33 +50,33 @@ def _one_round(run: Run, phases, state, reference, prompts) -> tuple[Any, Round]
     graded = programs.join_grades(grades) if programs.join_grades else grades[0]
     seen = state.length_N, drawn, written, graded
     length_N, tally = phases("observe", programs.observe, *seen)
-    return sampler_state, Round(drawn, written, graded, length_N, tally, scored)
+    anew = {"sampler": sampler_state, "length_N": length_N}
+    return anew, Round(drawn, written, graded, tally, scored)
 
 
 def _collected(run: Run, phases, state, reference, prompts):
     """Rounds until there is a whole batch of groups to learn from, or the bound is met.
 
-    Returns the sampler's state, what is over, the batch, all rounds, and metrics.
+    Returns what the state has anew, what is over, the batch, all rounds, and metrics.
     """
     collect, batch, rounds = run.programs.collect, state.surplus, []
     while True:
-        sampler_state, new = _one_round(run, phases, state, reference, prompts)
-        known = {"sampler": sampler_state, "length_N": new.length_N}
-        state = dataclasses.replace(state, **known)
+        anew, new = _one_round(run, phases, state, reference, prompts)
+        state = dataclasses.replace(state, **anew)
         rounds.append(new)
         if not collect:
-            return sampler_state, None, new[:3], rounds, {}
+            return anew, None, new[:3], rounds, {}
         batch, surplus, numbers = phases(
-            "collect", collect, batch, sampler_state, state.step, *new[:3]
+            "collect", collect, batch, state.sampler, state.step, *new[:3]
         )
         whole = jax.device_get(numbers["dynamic/used_groups"]) == len(batch.kept_P)
         if whole or len(rounds) == run.max_rounds:
-            return sampler_state, surplus, batch.groups, rounds, numbers
+            return anew, surplus, batch.groups, rounds, numbers
 
 
 def one_step(run: Run, phases, state, reference, prompts):
     """One step: sample, generate, grade, update; the sampler learns in the update."""
-    sampler_state, surplus, batch, rounds, collected = _collected(
+    anew, surplus, batch, rounds, collected = _collected(
         run, phases, state, reference, prompts
     )
     scored = rounds[-1].scored
@@ -88,8 +87,8 @@ def one_step(run: Run, phases, state, reference, prompts):
         value_BT=scored.get("values"),
         thoughts=_thoughts(run, phases, state, *batch),
     )
-    state = dataclasses.replace(state, length_N=rounds[-1].length_N)
-    learned = state, sampler_state, surplus, *batch, scores, run.sampling
+    state = dataclasses.replace(state, length_N=anew["length_N"])
+    learned = state, anew["sampler"], surplus, *batch, scores, run.sampling
     with stop.update():
         state, numbers = phases("update", run.programs.update, *learned)
     tallies = [each.tally for each in rounds]
