@@ -16,7 +16,7 @@ import importlib.util
 import os
 import sys
 
-from limr_jax.errors import choose
+from limr_jax.errors import InputError, choose
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +63,15 @@ def devices(slice_type: str):
     """The devices of a slice that is not there, for compiling (needs libtpu).
 
     To be called before anything else has asked for a TPU: the compiler reads the
-    environment once.
+    environment once. InputError without libtpu.
     """
     given = choose(SLICES, slice_type, "slice.type")
+    # Where JAX looks for it.
+    if not (os.environ.get("TPU_LIBRARY_PATH") or importlib.util.find_spec("libtpu")):
+        raise InputError(
+            f"slice.type={slice_type}: compiling for a TPU needs its compiler, libtpu, "
+            "which is not installed: pip install -e '.[tpu]'"
+        )
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # there is no chip to lock

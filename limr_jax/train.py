@@ -34,57 +34,88 @@ def train(run: Run, config, workdir: str, ahead=None) -> dict | None:
         saver = enter(checkpoint.Checkpointer(workdir, **config.checkpoint))
         enter(jax.set_mesh(run.mesh))
         enter(stop.listening())
-        state, reference, clock = _first_state(run, config, saver)
-        start = int(jax.device_get(state.step))
-        log = enter(metrics.Metrics(workdir, step=start))
-        dump = metrics.Dump(
-            workdir,
-            step=start,
-            max_bytes=config.dump.max_bytes,
-            rows_per_step=config.dump.rows_per_step or None,
-        )
-        prompts = data.put(run.train_set, run.mesh)
-        exam = _Exam(run, config, log)
+        training = _Training(run, config, workdir, saver)
+        start = training.step()
+        enter(training.log)
         advance = enter(metrics.progress("train", config.num_steps - start))
-
         try:
             stop.obey()
             hosts.agree("data and first step", run.identity | {"step": start})
             ready = None
             if ahead and start < config.num_steps:
-                ready = enter(ahead(run, config, prompts))
-            if start == 0:
-                exam.before(state.train.params)
-            exam.now_and_then(start, state.train.params)  # where a stop came before it
+                ready = enter(ahead(run, config, training.prompts))
+            training.begin()
             if ready:
                 ready()
             enter(jax.transfer_guard("disallow"))
             for step in range(start + 1, config.num_steps + 1):
-                phases = Phases()
-                state, rounds, numbers = one_step(
-                    run, phases, state, reference, prompts
-                )
-                numbers = phases.finish(*hosts.on_host(numbers))
-                if dump.keeps:
-                    dump.add(step, _rows(run, rounds))
-                del rounds  # the next step's rollouts take their memory
-                shown = log.step(step, numbers)
-                metrics.say(metrics.line(step, shown, num_steps=config.num_steps))
-                refuse_divergence(step, numbers, saver.latest)
-                if saver.due(step) or step == config.num_steps:
-                    saver.save(step, state, {"seconds": clock()})
-                exam.now_and_then(step, state.train.params)
+                training.advance(step)
                 advance()
-            exam.after(config.num_steps, state.train.params)
-            with stop.update():
-                saver.wait()  # a run whose last checkpoint is not whole is not finished
-                result = _result(config, workdir, state, exam) | {"seconds": clock()}
-                checkpoint.write_result(workdir, result)
-            return result
+            return training.end()
         except stop.Stopped:  # rollouts that wait for their update are dropped
-            step = int(jax.device_get(state.step))
-            saver.save(step, state, {"seconds": clock()})
+            training.save()
             return None
+
+
+class _Training:
+    """A run under way: the state after its last update, and what is kept of it."""
+
+    def __init__(self, run: Run, config, workdir, saver: checkpoint.Checkpointer):
+        self._run, self._config, self._workdir = run, config, workdir
+        self._saver = saver
+        self._state, self._reference, self._clock = _first_state(run, config, saver)
+        step = self.step()
+        self.log = metrics.Metrics(workdir, step=step)
+        self._dump = metrics.Dump(
+            workdir,
+            step=step,
+            max_bytes=config.dump.max_bytes,
+            rows_per_step=config.dump.rows_per_step or None,
+        )
+        self.prompts = data.put(run.train_set, run.mesh)
+        self._exam = _Exam(run, config, self.log)
+
+    def step(self) -> int:
+        """Updates so far."""
+        return int(jax.device_get(self._state.step))
+
+    def begin(self) -> None:
+        """The evaluations that come before the next step, where they are not done."""
+        step, params = self.step(), self._state.train.params
+        if step == 0:
+            self._exam.before(params)
+        self._exam.now_and_then(step, params)  # where a stop came before it
+
+    def advance(self, step: int) -> None:
+        """Step number `step`, and what is kept of it; a checkpoint where one is due."""
+        run, config, phases = self._run, self._config, Phases()
+        self._state, rounds, numbers = one_step(
+            run, phases, self._state, self._reference, self.prompts
+        )
+        numbers = phases.finish(*hosts.on_host(numbers))
+        if self._dump.keeps:
+            self._dump.add(step, _rows(run, rounds))
+        del rounds  # the next evaluation's rollouts take their memory
+        shown = self.log.step(step, numbers)
+        metrics.say(metrics.line(step, shown, num_steps=config.num_steps))
+        refuse_divergence(step, numbers, self._saver.latest)
+        if self._saver.due(step) or step == config.num_steps:
+            self.save()
+        self._exam.now_and_then(step, self._state.train.params)
+
+    def save(self) -> None:
+        """A checkpoint of the state after the last update."""
+        self._saver.save(self.step(), self._state, {"seconds": self._clock()})
+
+    def end(self) -> dict:
+        """The last evaluation; the run's result, which is written too."""
+        self._exam.after(self._config.num_steps, self._state.train.params)
+        with stop.update():
+            self._saver.wait()  # without a whole last checkpoint nothing is finished
+            result = _result(self._config, self._workdir, self._state, self._exam)
+            result |= {"seconds": self._clock()}
+            checkpoint.write_result(self._workdir, result)
+        return result
 
 
 def _name_left_out(run: Run, workdir) -> None:

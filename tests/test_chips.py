@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from tiny_run import ROOT
 
 from limr_jax import chips
 
@@ -51,6 +52,28 @@ def test_whoever_has_or_wants_an_accelerator_keeps_it(monkeypatch, there):
     )
     chips.spare_libtpu()
     assert os.environ["JAX_PLATFORMS"] == asked
+
+
+@pytest.mark.parametrize("config", ["v4_32", "v6e_16"])
+def test_a_report_without_libtpu_is_one_line(config, tmp_path):
+    """Before anything is loaded; nothing is written."""
+    hidden = "import sys; sys.modules['libtpu'] = None; sys.argv[0] = 'launch/tpu.py'"
+    run = "import runpy; runpy.run_path('launch/tpu.py', run_name='__main__')"
+    ended = subprocess.run(
+        [sys.executable, "-c", f"{hidden}; sys.path.insert(0, '.'); {run}"]
+        + ["--compile_only", "--config", f"configs/{config}.py"]
+        + ["--workdir", str(tmp_path / "run")],
+        cwd=ROOT,
+        # JAX sets it where libtpu is installed.
+        env={k: v for k, v in os.environ.items() if k != "TPU_LIBRARY_PATH"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert "pip install -e '.[tpu]'" in ended.stderr
+    assert ended.stderr.count("\n") == 1 and not ended.stdout
+    assert not (tmp_path / "run").exists()
 
 
 def test_every_slice_has_a_chip_and_its_number_of_chips():

@@ -140,7 +140,8 @@ def test_v4_32_at_its_full_size(tmp_path):
 def test_a_mesh_that_does_not_lie_along_the_chips():
     """v6e-16 is a torus of 4 x 4; a v4-32 of 2 x 2 x 4 has axes of 8 and of 2."""
     line = "data=1 x fsdp=8 x tensor=2 does not lie along the slice's 4 x 4 x 1 chips"
-    devices = chips.devices("v6e-16")
+    v6e = chips.devices("v6e-16")
     with pytest.raises(InputError, match=line):
-        make_mesh(1, 8, 2, devices=devices)
-    assert make_mesh(1, 4, 4, devices=devices).size == 16
+        make_mesh(1, 8, 2, devices=v6e)
+    assert make_mesh(1, 4, 4, devices=v6e).size == 16
+    assert make_mesh(1, 8, 2, devices=chips.devices("v4-32")).size == 16
