@@ -18,6 +18,7 @@ Mesh, by --config.mesh.fsdp, mesh.tensor and rollout.slots:
     fsdp x tensor  slots  GiB a chip              a step  update  generate  the others
     4 x 4            512  28.00 (generate)        728 s     337       299          92
     4 x 4            256  27.49 (update)          837 s     337       408          92
+    16 x 1           256  36.84 (generate): does not fit
 
 The report took 265 s, 508 s of processor time and 4.6 GiB of memory. A row of the 4 x 4
 chips, over which tensor goes, is on two hosts: hosts 0 and 2 grade all rollouts.

@@ -104,8 +104,9 @@ def _loss(layers: int):
 
 
 @pytest.mark.parametrize("backward", [False, True])
-def test_two_unrolled_layers_against_cost_analysis(backward):
+def test_two_unrolled_layers_against_cost_analysis(backward, monkeypatch):
     """FLOPs and bytes within 5 % of XLA's, which has no loop to miscount here."""
+    monkeypatch.setattr(jax.lax, "scan", partial(jax.lax.scan, unroll=True))
     loss, *shapes = _loss(2)
     traced = jax.jit(jax.grad(loss) if backward else loss).trace(*shapes)
     compiled = traced.lower().compile()
