@@ -220,7 +220,7 @@ def _writing(directory: epath.Path) -> Iterator[None]:
         cause = str(error).split(" [")[0]
         raise InputError(
             f"a checkpoint could not be written: {cause}; the one before it in "
-            f"{directory} stays: make room, then give the same command again"
+            f"{directory} stays: make room or mend it, then give the same command again"
         ) from error
 
 

@@ -286,26 +286,42 @@ def two(folder, *moment) -> list[tuple[int, str]]:
     return start(folder, commands, DEAD_SECONDS="15", **quick).wait()
 
 
-@pytest.mark.parametrize(
-    ("count", "name", "codes"),
-    [
-        (2, "SIGTERM", [0, 0]),
-        pytest.param(3, "SIGKILL", [1, -9], marks=pytest.mark.soak),
-    ],
-)
-def test_two_processes_stopped_and_gone_on(held, folder, tmp_path, count, name, codes):
-    """As on a slice: one bucket, no disk in common; the end is that of one process."""
-    said = two(folder, "generate", count, name)
-    assert [code for code, _ in said] == codes, said
-    said = two(folder)
-    assert [code for code, _ in said] == [0, 0], said
-    assert "going on after step" in said[0][1], said
+@pytest.fixture(scope="module")
+def alone(folder, tmp_path_factory, quick_compiler):
+    """(parts, config, workdir) of the run that one process makes on four devices."""
     given = {name.replace(".", "__"): value for name, value in FIELDS.items()}
+    workdir = tmp_path_factory.mktemp("alone")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         config = configure(folder / "train.jsonl", **given)
-        train(set_up(config, devices=4), config, tmp_path)
-    here, there = told(RUN), told(tmp_path)
+        made = set_up(config, devices=4)
+        train(made, config, workdir)
+    return made, config, workdir
+
+
+def assert_went_on(said, alone) -> None:
+    """Two processes ended the run, with one's rollouts, and numbers to 1e-5."""
+    assert [code for code, _ in said] == [0, 0], said
+    assert "going on after step" in said[0][1], said
+    here, there = told(RUN), told(alone[2])
     assert here["rollouts"] == there["rollouts"] and len(here["rollouts"]) == 24
     assert_same_numbers(here, there)
     assert max(row["gradient_norm"] for row in there["metrics"]) > 0
+
+
+def test_two_processes_go_on_in_a_bucket(held, folder, alone):
+    """As on a slice, where no disk is in common; from what one process began."""
+    made, config, _ = alone
+    with pytest.raises(KeyboardInterrupt):
+        train(stopping(made, 3), config, RUN)
+    assert_went_on(two(folder), alone)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("count", "name", "codes"), [(2, "SIGTERM", [0, 0]), (3, "SIGKILL", [1, -9])]
+)
+def test_two_processes_stopped_and_gone_on(held, folder, alone, count, name, codes):
+    said = two(folder, "generate", count, name)
+    assert [code for code, _ in said] == codes, said
+    assert_went_on(two(folder), alone)
