@@ -40,10 +40,12 @@ def main(argv: list[str]) -> int | None:
 
 
 def _run(config, options) -> None:
-    from limr_jax import ahead, metrics
+    from limr_jax import ahead, bucket, metrics
     from limr_jax.run import describe, set_up
     from limr_jax.train import train
 
+    if not options.dry_run:
+        bucket.check(options.workdir, writes=True)
     run = set_up(config)
     metrics.say(describe(run, config))
     if options.dry_run:

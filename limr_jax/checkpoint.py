@@ -25,7 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from limr_jax import files, hosts
+from limr_jax import bucket, files, hosts
 from limr_jax.config import differences, plain
 from limr_jax.errors import InputError
 
@@ -36,8 +36,9 @@ _RUN, _RESULT, _STEPS, _LOCK = "run.json", "result.json", "checkpoints", ".lock"
 _locks: dict[str, IO] = {}  # workdirs that this process writes: the open, locked file
 
 
-def workdir_path(workdir: str | epath.PathLike) -> epath.Path:
-    """The workdir as an absolute path (gs:// stays as it is)."""
+def workdir_path(workdir: str | epath.PathLike, writes: bool = False) -> epath.Path:
+    """The workdir as an absolute path; gs:// stays as it is, and is asked for."""
+    bucket.check(str(workdir), writes=writes)
     path = epath.Path(workdir)
     return path if "://" in str(workdir) else epath.Path(pathlib.Path(path).absolute())
 
@@ -69,7 +70,7 @@ class Checkpointer:
         if read_only and not directory.exists():
             raise InputError(f"{self.workdir} has no checkpoints; give a run's workdir")
         if not read_only and jax.process_index() == 0:
-            directory.mkdir(parents=True, exist_ok=True)
+            bucket.make_folder(directory)
         hosts.barrier("checkpoints: folder made")
         # A stop saves while the devices are busy with what nobody waits for. So they do
         # not cut up replicated arrays; nor do processes that are named wait by them.
@@ -215,11 +216,11 @@ def _writing(directory: epath.Path) -> Iterator[None]:
     """A full disk, or one that fails, is the user's to mend: one line."""
     try:
         yield
-    except (OSError, ValueError) as error:  # TensorStore's are ValueError.
+    except (*bucket.failures(), ValueError) as error:  # TensorStore's
         cause = str(error).split(" [")[0]
         raise InputError(
             f"a checkpoint could not be written: {cause}; the one before it in "
-            f"{directory} stays: make room, then give the same command again"
+            f"{directory} stays: make room or mend it, then give the same command again"
         ) from error
 
 
@@ -287,7 +288,7 @@ def claim(
     no locks): InputError, which names `flag`, and the workdir is as it was. Held until
     `release` or the process ends.
     """
-    path = workdir_path(workdir)
+    path = workdir_path(workdir, writes=True)
     identity = plain(identity)
     old = read_run(path, missing_ok=True)
     if old is None:

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from limr_jax import bucket
 from limr_jax.errors import InputError
 
 
@@ -15,20 +16,24 @@ def replacing(path) -> Iterator[Any]:
     """Yields a path beside this one; it takes its place when the block has ended well.
 
     So a reader, or a kill, finds the old file or the new one. path: pathlib's, or
-    epath's for gs://. InputError: the disk is full, say.
+    epath's for gs://, where an object is seen when it is whole, so that it is yielded
+    itself. InputError: the disk is full, say.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    name = f".{path.stem}.{os.getpid()}.tmp{path.suffix}"
+    temporary = path if "://" in str(path) else path.with_name(name)
     try:
         yield temporary
-        temporary.replace(path)
-    except OSError as error:
+        if temporary != path:
+            temporary.replace(path)
+    except bucket.failures() as error:
+        cause = getattr(error, "strerror", None) or error
         raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); check path, "
-            "rights and room"
+            f"{path}: cannot be written ({cause}); check path, rights and room"
         ) from error
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        if temporary != path:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def write_text(path, text: str) -> None:

@@ -31,7 +31,7 @@ import tqdm
 from etils import epath
 from tensorboardX.proto.summary_pb2 import Summary
 
-from limr_jax import files, hosts
+from limr_jax import bucket, files, hosts
 from limr_jax.mirror import Mirror
 
 METRICS, EVALS = "metrics.jsonl", "evals.jsonl"
@@ -149,6 +149,7 @@ class Metrics:
 
 def read_metrics(workdir, name: str = METRICS) -> Iterator[dict[str, Any]]:
     """The lines of metrics.jsonl (or EVALS) as dicts; a torn last line is left out."""
+    bucket.check(str(workdir))
     path = epath.Path(workdir) / name
     if path.exists():
         for _, row in _whole_lines(path):
@@ -309,6 +310,7 @@ def read_dump(
 
     A member that is torn, in a run that was killed or goes on, ends its segment.
     """
+    bucket.check(str(workdir))
     for segment in _segments(epath.Path(workdir) / "rollouts"):
         for rows, _ in _members(segment):
             if steps is None or rows[0]["step"] in steps:

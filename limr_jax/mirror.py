@@ -9,12 +9,16 @@ import tempfile
 
 from etils import epath
 
+from limr_jax import bucket
+from limr_jax.errors import InputError
+
 
 class Mirror:
     """`folder` is where to write; it is `workdir` itself where that is local.
 
     patterns: the files that are followed, as in glob. Fetched at once, where the remote
     folder has some; `push` copies what has changed since, and removes what is gone.
+    InputError where that cannot be done.
     """
 
     def __init__(self, workdir, *patterns: str):
@@ -42,11 +46,17 @@ class Mirror:
         if self._remote is None:
             return
         now = self._stamps()
-        for name in now:
-            if now[name] != self._pushed.get(name):
-                path = self._remote / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes((self.folder / name).read_bytes())
-        for name in self._pushed.keys() - now.keys():
-            (self._remote / name).unlink(missing_ok=True)
+        try:
+            for name in now:
+                if now[name] != self._pushed.get(name):
+                    path = self._remote / name
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes((self.folder / name).read_bytes())
+            for name in self._pushed.keys() - now.keys():
+                (self._remote / name).unlink(missing_ok=True)
+        except bucket.failures() as error:
+            raise InputError(
+                f"{self._remote} could not be written ({error}); the last checkpoint "
+                "stands: mend it, then give the same command again"
+            ) from error
         self._pushed = now

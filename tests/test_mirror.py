@@ -1,4 +1,7 @@
-"""A workdir on gs://: a folder of this disk behind the remote paths, but no network."""
+"""A workdir on gs://: a folder of this disk behind the remote paths, but no network.
+
+With a bucket, and the arrays in it: test_gs.py.
+"""
 
 import contextlib
 import json
@@ -11,6 +14,7 @@ from fsspec.implementations.dirfs import DirFileSystem
 from tiny_run import ROOT
 
 from limr_jax import aot, checkpoint, compile_report, compiled, metrics
+from limr_jax import bucket as bucket_lib
 from limr_jax.errors import InputError
 from limr_jax.mirror import Mirror
 
@@ -29,6 +33,7 @@ def bucket(tmp_path, monkeypatch):
     """The folder that is gs://."""
     files = Bucket(str(tmp_path / "gs"), fsspec.filesystem("file", auto_mkdir=True))
     monkeypatch.setattr(backend._FileSystemSpecBackend, "fs", lambda self, path: files)
+    monkeypatch.setattr(bucket_lib, "check", lambda folder, writes=False: None)
     (tmp_path / "gs/bucket/run").mkdir(parents=True)
     return tmp_path / "gs/bucket/run"
 
