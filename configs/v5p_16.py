@@ -17,6 +17,7 @@ Mesh, by --config.mesh.fsdp, mesh.tensor and rollout.slots:
 
     fsdp x tensor  slots  GiB a chip              a step  update  generate  the others
     4 x 2          1,024  75.38 (generate)      1,581 s   1,023       291         266
+    4 x 2          1,536  91.11 (generate)      1,592 s   1,023       303         266
     8 x 1          1,024  78.15 (generate)      1,639 s   1,023       350         266
 
 On 4 x 2 with 512 slots and XLA's attention, which reads whole rings, generation was
