@@ -44,8 +44,7 @@ def _run(config, options) -> None:
     from limr_jax.run import describe, set_up
     from limr_jax.train import train
 
-    if not options.dry_run:
-        bucket.check(options.workdir, writes=True)
+    bucket.check(options.workdir, () if options.dry_run else bucket.WRITE)
     run = set_up(config)
     metrics.say(describe(run, config))
     if options.dry_run:
@@ -62,7 +61,9 @@ def compile_only(config, workdir: str) -> int:
     """The compile report; 1 if a program does not fit."""
     os.environ["JAX_PLATFORMS"] = "cpu"  # before jax: compiling takes no chip
     from limr_jax import aot, checkpoint, compile_report, compiled, files, metrics
+    from limr_jax.bucket import WRITE
 
+    path = checkpoint.workdir_path(f"{workdir}.compile.json", WRITE)
     begun, plan = time.perf_counter(), aot.plan(config)
     programs = compiled.compile_all(
         plan,
@@ -75,10 +76,9 @@ def compile_only(config, workdir: str) -> int:
         "peak_gib": peak / 2**20,
     }
     made = compile_report.report(config, plan, programs, cost)
-    path = checkpoint.workdir_path(f"{workdir}.compile.json")
+    metrics.say(compile_report.text(made))
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(path, json.dumps(made, indent=1))
-    metrics.say(compile_report.text(made))
     metrics.say(f"the same lies in {path}")
     return 0 if made["fits"] else 1
 

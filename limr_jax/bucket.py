@@ -5,11 +5,11 @@ small files), TensorStore (the arrays), and Google's own, which Orbax asks about
 bucket. Each has its own words for what is amiss; here it is one line.
 """
 
-import functools
+import contextlib
 import logging
+import socket
 import sys
-import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from limr_jax.errors import InputError
 
@@ -17,38 +17,58 @@ from limr_jax.errors import InputError
 for _name in ("gcsfs", "google.auth"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
-_ROLES = "roles/storage.objectAdmin and roles/storage.legacyBucketReader"
-_SECONDS = 30.0  # that an answer may take
+# Rights on a bucket, as Google names them behind `storage.`.
+READ = ("objects.list", "objects.get")
+CHECKPOINTS = ("buckets.get", *READ)  # Orbax asks about the bucket
+WRITE = (*CHECKPOINTS, "objects.create", "objects.delete")
+_SECONDS = 30.0  # after which a question is not asked again
+
+_granted: dict[str, set[str]] = {}  # folder → rights on it that this process has
 
 
-@functools.cache
-def check(folder: str, *, writes: bool = False) -> None:
-    """InputError unless this process can read, or write, in a folder on gs://.
+def remote(path) -> bool:
+    """Whether this is no path of this machine."""
+    return "://" in str(path)
 
-    writes: an object is made there, empty, and removed again. A folder on this machine
-    is not looked at. Asked once; what goes wrong later, the work itself says.
+
+def check(folder, rights: Iterable[str] = READ) -> None:
+    """InputError unless this process has these rights on a folder on gs://.
+
+    For the right to write an object is made there, empty, and removed again. A folder
+    on this machine is not looked at. A right is asked for once; what goes wrong later,
+    the work itself says.
     """
-    folder = str(folder)
-    if "://" not in folder:
+    if not remote(folder):
         return
+    folder = str(folder).rstrip("/")
     name, _, prefix = folder.removeprefix("gs://").partition("/")
     if not folder.startswith("gs://") or not name:
         raise InputError(f"{folder} is neither a local folder nor gs://BUCKET/RUN")
     _ask_afresh(folder)
+    granted = _granted.setdefault(folder, set())
+    if missing := [right for right in rights if right not in granted]:
+        _ask(folder, name, prefix, missing)
+        granted.update(missing)
+
+
+def _ask(folder: str, name: str, prefix: str, rights: list[str]) -> None:
+    """InputError unless each of the rights is given."""
     from google.api_core import exceptions
     from google.auth.exceptions import GoogleAuthError
 
     denied = exceptions.Forbidden, exceptions.Unauthorized
     try:
-        client = _client()
-        for right, ask in _questions(client, name, prefix, writes):
+        questions = _questions(_client(), name, prefix)
+        for right in rights:
             try:
-                ask()
+                questions[right]()
             except denied as error:
                 raise InputError(
                     f"{folder}: the account that asks has no storage.{right} there "
-                    f"({_cause(error)}); give it {_ROLES} on gs://{name}"
+                    f"({_cause(error)}); give it {_roles(rights)} on gs://{name}"
                 ) from error
+    except InputError:
+        raise
     except exceptions.NotFound as error:
         raise InputError(
             f"{folder}: there is no bucket {name}; correct the name, or make it: "
@@ -63,6 +83,18 @@ def check(folder: str, *, writes: bool = False) -> None:
         raise InputError(
             f"{folder} cannot be reached ({_cause(error)}); check network and project"
         ) from error
+    except ValueError as error:
+        raise InputError(
+            f"{folder}: {name} is no bucket's name ({_cause(error)}); correct it"
+        ) from error
+
+
+def _roles(rights: list[str]) -> str:
+    writes = "objects.create" in rights
+    roles = "roles/storage.objectAdmin" if writes else "roles/storage.objectViewer"
+    if "buckets.get" in rights:
+        roles += " and roles/storage.legacyBucketReader"
+    return roles
 
 
 def _ask_afresh(folder: str) -> None:
@@ -90,23 +122,25 @@ def _client():
     return storage.Client()
 
 
-def _questions(client, name: str, prefix: str, writes: bool) -> Iterator[tuple]:
-    """(the right, a call that needs it) for each that a run, or a reader, asks for."""
+def _questions(client, name: str, prefix: str) -> dict[str, Callable]:
+    """Of each right a call that needs it; in the order of `WRITE`."""
     from google.cloud.storage.retry import DEFAULT_RETRY
 
     short = {"retry": DEFAULT_RETRY.with_timeout(_SECONDS), "timeout": _SECONDS}
     bucket, prefix = client.bucket(name), f"{prefix.strip('/')}/".lstrip("/")
-    yield "buckets.get", lambda: client.get_bucket(name, **short)
     listed = {"prefix": prefix, "max_results": 1}
-    yield "objects.list", lambda: [*bucket.list_blobs(**listed, **short)]
     known = bucket.blob(f"{prefix}run.json")
-    yield "objects.get", lambda: known.exists(**short)
-    if writes:
-        probe = bucket.blob(f"{prefix}.probe-{uuid.uuid4().hex}")
-        yield "objects.create", lambda: probe.upload_from_string(b"", **short)
-        # It may be gone: after an answer that was lost it is asked for again.
-        gone = {"on_error": lambda _: None}
-        yield "objects.delete", lambda: bucket.delete_blobs([probe], **gone, **short)
+    # One name a host: where it may not be removed, no second one comes beside it.
+    probe = bucket.blob(f"{prefix}.probe-{socket.gethostname()}")
+    # It may be gone: after an answer that was lost it is asked for again.
+    gone = {"on_error": lambda _: None}
+    return {
+        "buckets.get": lambda: client.get_bucket(name, **short),
+        "objects.list": lambda: [*bucket.list_blobs(**listed, **short)],
+        "objects.get": lambda: known.exists(**short),
+        "objects.create": lambda: probe.upload_from_string(b"", **short),
+        "objects.delete": lambda: bucket.delete_blobs([probe], **gone, **short),
+    }
 
 
 def _cause(error: BaseException) -> str:
@@ -119,15 +153,33 @@ def _cause(error: BaseException) -> str:
     return text.strip().partition("\n")[0].rstrip(".")
 
 
-def make_folder(path) -> None:
-    """The folder, which stays when all that is in it has gone.
+def make_folder(path, *, stays: bool = False) -> None:
+    """The folder is there; InputError where it cannot be.
 
-    On gs:// a folder is there while an object lies in it, and Orbax, which removes an
-    unfinished first checkpoint as it lists the others, would find none.
+    On gs:// a folder is there while an object lies in it. stays: one is put there that
+    nobody removes. (Orbax, which removes an unfinished first checkpoint as it lists the
+    others, would find no folder.)
     """
-    path.mkdir(parents=True, exist_ok=True)
-    if "://" in str(path):
-        (path / ".folder").write_bytes(b"")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if stays and remote(path):
+            (path / ".folder").write_bytes(b"")
+    except failures() as error:
+        raise InputError(
+            f"{path} cannot be made ({_cause(error)}); check path and rights"
+        ) from error
+
+
+@contextlib.contextmanager
+def reading(path) -> Iterator[None]:
+    """A failure within is one line, which names the path."""
+    try:
+        yield
+    except failures() as error:
+        raise InputError(
+            f"{path} cannot be read ({_cause(error)}); mend it, then give the same "
+            "command again"
+        ) from error
 
 
 def failures() -> tuple[type[BaseException], ...]:
@@ -135,9 +187,10 @@ def failures() -> tuple[type[BaseException], ...]:
     found = [OSError]
     if "gcsfs" in sys.modules:
         import aiohttp
-        from gcsfs.retry import HttpError
+        from gcsfs.retry import ChecksumError, HttpError, NonRetryableError
         from google.api_core.exceptions import GoogleAPIError
         from google.auth.exceptions import GoogleAuthError
 
-        found += [HttpError, aiohttp.ClientError, GoogleAPIError, GoogleAuthError]
+        found += [HttpError, ChecksumError, NonRetryableError]
+        found += [aiohttp.ClientError, GoogleAPIError, GoogleAuthError]
     return tuple(found)

@@ -36,11 +36,11 @@ _RUN, _RESULT, _STEPS, _LOCK = "run.json", "result.json", "checkpoints", ".lock"
 _locks: dict[str, IO] = {}  # workdirs that this process writes: the open, locked file
 
 
-def workdir_path(workdir: str | epath.PathLike, writes: bool = False) -> epath.Path:
+def workdir_path(workdir: str | epath.PathLike, rights=bucket.READ) -> epath.Path:
     """The workdir as an absolute path; gs:// stays as it is, and is asked for."""
-    bucket.check(str(workdir), writes=writes)
+    bucket.check(workdir, rights)
     path = epath.Path(workdir)
-    return path if "://" in str(workdir) else epath.Path(pathlib.Path(path).absolute())
+    return path if bucket.remote(path) else epath.Path(pathlib.Path(path).absolute())
 
 
 class Checkpointer:
@@ -64,13 +64,16 @@ class Checkpointer:
             raise InputError(
                 f"checkpoint.every={every}, checkpoint.keep={keep}: each at least 1"
             )
-        self.workdir = workdir_path(workdir)
+        rights = bucket.CHECKPOINTS if read_only else bucket.WRITE
+        self.workdir = workdir_path(workdir, rights)
         self.every, self.read_only = every, read_only
         directory = self.workdir / _STEPS
-        if read_only and not directory.exists():
+        with bucket.reading(directory):
+            there = directory.exists()
+        if read_only and not there:
             raise InputError(f"{self.workdir} has no checkpoints; give a run's workdir")
         if not read_only and jax.process_index() == 0:
-            bucket.make_folder(directory)
+            bucket.make_folder(directory, stays=True)
         hosts.barrier("checkpoints: folder made")
         # A stop saves while the devices are busy with what nobody waits for. So they do
         # not cut up replicated arrays; nor do processes that are named wait by them.
@@ -146,8 +149,9 @@ class Checkpointer:
     def latest(self) -> int | None:
         """The newest complete step, or None."""
         self.wait()
-        # From the disk: a save that failed has left Orbax's own list wrong.
-        return max(self._manager.all_steps(read=True), default=None)
+        with bucket.reading(self._manager.directory):
+            # From the disk: a save that failed has left Orbax's own list wrong.
+            return max(self._manager.all_steps(read=True), default=None)
 
     def restore(self, step: int, template: Any, *, partial: bool = False):
         """(state, meta) of a step: bit for bit, in the template's structure.
@@ -172,16 +176,13 @@ class Checkpointer:
             raise InputError(f"{path} is no checkpoint; the steps there are {steps}")
         _check_fits(path, dict(saved.tree), places, partial)
         wanted = {name: place for name, place in places.items() if place.size}
-        with jax.transfer_guard("allow"):
+        how = ocp.checkpoint_utils.construct_restore_args
+        with jax.transfer_guard("allow"), bucket.reading(path):
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.PyTreeRestore(
-                        wanted,
-                        restore_args=ocp.checkpoint_utils.construct_restore_args(
-                            wanted
-                        ),
-                        partial_restore=partial,
+                        wanted, restore_args=how(wanted), partial_restore=partial
                     ),
                     meta=ocp.args.JsonRestore(),
                 ),
@@ -216,7 +217,7 @@ def _writing(directory: epath.Path) -> Iterator[None]:
     """A full disk, or one that fails, is the user's to mend: one line."""
     try:
         yield
-    except (*bucket.failures(), ValueError) as error:  # TensorStore's
+    except (*bucket.failures(), ValueError) as error:  # TensorStore's are ValueError.
         cause = str(error).split(" [")[0]
         raise InputError(
             f"a checkpoint could not be written: {cause}; the one before it in "
@@ -288,11 +289,12 @@ def claim(
     no locks): InputError, which names `flag`, and the workdir is as it was. Held until
     `release` or the process ends.
     """
-    path = workdir_path(workdir, writes=True)
+    path = workdir_path(workdir, bucket.WRITE)
     identity = plain(identity)
     old = read_run(path, missing_ok=True)
     if old is None:
-        mine = [name for name in (_STEPS, _RESULT) if (path / name).exists()]
+        with bucket.reading(path):
+            mine = [name for name in (_STEPS, _RESULT) if (path / name).exists()]
         if mine:
             raise InputError(
                 f"{path} holds {mine[0]} but no {_RUN}; give another {flag}"
@@ -301,13 +303,11 @@ def claim(
         _check_same(path, old, identity, flag)
     hosts.barrier("claim: compared")
     if jax.process_index() == 0:
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{flag}={workdir} cannot be made: {error}") from error
+        bucket.make_folder(path)
         _lock(path)
         if old != identity:
-            (path / _RESULT).unlink(missing_ok=True)
+            with bucket.reading(path):
+                (path / _RESULT).unlink(missing_ok=True)
             write_json(path / _RUN, identity)
     hosts.barrier("claim: written")
     if fields := differences(read_run(path, missing_ok=True) or {}, identity):
@@ -327,11 +327,9 @@ def release(workdir: str | epath.PathLike) -> None:
 def read_run(workdir: str | epath.PathLike, *, missing_ok: bool = False):
     """The identity in a workdir's run.json; InputError where there is none."""
     path = workdir_path(workdir) / _RUN
-    if not path.exists():
-        if missing_ok:
-            return None
+    if (found := _read_json(path)) is None and not missing_ok:
         raise InputError(f"{path} does not exist; give the workdir of a run")
-    return _read_json(path)
+    return found
 
 
 def write_result(workdir: str | epath.PathLike, result: Mapping[str, Any]) -> None:
@@ -342,8 +340,7 @@ def write_result(workdir: str | epath.PathLike, result: Mapping[str, Any]) -> No
 
 def read_result(workdir: str | epath.PathLike) -> dict[str, Any] | None:
     """The result of a finished run; None where the run is not finished."""
-    path = workdir_path(workdir) / _RESULT
-    return _read_json(path) if path.exists() else None
+    return _read_json(workdir_path(workdir) / _RESULT)
 
 
 def write_json(path: epath.Path, value: Any) -> None:
@@ -351,10 +348,13 @@ def write_json(path: epath.Path, value: Any) -> None:
     files.write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def _read_json(path: epath.Path) -> dict[str, Any]:
+def _read_json(path: epath.Path) -> dict[str, Any] | None:
+    """The object in a file; None without the file."""
     try:
+        if not path.exists():
+            return None
         value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (*bucket.failures(), ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise InputError(f"{path} does not hold a JSON object")
@@ -387,7 +387,7 @@ def _lock(path: epath.Path) -> None:
 
     POSIX locks, since a forked grader's copy of the file does not hold them.
     """
-    if "://" in str(path) or str(path) in _locks:
+    if bucket.remote(path) or str(path) in _locks:
         return
     file = open(path / _LOCK, "a")  # noqa: SIM115 (held for the run's life)
     try:

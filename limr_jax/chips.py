@@ -66,8 +66,7 @@ def devices(slice_type: str):
     environment once. InputError without libtpu.
     """
     given = choose(SLICES, slice_type, "slice.type")
-    # Where JAX looks for it.
-    if not (os.environ.get("TPU_LIBRARY_PATH") or importlib.util.find_spec("libtpu")):
+    if not has_libtpu():
         raise InputError(
             f"slice.type={slice_type}: compiling for a TPU needs its compiler, libtpu, "
             "which is not installed: pip install -e '.[tpu]'"
@@ -91,6 +90,12 @@ def devices(slice_type: str):
     ).devices
 
 
+def has_libtpu() -> bool:
+    """Whether the TPU's compiler and driver is where JAX looks for it."""
+    given = os.environ.get("TPU_LIBRARY_PATH")
+    return bool(given or importlib.util.find_spec("libtpu"))
+
+
 def attached() -> bool:
     """Whether this machine has TPU chips."""
     return bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
@@ -105,7 +110,7 @@ def spare_libtpu() -> None:
     gpus = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
     if (
         os.environ.get("JAX_PLATFORMS")
-        or not importlib.util.find_spec("libtpu")
+        or not has_libtpu()
         or attached()
         or any(map(os.path.exists, gpus))
         or importlib.metadata.entry_points(group="jax_plugins")  # other accelerators

@@ -20,7 +20,7 @@ def replacing(path) -> Iterator[Any]:
     itself. InputError: the disk is full, say.
     """
     name = f".{path.stem}.{os.getpid()}.tmp{path.suffix}"
-    temporary = path if "://" in str(path) else path.with_name(name)
+    temporary = path if bucket.remote(path) else path.with_name(name)
     try:
         yield temporary
         if temporary != path:
@@ -56,7 +56,7 @@ def write_rows(path, rows: Iterable[Mapping]) -> None:
 
 def local(path, flag: str) -> pathlib.Path:
     """The path that a flag gave; InputError where it is not on this machine."""
-    if "://" in str(path):
+    if bucket.remote(path):
         raise InputError(f"{flag}={path} is not on this machine; give a local path")
     return pathlib.Path(path)
 

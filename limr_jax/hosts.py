@@ -9,7 +9,6 @@ its own, and on a TPU it may be another number.
 
 import contextlib
 import hashlib
-import importlib.util
 import json
 import os
 import pathlib
@@ -104,8 +103,7 @@ def _join(coordinator: str, processes: int, process: int) -> bool:
 def _tpu() -> bool:
     """Whether this machine's own TPU chips are to be used."""
     platforms = os.environ.get("JAX_PLATFORMS", "tpu").split(",")
-    there = chips.attached() and importlib.util.find_spec("libtpu")
-    return "tpu" in platforms and bool(there)
+    return "tpu" in platforms and chips.attached() and chips.has_libtpu()
 
 
 def _check_whole(processes: int) -> None:

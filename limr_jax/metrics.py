@@ -32,6 +32,7 @@ from etils import epath
 from tensorboardX.proto.summary_pb2 import Summary
 
 from limr_jax import bucket, files, hosts
+from limr_jax.errors import InputError
 from limr_jax.mirror import Mirror
 
 METRICS, EVALS = "metrics.jsonl", "evals.jsonl"
@@ -92,8 +93,9 @@ class Metrics:
                 for row in read_metrics(self._workdir, name):
                     self._add_event(name, row)
             self._mirror.push()
-        done = [x for x in read_metrics(self._workdir, EVALS) if x["step"] <= step]
         # As process 0 sees them: all processes must skip the same evaluations.
+        rows = read_metrics(self._workdir, EVALS) if jax.process_index() == 0 else ()
+        done = [x for x in rows if x["step"] <= step]
         self._evaluated = {x["step"]: x for x in hosts.first("evaluations", done)}
 
     def step(self, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,8 +124,10 @@ class Metrics:
     def __enter__(self) -> "Metrics":
         return self
 
-    def __exit__(self, *_) -> None:
-        self.close()
+    def __exit__(self, error, *_) -> None:
+        # What ends a run is said, not what then fails as well.
+        with contextlib.suppress(*([InputError] if error else [])):
+            self.close()
 
     def _append(self, name: str, step: int, values: Mapping[str, Any]):
         row = {"step": int(step)} | {
@@ -149,11 +153,12 @@ class Metrics:
 
 def read_metrics(workdir, name: str = METRICS) -> Iterator[dict[str, Any]]:
     """The lines of metrics.jsonl (or EVALS) as dicts; a torn last line is left out."""
-    bucket.check(str(workdir))
+    bucket.check(workdir)
     path = epath.Path(workdir) / name
-    if path.exists():
-        for _, row in _whole_lines(path):
-            yield row
+    with bucket.reading(path):
+        rows = [*_whole_lines(path)] if path.exists() else []
+    for _, row in rows:
+        yield row
 
 
 def line(step: int, values: Mapping[str, Any], *, num_steps: int | None = None) -> str:
@@ -310,8 +315,10 @@ def read_dump(
 
     A member that is torn, in a run that was killed or goes on, ends its segment.
     """
-    bucket.check(str(workdir))
-    for segment in _segments(epath.Path(workdir) / "rollouts"):
+    bucket.check(workdir)
+    with bucket.reading(workdir):
+        segments = _segments(epath.Path(workdir) / "rollouts")
+    for segment in segments:
         for rows, _ in _members(segment):
             if steps is None or rows[0]["step"] in steps:
                 yield from rows
@@ -325,7 +332,8 @@ def _segments(folder) -> list:
 
 def _members(segment) -> Iterator[tuple[list[dict[str, Any]], int]]:
     """(rows, where it ends in the file) of each whole gzip member."""
-    data = segment.read_bytes()
+    with bucket.reading(segment):
+        data = segment.read_bytes()
     end = 0
     while end < len(data):
         member, text = zlib.decompressobj(wbits=31), b""

@@ -4,6 +4,7 @@ Files on gs:// cannot grow, and metrics are files that do. So they are written o
 host's disk, and each one that has changed is copied whole; a new host fetches them.
 """
 
+import itertools
 import pathlib
 import tempfile
 
@@ -22,15 +23,15 @@ class Mirror:
     """
 
     def __init__(self, workdir, *patterns: str):
-        self._remote = epath.Path(workdir) if "://" in str(workdir) else None
+        self._remote = epath.Path(workdir) if bucket.remote(workdir) else None
         self._patterns = patterns
         self._pushed: dict[str, tuple[int, int]] = {}  # name → size, time of change
         if self._remote is None:
             self.folder = pathlib.Path(workdir)
             return
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="limr_jax_"))
-        for pattern in patterns:
-            for path in self._remote.glob(pattern):
+        with bucket.reading(workdir):
+            for path in itertools.chain(*map(self._remote.glob, patterns)):
                 here = self.folder / path.relative_to(self._remote)
                 here.parent.mkdir(parents=True, exist_ok=True)
                 here.write_bytes(path.read_bytes())

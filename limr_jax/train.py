@@ -34,10 +34,11 @@ def train(run: Run, config, workdir: str, ahead=None) -> dict | None:
         saver = enter(checkpoint.Checkpointer(workdir, **config.checkpoint))
         enter(jax.set_mesh(run.mesh))
         enter(stop.listening())
-        training = _Training(run, config, workdir, saver)
-        start = training.step()
-        enter(training.log)
-        advance = enter(metrics.progress("train", config.num_steps - start))
+        first = _first_state(run, config, saver)
+        start = _done(first[0])
+        log = enter(metrics.Metrics(workdir, step=start))
+        training = _Training(run, config, workdir, saver, log, *first)
+        tick = enter(metrics.progress("train", config.num_steps - start))
         try:
             stop.obey()
             hosts.agree("data and first step", run.identity | {"step": start})
@@ -48,9 +49,9 @@ def train(run: Run, config, workdir: str, ahead=None) -> dict | None:
             if ready:
                 ready()
             enter(jax.transfer_guard("disallow"))
-            for step in range(start + 1, config.num_steps + 1):
-                training.advance(step)
-                advance()
+            for _ in range(start, config.num_steps):
+                training.step()
+                tick()
             return training.end()
         except stop.Stopped:  # rollouts that wait for their update are dropped
             training.save()
@@ -60,43 +61,37 @@ def train(run: Run, config, workdir: str, ahead=None) -> dict | None:
 class _Training:
     """A run under way: the state after its last update, and what is kept of it."""
 
-    def __init__(self, run: Run, config, workdir, saver: checkpoint.Checkpointer):
+    def __init__(self, run: Run, config, workdir, saver, log, state, reference, clock):
         self._run, self._config, self._workdir = run, config, workdir
-        self._saver = saver
-        self._state, self._reference, self._clock = _first_state(run, config, saver)
-        step = self.step()
-        self.log = metrics.Metrics(workdir, step=step)
+        self._saver, self._log = saver, log
+        self._state, self._reference, self._clock = state, reference, clock
         self._dump = metrics.Dump(
             workdir,
-            step=step,
+            step=_done(state),
             max_bytes=config.dump.max_bytes,
             rows_per_step=config.dump.rows_per_step or None,
         )
         self.prompts = data.put(run.train_set, run.mesh)
-        self._exam = _Exam(run, config, self.log)
-
-    def step(self) -> int:
-        """Updates so far."""
-        return int(jax.device_get(self._state.step))
+        self._exam = _Exam(run, config, log)
 
     def begin(self) -> None:
         """The evaluations that come before the next step, where they are not done."""
-        step, params = self.step(), self._state.train.params
+        step, params = _done(self._state), self._state.train.params
         if step == 0:
             self._exam.before(params)
         self._exam.now_and_then(step, params)  # where a stop came before it
 
-    def advance(self, step: int) -> None:
-        """Step number `step`, and what is kept of it; a checkpoint where one is due."""
+    def step(self) -> None:
+        """The next step, and what is kept of it; a checkpoint where one is due."""
         run, config, phases = self._run, self._config, Phases()
         self._state, rounds, numbers = one_step(
             run, phases, self._state, self._reference, self.prompts
         )
-        numbers = phases.finish(*hosts.on_host(numbers))
+        numbers, step = phases.finish(*hosts.on_host(numbers)), _done(self._state)
         if self._dump.keeps:
             self._dump.add(step, _rows(run, rounds))
         del rounds  # the next evaluation's rollouts take their memory
-        shown = self.log.step(step, numbers)
+        shown = self._log.step(step, numbers)
         metrics.say(metrics.line(step, shown, num_steps=config.num_steps))
         refuse_divergence(step, numbers, self._saver.latest)
         if self._saver.due(step) or step == config.num_steps:
@@ -105,7 +100,8 @@ class _Training:
 
     def save(self) -> None:
         """A checkpoint of the state after the last update."""
-        self._saver.save(self.step(), self._state, {"seconds": self._clock()})
+        state = self._state
+        self._saver.save(_done(state), state, {"seconds": self._clock()})
 
     def end(self) -> dict:
         """The last evaluation; the run's result, which is written too."""
@@ -116,6 +112,11 @@ class _Training:
             result |= {"seconds": self._clock()}
             checkpoint.write_result(self._workdir, result)
         return result
+
+
+def _done(state) -> int:
+    """Updates so far."""
+    return int(jax.device_get(state.step))
 
 
 def _name_left_out(run: Run, workdir) -> None:

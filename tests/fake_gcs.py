@@ -35,14 +35,13 @@ class Refused(Exception):
 class Bucket:
     """name → (generation, bytes) of its objects, and what nobody may do there.
 
-    denied: permissions without `storage.`, as objects.create. log: each request line.
+    denied: permissions without `storage.`, as objects.create.
     before: the objects as they were before each change, if that is asked for: what a
     process leaves that is killed then.
     """
 
     objects: dict[str, tuple[int, bytes]] = dataclasses.field(default_factory=dict)
     denied: set[str] = dataclasses.field(default_factory=set)
-    log: list[str] = dataclasses.field(default_factory=list)
     before: list[dict[str, tuple[int, bytes]]] | None = None
 
     def changes(self) -> dict[str, tuple[int, bytes]]:
@@ -90,7 +89,6 @@ def resource(bucket: Bucket, name: str) -> dict:
     return {
         "kind": "storage#object",
         "name": name,
-        "bucket": "bucket",
         "size": str(len(data)),
         "generation": str(generation),
         "metageneration": "1",
@@ -176,31 +174,28 @@ class Handler(BaseHTTPRequestHandler):
 
     def _route(self, verb: str, path: str, query: dict, body: bytes):
         """(answer: an object as JSON or bytes, further headers) of one request."""
-        said = f"{verb} {path}"
         if path.startswith("/upload/"):
             return self._upload(path, query, body)
         if verb == "GET" and (match := BUCKET.fullmatch(path)):
-            self._bucket(match, "buckets.get", said)
+            self._bucket(match, "buckets.get")
             return {"kind": "storage#bucket", "name": match[1]}, {}
         if verb == "GET" and (match := OBJECTS.fullmatch(path)):
-            return listing(self._bucket(match, "objects.list", said), query), {}
+            return listing(self._bucket(match, "objects.list"), query), {}
         if verb == "GET" and (match := OBJECT.fullmatch(path)):
-            bucket = self._bucket(match, "objects.get", said)
+            bucket = self._bucket(match, "objects.get")
             return self._read(bucket, self._named(bucket, match[2]), query)
         if verb == "DELETE" and (match := OBJECT.fullmatch(path)):
-            bucket = self._bucket(match, "objects.delete", said)
+            bucket = self._bucket(match, "objects.delete")
             name = self._named(bucket, match[2])
             _check_generation(bucket, name, query)
             del bucket.changes()[name]
             return b"", {}
         if verb == "POST" and (match := MOVE.fullmatch(path) or COPY.fullmatch(path)):
-            return self._copy(match, said, moves=bool(MOVE.fullmatch(path))), {}
-        raise Refused(501, f"{said}: not served here")
+            return self._copy(match, moves=bool(MOVE.fullmatch(path))), {}
+        raise Refused(501, f"{verb} {path}: not served here")
 
-    def _bucket(self, match: re.Match, permission: str, said: str) -> Bucket:
-        bucket = self.cloud.bucket(unquote(match[1]), permission)
-        bucket.log.append(unquote(said))
-        return bucket
+    def _bucket(self, match: re.Match, permission: str) -> Bucket:
+        return self.cloud.bucket(unquote(match[1]), permission)
 
     def _named(self, bucket: Bucket, quoted: str) -> str:
         if (name := unquote(quoted)) not in bucket.objects:
@@ -227,12 +222,12 @@ class Handler(BaseHTTPRequestHandler):
             "Content-Range": f"bytes {start}-{stop - 1}/{size}"
         }
 
-    def _copy(self, match: re.Match, said: str, *, moves: bool) -> dict:
-        bucket = self._bucket(match, "objects.create", said)
+    def _copy(self, match: re.Match, *, moves: bool) -> dict:
+        bucket = self._bucket(match, "objects.create")
         name = self._named(bucket, match[2])
         data = bucket.objects[name][1]
         if moves:
-            self._bucket(match, "objects.delete", said)
+            self._bucket(match, "objects.delete")
             del bucket.changes()[name]
         made = self.cloud.write(bucket, unquote(match[3]), data, {})
         return made if moves else {"done": True, "resource": made}
@@ -242,8 +237,7 @@ class Handler(BaseHTTPRequestHandler):
         if upload := query.get("upload_id"):
             return self._piece(upload, query, body)
         match = OBJECTS.fullmatch(path)
-        said = f"{self.command} {path} {query.get('name', '')}"
-        bucket = self._bucket(match, "objects.create", said)
+        bucket = self._bucket(match, "objects.create")
         kind, name = query["uploadType"], query.get("name")
         if kind == "resumable":
             name = name or json.loads(body)["name"]

@@ -26,7 +26,7 @@ from tiny_run import (
     write_problems,
 )
 
-from limr_jax import bucket, checkpoint
+from limr_jax import bucket, checkpoint, metrics
 from limr_jax import config as config_lib
 from limr_jax.errors import InputError
 from limr_jax.train import train
@@ -48,7 +48,7 @@ def cloud():
 def held(cloud):
     """An empty bucket."""
     cloud.buckets["bucket"] = found = type(cloud.buckets["bucket"])()
-    bucket.check.cache_clear()
+    bucket._granted.clear()
     return found
 
 
@@ -109,9 +109,13 @@ def assert_same(parts, local) -> None:
     jax.tree.map(np.testing.assert_array_equal, *jax.device_get(states))
 
 
-def test_a_run_in_a_bucket_is_that_in_a_folder(held, parts, local):
+def test_a_run_in_a_bucket_is_that_in_a_folder(held, parts, local, monkeypatch):
+    clients, client = [], bucket._client
+    monkeypatch.setattr(bucket, "_client", lambda: clients.append(1) or client())
+    bucket.check(f"{RUN}/", bucket.WRITE)
     result = train(*parts, RUN)
     assert result["workdir"] == RUN
+    assert len(clients) == 1  # what may be done there is asked once, at the start
     assert_same(parts, local)
     # Nothing else is left there, of deletions or of what was tried.
     places = {name.removeprefix("deep/run/").split("/")[0] for name in held.files()}
@@ -144,7 +148,7 @@ def test_killed_before_a_change(held, parts, local, count):
     chosen = random.Random(0).sample(moments, min(count, len(moments)))
     for objects in chosen:
         held.objects = dict(objects)
-        bucket.check.cache_clear()
+        bucket._granted.clear()
         train(*parts, RUN)
         assert_same(parts, local)
     print(f"\n{len(chosen)} kills, {len(moments)} changes of the bucket")
@@ -160,11 +164,11 @@ def test_a_right_that_is_taken_away_meanwhile(held, parts, local, right):
     with pytest.raises(InputError, match="the same command again") as refused:
         train(run, config, RUN)
     assert f"storage.objects.{right}" in str(refused.value)
-    bucket.check.cache_clear()
+    bucket._granted.clear()
     with pytest.raises(InputError, match=f"no storage.objects.{right}") as refused:
         train(made, config, RUN)
     held.denied.clear()
-    bucket.check.cache_clear()
+    bucket._granted.clear()
     train(made, config, RUN)
     assert_same(parts, local)
 
@@ -208,6 +212,38 @@ def test_what_others_write_is_seen(held):
     assert sorted(path.name for path in folder.iterdir()) == ["2", "4"]
 
 
+def test_a_reader_needs_no_more_than_it_reads(held, parts, launch, tmp_path):
+    train(*parts, RUN)
+    bucket._granted.clear()
+    held.denied |= {"buckets.get", "objects.create", "objects.delete"}
+    code, _, stderr = launch("report", RUN, "--out", tmp_path / "report.html")
+    assert not code, stderr
+    code, _, stderr = launch("export", "--workdir", RUN, "--out", tmp_path / "out")
+    assert code == 2 and stderr.count("\n") == 1
+    assert "no storage.buckets.get" in stderr
+    assert (
+        "give it roles/storage.objectViewer and roles/storage.legacyBucketReader"
+        in stderr
+    )
+
+
+def test_what_cannot_be_read_meanwhile_is_one_line(held, parts):
+    """Rights that were there a moment ago."""
+    train(*parts, RUN)
+    held.denied.add("objects.get")
+    with pytest.raises(InputError, match="run.json cannot be read"):
+        checkpoint.read_run(RUN)
+    with pytest.raises(InputError, match="metrics.jsonl cannot be read"):
+        [*metrics.read_metrics(RUN)]
+    with pytest.raises(InputError, match="jsonl.gz cannot be read"):
+        [*metrics.read_dump(RUN)]
+    with pytest.raises(InputError, match=f"{RUN} cannot be read"):
+        metrics.Metrics(RUN)
+    held.denied.add("objects.list")
+    with pytest.raises(InputError, match="checkpoints cannot be read"):
+        checkpoint.Checkpointer(RUN, read_only=True)
+
+
 ACCOUNT = "give it roles/storage.objectAdmin and roles/storage.legacyBucketReader"
 
 
@@ -222,14 +258,18 @@ ACCOUNT = "give it roles/storage.objectAdmin and roles/storage.legacyBucketReade
         (RUN, "objects.delete", ACCOUNT),
         ("s3://bucket/run", "", "is neither a local folder nor gs://BUCKET/RUN"),
         ("gs:///run", "", "is neither a local folder nor gs://BUCKET/RUN"),
+        ("gs://my-bucket-/run", "", "my-bucket- is no bucket's name"),
     ],
 )
+@pytest.mark.parametrize("flags", [(), ("--compile_only",)])
 def test_a_bucket_that_cannot_be_used_is_one_line(
-    held, launch, monkeypatch, workdir, denied, said
+    held, launch, monkeypatch, workdir, denied, said, flags
 ):
     monkeypatch.setattr("limr_jax.run.set_up", None)  # nothing is read before
+    monkeypatch.setattr("limr_jax.aot.plan", None)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")  # as --compile_only sets it
     held.denied.add(denied)
-    code, stdout, stderr = launch("tpu", *arguments({}), "--workdir", workdir)
+    code, stdout, stderr = launch("tpu", *arguments({}), "--workdir", workdir, *flags)
     assert (code, stdout) == (2, "")
     assert stderr.startswith(f"error: {workdir}") and stderr.count("\n") == 1, stderr
     assert said in stderr and denied in stderr

@@ -33,7 +33,7 @@ def bucket(tmp_path, monkeypatch):
     """The folder that is gs://."""
     files = Bucket(str(tmp_path / "gs"), fsspec.filesystem("file", auto_mkdir=True))
     monkeypatch.setattr(backend._FileSystemSpecBackend, "fs", lambda self, path: files)
-    monkeypatch.setattr(bucket_lib, "check", lambda folder, writes=False: None)
+    monkeypatch.setattr(bucket_lib, "check", lambda folder, rights=(): None)
     (tmp_path / "gs/bucket/run").mkdir(parents=True)
     return tmp_path / "gs/bucket/run"
 
