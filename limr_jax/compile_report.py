@@ -77,7 +77,7 @@ def _row(program: Compiled, plan: Plan) -> dict:
 
 
 def _waves(config, plan: Plan, programs: list[Compiled], limit: float) -> dict:
-    """Rollouts that fit at a time, by what a slot more would take."""
+    """Rollouts that fit at a time at most: a slot more takes its cache at least."""
     rollouts = config.prompts_per_step * config.group_size
     slots = plan.generation["slots"]
     each = cache_bytes(plan)
@@ -296,7 +296,7 @@ def _decoded(said: dict | None) -> list[str]:
 def _summary(made: dict) -> list[str]:
     rollouts, bound = made["rollouts"], made["bound"]
     lines = [
-        f"rollouts: {rollouts['fit_at_a_time']:,} of full length fit at a time; "
+        f"rollouts: at most {rollouts['fit_at_a_time']:,} of full length fit at once; "
         f"{rollouts['a_step']:,} a step by {rollouts['slots']:,} slots are "
         f"{rollouts['waves']} waves, whose cache is {rollouts['cache_gib_a_chip']:.2f} "
         "GiB a chip",
