@@ -27,8 +27,8 @@ _granted: dict[str, set[str]] = {}  # folder → rights on it that this process 
 
 
 def remote(path) -> bool:
-    """Whether this is no path of this machine."""
-    return "://" in str(path)
+    """Whether this is no path of this machine; gs:/ with one slash is none either."""
+    return "://" in str(path) or str(path).startswith("gs:")
 
 
 def check(folder, rights: Iterable[str] = READ) -> None:

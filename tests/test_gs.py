@@ -4,7 +4,6 @@ A kill is shown by the bucket as it was before a change: of a process that dies 
 else is left. Real processes are at the end.
 """
 
-import dataclasses
 import json
 import random
 import runpy
@@ -18,6 +17,7 @@ from test_hosts import QUICK, REWARD, assert_same_numbers, start
 from tiny_run import (
     ROOT,
     arguments,
+    at_step,
     configure,
     set_up,
     stopping,
@@ -82,19 +82,6 @@ def launch(held, monkeypatch, capsys):
         return exit.value.code, *capsys.readouterr()
 
     return start
-
-
-def at_step(made, step, act):
-    """The run with `act()` called before grading at this step of a `train` call."""
-    calls = []
-
-    def grade(written, drawn):
-        calls.append(1)
-        if len(calls) == step:
-            act()
-        return made.grade(written, drawn)
-
-    return dataclasses.replace(made, grade=grade)
 
 
 def assert_same(parts, local) -> None:
@@ -258,6 +245,7 @@ ACCOUNT = "give it roles/storage.objectAdmin and roles/storage.legacyBucketReade
         (RUN, "objects.delete", ACCOUNT),
         ("s3://bucket/run", "", "is neither a local folder nor gs://BUCKET/RUN"),
         ("gs:///run", "", "is neither a local folder nor gs://BUCKET/RUN"),
+        ("gs:/bucket/run", "", "is neither a local folder nor gs://BUCKET/RUN"),
         ("gs://my-bucket-/run", "", "my-bucket- is no bucket's name"),
     ],
 )

@@ -11,7 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_run import configure, set_up, told, with_parity, write_problems
+from tiny_run import (
+    at_step,
+    configure,
+    set_up,
+    stopping,
+    told,
+    with_parity,
+    write_problems,
+)
 
 from limr_jax import checkpoint, metrics, run
 from limr_jax.errors import InputError
@@ -57,23 +65,6 @@ def whole(made, config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
     train(made, config, workdir)
     return workdir
-
-
-def at_step(made, step, act):
-    """The run with `act()` called before grading at this step of a `train` call."""
-    calls = []
-
-    def grade(written, drawn):
-        calls.append(1)
-        if len(calls) == step:
-            act()
-        return made.grade(written, drawn)
-
-    return dataclasses.replace(made, grade=grade)
-
-
-def throw():
-    raise KeyboardInterrupt
 
 
 def terminate():
@@ -132,7 +123,7 @@ def test_nothing_is_compiled_after_the_first_step(whole):
 @pytest.mark.parametrize("step", [1, 2, 3, 6, STEPS])
 def test_an_error_in_any_step(made, config, whole, tmp_path, step):
     with pytest.raises(KeyboardInterrupt):
-        train(at_step(made, step, throw), config, tmp_path)
+        train(stopping(made, step), config, tmp_path)
     assert checkpoint.read_result(tmp_path) is None
     train(made, config, tmp_path)
     assert told(tmp_path) == told(whole)
@@ -196,7 +187,7 @@ def test_a_finished_run_has_its_last_checkpoint(made, config, tmp_path, monkeypa
 
 def test_a_finished_run_is_told_again(made, config, whole, folder):
     result = checkpoint.read_result(whole)
-    assert train(at_step(made, 1, throw), config, whole) == result
+    assert train(stopping(made, 1), config, whole) == result
 
 
 def test_more_steps_go_on(made, config, whole, tmp_path):
@@ -310,7 +301,7 @@ def test_only_a_new_run_is_graded_as_before_training(examined, tmp_path):
     """Where what the first evaluation said is lost, no later policy takes its place."""
     made, config, workdir = examined
     with pytest.raises(KeyboardInterrupt):
-        train(at_step(made, 3, throw), config, tmp_path)
+        train(stopping(made, 3), config, tmp_path)
     (tmp_path / metrics.EVALS).unlink()
     result = train(made, config, tmp_path)
     assert [row["step"] for row in told(tmp_path)["evals"]] == [2, 4]

@@ -90,17 +90,26 @@ def with_parity(made: run.Run) -> run.Run:
     return dataclasses.replace(made, grade=grade, grade_eval=grade)
 
 
-def stopping(made: run.Run, step: int) -> run.Run:
-    """The run, interrupted before grading at this step of a `train` call."""
+def at_step(made: run.Run, step: int, act) -> run.Run:
+    """The run with `act()` called before grading at this step of a `train` call."""
     calls = []
 
     def grade(written, drawn):
         calls.append(1)
         if len(calls) == step:
-            raise KeyboardInterrupt
+            act()
         return made.grade(written, drawn)
 
     return dataclasses.replace(made, grade=grade)
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def stopping(made: run.Run, step: int) -> run.Run:
+    """The run, interrupted before grading at this step of a `train` call."""
+    return at_step(made, step, interrupt)
 
 
 def told(workdir) -> dict:
