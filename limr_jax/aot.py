@@ -62,6 +62,7 @@ class Plan:
     chip: chips.Chip
     generation: dict  # what `rollout.generate` takes beside arrays
     prompt_length: int  # L, columns
+    shared: bool  # decode's rows read their prompts where these are, and have no copy
     calls: list[Call]
     # Decode's steps by number of slots, lengths simulated; none: not known.
     decoded: list[live_columns.Steps]
@@ -95,6 +96,7 @@ def plan(config) -> Plan:
         chips.CHIPS[chips.SLICES[config.slice.type].chip],
         generation,
         config.rollout.max_prompt_length,
+        _shared(mesh, config.rollout.max_prompt_length, generation),
         calls(
             mesh,
             made,
@@ -120,12 +122,17 @@ def _decoded(config, mesh, generation: dict) -> list[live_columns.Steps]:
     rollouts = config.prompts_per_step * config.group_size // by_rows
     length, longest = config.rollout.max_prompt_length, generation["response_length"]
     columns = length + longest
+    shared = _shared(mesh, length, generation)
     with jax.set_mesh(mesh):
-        block = look_back.fits(columns, model)
+        prompt, own = (
+            look_back.Cut(n, look_back.fits(n, model)) for n in (length, longest)
+        )
 
-    def read(count_S, column):
-        if block:
-            return look_back.columns_read(count_S, column, columns, block)
+    def read(row_S, count_S, column):
+        if shared:
+            seen_S = np.where(count_S > 0, length, 0)
+            given = count_S - seen_S, seen_S, row_S // config.group_size
+            return look_back.columns_read(*given, column - length, own, prompt)
         width = next((w for w in cache.widths(columns) if w > column), columns)
         return np.full(len(count_S), width)
 
@@ -138,6 +145,12 @@ def _decoded(config, mesh, generation: dict) -> list[live_columns.Steps]:
         longest=longest,
         read=read,
     )
+
+
+def _shared(mesh, length: int, generation: dict) -> bool:
+    columns = generation["response_length"]
+    with jax.set_mesh(mesh):
+        return cache.shares(generation["config"], length=length, columns=columns)
 
 
 def step_calls(made: run.Run, config, prompts: data.Prompts) -> list[Call]:
@@ -288,7 +301,8 @@ def calls(
     sampler_state, drawn = call("draw", "step", made.draw, *args)
     alive += [sampler_state, drawn]
     args = (params, state.step, drawn, sampling, args[-1])
-    loops = _loops(length, generation, *_rounds(mesh, drawn.ids_P.size, generation))
+    rounds = _rounds(mesh, drawn.ids_P.size, length, generation)
+    loops = _loops(length, generation, *rounds)
     written = call("generate", "step", made.generate, *args, **loops)
     alive += [written]
     graded = _graded(call, made, mesh, written, drawn, parts, judge)
@@ -353,12 +367,18 @@ def _scores(call, made: Programs, state, reference, batch, sampling, turns) -> S
     return Scores(**scores)
 
 
-def _rounds(mesh, prompts: int, generation: dict) -> tuple[int, ...]:
-    """Rounds of refilling, and rows that a device refills in one; none: no refill."""
+def _rounds(mesh, prompts: int, length: int, generation: dict) -> tuple[int, ...]:
+    """Rounds of refilling, and prompts that a device copies in one, if it copies any.
+
+    None: no refill.
+    """
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     rows = prompts * generation["group"] // devices
     slots = min(generation["slots"] // devices, rows)
-    return (-(-rows // slots), slots) if rows > slots else ()
+    if rows <= slots:
+        return ()
+    copies = () if _shared(mesh, length, generation) else (slots,)
+    return (-(-rows // slots), *copies)
 
 
 def _loops(length: int, generation: dict, *rounds: int) -> dict:

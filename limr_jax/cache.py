@@ -5,6 +5,10 @@ ring of S columns keeps it at column % S. So a step writes one slice and scatter
 nothing, wherever each row is in its text. What a row may see, the positions say: a row
 that enters later lies further round the ring.
 
+A row begins with its prompt's columns, which are copied into it. Where decode's kernel
+reads them (look_back.py), prompts are kept once, beside the ring, and shared by their
+rollouts; then a row's own columns are the last ones, and nothing asks for positions.
+
 Axes: B rows, K kv heads, S columns, C channels per head, R groups of layers, L columns
 of a prompt.
 """
@@ -16,8 +20,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from limr_jax import look_back
 from limr_jax.layers import ModelConfig
-from limr_jax.sharding import divided
+from limr_jax.sharding import ROWS, constrain, divided
 
 # Columns that attention reads at least; up to so many there is nothing to choose.
 NARROWEST = 256
@@ -40,6 +45,15 @@ class KVCache:
     @property
     def rows(self) -> int:
         return next(iter(self.position.values())).shape[0]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """Prompts that rows of a cache have beside their own columns."""
+
+    prompts: KVCache  # P rows; the last column is the last token
+    row_B: jax.Array  # int32: which of them each has, counted on its device
 
 
 def column_counts(config: ModelConfig, columns: int) -> dict[str, int]:
@@ -125,6 +139,38 @@ def over_filled(function: Callable, columns: int, column):
     return jax.lax.switch(number, [functools.partial(function, w) for w in choices])
 
 
+def shares(config: ModelConfig, *, length: int, columns: int) -> bool:
+    """Whether decode's kernel reads prompts so long, and rows of so many columns."""
+    counts = column_counts(config, length), column_counts(config, columns)
+    return all(
+        look_back.fits(kinds[kind], config)
+        for kinds in counts
+        for kind in config.pattern
+    )
+
+
+def ring(prompts: KVCache, config: ModelConfig, *, rows: int, columns: int):
+    """`rows` empty rows of so many columns, for what prompts of `Shared` begin."""
+    counts = column_counts(config, columns)
+
+    def empty(x, kind, axis, value):
+        shape = list(x.shape)
+        shape[_rows_axis(x)], shape[axis] = rows, counts[kind]
+        return jnp.full(shape, value, x.dtype)
+
+    return _map(empty, config, prompts)
+
+
+def in_order(prompts: KVCache, config: ModelConfig, *, length: int) -> KVCache:
+    """The cache of prompts so long, the last column last: a full ring is turned."""
+
+    def turned(x, kind, axis, _):
+        size = x.shape[axis]
+        return jnp.roll(x, -length % size, axis=axis) if length > size else x
+
+    return _map(turned, config, prompts)
+
+
 def repeat(cache: KVCache, config: ModelConfig, *, group: int, rows: int, columns: int):
     """`rows` rows with room for `columns`: row b has prompt b // group."""
     counts = column_counts(config, columns)
@@ -158,15 +204,36 @@ def put(cache: KVCache, prompts: KVCache, config: ModelConfig, *, row, prompt, t
     return _map(put_one, config, cache, prompts)
 
 
-def join_rows(parts: KVCache) -> KVCache:
-    """Caches of rows that `chunks.split_rows` has dealt out, stacked, as one."""
+def by_parts(function: Callable, *arrays):
+    """`function(*part)` of each part of `chunks.split_rows`, the rows as they were.
 
-    def join(x_M):
-        at = int(x_M.ndim == 6)
-        x_M = jnp.moveaxis(x_M, 0, at + 1)
-        return x_M.reshape(*x_M.shape[:at], -1, *x_M.shape[at + 2 :])
+    It returns a cache, with other arrays of its rows or without. Each part is written
+    where it stays: all of them stacked and put in order after would be there twice.
+    """
+    count = len(arrays[0])
+    of_part = jax.eval_shape(function, *(x[0] for x in arrays))
 
-    return jax.tree.map(join, parts)
+    def room(x):
+        at = _rows_axis(x) + 1
+        heads = ("tensor",) if x.ndim > 3 else ()
+        empty = jnp.zeros((*x.shape[:at], count, *x.shape[at:]), x.dtype)
+        axes = (*(None,) * (at - 1), ROWS, None, *heads)
+        return constrain(empty, *axes, *(None,) * (empty.ndim - len(axes)))
+
+    def write(m, all_parts):
+        def one(x, new):
+            at = _rows_axis(new) + 1
+            new = jnp.expand_dims(new, at)
+            return jax.lax.dynamic_update_slice_in_dim(x, new, m, at)
+
+        return jax.tree.map(one, all_parts, function(*(x[m] for x in arrays)))
+
+    def join(x, part):
+        at = _rows_axis(part)
+        return x.reshape(*x.shape[:at], -1, *x.shape[at + 2 :])
+
+    all_parts = jax.lax.fori_loop(0, count, write, jax.tree.map(room, of_part))
+    return jax.tree.map(join, all_parts, of_part)
 
 
 def take(cache: KVCache, row_X) -> KVCache:

@@ -80,7 +80,7 @@ def _waves(config, plan: Plan, programs: list[Compiled], limit: float) -> dict:
     """Rollouts that fit at a time at most: a slot more takes its cache at least."""
     rollouts = config.prompts_per_step * config.group_size
     slots = plan.generation["slots"]
-    each = cache_bytes(plan)
+    each = column_bytes(plan) * slot_columns(plan)
     generate = next(p for p in programs if p.name == "generate")
     free = max(0.0, limit - generate.total)
     by_rows = plan.mesh.shape["data"] * plan.mesh.shape["fsdp"]
@@ -111,10 +111,9 @@ def decode(plan: Plan, programs: list[Compiled]) -> dict | None:
     if not model.tied:  # a step reads its tokens' rows
         count -= params["embedder"]["embedding"].size
     size = jnp.dtype(generation["dtype"]).itemsize
-    columns = plan.prompt_length + generation["response_length"]
     given = {
         "weights": count * size / plan.mesh.shape["tensor"],
-        "column": cache_bytes(plan) / columns,
+        "column": column_bytes(plan),
     }
     moved = next(p.decode_bytes for p in programs if p.name == "generate") or None
     found = [
@@ -166,14 +165,19 @@ def _whole(shapes) -> list[int]:
     return [x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)]
 
 
-def cache_bytes(plan: Plan) -> float:
-    """Bytes on a chip of one full-length rollout's keys and values."""
+def slot_columns(plan: Plan) -> int:
+    """Columns of a rollout's row in the cache; a shared prompt's are not of them."""
+    own = plan.generation["response_length"]
+    return own if plan.shared else plan.prompt_length + own
+
+
+def column_bytes(plan: Plan) -> float:
+    """Bytes on a chip of a column's keys and values, of one row."""
     config = plan.generation["config"]
-    length = plan.generation["response_length"] + plan.prompt_length
     tensor = plan.mesh.shape["tensor"]
     heads = config.kv_heads / (tensor if config.kv_heads % tensor == 0 else 1)
     size = jnp.dtype(plan.generation["dtype"]).itemsize
-    return 2 * config.layers * heads * config.head_dim * length * size
+    return 2 * config.layers * heads * config.head_dim * size
 
 
 def advice(config, plan: Plan, programs: list[Compiled], limit: float) -> list[dict]:
@@ -186,14 +190,15 @@ def advice(config, plan: Plan, programs: list[Compiled], limit: float) -> list[d
         return []
     by_rows = plan.mesh.shape["data"] * plan.mesh.shape["fsdp"]
     columns = plan.prompt_length + plan.generation["response_length"]
+    own = slot_columns(plan)
     response = config.rollout.max_response_length
     given = {call.name: call.args for call in plan.calls}
     slots = plan.generation["slots"]
     learning = {"update", "reference", "values", "thoughts"} & over
     rows, kept, without_remat = _activations(config, plan) if learning else (0, 0, 0)
     writing = {"generate", "evaluate", "evaluate sampled"} & over
-    ring = cache_bytes(plan) * slots / by_rows if writing else 0
-    shorter = (kept + ring) * response / columns / 2
+    ring = column_bytes(plan) * own * slots / by_rows if writing else 0
+    shorter = (kept / columns + ring / own) * response / 2
     options = [
         (f"--config.rollout.max_response_length={response // 2}", shorter),
         ("twice the chips, on mesh.fsdp", _bytes(given["update"][0]) / 2),

@@ -2,13 +2,15 @@
 
 import concurrent.futures
 import dataclasses
+import pathlib
 import re
+import tempfile
 import time
 from collections.abc import Sequence
 
 import jax
 
-from limr_jax import aot, chips, flops, hlo, live_columns
+from limr_jax import aot, chips, flops, hlo, live_columns, look_back
 from limr_jax.aot import Call, Plan
 
 
@@ -68,16 +70,17 @@ def _compile(call: Call, parts: Sequence[live_columns.Steps] = ()) -> Compiled:
     begun, error, memory, moved = time.perf_counter(), "", None, hlo.Cost()
     text, steps = "", ()
     loops = {"turns": call.turns, "shares": call.shares}
-    with jax.set_mesh(call.mesh):
+    with jax.set_mesh(call.mesh), tempfile.TemporaryDirectory() as dump:
         traced = call.program.trace(*call.args)
         try:
-            compiled = traced.lower().compile()
+            options = {"xla_dump_to": dump}
+            compiled = traced.lower().compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as failed:
             error = " ".join(str(failed).split())
             if "RESOURCE_EXHAUSTED" not in error:
                 raise
         else:
-            memory = compiled.memory_analysis()
+            memory, laid_out = compiled.memory_analysis(), _laid_out(dump)
             text = compiled.as_text()
             moved = hlo.cost(text, **loops)
             steps = _decode_bytes(call, text, traced.jaxpr, parts)
@@ -98,10 +101,14 @@ def _compile(call: Call, parts: Sequence[live_columns.Steps] = ()) -> Compiled:
         "code": 0,
     }
     if memory:
+        output = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        temporaries = memory.temp_size_in_bytes
+        if laid_out:
+            temporaries = laid_out - memory.argument_size_in_bytes - output
         sizes = {
             "arguments": memory.argument_size_in_bytes,
-            "output": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-            "temporaries": memory.temp_size_in_bytes,
+            "output": output,
+            "temporaries": temporaries,
             "code": memory.generated_code_size_in_bytes,
         }
     return Compiled(
@@ -119,6 +126,20 @@ def _compile(call: Call, parts: Sequence[live_columns.Steps] = ()) -> Compiled:
     )
 
 
+def _laid_out(dump: str) -> int:
+    """HBM bytes of a program's buffers as its compiler has laid them out; 0: not said.
+
+    From what XLA dumps. Its memory analysis counts the gaps between temporaries once
+    more: for v4_32's generation in 512 slots it said 17.18 GiB of 12.99, and 33.52 of a
+    program that fits into 30.75.
+    """
+    for path in pathlib.Path(dump).glob("*memory-usage-report.txt"):
+        found = re.search(r"\(color=0\)\nTotal bytes: (\d+)", path.read_text())
+        if found:
+            return int(found[1])
+    return 0
+
+
 def _decode_bytes(call: Call, text: str, jaxpr, parts) -> tuple[float, ...]:
     """HBM bytes on a chip of a decode step, of each part's number of slots.
 
@@ -130,7 +151,8 @@ def _decode_bytes(call: Call, text: str, jaxpr, parts) -> tuple[float, ...]:
 
     def moved(columns, *turns):
         given = {"turns": turns, "shares": widest}
-        kernels = flops.kernel_bytes(jaxpr, decoded=lambda *_: columns, **given)
+        read = look_back.Read(columns)
+        kernels = flops.kernel_bytes(jaxpr, decoded=read, **given)
         return hlo.cost(text, **given).hbm_bytes + kernels / call.mesh.size
 
     def of(number, part):

@@ -38,7 +38,7 @@ class Given:
         turns: Sequence[int] = (1,),
         shares: Sequence[float] = (),
         branch: Callable = min,
-        decoded: Callable[[int, int], float] | None = None,
+        decoded: look_back.Decoded | look_back.Read | None = None,
     ):
         self.turns = _endless(turns)
         self.decoded = decoded
@@ -58,8 +58,8 @@ def flops(jaxpr, **given) -> float:
 
     turns: of the loops whose condition has no constant, in the order in which they
     begin; the last stands for all that follow. shares: how often each branch is taken,
-    of every conditional with as many branches. decoded: (columns of a ring, of a block)
-    → those that decode's kernel reads of a row, as look_back.Decoded; without, all.
+    of every conditional with as many branches. decoded: what decode's kernel reads of
+    a row; without, all.
     """
     return _inside(jaxpr, Given(**given), _products)
 
@@ -109,23 +109,34 @@ def _products(equation, told: Given) -> float | None:
         terms = math.prod(shape[axis] for axis in contracted)
         return 2.0 * equation.outvars[0].aval.size * terms
     if equation.primitive.name == "pallas_call":
+        if given["name"] == look_back.NAME:
+            columns = sum(n * cut.size for n, cut in _blocks(equation, told))
+            heads = given["grid_mapping"].block_mappings[0].block_aval.size
+            return 2 * 2.0 * heads * columns  # by the keys, and by the values
         # A block that is visited takes the branch that has work.
         body = _inside(given["jaxpr"], Given(branch=max), _products)
-        return _visits(equation, told) * body
+        return _visits(equation) * body
     return None
 
 
-def _visits(equation, told: Given) -> float:
+def _visits(equation) -> float:
     """Blocks of its grid that a kernel computes."""
-    mapping = equation.params["grid_mapping"]
-    if equation.params["name"] == look_back.NAME:
-        keys = mapping.block_mappings[1]
-        rows, columns = keys.array_aval.shape[1], keys.array_aval.shape[-1]
-        size = keys.block_aval.shape[-1]
-        read = told.decoded(columns, size) if told.decoded else columns
-        return rows * read / size
-    grid = mapping.grid
+    grid = equation.params["grid_mapping"].grid
     return math.prod(grid) * visited_share(equation.params["name"], grid)
+
+
+def _blocks(equation, told: Given) -> list[tuple[float, look_back.Cut]]:
+    """How many blocks of prompts and of the ring decode's kernel reads, of all rows."""
+    mappings = equation.params["grid_mapping"].block_mappings
+    prompt, own = (
+        look_back.Cut(keys.array_aval.shape[-1], keys.block_aval.shape[-1])
+        for keys in (mappings[1], mappings[3])
+    )
+    read = prompt.columns, own.columns
+    if told.decoded is not None:
+        read = told.decoded.of_prompt(prompt), told.decoded.of_ring(own)
+    rows = mappings[0].array_aval.shape[0]
+    return [(rows * n / cut.size, cut) for n, cut in zip(read, (prompt, own))]
 
 
 def _fetched(equation, told: Given) -> float | None:
@@ -133,14 +144,20 @@ def _fetched(equation, told: Given) -> float | None:
     if equation.primitive.name != "pallas_call":
         return None
     given = equation.params["grid_mapping"]
-    total = 0.0
-    for blocks in given.block_mappings:
-        steps = _steps(blocks.index_map_jaxpr.jaxpr, given.grid)
-        times = _visits(equation, told) if steps is None else math.prod(steps)
-        if equation.params["name"] == look_back.NAME:  # no block comes up again
-            times = min(times, blocks.array_aval.size / blocks.block_aval.size)
-        total += times * blocks.block_aval.size * blocks.array_aval.dtype.itemsize
-    return total
+    if equation.params["name"] == look_back.NAME:
+        (prompt, _), (own, _) = _blocks(equation, told)
+        rows = given.block_mappings[0].array_aval.shape[0]
+        # Queries; keys and values of prompts and of the ring; what comes of them.
+        times = [rows, prompt, prompt, own, own, rows]
+    else:
+        times = []
+        for blocks in given.block_mappings:
+            steps = _steps(blocks.index_map_jaxpr.jaxpr, given.grid)
+            times.append(_visits(equation) if steps is None else math.prod(steps))
+    return sum(
+        n * blocks.block_aval.size * blocks.array_aval.dtype.itemsize
+        for n, blocks in zip(times, given.block_mappings, strict=True)
+    )
 
 
 def _steps(jaxpr, grid) -> list[float] | None:

@@ -42,13 +42,14 @@ def simulated(
     shrinks: int,
     length: int,
     longest: int,
-    read: Callable[[np.ndarray, int], np.ndarray],
+    read: Callable[[np.ndarray, np.ndarray, int], np.ndarray],
 ) -> list[Steps]:
     """One device's rollouts in `size` slots, by number of slots.
 
     length_B, prompt_B: tokens of its rollouts, in order, and of their prompts. length:
-    columns of a prompt, where the first step writes. read: (columns that each row has
-    after it wrote, 0 of a row that ended; the column written) → columns read of each.
+    columns of a prompt, where the first step writes. read: (the rollout of each row;
+    columns that it has after it wrote, 0 of one that ended; the column written) →
+    columns read of each.
     """
     size, rows = min(size, len(length_B)), len(length_B)
     numbers = slots.sizes(size, longest, shrinks)
@@ -73,7 +74,7 @@ def simulated(
             count_S = np.where(live_S, prompt_B[row_S] + t_S, 0)
             live, were_read = (
                 live + count_S.sum(),
-                were_read + read(count_S, column).sum(),
+                were_read + read(row_S, count_S, column).sum(),
             )
             t_S = t_S + 1
             live_S = live_S & (t_S < length_B[row_S])

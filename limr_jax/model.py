@@ -20,6 +20,7 @@ from flax import nnx
 from limr_jax import look_back, splash
 from limr_jax.cache import (
     KVCache,
+    Shared,
     column_counts,
     over_filled,
     read_columns,
@@ -310,63 +311,114 @@ def _scanned(config: ModelConfig) -> bool:
     return config.layers > 8
 
 
-def decode(params, token_B, position_B, cache, column, *, config, dtype):
+def decode(
+    params,
+    token_B,
+    position_B,
+    cache: KVCache,
+    column,
+    shared: Shared | None = None,
+    *,
+    config,
+    dtype,
+):
     """One token of every row, written at `column` (a traced scalar) of the cache.
 
+    shared: the rows' prompts, where decode's kernel reads them beside the cache.
     Returns hidden_BD and the cache; a row of position -1 writes an empty column.
     """
     params = unstack(params, config)
     slots = {kind: column % p.shape[-1] for kind, p in cache.position.items()}
+    if shared is None:
+        nothing = {str(i): None for i in range(len(config.pattern))}
+        prompts, prompt_tail = (nothing,) * len(cache.blocks), dict.fromkeys(cache.tail)
+        position, looks = _by_position(position_B, cache, column, slots, config)
+    else:
+        prompts, prompt_tail = shared.prompts.blocks, shared.prompts.tail
+        position, looks = cache.position, _by_row(position_B, shared, column, config)
+    turns = _turns(position_B[:, None], config)
+    graph = _block_graph(config)
+
+    def layer(x_B1D, weights, kind, kv, prompt_kv, index):
+        def look(q_B1HC, *new):
+            kept = write_column(kv, new, slots[kind], index)
+            return looks[kind](q_B1HC, kept, prompt_kv, index), kept
+
+        return nnx.merge(graph, weights)(x_B1D, turns[kind], look)
+
+    def group(x_B1D, kv, weights, prompts, index):
+        kv = dict(kv)
+        for i, kind in enumerate(config.pattern):
+            key = str(i)
+            given = weights[key], kind, kv[key], prompts[key], index
+            x_B1D, kv[key] = layer(x_B1D, *given)
+        return x_B1D, kv
+
+    x_B1D = _embed(params, token_B[:, None], config, dtype)
+    if _scanned(config):
+
+        def step(carry, weights_and_index):
+            weights, index = weights_and_index
+            return group(*carry, weights, prompts[0], index), None
+
+        indices = jnp.arange(config.groups)
+        (x_B1D, kv), _ = jax.lax.scan(
+            step, (x_B1D, cache.blocks[0]), (params["blocks"], indices)
+        )
+        blocks = (kv,)
+    else:
+        blocks = ()
+        for given in zip(cache.blocks, params["blocks"], prompts, strict=True):
+            x_B1D, kv = group(x_B1D, *given, None)
+            blocks += (kv,)
+    tail = {}
+    for i, kind in enumerate(config.tail):
+        key = str(i)
+        given = params["tail"][key], kind, cache.tail[key], prompt_tail[key], None
+        x_B1D, tail[key] = layer(x_B1D, *given)
+    cache = KVCache(blocks, tail, position)
+    return _final_norm(params, x_B1D, config)[:, 0], cache
+
+
+def _by_position(position_B, cache: KVCache, column, slots, config: ModelConfig):
+    """The positions with the new column's, and how each kind of attention looks back.
+
+    That is `(q_B1HC, kv, prompts' kv, index of the layer) → out_B1HC`.
+    """
     position = {
         kind: jax.lax.dynamic_update_slice(
             p, position_B.astype(p.dtype)[:, None], (0, slots[kind])
         )
         for kind, p in cache.position.items()
     }
-    turns = _turns(position_B[:, None], config)
-    masks = {
-        kind: seen_mask(position_B[:, None], key_BS, _window(kind, config))
-        for kind, key_BS in position.items()
-    }
-    graph = _block_graph(config)
 
-    def layer(x_B1D, weights, kind, kv, index):
-        def look(q, *new):
-            kept = write_column(kv, new, slots[kind], index)
-            if look_back.fits(masks[kind].shape[-1], config):
-                at = position_B + 1, column, index
-                return look_back.attend(q[:, 0], kept, *at, config)[:, None], kept
-            return _look_back(q, kept, masks[kind], column, index, config), kept
+    def look(kind):
+        key_BS = position[kind]
+        mask_B1S = seen_mask(position_B[:, None], key_BS, _window(kind, config))
 
-        return nnx.merge(graph, weights)(x_B1D, turns[kind], look)
+        def attend_to(q_B1HC, kv, _, index):
+            return _look_back(q_B1HC, kv, mask_B1S, column, index, config)
 
-    def group(carry, weights_and_index):
-        (x_B1D, kv), (weights, index) = carry, weights_and_index
-        kv = dict(kv)
-        for i, kind in enumerate(config.pattern):
-            key = str(i)
-            x_B1D, kv[key] = layer(x_B1D, weights[key], kind, kv[key], index)
-        return (x_B1D, kv), None
+        return attend_to
 
-    x_B1D = _embed(params, token_B[:, None], config, dtype)
-    indices = jnp.arange(config.groups)
-    if _scanned(config):
-        (x_B1D, kv), _ = jax.lax.scan(
-            group, (x_B1D, cache.blocks[0]), (params["blocks"], indices)
-        )
-        blocks = (kv,)
-    else:
-        blocks = ()
-        for weights, kv in zip(params["blocks"], cache.blocks):
-            (x_B1D, kv), _ = group((x_B1D, kv), (weights, None))
-            blocks += (kv,)
-    tail = {}
-    for i, kind in enumerate(config.tail):
-        key = str(i)
-        weights = params["tail"][key]
-        x_B1D, tail[key] = layer(x_B1D, weights, kind, cache.tail[key], None)
-    cache = KVCache(blocks, tail, position)
-    return _final_norm(params, x_B1D, config)[:, 0], cache
+    return position, {kind: look(kind) for kind in position}
+
+
+def _by_row(position_B, shared: Shared, column, config: ModelConfig):
+    """How each kind of attention looks back by decode's kernel; as `_by_position`."""
+
+    def look(kind):
+        last_P = shared.prompts.position[kind][:, -1]
+        at = look_back.At(position_B, shared.row_B, last_P, column)
+
+        def attend_to(q_B1HC, kv, prompt_kv, index):
+            window = _window(kind, config)
+            given = q_B1HC[:, 0], prompt_kv, kv, at, index, config
+            return look_back.attend(*given, window)[:, None]
+
+        return attend_to
+
+    return {kind: look(kind) for kind in shared.prompts.position}
 
 
 def _look_back(q_B1HC, kv, mask_B1S, column, index, config: ModelConfig):

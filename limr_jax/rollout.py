@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from limr_jax import cache as kv
 from limr_jax import model, randomness
-from limr_jax.chunks import join_rows, row_parts, split_rows
+from limr_jax.chunks import row_parts, split_rows
 from limr_jax.expected import longest_first
 from limr_jax.seats import Queue, State, Table
 from limr_jax.sharding import ROWS, constrain_params, row_shards
@@ -208,13 +208,17 @@ def generate(
     how = {"config": config, "dtype": dtype}
     ends = partial(_ends, stop_ids=stop_ids, response_length=response_length)
     first, cache = _first_tokens(params, *prompts, key_B, sampling, **how)
+    shares = kv.shares(config, length=L, columns=response_length)
+    if shares:
+        cache = kv.in_order(cache, config, length=L)
     token_B = first["response_BT"]
     table = Table(
         prompts=cache,
         queue=Queue.of(token_B, ends(token_B, 0), key_B, prompts[1]),
         config=config,
         length=L,
-        columns=L + response_length,
+        longest=response_length,
+        shares=shares,
         rows_over=ROWS if devices > 1 else None,
     )
     params = model.unstack(params, config)
@@ -251,6 +255,7 @@ def _step(params, sampling, table, ends, random, how, state: State) -> State:
         jnp.where(live_S, state.seats.last_S + t_S, -1),
         state.cache,
         state.column,
+        table.shared(state.slots),
         **how,
     )
     logits_SV = model.unembed(params, hidden_SD, **how)
@@ -293,8 +298,7 @@ def _prefill(params, prompt_PL, position_PL, *, config: model.ModelConfig, dtype
     if parts == 1:
         return some(prompt_PL, position_PL)
     split = (split_rows(x, parts) for x in (prompt_PL, position_PL))
-    hidden_MXD, caches = jax.lax.map(lambda part: some(*part), tuple(split))
-    return join_rows(hidden_MXD), kv.join_rows(caches)
+    return kv.by_parts(some, *split)
 
 
 def _column(token_B, logprob_B, entropy_B) -> dict:

@@ -1,8 +1,8 @@
 """Rows of a rollout's loop: how they are seated, replaced and moved together.
 
 What goes on here is of one device's own rows: each takes the next of its own queue,
-and the keys and values of a prompt are copied from where the same device prefilled
-them.
+and reads the keys and values of its prompt, or gets a copy of them, where the same
+device has prefilled them.
 """
 
 import dataclasses
@@ -65,13 +65,15 @@ class Table:
     queue: Queue
     config: ModelConfig
     length: int  # L, columns of a prompt
-    columns: int  # of the cache
+    longest: int  # tokens of a rollout at most
+    shares: bool  # rows read their prompts where these are, and get no copy
     rows_over: tuple | None  # the mesh axes that rows lie over
 
-    @property
-    def longest(self) -> int:
-        """Tokens of a rollout at most."""
-        return self.columns - self.length
+    def shared(self, slots: Slots) -> kv.Shared | None:
+        """What the rows read beside their own columns."""
+        if not self.shares:
+            return None
+        return kv.Shared(self.prompts, slots.row_S // self.group)
 
     @property
     def rows(self) -> int:
@@ -88,9 +90,12 @@ class Table:
 
         def seat(prompts, queue):
             queue = jax.tree.map(lambda x: x[:size], queue)
-            cache = kv.repeat(
-                prompts, self.config, group=self.group, rows=size, columns=self.columns
-            )
+            if self.shares:
+                of = {"rows": size, "columns": self.longest}
+                cache = kv.ring(prompts, self.config, **of)
+            else:
+                of = {"rows": size, "columns": self.length + self.longest}
+                cache = kv.repeat(prompts, self.config, group=self.group, **of)
             return _begin(queue), ~queue.ended_B, cache
 
         seats, live_S, cache = self._each(
@@ -99,7 +104,8 @@ class Table:
             like=(_begin(self.queue), self.queue.ended_B, self.prompts),
         )
         slots = dataclasses.replace(slots, live_S=live_S)
-        return State(slots, seats, cache, jnp.int32(self.length), out)
+        column = jnp.int32(0 if self.shares else self.length)
+        return State(slots, seats, cache, column, out)
 
     def refilled(self, state: State) -> State:
         """Empty slots take the next rollouts of their device's queue."""
@@ -121,7 +127,8 @@ class Table:
                     cache, prompts, self.config, row=row, prompt=prompt, turn=turn
                 )
 
-            cache = jax.lax.fori_loop(0, jnp.sum(fresh_S), copy, cache)
+            if not self.shares:
+                cache = jax.lax.fori_loop(0, jnp.sum(fresh_S), copy, cache)
             live_S = slots.live_S & ~(fresh_S & begun.ended_B)
             return dataclasses.replace(slots, live_S=live_S), seats, cache
 

@@ -200,7 +200,7 @@ def test_a_decode_step_beside_what_it_must_read(no_slice):
     plan = aot.plan(tiny(mesh__tensor=2, rollout__max_response_length=64))
     params = next(call.args[0] for call in plan.calls if call.name == "generate")
     weights = sum(x.size for x in jax.tree.leaves(params)) * 4 / 2  # fp32, 2 chips
-    column = compile_report.cache_bytes(plan) / (16 + 64)
+    column = compile_report.column_bytes(plan)
     steps = sum(part.steps for part in plan.decoded)
     must = weights * steps + column * sum(part.live for part in plan.decoded)
     twice = tuple(2 * weights for _ in plan.decoded)
@@ -272,6 +272,15 @@ def wide(slots):
         rollout__max_response_length=100,
         rollout__slots=slots,
     )
+
+
+def test_memory_is_what_the_compiler_has_laid_out(tmp_path):
+    """All that a program of two arguments of 1 MiB needs, by hand; nothing, unsaid."""
+    assert compiled._laid_out(tmp_path) == 0
+    x = jax.ShapeDtypeStruct((512, 512), "float32")
+    options = {"xla_dump_to": str(tmp_path)}
+    jax.jit(lambda x, y: x @ y).lower(x, x).compile(compiler_options=options)
+    assert 3 * 2**20 <= compiled._laid_out(tmp_path) < 3 * 2**20 + 2**16
 
 
 def test_what_a_compiler_that_fails_says_it_wanted():

@@ -73,6 +73,34 @@ def test_a_row_put_in_later_is_that_row_further_round_the_ring(layers):
 
 
 @pytest.mark.parametrize("layers", [2, 10])
+def test_a_ring_beside_shared_prompts_is_empty(layers):
+    config = dataclasses.replace(GEMMA, layers=layers)
+    given = prompts(config)
+    ring = cache.ring(given, config, rows=4, columns=COLUMNS)
+    for prompt, row in zip(jax.tree.leaves(given), jax.tree.leaves(ring), strict=True):
+        assert len(rows_of(row)) == 4 and row.dtype == prompt.dtype
+        assert np.all(np.asarray(row) == (-1 if row.dtype == np.int32 else 0))
+    keys, values = ring.blocks[0]["1"]
+    assert keys.shape[-1] == values.shape[-2] == COLUMNS
+    keys, values = ring.blocks[0]["0"]
+    assert keys.shape[-1] == values.shape[-2] == GEMMA.window
+
+
+def test_a_prompts_last_column_is_last():
+    """Of 8 columns a window of 5 keeps 3 to 7, each at its place modulo 5."""
+    given = prompts()
+    turned = cache.in_order(given, GEMMA, length=LENGTH)
+    position = turned.position["sliding"]
+    np.testing.assert_array_equal(position, given.position["full"][:, -GEMMA.window :])
+    assert not np.array_equal(position, given.position["sliding"])
+    for kind, place in (("sliding", "0"), ("full", "1")):
+        pairs = zip(given.blocks[0][place], turned.blocks[0][place], (-1, -2))
+        for before, after, axis in pairs:
+            shift = -LENGTH if kind == "sliding" else 0
+            np.testing.assert_array_equal(after, np.roll(before, shift, axis=axis))
+
+
+@pytest.mark.parametrize("layers", [2, 10])
 def test_taken(layers):
     before = prompts(dataclasses.replace(GEMMA, layers=layers))
     after = cache.take(before, jnp.array([2, 0]))

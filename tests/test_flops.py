@@ -117,40 +117,51 @@ def test_two_unrolled_layers_against_cost_analysis(backward, monkeypatch):
 
 
 def test_decodes_kernel_by_hand(monkeypatch):
-    """Two rows in a ring of 512, blocks of 128: prompts of 300, 3 tokens each.
+    """Two rows in a ring of 512, blocks of 128: prompts of 300 of 384, 4 tokens each.
 
-    So 301 and 302 columns, up to column 300 + 2 a round: in 42 rounds they lie in
-    blocks 0 to 2, then 1 to 3; in the 43rd, from column 84 to 385, in four blocks.
+    So three blocks of the prompt, and one of the ring, but for the last step of the
+    43rd round: its three columns, from 126 to 128, lie in two.
     """
     monkeypatch.setattr(look_back, "INTERPRET", True)
     monkeypatch.setattr(look_back, "BLOCKS", (128,))
-    B, K, G, C, S, layers = 2, 2, 3, 16, 512, 5
+    B, K, G, C, L, S, layers = 2, 2, 3, 16, 384, 512, 5
     config = ModelConfig(
         vocab_size=8, width=8, layers=1, heads=K * G, kv_heads=K, head_dim=C,
         mlp_width=8,
     )  # fmt: skip
 
-    def decode(q_BHC, keys, values, count_B, column):
-        return look_back.attend(q_BHC, (keys, values), count_B, column, 1, config)
+    def decode(q_BHC, prompts, own, at):
+        return look_back.attend(q_BHC, prompts, own, at, 1, config)
 
-    whole = jax.ShapeDtypeStruct((), jnp.int32)
+    def kv(rows, columns):
+        shapes = (layers, rows, K, C, columns), (layers, rows, K, columns, C)
+        return tuple(map(F32, shapes))
+
+    def ints(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.int32)
+
     jaxpr = jax.make_jaxpr(decode)(
         F32((B, K * G, C)),
-        F32((layers, B, K, C, S)),
-        F32((layers, B, K, S, C)),
-        jax.ShapeDtypeStruct((B,), jnp.int32),
-        whole,
+        kv(1, L),
+        kv(B, S),
+        look_back.At(ints(B), ints(B), ints(1), ints()),
     )
-    for rounds, blocks in ((1, 3), (42, 3), (43, (42 * 3 + 4) / 43)):
-        given = {"decoded": look_back.Decoded(300, 2, rounds)}
-        # Both products of each block, of every head; queries and results once a row.
-        products = B * blocks * 2 * 2 * 128 * K * G * C
-        assert flops.flops(jaxpr, **given) == pytest.approx(products, rel=1e-12)
-        moved = B * blocks * 2 * 128 * K * C * 4 + 2 * B * K * G * C * 4
-        assert flops.kernel_bytes(jaxpr, **given) == pytest.approx(moved, rel=1e-12)
-    # At full length a ring is (L + T / 2) / (L + T) full in the mean; a row reads up
-    # to a block and a half beside: its first column is nearly a block's last.
-    share = look_back.Decoded(1024, 3071, 32)(4096, 512) / 4096
-    assert 5 / 8 < share < 5 / 8 + 1.5 * 512 / 4096
-    whole_ring = B * 4 * 2 * 128 * K * C * 4 + 2 * B * K * G * C * 4
-    assert flops.kernel_bytes(jaxpr) == whole_ring
+    block, ends = 2 * 128 * K * C * 4, 2 * B * K * G * C * 4  # queries, results
+    # Both products of each block, of every head.
+    products = 2 * 2 * 128 * K * G * C
+    for rounds, blocks in ((1, 4), (42, 4), (43, 4 + 1 / (3 * 43))):
+        given = {"decoded": look_back.Decoded(300, 3, rounds)}
+        counted = flops.flops(jaxpr, **given)
+        assert counted == pytest.approx(B * blocks * products, rel=1e-12)
+        moved = flops.kernel_bytes(jaxpr, **given)
+        assert moved == pytest.approx(B * blocks * block + ends, rel=1e-12)
+    assert flops.kernel_bytes(jaxpr) == B * (3 + 4) * block + ends
+    read = look_back.Read(5 * 128)
+    assert flops.kernel_bytes(jaxpr, decoded=read) == B * 5 * block + ends
+    # A prompt of full length is read whole; of the ring half in the mean, and up to a
+    # block and a half beside: a row's first column is nearly a block's last.
+    decoded = look_back.Decoded(1024, 3071, 32)
+    assert decoded.of_prompt(look_back.Cut(1024, 512)) == 1024
+    assert decoded.of_prompt(look_back.Cut(512, 512)) == 512  # a window's
+    share = decoded.of_ring(look_back.Cut(3072, 512)) / 3072
+    assert 1 / 2 < share < 1 / 2 + 1.5 * 512 / 3072

@@ -7,7 +7,7 @@ from test_slots import simulated
 from limr_jax import cache, live_columns, look_back
 
 
-def whole(count_S, column):
+def whole(row_S, count_S, column):
     return np.full(len(count_S), 64)
 
 
@@ -73,12 +73,16 @@ def test_a_step_of_the_paper_on_v4_32(prompt, figures):
     given = {"size": 128, "shrinks": 1, "length": 1024, "longest": 3072}
     sizes = {"weights": 7.07e9 * 2 / 4, "column": 28 * 2 * 128 * 2}
 
-    def by_widths(count_S, column):
+    def by_widths(_, count_S, column):
         width = next(w for w in cache.widths(4096) if w > min(column, 4095))
         return np.full(len(count_S), width)
 
-    def by_rows(count_S, column):
-        return look_back.columns_read(count_S, column, 4096, 512)
+    ring, prompts = look_back.Cut(3072, 512), look_back.Cut(1024, 512)
+
+    def by_rows(row_S, count_S, column):
+        seen_S = np.where(count_S > 0, prompt, 0)
+        given = count_S - seen_S, seen_S, row_S // 8, column - 1024
+        return look_back.columns_read(*given, ring, prompts)
 
     prompt_B = np.full(len(length_B), prompt)
     for read, wanted in ((by_widths, "xla"), (by_rows, "kernel")):
