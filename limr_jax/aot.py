@@ -103,6 +103,7 @@ def plan(config) -> Plan:
             prompts,
             parts=_parts(config),
             generation=generation,
+            sampling=run.sampling_of(**run.training_sampling(config)),
             evaluators=evaluators,
             eval_prompts=prompts,
             micro_batches=_micro_batches(config),
@@ -161,6 +162,7 @@ def step_calls(made: run.Run, config, prompts: data.Prompts) -> list[Call]:
         prompts,
         parts=_parts(config),
         generation=made.generation,
+        sampling=made.sampling,
         micro_batches=_micro_batches(config),
         minibatches=config.minibatches_per_step,
     )
@@ -261,6 +263,7 @@ def calls(
     *,
     parts: tuple[str, ...] | None,
     generation: dict,
+    sampling: rollout.Sampling,
     micro_batches: int,
     minibatches: int,
     evaluators: dict[str, tuple] | None = None,
@@ -270,8 +273,9 @@ def calls(
     """The programs of a run in the order of their first calls.
 
     prompts: shapes of a set. parts: of a reward graded on the hosts; None: the graph's
-    verifier grades. evaluators: by name, what `evaluate.program` gives. judge: what
-    `_judge` gives.
+    verifier grades. sampling: of the training rollouts, its values whatever they are.
+    evaluators: by name, what `evaluate.program` gives; "evaluate" is greedy. judge:
+    what `_judge` gives.
     """
     found, alive, state = [], [], made.state
     params, length = state.train.params, prompts.prompt_NL.shape[1]
@@ -285,15 +289,18 @@ def calls(
         with jax.set_mesh(mesh):
             return program.eval_shape(*args)
 
-    real, key = whole(jnp.float32), _key(mesh)
-    sampling = rollout.Sampling(real, real, top_k=whole(jnp.int32), min_p=real)
+    key, greedy = _key(mesh), run.sampling_of(temperature=0.0)
+    sampling, greedy = (
+        jax.tree.map(lambda x: whole(x.dtype), given) for given in (sampling, greedy)
+    )
     reference = call("copy", "set-up", made.copy, params) if made.copy else None
     alive += [reference]
     call("init", "set-up", made.init, params)
     alive += [state, prompts, judge and judge[0][2][0]]
     for name, (program, chunk) in (evaluators or {}).items():
         alive += [eval_prompts]
-        args = (params, eval_prompts, whole(jnp.int32, chunk), sampling, key)
+        drawn_by = greedy if name == "evaluate" else sampling
+        args = (params, eval_prompts, whole(jnp.int32, chunk), drawn_by, key)
         told = call(name, "evaluation", program, *args, **_loops(length, generation))
         if parts is None:
             call(f"{name}: examine", "evaluation", made.examine, *told[::-1])

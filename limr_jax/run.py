@@ -71,8 +71,7 @@ def set_up(config) -> Run:
     check(config)
     mesh = make_mesh(**config.mesh)
     check_batch(config, mesh)
-    names = ("temperature", "top_p", "top_k", "min_p")
-    sampling = put_sampling(mesh, **{name: config.rollout[name] for name in names})
+    sampling = put_sampling(mesh, **training_sampling(config))
     in_graph = config.reward in ("token", "none")
     host_reward = None if in_graph else make_host_reward(config)
     tokenizer = text.load_tokenizer(resolve(config.tokenizer))
@@ -179,10 +178,20 @@ def fingerprint(config) -> dict[str, str]:
     }
 
 
-def put_sampling(
-    mesh, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0
-) -> rollout.Sampling:
-    """`Sampling` on the devices; InputError where a value makes no sense."""
+def training_sampling(config) -> dict[str, float]:
+    """What `sampling_of` takes, of the training rollouts."""
+    names = ("temperature", "top_p", "top_k", "min_p")
+    return {name: config.rollout[name] for name in names}
+
+
+def put_sampling(mesh, **values: float) -> rollout.Sampling:
+    """`sampling_of` on the devices."""
+    everywhere = NamedSharding(mesh, REPLICATED)
+    return jax.tree.map(lambda x: hosts.put(x, everywhere), sampling_of(**values))
+
+
+def sampling_of(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0) -> rollout.Sampling:
+    """`Sampling`, filters that are off as None; InputError where a value is wrong."""
     for name, value, good in (
         ("temperature", temperature, temperature >= 0),
         ("top_p", top_p, 0 < top_p <= 1),
@@ -193,14 +202,12 @@ def put_sampling(
             raise InputError(
                 f"rollout.{name}={value} is out of range; see configs/base.py"
             )
-    sampling = rollout.Sampling(
+    return rollout.Sampling(
         temperature=np.float32(temperature),
-        top_p=np.float32(top_p),
-        top_k=np.int32(top_k),
-        min_p=np.float32(min_p),
+        top_p=np.float32(top_p) if top_p < 1 else None,
+        top_k=np.int32(top_k) if top_k else None,
+        min_p=np.float32(min_p) if min_p else None,
     )
-    everywhere = NamedSharding(mesh, REPLICATED)
-    return jax.tree.map(lambda x: hosts.put(x, everywhere), sampling)
 
 
 def evaluator(run: Run, k: int, seed: int) -> evaluate.Evaluator:

@@ -48,7 +48,13 @@ def same(one, other) -> bool:
 
 RUNS = {
     "grpo with KL": {"kl__coefficient": 0.1, "filter__tau": 0.0},
-    "ppo": {"algorithm": "ppo", "critic__learning_rate": 0.01, "rollout__slots": 4},
+    "ppo, drawing from some tokens": {
+        "algorithm": "ppo",
+        "critic__learning_rate": 0.01,
+        "rollout__slots": 4,
+        "rollout__top_p": 0.9,
+        "rollout__min_p": 0.01,
+    },
     "graded by the hosts, some groups kept": {
         "reward": "math",
         "sampler__name": "dynamic",
@@ -109,6 +115,7 @@ def test_the_programs_of_a_run_are_those_reported(
         eval_prompts=shapes(run.eval_set),
         parts=("math",) if by_hosts else None,
         generation=run.generation,
+        sampling=run.sampling,
         micro_batches=1,
         minibatches=1,
         evaluators={"evaluate": held["evaluate"]},

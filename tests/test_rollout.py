@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -380,6 +381,21 @@ def test_filters_by_hand():
     ):
         filtered_V = np.asarray(FILTER(logits_1V, sampling(**options)))[0]
         assert np.flatnonzero(np.isfinite(filtered_V)).tolist() == want, options
+
+
+def test_filters_that_are_none_are_not_there():
+    """Each as with the values that turn the others off; without any, nothing to do."""
+    logits_BV = np.random.default_rng(0).normal(0, 2, (40, 33)).astype(np.float32)
+    values = {"top_p": np.float32(0.6), "top_k": np.int32(5), "min_p": np.float32(0.1)}
+    for names in (
+        *itertools.combinations(values, 1),
+        *itertools.combinations(values, 2),
+    ):
+        given = {name: values[name] for name in names}
+        found_BV = FILTER(logits_BV, rollout.Sampling(**given))
+        np.testing.assert_array_equal(found_BV, FILTER(logits_BV, sampling(**given)))
+    traced = jax.make_jaxpr(rollout.filter_logits)(logits_BV, rollout.Sampling())
+    assert not traced.eqns
 
 
 def test_draws_stay_within_the_filter_and_logprobs_are_of_all():
