@@ -60,6 +60,8 @@ def _run(config, options) -> None:
 def compile_only(config, workdir: str) -> int:
     """The compile report; 1 if a program does not fit."""
     os.environ["JAX_PLATFORMS"] = "cpu"  # before jax: compiling takes no chip
+    # A program out of a cache would not say how its memory is laid out.
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     from limr_jax import aot, checkpoint, compile_report, compiled, files, metrics
     from limr_jax.bucket import WRITE
 

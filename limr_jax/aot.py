@@ -5,12 +5,12 @@ constructor (`run.make_programs`); only their arguments are shapes.
 """
 
 import dataclasses
+import functools
 import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from limr_jax import (
@@ -19,7 +19,6 @@ from limr_jax import (
     data,
     evaluate,
     live_columns,
-    look_back,
     policy,
     reward,
     rollout,
@@ -50,7 +49,7 @@ class Call:
     turns: tuple[int, ...] = (1,)
     # How often attention to the cache reads each of `cache.widths`, then.
     shares: tuple[float, ...] = ()
-    decoded: look_back.Decoded | None = None  # steps of decode's kernel, likewise
+    decoded: live_columns.Decoded | None = None  # steps of decode's kernel, likewise
     times: int = 1  # of a step
 
 
@@ -96,7 +95,7 @@ def plan(config) -> Plan:
         chips.CHIPS[chips.SLICES[config.slice.type].chip],
         generation,
         config.rollout.max_prompt_length,
-        _shared(mesh, config.rollout.max_prompt_length, generation),
+        live_columns.shares(mesh, config.rollout.max_prompt_length, generation),
         calls(
             mesh,
             made,
@@ -110,48 +109,8 @@ def plan(config) -> Plan:
             minibatches=config.minibatches_per_step,
             judge=_judge(config, devices),
         ),
-        _decoded(config, mesh, generation),
+        live_columns.planned(config, mesh, generation),
     )
-
-
-def _decoded(config, mesh, generation: dict) -> list[live_columns.Steps]:
-    """Prompts as long as allowed; none where layers have rings of several lengths."""
-    model = generation["config"]
-    if set(model.pattern) != {"full"}:
-        return []
-    by_rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    rollouts = config.prompts_per_step * config.group_size // by_rows
-    length, longest = config.rollout.max_prompt_length, generation["response_length"]
-    columns = length + longest
-    shared = _shared(mesh, length, generation)
-    with jax.set_mesh(mesh):
-        prompt, own = (
-            look_back.Cut(n, look_back.fits(n, model)) for n in (length, longest)
-        )
-
-    def read(row_S, count_S, column):
-        if shared:
-            seen_S = np.where(count_S > 0, length, 0)
-            given = count_S - seen_S, seen_S, row_S // config.group_size
-            return look_back.columns_read(*given, column - length, own, prompt)
-        width = next((w for w in cache.widths(columns) if w > column), columns)
-        return np.full(len(count_S), width)
-
-    return live_columns.simulated(
-        live_columns.lengths(rollouts, longest),
-        np.full(rollouts, length),
-        size=min(generation["slots"] // by_rows, rollouts),
-        shrinks=generation["shrinks"],
-        length=length,
-        longest=longest,
-        read=read,
-    )
-
-
-def _shared(mesh, length: int, generation: dict) -> bool:
-    columns = generation["response_length"]
-    with jax.set_mesh(mesh):
-        return cache.shares(generation["config"], length=length, columns=columns)
 
 
 def step_calls(made: run.Run, config, prompts: data.Prompts) -> list[Call]:
@@ -256,6 +215,12 @@ def prompt_shapes(mesh, count: int, length: int, answer_length: int) -> data.Pro
     return data.Prompts(shape(length), shape(), shape(answer_length), shape())
 
 
+def _whole(mesh, like, *axes) -> jax.ShapeDtypeStruct:
+    """The same on every device, of this dtype."""
+    at = NamedSharding(mesh, REPLICATED)
+    return jax.ShapeDtypeStruct(axes, jnp.dtype(like), sharding=at)
+
+
 def calls(
     mesh,
     made: Programs,
@@ -279,28 +244,23 @@ def calls(
     """
     found, alive, state = [], [], made.state
     params, length = state.train.params, prompts.prompt_NL.shape[1]
-
-    def whole(like, *axes):
-        like, at = jnp.dtype(like), NamedSharding(mesh, REPLICATED)
-        return jax.ShapeDtypeStruct(axes, like, sharding=at)
+    whole = functools.partial(_whole, mesh)
 
     def call(name, phase, program, *args, mesh=mesh, **loops):
         found.append(Call(name, phase, mesh, program, args, tuple(alive), **loops))
         with jax.set_mesh(mesh):
             return program.eval_shape(*args)
 
-    key, greedy = _key(mesh), run.sampling_of(temperature=0.0)
-    sampling, greedy = (
-        jax.tree.map(lambda x: whole(x.dtype), given) for given in (sampling, greedy)
-    )
+    key, ways = _key(mesh), (sampling, run.sampling_of(temperature=0.0))
+    sampling, greedy = jax.tree.map(lambda x: whole(x.dtype), ways)
     reference = call("copy", "set-up", made.copy, params) if made.copy else None
     alive += [reference]
     call("init", "set-up", made.init, params)
     alive += [state, prompts, judge and judge[0][2][0]]
     for name, (program, chunk) in (evaluators or {}).items():
         alive += [eval_prompts]
-        drawn_by = greedy if name == "evaluate" else sampling
-        args = (params, eval_prompts, whole(jnp.int32, chunk), drawn_by, key)
+        way = greedy if name == "evaluate" else sampling
+        args = (params, eval_prompts, whole(jnp.int32, chunk), way, key)
         told = call(name, "evaluation", program, *args, **_loops(length, generation))
         if parts is None:
             call(f"{name}: examine", "evaluation", made.examine, *told[::-1])
@@ -308,8 +268,7 @@ def calls(
     sampler_state, drawn = call("draw", "step", made.draw, *args)
     alive += [sampler_state, drawn]
     args = (params, state.step, drawn, sampling, args[-1])
-    rounds = _rounds(mesh, drawn.ids_P.size, length, generation)
-    loops = _loops(length, generation, *rounds)
+    loops = _loops(length, generation, *_rounds(mesh, drawn, length, generation))
     written = call("generate", "step", made.generate, *args, **loops)
     alive += [written]
     graded = _graded(call, made, mesh, written, drawn, parts, judge)
@@ -374,17 +333,17 @@ def _scores(call, made: Programs, state, reference, batch, sampling, turns) -> S
     return Scores(**scores)
 
 
-def _rounds(mesh, prompts: int, length: int, generation: dict) -> tuple[int, ...]:
+def _rounds(mesh, drawn, length: int, generation: dict) -> tuple[int, ...]:
     """Rounds of refilling, and prompts that a device copies in one, if it copies any.
 
     None: no refill.
     """
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows = prompts * generation["group"] // devices
+    rows = drawn.ids_P.size * generation["group"] // devices
     slots = min(generation["slots"] // devices, rows)
     if rows <= slots:
         return ()
-    copies = () if _shared(mesh, length, generation) else (slots,)
+    copies = () if live_columns.shares(mesh, length, generation) else (slots,)
     return (-(-rows // slots), *copies)
 
 
@@ -401,7 +360,8 @@ def _loops(length: int, generation: dict, *rounds: int) -> dict:
     choices = cache.widths(length + generation["response_length"])
     if not steps:
         return {"turns": turns}
-    found = {"turns": turns, "decoded": look_back.Decoded(length, steps, times)}
+    decoded = live_columns.Decoded(length, steps, times, generation["group"])
+    found = {"turns": turns, "decoded": decoded}
     if len(choices) < 3:
         return found
     steps *= times

@@ -81,6 +81,7 @@ def _waves(config, plan: Plan, programs: list[Compiled], limit: float) -> dict:
     rollouts = config.prompts_per_step * config.group_size
     slots = plan.generation["slots"]
     each = column_bytes(plan) * slot_columns(plan)
+    prompts = config.prompts_per_step * plan.prompt_length  # their columns
     generate = next(p for p in programs if p.name == "generate")
     free = max(0.0, limit - generate.total)
     by_rows = plan.mesh.shape["data"] * plan.mesh.shape["fsdp"]
@@ -91,6 +92,7 @@ def _waves(config, plan: Plan, programs: list[Compiled], limit: float) -> dict:
         "slots": slots,
         "waves": math.ceil(rollouts / slots),
         "cache_gib_a_chip": each * slots / by_rows / GIB,
+        "prompts_gib_a_chip": prompts * column_bytes(plan) / by_rows / GIB,
         "fit_at_a_time": 0 if generate.error else int(fit // unit * unit),
     }
 
@@ -304,7 +306,7 @@ def _summary(made: dict) -> list[str]:
         f"rollouts: at most {rollouts['fit_at_a_time']:,} of full length fit at once; "
         f"{rollouts['a_step']:,} a step by {rollouts['slots']:,} slots are "
         f"{rollouts['waves']} waves, whose cache is {rollouts['cache_gib_a_chip']:.2f} "
-        "GiB a chip",
+        f"GiB a chip, that of the prompts {rollouts['prompts_gib_a_chip']:.2f}",
         *_decoded(made["decode"]),
         *(
             f"not compiled: {row['name']}, {row['gib']:.2f} GiB a chip"

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import os
 import pathlib
 import re
 import tempfile
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 
 import jax
 
-from limr_jax import aot, chips, flops, hlo, live_columns, look_back
+from limr_jax import aot, chips, flops, hlo, live_columns
 from limr_jax.aot import Call, Plan
 
 
@@ -126,12 +127,12 @@ def _compile(call: Call, parts: Sequence[live_columns.Steps] = ()) -> Compiled:
     )
 
 
-def _laid_out(dump: str) -> int:
+def _laid_out(dump: str | os.PathLike) -> int:
     """HBM bytes of a program's buffers as its compiler has laid them out; 0: not said.
 
-    From what XLA dumps. Its memory analysis counts the gaps between temporaries once
-    more: for v4_32's generation in 512 slots it said 17.18 GiB of 12.99, and 33.52 of a
-    program that fits into 30.75.
+    From what XLA dumps. Its memory analysis says too much of temporaries: 17.18 GiB of
+    v4_32's generation in 512 slots, where 12.99 are laid out, and 33.52 of a program
+    that compiles for 30.75.
     """
     for path in pathlib.Path(dump).glob("*memory-usage-report.txt"):
         found = re.search(r"\(color=0\)\nTotal bytes: (\d+)", path.read_text())
@@ -151,7 +152,7 @@ def _decode_bytes(call: Call, text: str, jaxpr, parts) -> tuple[float, ...]:
 
     def moved(columns, *turns):
         given = {"turns": turns, "shares": widest}
-        read = look_back.Read(columns)
+        read = live_columns.Read(columns)
         kernels = flops.kernel_bytes(jaxpr, decoded=read, **given)
         return hlo.cost(text, **given).hbm_bytes + kernels / call.mesh.size
 

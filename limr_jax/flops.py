@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 from jax.extend import core
 
-from limr_jax import look_back
+from limr_jax import live_columns, look_back
 from limr_jax.splash import visited_share
 
 
@@ -38,7 +38,7 @@ class Given:
         turns: Sequence[int] = (1,),
         shares: Sequence[float] = (),
         branch: Callable = min,
-        decoded: look_back.Decoded | look_back.Read | None = None,
+        decoded: live_columns.Decoded | live_columns.Read | None = None,
     ):
         self.turns = _endless(turns)
         self.decoded = decoded
@@ -145,7 +145,9 @@ def _fetched(equation, told: Given) -> float | None:
         return None
     given = equation.params["grid_mapping"]
     if equation.params["name"] == look_back.NAME:
-        (prompt, _), (own, _) = _blocks(equation, told)
+        (prompt, cut), (own, _) = _blocks(equation, told)
+        if cut.blocks == 1 and told.decoded is not None:
+            prompt /= told.decoded.group  # read by the first of its rows
         rows = given.block_mappings[0].array_aval.shape[0]
         # Queries; keys and values of prompts and of the ring; what comes of them.
         times = [rows, prompt, prompt, own, own, rows]

@@ -79,6 +79,10 @@ class ModelConfig:
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is not even: pairs are turned")
 
+    def window_of(self, kind: str) -> int | None:
+        """Columns that this kind of attention sees at most; None is all."""
+        return self.window if kind == "sliding" else None
+
     @property
     def groups(self) -> int:
         """Whole repetitions of the pattern; the layers left over are the tail."""

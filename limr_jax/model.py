@@ -17,13 +17,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from limr_jax import look_back, splash
+from limr_jax import decode_attention, splash
 from limr_jax.cache import (
     KVCache,
     Shared,
     column_counts,
-    over_filled,
-    read_columns,
     write_column,
 )
 from limr_jax.layers import (
@@ -31,7 +29,6 @@ from limr_jax.layers import (
     ModelConfig,
     RMSNorm,
     Rope,
-    attend,
     attend_back,
     rotation,
     seen_mask,
@@ -66,10 +63,6 @@ def _turns(position_BT, config: ModelConfig):
         kind: rotation(position_BT, ropes[kind], config.head_dim)
         for kind in dict.fromkeys(config.pattern)
     }
-
-
-def _window(kind: str, config: ModelConfig) -> int | None:
-    return config.window if kind == "sliding" else None
 
 
 # --- The whole model --------------------------------------------------------------
@@ -196,7 +189,7 @@ def _looks(position_BT, segment_BT, branch_BT, config: ModelConfig):
     same_BTS = None if by_kernel else _same(segment_BT, branch_BT)
 
     def look(kind):
-        window = _window(kind, config)
+        window = config.window_of(kind)
         if by_kernel:
             lay = (position_BT, segment_BT, branch_BT)
             sight = splash.sight(*lay, config, window=window)
@@ -228,17 +221,17 @@ def _read(params, x_BTD, position_BT, segment_BT, branch_BT, *, config, remat, k
 
     def group(x_BTD, weights):
         step, kept = checkpointed(prevent_cse=False), {}  # a scan prevents it already
-        for i, kind in enumerate(config.pattern):
-            x_BTD, kept[str(i)] = step(x_BTD, weights[str(i)], kind)
+        for key, kind in _keyed(config.pattern):
+            x_BTD, kept[key] = step(x_BTD, weights[key], kind)
         return x_BTD, kept
 
     # Few layers too (decode's are unrolled: `_scanned`). 3 and 6 train as quickly on a
     # CPU, and the compiler takes half as long for 6.
     x_BTD, kept = jax.lax.scan(group, x_BTD, params["blocks"])
     tail_kept = {}
-    for i, kind in enumerate(config.tail):
-        weights = params["tail"][str(i)]
-        x_BTD, tail_kept[str(i)] = checkpointed(prevent_cse=True)(x_BTD, weights, kind)
+    for key, kind in _keyed(config.tail):
+        weights = params["tail"][key]
+        x_BTD, tail_kept[key] = checkpointed(prevent_cse=True)(x_BTD, weights, kind)
     return x_BTD, (kept, tail_kept)
 
 
@@ -324,18 +317,14 @@ def decode(
 ):
     """One token of every row, written at `column` (a traced scalar) of the cache.
 
-    shared: the rows' prompts, where decode's kernel reads them beside the cache.
-    Returns hidden_BD and the cache; a row of position -1 writes an empty column.
+    shared: the rows' prompts, where decode's kernel reads them beside the cache, whose
+    positions it then leaves alone. Returns hidden_BD and the cache; a row of position
+    -1 writes an empty column, or sees none.
     """
     params = unstack(params, config)
     slots = {kind: column % p.shape[-1] for kind, p in cache.position.items()}
-    if shared is None:
-        nothing = {str(i): None for i in range(len(config.pattern))}
-        prompts, prompt_tail = (nothing,) * len(cache.blocks), dict.fromkeys(cache.tail)
-        position, looks = _by_position(position_B, cache, column, slots, config)
-    else:
-        prompts, prompt_tail = shared.prompts.blocks, shared.prompts.tail
-        position, looks = cache.position, _by_row(position_B, shared, column, config)
+    prompts, prompt_tail = _blocks_of(shared, cache)
+    position, looks = decode_attention.looks(position_B, cache, column, shared, config)
     turns = _turns(position_B[:, None], config)
     graph = _block_graph(config)
 
@@ -347,12 +336,11 @@ def decode(
         return nnx.merge(graph, weights)(x_B1D, turns[kind], look)
 
     def group(x_B1D, kv, weights, prompts, index):
-        kv = dict(kv)
-        for i, kind in enumerate(config.pattern):
-            key = str(i)
+        kept = {}
+        for key, kind in _keyed(config.pattern):
             given = weights[key], kind, kv[key], prompts[key], index
-            x_B1D, kv[key] = layer(x_B1D, *given)
-        return x_B1D, kv
+            x_B1D, kept[key] = layer(x_B1D, *given)
+        return x_B1D, kept
 
     x_B1D = _embed(params, token_B[:, None], config, dtype)
     if _scanned(config):
@@ -361,10 +349,8 @@ def decode(
             weights, index = weights_and_index
             return group(*carry, weights, prompts[0], index), None
 
-        indices = jnp.arange(config.groups)
-        (x_B1D, kv), _ = jax.lax.scan(
-            step, (x_B1D, cache.blocks[0]), (params["blocks"], indices)
-        )
+        given = params["blocks"], jnp.arange(config.groups)
+        (x_B1D, kv), _ = jax.lax.scan(step, (x_B1D, cache.blocks[0]), given)
         blocks = (kv,)
     else:
         blocks = ()
@@ -372,65 +358,21 @@ def decode(
             x_B1D, kv = group(x_B1D, *given, None)
             blocks += (kv,)
     tail = {}
-    for i, kind in enumerate(config.tail):
-        key = str(i)
+    for key, kind in _keyed(config.tail):
         given = params["tail"][key], kind, cache.tail[key], prompt_tail[key], None
         x_B1D, tail[key] = layer(x_B1D, *given)
     cache = KVCache(blocks, tail, position)
     return _final_norm(params, x_B1D, config)[:, 0], cache
 
 
-def _by_position(position_B, cache: KVCache, column, slots, config: ModelConfig):
-    """The positions with the new column's, and how each kind of attention looks back.
-
-    That is `(q_B1HC, kv, prompts' kv, index of the layer) → out_B1HC`.
-    """
-    position = {
-        kind: jax.lax.dynamic_update_slice(
-            p, position_B.astype(p.dtype)[:, None], (0, slots[kind])
-        )
-        for kind, p in cache.position.items()
-    }
-
-    def look(kind):
-        key_BS = position[kind]
-        mask_B1S = seen_mask(position_B[:, None], key_BS, _window(kind, config))
-
-        def attend_to(q_B1HC, kv, _, index):
-            return _look_back(q_B1HC, kv, mask_B1S, column, index, config)
-
-        return attend_to
-
-    return position, {kind: look(kind) for kind in position}
+def _keyed(kinds):
+    """The layers' names in the dict, each with its kind of attention."""
+    return ((str(i), kind) for i, kind in enumerate(kinds))
 
 
-def _by_row(position_B, shared: Shared, column, config: ModelConfig):
-    """How each kind of attention looks back by decode's kernel; as `_by_position`."""
-
-    def look(kind):
-        last_P = shared.prompts.position[kind][:, -1]
-        at = look_back.At(position_B, shared.row_B, last_P, column)
-
-        def attend_to(q_B1HC, kv, prompt_kv, index):
-            window = _window(kind, config)
-            given = q_B1HC[:, 0], prompt_kv, kv, at, index, config
-            return look_back.attend(*given, window)[:, None]
-
-        return attend_to
-
-    return {kind: look(kind) for kind in shared.prompts.position}
-
-
-def _look_back(q_B1HC, kv, mask_B1S, column, index, config: ModelConfig):
-    """Attention to the cache of one layer, what is filled of it."""
-    columns = mask_B1S.shape[-1]
-
-    def at(width):
-        seen = mask_B1S[:, :, :width]
-        return attend(q_B1HC, *read_columns(kv, width, index), seen, config)
-
-    # XLA:CPU copies what is cut out, of a stack in any case: 448 tokens of 16 rows, 512
-    # columns, took 1.74 s for 1.68 unrolled, and 3.29 s for 4.20 scanned.
-    if index is None:
-        return at(columns)
-    return over_filled(at, columns, column)
+def _blocks_of(shared: Shared | None, cache: KVCache):
+    """The prompts' blocks and tail; as many of None where there are no such prompts."""
+    if shared is not None:
+        return shared.prompts.blocks, shared.prompts.tail
+    blocks = tuple(dict.fromkeys(block) for block in cache.blocks)
+    return blocks, dict.fromkeys(cache.tail)

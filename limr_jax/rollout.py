@@ -215,17 +215,13 @@ def generate(
     how = {"config": config, "dtype": dtype}
     ends = partial(_ends, stop_ids=stop_ids, response_length=response_length)
     first, cache = _first_tokens(params, *prompts, key_B, sampling, **how)
-    shares = kv.shares(config, length=L, columns=response_length)
-    if shares:
-        cache = kv.in_order(cache, config, length=L)
     token_B = first["response_BT"]
-    table = Table(
-        prompts=cache,
-        queue=Queue.of(token_B, ends(token_B, 0), key_B, prompts[1]),
+    table = Table.of(
+        cache,
+        Queue.of(token_B, ends(token_B, 0), key_B, prompts[1]),
         config=config,
         length=L,
         longest=response_length,
-        shares=shares,
         rows_over=ROWS if devices > 1 else None,
     )
     params = model.unstack(params, config)

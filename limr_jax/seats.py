@@ -69,6 +69,14 @@ class Table:
     shares: bool  # rows read their prompts where these are, and get no copy
     rows_over: tuple | None  # the mesh axes that rows lie over
 
+    @classmethod
+    def of(cls, prompts, queue, *, config, length: int, longest: int, rows_over):
+        """Of the prompts' cache, as `model.prefill` leaves it."""
+        shares = kv.shares(config, length=length, columns=longest)
+        if shares:
+            prompts = kv.in_order(prompts, config, length=length)
+        return cls(prompts, queue, config, length, longest, shares, rows_over)
+
     def shared(self, slots: Slots) -> kv.Shared | None:
         """What the rows read beside their own columns."""
         if not self.shares:
@@ -118,17 +126,8 @@ class Table:
                 _begin(begun),
                 seats,
             )
-            order_S = first_where(fresh_S)
-
-            def copy(i, cache):
-                row = order_S[i]
-                prompt = slots.row_S[row] // self.group
-                return kv.put(
-                    cache, prompts, self.config, row=row, prompt=prompt, turn=turn
-                )
-
             if not self.shares:
-                cache = jax.lax.fori_loop(0, jnp.sum(fresh_S), copy, cache)
+                cache = self._copied(cache, prompts, slots, fresh_S, turn)
             live_S = slots.live_S & ~(fresh_S & begun.ended_B)
             return dataclasses.replace(slots, live_S=live_S), seats, cache
 
@@ -138,6 +137,19 @@ class Table:
             local, (*moved, turn, self.prompts, self.queue), like=moved
         )
         return dataclasses.replace(state, slots=slots, seats=seats, cache=cache)
+
+    def _copied(self, cache, prompts, slots: Slots, fresh_S, turn) -> kv.KVCache:
+        """The cache with their prompts in the fresh rows."""
+        order_S = first_where(fresh_S)
+
+        def copy(i, cache):
+            row = order_S[i]
+            prompt = slots.row_S[row] // self.group
+            return kv.put(
+                cache, prompts, self.config, row=row, prompt=prompt, turn=turn
+            )
+
+        return jax.lax.fori_loop(0, jnp.sum(fresh_S), copy, cache)
 
     def shrunk(self, state: State, size: int) -> State:
         """The live rows of each device in its first `size` slots."""

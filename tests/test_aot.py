@@ -10,7 +10,17 @@ import jax
 import pytest
 from tiny_run import MODEL, ROOT, configure, set_up, write_problems
 
-from limr_jax import aot, chips, compile_report, compiled, evaluate, policy, train
+from limr_jax import (
+    aot,
+    chips,
+    compile_report,
+    compiled,
+    evaluate,
+    live_columns,
+    look_back,
+    policy,
+    train,
+)
 from limr_jax.errors import InputError
 
 GIB = 2**30
@@ -271,6 +281,35 @@ def test_how_often_each_width_of_the_cache_is_read(no_slice):
     assert calls["generate"].turns == (2, 1, 99, 0)
     calls = {call.name: call for call in aot.plan(tiny()).calls}
     assert calls["generate"].shares == ()
+
+
+def test_prompts_that_decode_reads_where_they_are(no_slice, monkeypatch):
+    """No turn copies them, and a slot has its response's columns only."""
+    copied = aot.plan(wide(4))
+    assert not copied.shared and compile_report.slot_columns(copied) == 500 + 100
+    monkeypatch.setattr(look_back, "INTERPRET", True)
+    monkeypatch.setattr(look_back, "BLOCKS", (4,))
+    plan = aot.plan(wide(4))
+    assert plan.shared and compile_report.slot_columns(plan) == 100
+    calls = {call.name: call for call in plan.calls}
+    assert calls["generate"].turns == (2, 99, 0)
+    assert calls["generate"].decoded == live_columns.Decoded(500, 99, 2, group=2)
+    # Of a device's two rollouts at once, the prompt's 500 columns are live once.
+    parts, length_B = aot.plan(wide(8)).decoded, live_columns.lengths(2, 100)
+    own = sum(sum(range(length)) for length in length_B)
+    assert sum(part.live for part in parts) == 500 * (max(length_B) - 1) + own
+    programs = [stand_in("generate")]
+    told = compile_report._waves(tiny(), plan, programs, 0.0)
+    beside = compile_report._waves(tiny(), copied, programs, 0.0)
+    assert beside["cache_gib_a_chip"] == pytest.approx(6 * told["cache_gib_a_chip"])
+    assert beside["prompts_gib_a_chip"] == told["prompts_gib_a_chip"] > 0
+
+
+def test_temporaries_are_what_is_laid_out_beside_the_rest(no_slice, monkeypatch):
+    calls = {call.name: call for call in aot.plan(tiny()).calls}
+    monkeypatch.setattr(compiled, "_laid_out", lambda dump: 10 * GIB)
+    told = compiled._compile(calls["draw"])
+    assert told.arguments + told.output + told.temporaries == 10 * GIB
 
 
 def wide(slots):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from limr_jax import flops, hlo, logprob, look_back, model
+from limr_jax import flops, hlo, live_columns, logprob, look_back, model
 from limr_jax.model import ModelConfig
 
 F32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
@@ -130,8 +130,11 @@ def test_decodes_kernel_by_hand(monkeypatch):
         mlp_width=8,
     )  # fmt: skip
 
+    monkeypatch.setattr(look_back, "MOST", 128 * K * 128)
+
     def decode(q_BHC, prompts, own, at):
-        return look_back.attend(q_BHC, prompts, own, at, 1, config)
+        read = look_back.listed(at, *look_back.cuts(L, S, config))
+        return look_back.attend(q_BHC, prompts, own, read, at.column, 1, config)
 
     def kv(rows, columns):
         shapes = (layers, rows, K, C, columns), (layers, rows, K, columns, C)
@@ -140,28 +143,39 @@ def test_decodes_kernel_by_hand(monkeypatch):
     def ints(*shape):
         return jax.ShapeDtypeStruct(shape, jnp.int32)
 
-    jaxpr = jax.make_jaxpr(decode)(
+    shapes = (
         F32((B, K * G, C)),
         kv(1, L),
         kv(B, S),
         look_back.At(ints(B), ints(B), ints(1), ints()),
     )
+    jaxpr = jax.make_jaxpr(decode)(*shapes)
     block, ends = 2 * 128 * K * C * 4, 2 * B * K * G * C * 4  # queries, results
     # Both products of each block, of every head.
     products = 2 * 2 * 128 * K * G * C
     for rounds, blocks in ((1, 4), (42, 4), (43, 4 + 1 / (3 * 43))):
-        given = {"decoded": look_back.Decoded(300, 3, rounds)}
+        given = {"decoded": live_columns.Decoded(300, 3, rounds)}
         counted = flops.flops(jaxpr, **given)
         assert counted == pytest.approx(B * blocks * products, rel=1e-12)
         moved = flops.kernel_bytes(jaxpr, **given)
         assert moved == pytest.approx(B * blocks * block + ends, rel=1e-12)
     assert flops.kernel_bytes(jaxpr) == B * (3 + 4) * block + ends
-    read = look_back.Read(5 * 128)
+    read = live_columns.Read(5 * 128)
     assert flops.kernel_bytes(jaxpr, decoded=read) == B * 5 * block + ends
-    # A prompt of full length is read whole; of the ring half in the mean, and up to a
-    # block and a half beside: a row's first column is nearly a block's last.
-    decoded = look_back.Decoded(1024, 3071, 32)
+    # Prompts in one block are fetched once for the rows that have them.
+    monkeypatch.setattr(look_back, "MOST", L * K * 128)
+    jaxpr = jax.make_jaxpr(lambda *given: decode(*given))(*shapes)
+    given = {"decoded": live_columns.Decoded(300, 3, 1, group=2)}
+    counted = flops.flops(jaxpr, **given)
+    assert counted == pytest.approx(B * 4 * products, rel=1e-12)
+    assert flops.kernel_bytes(jaxpr, **given) == (3 + B * 1) * block + ends
+    # A prompt of full length is read whole, of a window the columns that it still sees:
+    # in blocks of 128 those of 511 to 0 are 4, 3, 2, 1 and, at last 0. Of the ring half
+    # in the mean, and up to a block and a half beside: a row's first column is nearly a
+    # block's last.
+    decoded = live_columns.Decoded(1024, 3071, 32)
     assert decoded.of_prompt(look_back.Cut(1024, 512)) == 1024
-    assert decoded.of_prompt(look_back.Cut(512, 512)) == 512  # a window's
+    blocks = (127 * 4 + 128 * (3 + 2 + 1)) / 3071
+    assert decoded.of_prompt(look_back.Cut(512, 128)) == pytest.approx(blocks * 128)
     share = decoded.of_ring(look_back.Cut(3072, 512)) / 3072
     assert 1 / 2 < share < 1 / 2 + 1.5 * 512 / 3072

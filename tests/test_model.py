@@ -167,6 +167,25 @@ def test_prefill_and_decode_are_forward(layers, narrowest, monkeypatch):
     check_cache(config, cache)
 
 
+def test_a_long_pattern_keeps_its_order():
+    """Of 11 layers the tenth and eleventh are named before the third: "10" < "2"."""
+    kinds = ("full",) * 2 + ("sliding",) + ("full",) * 8
+    config = dataclasses.replace(EVERYTHING, layers=11, pattern=kinds)
+    params = random_params(config)
+    tokens_BT, position_BT, lengths = random_batch(config, B=2, T=12)
+    tokens_BT = left_padded(tokens_BT, lengths)
+    position_BT = left_padded(position_BT, lengths)
+    want = np.asarray(logits_of(params, tokens_BT, position_BT, config))
+    how = {"config": config, "dtype": jnp.float32}
+    first = tokens_BT[:, :10], position_BT[:, :10]
+    _, cache = PREFILL(params, *first, columns=12, **how)
+    for column in (10, 11):
+        token_B, position_B = tokens_BT[:, column], position_BT[:, column]
+        hidden_BD, cache = DECODE(params, token_B, position_B, cache, column, **how)
+        got = UNEMBED(params, hidden_BD, **how)
+        np.testing.assert_allclose(got, want[:, column], atol=5e-5)
+
+
 def check_cache(config, cache):
     """Its shapes, keys and values each as they are contracted."""
     stack = (4,) if len(cache.blocks) == 1 else ()  # of a scan, else of one layer

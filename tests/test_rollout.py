@@ -231,9 +231,11 @@ def test_devices_change_nothing(shape, slots):
     same(generate(), written)
 
 
+@pytest.mark.parametrize("layers", [2, 10])  # unrolled, scanned
 @pytest.mark.parametrize("config", [QWEN, GEMMA])
-def test_prompts_a_few_at_a_time(monkeypatch, config):
+def test_prompts_a_few_at_a_time(monkeypatch, config, layers):
     """Four at a time are prefilled as all eight are, and each stays where it was."""
+    config = dataclasses.replace(config, layers=layers)
     given = random_params(config), *prompts_of(range(PROMPTS))
     found = []
     for parts in (1, 2):
@@ -242,6 +244,12 @@ def test_prompts_a_few_at_a_time(monkeypatch, config):
         found.append(jax.tree.leaves(jax.jit(prefill)(*given)))
     for whole, parted in zip(*found, strict=True):
         np.testing.assert_allclose(parted, whole, atol=1e-5)
+
+
+def test_prompts_a_few_at_a_time_on_a_mesh(monkeypatch):
+    wanted = generate()
+    monkeypatch.setattr(rollout, "row_parts", lambda *_: 2)
+    same(wanted, generate_on_mesh((2, 2, 2), slots=12))
 
 
 def test_slots_must_divide_over_the_devices():
