@@ -3,26 +3,25 @@
     python launch/tpu.py --config configs/v4_32.py
     python launch/tpu.py --config configs/v4_32.py --compile_only      # needs no TPU
 
-The latter: at most 28.00 of 30.75 GiB a chip (generate; update 27.41); 704 full-length
-rollouts fit at a time, and 512 slots are 16 waves. A bound, not a measurement, every
-response at its longest: a step takes at least 1,468 s, 168 steps 69 hours. A decode
-step of simulated lengths moves 1.16 times the weights and live cache.
+The latter: at most 28.10 of 30.75 GiB a chip (generate; update 21.56); 832 slots are 10
+waves, and at most 1,088 full-length rollouts fit at a time. A bound, not a measurement,
+every response at its longest: a step takes at least 1,343 s, 168 steps 63 hours. A
+decode step of simulated lengths moves 1.23 times the weights and live cache.
 
     seconds at least    compute   memory   interconnect
     update                  854      375            133
-    generate                 91      393             14
+    generate                 93      267             14
     reference, values       222       93             46
 
 Meshes compared, by --config.mesh.fsdp, mesh.tensor and rollout.slots:
 
     fsdp x tensor  slots  GiB a chip              a step  update  generate  the others
-    4 x 4            512  28.00 (generate)      1,468 s     854       393         222
-    8 x 2            256  29.30 (generate)      1,903 s     854       827         222
+    4 x 4            512  24.24 (generate)      1,396 s     854       320         222
+    4 x 4            832  28.10 (generate)      1,343 s     854       267         222
+    4 x 4          1,024  30.15 (generate)      1,322 s     854       246         222
+    8 x 2            384  26.70 (generate)      1,655 s     854       579         222
 
-On 4 x 4 with 256 slots generation reads 646 TB a chip and takes 25.3 GiB; with 512 it
-reads 471 TB and takes 28.0, as each reading of the weights serves twice the rows.
-
-The report took 153 s, 296 s of processor time and 5.7 GiB of memory.
+The report took 139 s, 272 s of processor time and 5.8 GiB of memory.
 Measured on a v4-32: nothing yet.
 """
 
@@ -35,6 +34,6 @@ def get_config(argument: str = ""):
     c.slice.type = "v4-32"
     c.mesh.fsdp = 4
     c.mesh.tensor = 4
-    c.rollout.slots = 512
+    c.rollout.slots = 832
     c.micro_batch_rows = 16
     return c
