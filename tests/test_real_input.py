@@ -91,8 +91,11 @@ def test_the_numbers_are_in_tensorboard_too(ran):
                 assert found[f"train/{name}", step] == pytest.approx(value, rel=1e-6)
 
 
-def test_filters_and_seed_come_from_the_config_and_compile_nothing(ran):
-    """Where all but the best token are left out, a group's rollouts are one."""
+def test_filters_and_seed_come_from_the_config(ran):
+    """Where all but the best token are left out, a group's rollouts are one.
+
+    Which filters there are is compiled; their values and the seed are not.
+    """
     config, made, _ = ran
     with jax.set_mesh(made.mesh):
         params = made.load_params()
@@ -114,14 +117,16 @@ def test_filters_and_seed_come_from_the_config_and_compile_nothing(ran):
             )
         return np.asarray(written.response_BT).reshape(4, 2, -1)
 
-    before = made.programs.generate._cache_size()
-    free_PGT = responses()
+    compiled = made.programs.generate._cache_size
+    before, free_PGT = compiled(), responses()
     assert (free_PGT[:, 0] != free_PGT[:, 1]).any()
     assert (responses(seed=1) != free_PGT).any()
+    assert compiled() == before + 1  # the run's own has filters
     one_PGT = responses(top_k=1)
     np.testing.assert_array_equal(one_PGT[:, 0], one_PGT[:, 1])
+    assert (responses(top_k=2) != one_PGT).any()
     np.testing.assert_array_equal(responses(min_p=0.999), one_PGT)
-    assert made.programs.generate._cache_size() == before
+    assert compiled() == before + 3
 
 
 SYSTEM = "Answer briefly."
