@@ -13,9 +13,9 @@ step of simulated lengths moves 1.27 times the weights and live cache.
     generate                 28      206             10
     reference, values        67       92             35
 
-On 16 x 1 chips 256 slots do not fit (32.53 GiB). The report took 508 s beside other
-work, 539 s of processor time and 5.1 GiB of memory. A row of the 4 x 4 chips, over
-which tensor goes, is on two hosts: hosts 0 and 2 grade all rollouts.
+On 16 x 1 chips 256 slots do not fit (32.53 GiB). The report took 235 s, 464 s of
+processor time and 4.7 GiB of memory. A row of the 4 x 4 chips, over which tensor goes,
+is on two hosts: hosts 0 and 2 grade all rollouts.
 Measured on a v6e-16: nothing yet.
 """
 
