@@ -149,7 +149,12 @@ def shares(config: ModelConfig, *, length: int, columns: int) -> bool:
     )
 
 
-def ring(prompts: KVCache, config: ModelConfig, *, rows: int, columns: int):
+def places(cache: KVCache, column) -> dict:
+    """Where `column` lies, of each kind of attention."""
+    return {kind: column % p.shape[-1] for kind, p in cache.position.items()}
+
+
+def ring(prompts: KVCache, config: ModelConfig, *, rows: int, columns: int) -> KVCache:
     """`rows` empty rows of so many columns, for what prompts of `Shared` begin."""
     counts = column_counts(config, columns)
 

@@ -4,9 +4,10 @@ Axes: B rows, L columns of a prompt, S of a row, H heads, C channels per head.
 """
 
 import jax
+import jax.numpy as jnp
 
 from limr_jax import look_back
-from limr_jax.cache import KVCache, Shared, over_filled, read_columns
+from limr_jax.cache import KVCache, Shared, over_filled, places, read_columns
 from limr_jax.layers import ModelConfig, attend, seen_mask
 
 
@@ -18,12 +19,11 @@ def looks(position_B, cache: KVCache, column, shared: Shared | None, config):
     """
     if shared is not None:
         return cache.position, _by_row(position_B, cache, shared, column, config)
-    slots = {kind: column % p.shape[-1] for kind, p in cache.position.items()}
     position = {
         kind: jax.lax.dynamic_update_slice(
-            p, position_B.astype(p.dtype)[:, None], (0, slots[kind])
+            cache.position[kind], position_B.astype(jnp.int32)[:, None], (0, place)
         )
-        for kind, p in cache.position.items()
+        for kind, place in places(cache, column).items()
     }
 
     def look(kind):

@@ -18,12 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from limr_jax import decode_attention, splash
-from limr_jax.cache import (
-    KVCache,
-    Shared,
-    column_counts,
-    write_column,
-)
+from limr_jax.cache import KVCache, Shared, column_counts, places, write_column
 from limr_jax.layers import (
     Block,
     ModelConfig,
@@ -322,7 +317,7 @@ def decode(
     -1 writes an empty column, or sees none.
     """
     params = unstack(params, config)
-    slots = {kind: column % p.shape[-1] for kind, p in cache.position.items()}
+    place = places(cache, column)
     prompts, prompt_tail = _blocks_of(shared, cache)
     position, looks = decode_attention.looks(position_B, cache, column, shared, config)
     turns = _turns(position_B[:, None], config)
@@ -330,7 +325,7 @@ def decode(
 
     def layer(x_B1D, weights, kind, kv, prompt_kv, index):
         def look(q_B1HC, *new):
-            kept = write_column(kv, new, slots[kind], index)
+            kept = write_column(kv, new, place[kind], index)
             return looks[kind](q_B1HC, kept, prompt_kv, index), kept
 
         return nnx.merge(graph, weights)(x_B1D, turns[kind], look)

@@ -6,6 +6,7 @@ device has prefilled them.
 """
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +85,11 @@ class Table:
         return kv.Shared(self.prompts, slots.row_S // self.group)
 
     @property
+    def start(self) -> int:
+        """The column that the first step writes."""
+        return 0 if self.shares else self.length
+
+    @property
     def rows(self) -> int:
         """Rollouts of each device."""
         return len(self.queue.last_B) // row_shards(self.prompts.rows)
@@ -98,12 +104,9 @@ class Table:
 
         def seat(prompts, queue):
             queue = jax.tree.map(lambda x: x[:size], queue)
-            if self.shares:
-                of = {"rows": size, "columns": self.longest}
-                cache = kv.ring(prompts, self.config, **of)
-            else:
-                of = {"rows": size, "columns": self.length + self.longest}
-                cache = kv.repeat(prompts, self.config, group=self.group, **of)
+            made = kv.ring if self.shares else partial(kv.repeat, group=self.group)
+            columns = self.start + self.longest
+            cache = made(prompts, self.config, rows=size, columns=columns)
             return _begin(queue), ~queue.ended_B, cache
 
         seats, live_S, cache = self._each(
@@ -112,8 +115,7 @@ class Table:
             like=(_begin(self.queue), self.queue.ended_B, self.prompts),
         )
         slots = dataclasses.replace(slots, live_S=live_S)
-        column = jnp.int32(0 if self.shares else self.length)
-        return State(slots, seats, cache, column, out)
+        return State(slots, seats, cache, jnp.int32(self.start), out)
 
     def refilled(self, state: State) -> State:
         """Empty slots take the next rollouts of their device's queue."""
@@ -132,7 +134,7 @@ class Table:
             return dataclasses.replace(slots, live_S=live_S), seats, cache
 
         moved = (state.slots, state.seats, state.cache)
-        turn = state.column - self.length
+        turn = state.column - self.start
         slots, seats, cache = self._each(
             local, (*moved, turn, self.prompts, self.queue), like=moved
         )
