@@ -7,7 +7,7 @@ logits, [B, T, V]: for 32 rows of 3,072 tokens and 151,936 words those are 60 GB
 import jax
 import jax.numpy as jnp
 
-from limr_jax.sharding import row_shards
+from limr_jax.sharding import device_count, row_shards
 
 ELEMENTS = 2**26  # of such an array, made at once on a device; 256 MiB in fp32
 
@@ -18,8 +18,7 @@ def chunk_size(columns: int, elements: int) -> int:
     All columns, where they fit at once. Else the chunks are as even as they can be,
     multiples of 8 where that many fit: what a TPU's registers hold.
     """
-    devices = max(1, jax.sharding.get_abstract_mesh().size)
-    most = max(1, ELEMENTS * devices // elements)
+    most = max(1, ELEMENTS * device_count() // elements)
     if most >= columns:
         return columns
     unit = 8 if most >= 8 else 1
@@ -57,9 +56,8 @@ def row_parts(rows: int, elements: int) -> int:
     A power of 2, so that a part has at most ELEMENTS on a device, as far as the rows of
     each device can be divided.
     """
-    mesh, shards = jax.sharding.get_abstract_mesh(), row_shards(rows)
-    each, parts = rows // shards, 1
-    most = ELEMENTS * max(1, mesh.size)
+    each, parts = rows // row_shards(rows), 1
+    most = ELEMENTS * device_count()
     while rows * elements > parts * most and each % (2 * parts) == 0:
         parts *= 2
     return parts

@@ -16,7 +16,15 @@ from limr_jax import model, randomness
 from limr_jax.chunks import row_parts, split_rows
 from limr_jax.expected import longest_first
 from limr_jax.seats import Queue, State, Table
-from limr_jax.sharding import ROWS, constrain_params, row_shards
+from limr_jax.sharding import (
+    BATCH,
+    REPLICATED,
+    ROWS,
+    constrain_params,
+    on_each,
+    row_shards,
+    shards,
+)
 from limr_jax.slots import drive, seated
 
 
@@ -198,6 +206,9 @@ def generate(
 ) -> Rollout:
     """All rollouts of a step, `slots` rows of the cache at once, at most all.
 
+    Where only rows are divided over devices, each goes through its own at its own pace;
+    where parameters are as well, all walk in step.
+
     `problem_P` are the problems' indices in the data set: with `key` (of stream and
     step) and the sample number they are all that the drawn tokens depend on.
     `expected_P`: tokens that answers are expected to have, 0 where nobody knows.
@@ -205,20 +216,57 @@ def generate(
     Raises:
       ValueError: `slots` does not divide over the devices that share the rows.
     """
-    (P, L), devices = prompt_PL.shape, row_shards(len(prompt_PL))
+    devices = row_shards(len(prompt_PL))
+    if slots < 1 or slots % devices:
+        raise ValueError(f"slots={slots} for {devices} devices")
     # Decode reads the smaller copy, gathered once: not layer by layer at each token.
     params = constrain_params(model.compute_params(params, dtype), gathered=("fsdp",))
-    given = prompt_PL, position_PL, problem_P
-    (*prompts, problem_P), back = longest_first(expected_P, given)
+    prompts = prompt_PL, position_PL, problem_P
+    given = params, prompts, key, sampling, expected_P
+    write = partial(
+        _write,
+        group=group,
+        response_length=response_length,
+        shrinks=shrinks,
+        stop_ids=stop_ids,
+        pad_id=pad_id,
+        config=config,
+        dtype=dtype,
+    )
+    if devices == 1 or shards("tensor") > 1:
+        return write(*given, slots=slots)
+    specs = REPLICATED, BATCH, REPLICATED, REPLICATED, BATCH
+    return on_each(partial(write, slots=slots // devices), specs, BATCH)(*given)
+
+
+def _write(
+    params,
+    prompts,
+    key,
+    sampling,
+    expected_P,
+    *,
+    group,
+    response_length,
+    slots,
+    shrinks,
+    stop_ids,
+    pad_id,
+    config,
+    dtype,
+) -> Rollout:
+    """`generate` on devices that walk in step."""
+    (P, L), devices = prompts[0].shape, row_shards(len(prompts[0]))
+    (*ordered, problem_P), back = longest_first(expected_P, prompts)
     sample_B = jnp.tile(jnp.arange(group), P)
     key_B = randomness.rollout_keys(key, jnp.repeat(problem_P, group), sample_B)
     how = {"config": config, "dtype": dtype}
     ends = partial(_ends, stop_ids=stop_ids, response_length=response_length)
-    first, cache = _first_tokens(params, *prompts, key_B, sampling, **how)
+    first, cache = _first_tokens(params, *ordered, key_B, sampling, **how)
     token_B = first["response_BT"]
     table = Table.of(
         cache,
-        Queue.of(token_B, ends(token_B, 0), key_B, prompts[1]),
+        Queue.of(token_B, ends(token_B, 0), key_B, ordered[1]),
         config=config,
         length=L,
         longest=response_length,
@@ -232,8 +280,8 @@ def generate(
     out = back(state.out)
     stopped_BT = _stops(out["response_BT"], stop_ids) & out["mask_BT"]
     return Rollout(
-        prompt_PL=prompt_PL,
-        position_PL=position_PL,
+        prompt_PL=prompts[0],
+        position_PL=prompts[1],
         truncated_B=~jnp.any(stopped_BT, axis=1),
         slot_steps_D=jnp.full(devices, held),
         **out,

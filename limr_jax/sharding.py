@@ -142,15 +142,16 @@ def _mesh_axis(mesh: Mesh, path: str, axis: str | None, size: int) -> str | None
 
 
 def _mesh():
-    """The mesh of `jax.set_mesh`, or None."""
+    """The mesh of `jax.set_mesh`, or None; `on_each` device there is none."""
     mesh = jax.sharding.get_abstract_mesh()
-    return None if mesh.empty or not set(AXES) <= set(mesh.axis_names) else mesh
+    alone = mesh.empty or mesh.are_all_axes_manual
+    return None if alone or not set(AXES) <= set(mesh.axis_names) else mesh
 
 
 def platform() -> str:
     """What is compiled for: that of the mesh, which may not be there; else JAX's."""
-    mesh = _mesh()
-    device = mesh.abstract_device if mesh is not None else None
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
     return device.platform if device is not None else jax.default_backend()
 
 
@@ -158,6 +159,12 @@ def shards(axis: str) -> int:
     """Devices along one axis of the mesh; 1 without a mesh."""
     mesh = _mesh()
     return mesh.shape[axis] if mesh is not None else 1
+
+
+def device_count() -> int:
+    """Devices that share what is computed: those of the mesh; 1 without one."""
+    mesh = _mesh()
+    return mesh.size if mesh is not None else 1
 
 
 def divided(shape, *axes) -> PartitionSpec:

@@ -3,7 +3,7 @@
 A device has a queue of rollouts and fewer slots than that. A slot whose rollout ends
 takes the next of the queue. When the queues are empty the live rows move together into
 the next smaller number of slots: there is one loop over decode for each number, so what
-is compiled is fixed. All devices walk in step; no row leaves its device.
+is compiled is fixed. The devices of one loop walk in step; no row leaves its device.
 
 Axes: D devices, S slots (of all devices, or of one where a function says so).
 """
@@ -46,11 +46,8 @@ def sizes(slots: int, longest: int, shrinks: int = LOOPS - 1) -> tuple[int, ...]
 def seated(slots: int, rollouts: int, devices: int) -> Slots:
     """The first rollouts of each device in its share of the slots, at most all of them.
 
-    Raises:
-      ValueError: the slots do not divide over the devices.
+    devices: a divisor of `slots` and of `rollouts`.
     """
-    if slots < 1 or slots % devices:
-        raise ValueError(f"slots={slots} for {devices} devices")
     slots = min(slots, rollouts) // devices
     return Slots(
         row_S=jnp.tile(jnp.arange(slots, dtype=jnp.int32), devices),

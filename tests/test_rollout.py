@@ -205,7 +205,7 @@ def generate_on_mesh(shape, expected_P=None, **changes):
         # A jit of its own: a compiled program is of one mesh.
         program = jax.jit(
             rollout.generate,
-            static_argnames=("config", *SHAPE),
+            static_argnames=("config", "shrinks", *SHAPE),
             out_shardings=rows,
             compiler_options=QUICK,
         )
@@ -229,6 +229,23 @@ def test_devices_change_nothing(shape, slots):
     assert len(written.response_BT.sharding.device_set) == 8
     assert written.slot_steps_D.shape == (shape[0] * shape[1],)
     same(generate(), written)
+
+
+@pytest.mark.parametrize(
+    "shape, alone", [((8, 1, 1), True), ((2, 4, 1), True), ((4, 1, 2), False)]
+)
+def test_devices_wait_only_for_those_they_compute_with(shape, alone):
+    """One slot each: a device's decode steps are those of its own rollouts."""
+    devices = shape[0] * shape[1]
+    written = generate_on_mesh(shape, slots=devices)
+    length_DB = np.asarray(written.mask_BT).sum(axis=1).reshape(devices, -1)
+    steps_D = (length_DB - 1).sum(axis=1)
+    assert len(set(steps_D)) > 1
+    if alone:
+        assert written.slot_steps_D.tolist() == steps_D.tolist()
+    else:
+        assert len(set(written.slot_steps_D.tolist())) == 1
+        assert written.slot_steps_D[0] >= steps_D.max()
 
 
 @pytest.mark.parametrize("layers", [2, 10])  # unrolled, scanned

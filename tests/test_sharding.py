@@ -11,7 +11,17 @@ from jax.sharding import AxisType, PartitionSpec
 from limr_jax import model
 from limr_jax.errors import InputError
 from limr_jax.presets import PRESETS
-from limr_jax.sharding import BATCH, constrain, make_mesh, param_shardings
+from limr_jax.sharding import (
+    BATCH,
+    constrain,
+    device_count,
+    make_mesh,
+    on_each,
+    param_shardings,
+    platform,
+    row_shards,
+    shards,
+)
 
 
 def shapes_of(config):
@@ -119,3 +129,19 @@ def test_constrain():
     assert rows.addressable_shards[0].data.shape == (2, 3)
     assert odd.addressable_shards[0].data.shape == (4, 6)  # 4 do not divide 6
     np.testing.assert_array_equal(rows, x)
+
+
+def test_on_each_device_there_is_no_mesh():
+    """What a device computes alone is laid out, and counted, as without a mesh."""
+    found = []
+
+    def local(x):
+        found.append((device_count(), row_shards(8), shards("tensor"), platform()))
+        return constrain(x, BATCH[0], "tensor") + 1
+
+    x = jnp.ones((8, 6))
+    with jax.set_mesh(make_mesh(2, 2, 2)):
+        assert (device_count(), row_shards(8), shards("tensor")) == (8, 4, 2)
+        out = jax.jit(on_each(local, BATCH, BATCH))(x)
+    assert found == [(1, 1, 1, "cpu")]
+    np.testing.assert_array_equal(out, x + 1)
