@@ -21,7 +21,7 @@ Meshes compared, by --config.mesh.fsdp, mesh.tensor and rollout.slots:
     4 x 4          1,024  30.15 (generate)      1,322 s     854       246         222
     8 x 2            384  26.70 (generate)      1,655 s     854       579         222
 
-The report took 139 s, 272 s of processor time and 5.8 GiB of memory.
+The report took 142 s, 276 s of processor time and 5.4 GiB of memory.
 Measured on a v4-32: nothing yet.
 """
 

@@ -19,7 +19,7 @@ Mesh, by --config.mesh.fsdp, mesh.tensor and rollout.slots:
     2 x 2            384  26.94 (generate)      1,438 s     791       448         199
     4 x 1            256  25.38 (generate)      1,594 s     791       603         199
 
-The report took 308 s beside other work, 298 s of processor time and 4.6 GiB of memory.
+The report took 159 s beside other work, 275 s of processor time and 4.7 GiB of memory.
 Measured on a v4-8: nothing yet.
 """
 

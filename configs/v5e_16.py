@@ -18,7 +18,7 @@ partial sums again for each: reference and values move 112 TB a chip on 8 x 2 an
 4 x 4. But tensor=4 does not divide 2 kv heads: each chip has the cache of both, and 256
 slots do not fit (16.87 GiB).
 
-The report took 206 s beside other work, 297 s of processor time and 3.8 GiB of memory.
+The report took 243 s beside other work, 329 s of processor time and 3.6 GiB of memory.
 Measured on a v5e-16: nothing yet.
 """
 

@@ -23,7 +23,7 @@ Mesh, by --config.mesh.fsdp, mesh.tensor and rollout.slots:
 On 4 x 2 with 512 slots and XLA's attention, which reads whole rings, generation was
 bound to 618 s.
 
-The report took 207 s beside other work, 320 s of processor time and 3.6 GiB of memory.
+The report took 290 s beside other work, 348 s of processor time and 3.5 GiB of memory.
 Measured on a v5p-16: nothing yet.
 """
 

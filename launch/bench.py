@@ -15,8 +15,8 @@ train.py; the one thing of its own is the reward, the share of even tokens.
 A step is draw + generate + grade + reference (with KL) + update; tokens are those up to
 and with the end token. first_step_s is the first step with what comes before it:
 compiling, the weights. start_to_first_step_s is from the process's start to that step's
-end. The peak of memory is that of the timed steps. ref_s is the reference and the
-grades: several devices do not wait for it, but for those.
+end. The peak of memory is that of the timed steps. ref_s is reference + grade: with
+several devices the wait for the former is counted in the latter.
 
 On a CPU JAX_NUM_CPU_DEVICES=2 makes two devices of it, a core each.
 """

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from limr_jax import data, evaluate, thoughts
+from limr_jax import data, evaluate, stop, thoughts
 from limr_jax.algorithms import jepo
 from limr_jax.compiling import jit
 from limr_jax.programs import Drawn
@@ -72,11 +72,15 @@ def make(
 
     def find(params, sampling, advance=lambda count: None) -> Likelihood:
         starts, parts = range(0, evaluator.count, evaluator.chunk), []
-        first = following = evaluator.write(params, sampling, 0)
+
+        def write(start):  # waits, for the reason that `Evaluator.answers` has
+            return stop.ready(evaluator.write(params, sampling, start))
+
+        first = following = write(0)
         for start in starts:
             (drawn, written), following = following, first
             if start != starts[-1]:
-                following = evaluator.write(params, sampling, start + evaluator.chunk)
+                following = write(start + evaluator.chunk)
             real = min(evaluator.chunk, evaluator.count - start)
             found = score(params, drawn, written, following[1], sampling, real)
             parts.append(jax.device_get(found))

@@ -51,7 +51,8 @@ class Rollout:
     def waste(self) -> tuple[jax.Array, jax.Array]:
         """The slots of all decode steps that held no live row, and all of them.
 
-        A rollout's first token comes from its prompt, without a decode step.
+        A rollout's first token comes from its prompt, without a decode step. A device
+        that is done and waits for another has no slots.
         """
         decoded = jnp.sum(self.mask_BT) - self.mask_BT.shape[0]
         slots = jnp.sum(self.slot_steps_D)
@@ -206,8 +207,8 @@ def generate(
 ) -> Rollout:
     """All rollouts of a step, `slots` rows of the cache at once, at most all.
 
-    Where only rows are divided over devices, each goes through its own at its own pace;
-    where parameters are as well, all walk in step.
+    Where the mesh's `tensor` is 1, each device goes through its own rows at its own
+    pace; where it divides the model, all devices walk in step.
 
     `problem_P` are the problems' indices in the data set: with `key` (of stream and
     step) and the sample number they are all that the drawn tokens depend on.
@@ -255,7 +256,7 @@ def _write(
     config,
     dtype,
 ) -> Rollout:
-    """`generate` on devices that walk in step."""
+    """`generate` by one device, or by all, in step."""
     (P, L), devices = prompts[0].shape, row_shards(len(prompts[0]))
     (*ordered, problem_P), back = longest_first(expected_P, prompts)
     sample_B = jnp.tile(jnp.arange(group), P)

@@ -200,7 +200,10 @@ def row_shards(rows: int) -> int:
 
 
 def on_each(function, in_specs, out_specs):
-    """`function` of what each device holds of its arguments; without a mesh of all."""
+    """`function` of what each device holds of its arguments; without a mesh of all.
+
+    Within it nothing of this module knows of a mesh, but `platform`: ask before.
+    """
     if _mesh() is None:
         return function
     return jax.shard_map(

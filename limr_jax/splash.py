@@ -228,9 +228,10 @@ def attend(q_BTHC, k_BKCT, v_BKTC, sight: Sight, config):
     rows = jax.tree.map(lambda x: divided(x.shape, ROWS, *[None] * (x.ndim - 1)), sight)
     scale = config.attention_scale or config.head_dim**-0.5
     T, fill = q_BTHC.shape[1], (0, sight.near_BT.shape[1] - q_BTHC.shape[1])
+    parted = _parted(config)
 
     def each(q_BTHC, k_BKCT, v_BKTC, sight):
-        if _parted(config):  # the kv head that a device's heads share
+        if parted:  # the kv head that a device's heads share
             H, G = q_BTHC.shape[2], config.heads // config.kv_heads
             head = jax.lax.axis_index("tensor") * H // G
             k_BKCT, v_BKTC = (

@@ -233,8 +233,14 @@ def test_again_is_the_same_and_no_value_compiles():
     assert made.generate._cache_size() == 1
 
 
-def test_a_chunk_is_graded_while_the_next_is_written():
+def test_a_chunk_is_graded_while_the_next_is_written(monkeypatch):
+    """And the next is begun when all devices have written the one before."""
     events, count = [], 5
+
+    def ready(asked):
+        events.extend([] if asked is None else [f"written {asked[0]}"])
+
+    monkeypatch.setattr(evaluate.stop, "ready", ready)
     one = evaluate.Evaluator(
         prompts=None,
         count=count,
@@ -256,6 +262,11 @@ def test_a_chunk_is_graded_while_the_next_is_written():
 
     noted = Noted(**{f.name: getattr(one, f.name) for f in dataclasses.fields(one)})
     assert list(noted.answers(None, None)) == [0, 2, 4]
-    assert events == ["write 0", "write 2", "grade 0", "write 4", "grade 2", "grade 4"]
+    assert events == [
+        "write 0",
+        *("written 0", "write 2", "grade 0"),
+        *("written 2", "write 4", "grade 2"),
+        *("written 4", "grade 4"),
+    ]
     assert list(noted.answers(None, None, start=4)) == [4]
     assert list(noted.answers(None, None, start=5)) == []

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import itertools
+import math
 from functools import partial
 
 import jax
@@ -239,14 +240,15 @@ def test_rollouts_by_it_are_the_same(monkeypatch, config, length):
 
 
 @pytest.mark.parametrize(
-    "shape, slots", [((8, 1, 1), 8), ((1, 4, 2), 8), ((2, 2, 2), 12), ((2, 1, 4), 4)]
+    "shape, slots", [((2, 1, 1), 4), ((1, 4, 2), 8), ((2, 2, 2), 12), ((2, 1, 4), 4)]
 )
 def test_rollouts_by_it_on_a_mesh_are_the_same(monkeypatch, shape, slots):
     """Each device's rows read the prompts that it holds; 4 parts share 2 kv heads."""
     wanted = generate()
     monkeypatch.setattr(look_back, "INTERPRET", True)
     monkeypatch.setattr(look_back, "BLOCKS", (4,))
-    with jax.set_mesh(make_mesh(*shape)):
+    devices = jax.devices()[: math.prod(shape)]
+    with jax.set_mesh(make_mesh(*shape, devices=devices)):
         columns = SHAPE["response_length"]
         assert cache.shares(QWEN, length=LENGTH_OF_PROMPTS, columns=columns)
     same(wanted, generate_on_mesh(shape, slots=slots))

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -197,15 +198,15 @@ def test_prompt_padding_changes_nothing():
 
 
 def generate_on_mesh(shape, expected_P=None, **changes):
-    """As the loop runs it: rows and parameters over 8 devices, under its mesh."""
-    mesh = make_mesh(*shape)
+    """As the loop runs it: rows and parameters over the devices, under its mesh."""
+    mesh = make_mesh(*shape, devices=jax.devices()[: math.prod(shape)])
     params = random_params(QWEN)
     rows = jax.NamedSharding(mesh, BATCH)
     with jax.set_mesh(mesh):
         # A jit of its own: a compiled program is of one mesh.
         program = jax.jit(
             rollout.generate,
-            static_argnames=("config", "shrinks", *SHAPE),
+            static_argnames=("config", *SHAPE),
             out_shardings=rows,
             compiler_options=QUICK,
         )
@@ -222,11 +223,21 @@ def generate_on_mesh(shape, expected_P=None, **changes):
 
 
 @pytest.mark.parametrize(
-    "shape, slots", [((8, 1, 1), 16), ((8, 1, 1), 8), ((1, 4, 2), 8), ((2, 2, 2), 12)]
+    "shape, slots",
+    [
+        ((8, 1, 1), 16),
+        ((8, 1, 1), 8),
+        ((1, 4, 2), 8),
+        ((2, 2, 2), 12),
+        ((2, 1, 1), 4),
+        ((1, 2, 1), 8),
+    ],
 )
-def test_devices_change_nothing(shape, slots):
-    written = generate_on_mesh(shape, slots=slots)
-    assert len(written.response_BT.sharding.device_set) == 8
+@pytest.mark.parametrize("expected", [False, True])
+def test_devices_change_nothing(shape, slots, expected):
+    expected_P = np.array([3, 0, 9, 1, 2, 8, 0, 5], np.float32) if expected else None
+    written = generate_on_mesh(shape, expected_P, slots=slots)
+    assert len(written.response_BT.sharding.device_set) == math.prod(shape)
     assert written.slot_steps_D.shape == (shape[0] * shape[1],)
     same(generate(), written)
 

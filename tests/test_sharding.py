@@ -131,8 +131,9 @@ def test_constrain():
     np.testing.assert_array_equal(rows, x)
 
 
-def test_on_each_device_there_is_no_mesh():
+def test_on_each_device_there_is_no_mesh(monkeypatch):
     """What a device computes alone is laid out, and counted, as without a mesh."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "elsewhere")
     found = []
 
     def local(x):

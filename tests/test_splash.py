@@ -135,15 +135,21 @@ def test_outputs_and_gradients_are_xla_s(interpreted, rows, window, config):
     )
 
 
-@pytest.mark.parametrize("shape", [(1, 4, 2), (1, 2, 4)], ids=["divided", "shared"])
-def test_on_a_mesh(interpreted, monkeypatch, shape):
+@pytest.mark.parametrize(
+    "shape, heads",
+    [((1, 4, 2), 4), ((1, 2, 4), 4), ((1, 2, 4), 16)],
+    ids=["divided", "shared", "shared by many"],
+)
+def test_on_a_mesh(interpreted, monkeypatch, shape, heads):
     """Rows over 4 and heads over 2; heads over 4, kv heads both for two of them.
 
-    Then a device has two rows, each at a time.
+    Then a device has two rows, each at a time. Of 16 heads it has four, which could be
+    shared by both kv heads, but have one.
     """
     monkeypatch.setattr(splash, "BLOCKS", 1)
     lay = packed_rows(4, 256)
-    how = {"lay": lay, "window": None, "config": PLAIN}
+    config = dataclasses.replace(PLAIN, heads=heads)
+    how = {"lay": lay, "window": None, "config": config}
     mesh = sharding.make_mesh(*shape)
     assert_close(
         outputs_and_gradients(by_kernel, mesh=mesh, **how),

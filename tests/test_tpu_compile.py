@@ -4,19 +4,25 @@ As a user starts it. What breaks compiling for a TPU fails here; that the slices
 configs fit at full size is what their docstrings record, and for v4_32 a soak test.
 """
 
+import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from tiny_policy import QWEN
 from tiny_run import ROOT
 
-from limr_jax import chips, hosts
+from limr_jax import chips, hosts, model, rollout
 from limr_jax.errors import InputError
-from limr_jax.sharding import make_mesh
+from limr_jax.sharding import BATCH, REPLICATED, make_mesh, param_shardings
 
 pytest.importorskip("libtpu", reason="libtpu is not installed: '.[test]' brings it")
 
@@ -135,6 +141,41 @@ def test_v4_32_at_its_full_size(tmp_path):
     assert 1 < made["decode"]["compiled"] <= 1.3
     assert made["compiling"]["cpu_seconds"] < 600
     assert made["compiling"]["peak_gib"] < 6
+
+
+def test_devices_that_share_no_tensor_generate_alone():
+    """The kernel is in the loops of a device by itself, and no collective is."""
+    mesh = make_mesh(1, 4, 1, devices=chips.devices("v4-8"))
+    config = dataclasses.replace(QWEN, layers=10, head_dim=128)  # scanned over
+
+    def laid_out(x, at):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at)
+
+    params = jax.eval_shape(partial(model.init_params, config), jax.random.key(0))
+    params = jax.tree.map(laid_out, params, param_shardings(mesh, params))
+    key = laid_out(jax.eval_shape(jax.random.key, 0), NamedSharding(mesh, REPLICATED))
+    prompts = (
+        jax.ShapeDtypeStruct(axes, jnp.int32, sharding=NamedSharding(mesh, BATCH))
+        for axes in ((8, 128), (8, 128), (8,))
+    )
+    generate = partial(
+        rollout.generate,
+        config=config,
+        group=4,
+        response_length=128,
+        slots=16,
+        shrinks=0,
+        stop_ids=(3,),
+        pad_id=1,
+        dtype=jnp.bfloat16,
+    )
+    with jax.set_mesh(mesh):
+        given = params, *prompts, key, rollout.Sampling()
+        text = jax.jit(generate).lower(*given).compile().as_text()
+    called, begun = text.split("\nENTRY ")
+    assert 'custom_call_target="tpu_custom_call"' in called  # by a loop's body
+    assert "all-gather" in begun  # the parameters, once
+    assert not re.search(r"all-(gather|reduce|to-all)|collective-permute", called)
 
 
 def test_a_mesh_that_does_not_lie_along_the_chips():
