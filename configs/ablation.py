@@ -7,7 +7,7 @@ leaves the gradient as it is where there is no KL, and halves the seconds of a r
 it can tell arms apart was tried before any were compared, by rewards that tell nothing:
 
     python launch/ablate.py --config configs/ablation.py --seeds 3 --arm true: \\
-        --arm shuffled:reward=limr_jax.controls.shuffled
+        --arm shuffled:reward=limr_jax.rewards.placebo.shuffled
 """
 
 from configs import tiny

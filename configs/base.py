@@ -1,5 +1,11 @@
 """Every field of a run, with its unit and default. The other configs say what differs.
 
+What each may be: limr_jax/config/limits.py, and the tables of algorithms and samplers
+for what these own (limr_jax/learner/field_limits.py). A new
+field takes three files: its default here, its row there, and the function that reads
+it. Whole sections are handed on (`checkpoint`, `clip`, `dump`, `filter`, `mesh`,
+`optimizer`), and so are the numbers that an algorithm or a sampler has of its own.
+
 python launch/tpu.py --config configs/tiny.py --config.seed=1
 """
 
@@ -9,7 +15,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     """The defaults; `tokenizer`, `data.train` and `model` are for a config to give."""
     c = ConfigDict()
-    c.seed = 0  # of everything random; see limr_jax/randomness.py
+    c.seed = 0  # of everything random; see limr_jax/prng.py
     c.num_steps = 100  # steps; one generation each. The only field that may grow later
     c.prompts_per_step = 32  # P, problems drawn a step
     c.group_size = 8  # G, rollouts a problem
@@ -27,8 +33,8 @@ def get_config() -> ConfigDict:
     c.model = ConfigDict()
     c.model.init = "random"  # or a checkpoint's directory (config.json, *.safetensors)
     c.model.architecture = "qwen2"  # model_type of a random model
-    # Of limr_jax/presets.py: the published dimensions that a checkpoint must have, and
-    # a random model has. --compile_only then needs no checkpoint.
+    # Of limr_jax/models/presets.py: the published dimensions that a checkpoint must
+    # have, and a random model has. --compile_only then needs no checkpoint.
     c.model.preset = ""
     # The dimensions of a random model. For a checkpoint 0 is what its config.json says,
     # and anything else must agree with it.
@@ -39,6 +45,9 @@ def get_config() -> ConfigDict:
     c.model.kv_heads = 0
     c.model.head_dim = 0  # channels a head
     c.model.mlp_width = 0
+    # Tokens of prompt and response together. For a checkpoint more than it was trained
+    # for must be said here; a random model has no such limit.
+    c.model.max_length = 0
     c.model.dtype = "auto"  # of compute: 'bfloat16', 'float32'; auto: fp32 on CPU only
     c.model.remat = False  # keep only each layer's input for the backward pass
     c.model.attention = "auto"  # on a TPU its splash kernel where it fits; or 'xla'
@@ -49,7 +58,9 @@ def get_config() -> ConfigDict:
     c.mesh.tensor = 1  # heads, feed-forward, vocabulary
 
     c.slice = ConfigDict()  # what --compile_only compiles for
-    c.slice.type = ""  # as gcloud names it: 'v4-32'; limr_jax/chips.py has all
+    c.slice.type = (
+        ""  # as gcloud names it: 'v4-32'; limr_jax/compilation/slices.py has all
+    )
     # Where the problems or the tokenizer are not on this machine, stand-ins: prompts
     # of rollout.max_prompt_length.
     c.slice.problems = 0  # problems of data.train, and of data.eval if there is one
@@ -98,6 +109,7 @@ def get_config() -> ConfigDict:
 
     c.rollout = ConfigDict()
     c.rollout.temperature = 1.0  # above 0
+    # A filter makes the policy that writes another one than is learned and evaluated.
     c.rollout.top_p = 1.0  # 1: off
     c.rollout.top_k = 0  # tokens; 0: off
     c.rollout.min_p = 0.0  # share of the best token's probability; 0: off
@@ -107,7 +119,7 @@ def get_config() -> ConfigDict:
     c.rollout.slots = 0
     # Times that the last live rows move into fewer slots, 0 to 6: less waste, and a
     # loop more to compile.
-    c.rollout.shrinks = 6
+    c.rollout.compactions = 6
     # Generations a step, one after another; 1: preemptive sampling (arXiv:2505.17218).
     # Of several the hosts grade one while the devices write the next. Trainers that
     # generate for each micro-batch have rollouts / micro_batch_rows.
@@ -136,17 +148,22 @@ def get_config() -> ConfigDict:
     c.overlong.buffer = 0  # tokens before the limit in which it grows; 0: off
     c.overlong.weight = 1.0  # of the penalty, at most so much off the reward
 
-    # Or 'dr_grpo', 'rloo', 'reinforce_pp'; 'ppo' (with a critic), 'jepo' (no verifier).
+    # Or 'dr_grpo', 'rloo', 'rloo_normalised' (in JEPO's paper), 'reinforce_pp'; 'ppo'
+    # (with a critic), 'jepo' (no verifier).
     c.algorithm = "grpo"
-    # The loss is a mean over tokens, or over each 'sequence' and then all; a sum over
-    # rows × longest allowed ('constant'), or over rows ('rollout').
-    c.loss_normaliser = "token"
+    # The loss is a mean over tokens ('token'), or over each 'sequence' and then all; a
+    # sum over learned rows × longest allowed ('constant'), or over learned rows
+    # ('rollout'). Empty: as in the algorithm's paper: 'sequence' for grpo, 'constant'
+    # for dr_grpo, 'rollout' for rloo and jepo, 'token' for reinforce_pp and ppo.
+    c.loss_normaliser = ""
     c.mask_truncated = False  # leave truncated rollouts out of the loss
     c.clip = ConfigDict()
     c.clip.low = 0.2  # the ratio's clip, below 1
     c.clip.high = 0.2  # above 1
     c.entropy_coefficient = 0.0  # weight of the entropy bonus
-    c.minibatches_per_step = 1  # optimiser updates a pass; 1: exactly on-policy
+    # Optimiser updates a pass, each of other rollouts; 1: exactly on-policy. They are
+    # dealt anew for each pass, whole groups where an update has room for them.
+    c.minibatches_per_step = 1
     c.updates_per_minibatch = 1  # passes over the step's rollouts
     c.micro_batch_rows = 0  # packed rows a backward pass; 0: rollouts of a minibatch
     # Full-length responses that a packed row has columns for. Above 1 a prompt is read
@@ -160,7 +177,9 @@ def get_config() -> ConfigDict:
 
     c.kl = ConfigDict()
     c.kl.coefficient = 0.0  # 0: no reference model exists
-    c.kl.estimator = "k3"  # 'k1' (in the reward only), 'k2', 'k3'
+    # 'k1' in the reward, 'k2' or 'k3' in the loss; empty: k1 or k3. In the loss both
+    # have the gradient of the KL, whatever the policy that wrote (algorithms/kl.py).
+    c.kl.estimator = ""
     c.kl.placement = "loss"  # or 'reward'
     c.kl.target = 0.0  # nats a token that the coefficient adapts to; 0: fixed
     c.kl.gain = 0.1  # then a step changes it by at most 0.2 x gain of itself
@@ -176,9 +195,12 @@ def get_config() -> ConfigDict:
     c.critic.whiten = True  # advantages to mean 0, variance 1 over the step's tokens
 
     c.jepo = ConfigDict()  # of algorithm=jepo: learns from reference answers
-    c.jepo.estimator = "practical"  # or 'multi_sample', 'one_sample'
-    c.jepo.beta_sup = 0.01  # weight of the reference answers' own log-probabilities
-    c.jepo.format_penalty = 10.0  # of thoughts without answer_phrase ('practical')
+    # Or 'multi_sample', 'one_sample', which force answer_phrase where it is absent.
+    c.jepo.estimator = "practical"
+    # Weight of the reference answers' own log-probabilities; at 1 multi_sample and
+    # one_sample climb their bounds exactly.
+    c.jepo.beta_sup = 0.01
+    c.jepo.format_penalty = 10.0  # without answer_phrase ('practical'); 0: none
     c.jepo.semi_verifiable = False  # prompts with a right rollout take RLOO's loss
 
     c.optimizer = ConfigDict()  # AdamW

@@ -15,9 +15,12 @@ over AIME24, AIME25, MATH500, Minerva, OlympiadBench and GSM8K in %, and the sam
     CDAS         45.89   this config
     got          –
 
-Minibatches: of 256 problems here, 4 updates a step. Departures: the problems are the
-12,000 of MATH (of which these are, shared notes do not say); prompts to 1,024 tokens.
-sampler.cdas.weights=code gives what the released code computes.
+Minibatches: 4 updates a step of 2,048 rollouts each, 256 problems with all 8 of theirs,
+as the released script counts its 256. AdamW's betas .9 and .999 and its decay of .01
+are those of the released code. Departures: the problems are the 12,000 of MATH (of
+which these are, shared notes do not say); prompts to 1,024 tokens; in the place of k3's
+own derivative the KL's (limr_jax/algorithms/kl.py). sampler.cdas.weights=code gives
+what the released code computes.
 """
 
 from configs import base
@@ -35,6 +38,7 @@ def get_config():
     )
     c.sampler.name = "cdas"
     c.reward = "math"
+    c.loss_normaliser = "token"
     c.rollout.max_prompt_length = 1024
     c.rollout.max_response_length = 4096
     c.rollout.slots = 1024
@@ -44,4 +48,6 @@ def get_config():
     c.kl.coefficient = 1e-3
     c.entropy_coefficient = 1e-3
     c.optimizer.learning_rate = 5e-7
+    c.optimizer.b2 = 0.999
+    c.optimizer.weight_decay = 0.01
     return c

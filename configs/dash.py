@@ -22,7 +22,8 @@ are one epoch.
 
 Departures: the loss is divided by all rows, where the paper's code divides by the kept
 ones of each micro-batch (filter.normaliser). What a filtered rollout's KL would have
-added is lost, as in the paper (filter.keep_kl).
+added is lost, as in the paper (filter.keep_kl). The paper differentiates k3 as it is,
+here the KL's own gradient is followed (limr_jax/algorithms/kl.py).
 """
 
 from configs import base

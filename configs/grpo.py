@@ -13,7 +13,8 @@ loss, mean over the tokens of a rollout. Its numbers, accuracy in %:
 
 Departures: the paper's reward is a learned model's, here a rule's, 0 or 1; its 144,000
 problems are not public, here the 7,473 of GSM8K. Steps are not published: 467 are one
-epoch of those.
+epoch of those. The paper differentiates k3 as it stands; here the KL's own gradient is
+followed (limr_jax/algorithms/kl.py).
 """
 
 from configs import base
@@ -30,7 +31,6 @@ def get_config():
     c.reward = "math"
     c.rollout.max_prompt_length = 512
     c.rollout.max_response_length = 1024
-    c.loss_normaliser = "sequence"
     c.model.remat = True
     c.micro_batch_rows = 64
     c.kl.coefficient = 0.04

@@ -2,8 +2,10 @@
 
     python launch/tpu.py --config configs/v4_32.py          # this, on a v4-32
 
-The paper's recipe (limr_ppo.py) on all 8,523 problems: the first epoch scores them,
-from then on LIM's weights draw, so no probe of 21 epochs comes first. The checkpoint
+The released recipe (limr_ppo.py, and what departs from it there) on all 8,523 problems,
+whose script scripts/train_math.8k.sh has the same settings: the first epoch scores
+them, from then on LIM's weights draw, so no probe of 21 epochs comes first. The cosine
+spans 10,000 episodes of 266 updates: the rate is constant here too. The checkpoint
 and its tokenizer are to lie in ../models/Qwen2.5-Math-7B (v4_8 and v5e_16: -1.5B).
 Every step is saved: at full length one takes half an hour. v4_32.py and its like say
 the slice and what fits there.
@@ -12,11 +14,13 @@ Arguments, as in `--config configs/v4_32.py:kl=0,critic=no`:
 
     kl=X         coefficient of the KL; 0: no reference model in memory
     critic=no    GRPO in the place of PPO: no critic, no second optimiser; one update a
-                 step; k3 in the loss; rollouts without advantage are dropped (kl=0)
+                 step at a constant rate of 1e-6; k3 in the loss; rollouts without
+                 advantage are dropped (kl=0). The rest is LIMR's, the mean over tokens
+                 and Adam's betas too
 """
 
 from configs import limr_ppo
-from limr_jax.config import switches
+from limr_jax.config.load import switches
 
 
 def get_config(argument: str = "", checkpoint: str = "Qwen2.5-Math-7B"):
@@ -29,8 +33,9 @@ def get_config(argument: str = "", checkpoint: str = "Qwen2.5-Math-7B"):
     c.mesh.data = 1
     c.slice.problems = 8523
     c.slice.answer_length = 64
+    c.optimizer.decay_steps = limr_ppo.released_updates(8523)
     c.sampler.name = "lim"
-    c.rollout.shrinks = 1
+    c.rollout.compactions = 1
     c.checkpoint.every = 1
     c.kl.coefficient = given["kl"]
     if not given["critic"]:

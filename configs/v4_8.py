@@ -3,13 +3,14 @@
     python launch/tpu.py --config configs/v4_8.py
     python launch/tpu.py --config configs/v4_8.py --compile_only
 
-The latter: at most 26.94 of 30.75 GiB a chip (generate; update 19.34); 384 slots are 22
+The latter, of programs whose residual stream was still bf16 (v4_32.py has what fp32
+adds): at most 26.94 of 30.75 GiB a chip (generate; update 19.52); 384 slots are 22
 waves, and at most 560 full-length rollouts fit at a time. A bound, not a measurement,
 every response at its longest: a step takes at least 1,438 s, 168 steps 67 hours. A
 decode step of simulated lengths moves 1.36 times the weights and live cache.
 
     seconds at least    compute   memory   interconnect
-    update                  791      436            104
+    update                  791      446            104
     generate                 89      448              8
     reference, values       199       89             31
 

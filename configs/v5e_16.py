@@ -3,7 +3,8 @@
     python launch/tpu.py --config configs/v5e_16.py
     python launch/tpu.py --config configs/v5e_16.py --compile_only
 
-The latter: at most 12.48 of 15.75 GiB a chip (generate; update 6.39); 1,024 slots are 8
+The latter, of programs whose residual stream was still bf16 (v4_32.py has what fp32
+adds): at most 12.48 of 15.75 GiB a chip (generate; update 6.39); 1,024 slots are 8
 waves, and at most 1,600 full-length rollouts fit at a time. A bound, not a measurement,
 every response at its longest: a step takes at least 665 s, 168 steps 31 hours. A decode
 step of simulated lengths moves 1.27 times the weights and live cache.

@@ -3,11 +3,12 @@
     python launch/tpu.py --config configs/v5p_16.py
     python launch/tpu.py --config configs/v5p_16.py --compile_only
 
-The latter: at most 83.94 of 95.74 GiB a chip (generate; update 44.34); 2,048 slots are
-4 waves, and at most 2,592 full-length rollouts fit at a time. A bound, not a
-measurement, every response at its longest: a step takes at least 1,485 s, 168 steps 69
-hours. A decode step of simulated lengths moves 1.54 times the weights and live cache,
-1.34 by its schedule.
+The latter, of programs whose residual stream was still bf16 (v4_32.py has what fp32
+adds): at most 83.94 of 95.74 GiB a chip (generate; update 44.34); 2,048 slots are 4
+waves, and at most 2,592 full-length rollouts fit at a time. A bound, not a measurement,
+every response at its longest: a step takes at least 1,485 s, 168 steps 69 hours. A
+decode step of simulated lengths moves 1.54 times the weights and live cache, 1.34 by
+its schedule.
 
     seconds at least    compute   memory   interconnect
     update                1,023      245             73

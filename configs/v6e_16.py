@@ -3,7 +3,8 @@
     python launch/tpu.py --config configs/v6e_16.py
     python launch/tpu.py --config configs/v6e_16.py --compile_only
 
-The latter: at most 28.10 of 31.25 GiB a chip (generate; update 21.64); 832 slots are 10
+The latter, of programs whose residual stream was still bf16 (v4_32.py has what fp32
+adds): at most 28.10 of 31.25 GiB a chip (generate; update 21.64); 832 slots are 10
 waves, and at most 1,120 full-length rollouts fit at a time. A bound, not a measurement,
 every response at its longest: a step takes at least 634 s, 168 steps 30 hours. A decode
 step of simulated lengths moves 1.27 times the weights and live cache.

@@ -15,10 +15,10 @@
 Each run is launch/tpu.py in a process and a workdir of its own; all share one compile
 cache. All arms have a seed before any has the next. The same command goes on after a
 stop, skips what is done and tries again what failed; seeds and arms may be added. In
-DIR: ablation.md (means, bootstrap intervals, differences to the first arm paired by
-seed, and the command and commit behind every number), ablation.json, ablation.csv,
-curves.png. The last line on stdout is one JSON object; the exit code is 1 where a run
-failed.
+DIR: ablation.md (means with t intervals over seeds, differences to the first arm paired
+by seed with p adjusted for all arms by Holm's step-down, and the command and commit
+behind every number), ablation.json, ablation.csv, curves.png. The last line on stdout
+is one JSON object; the exit code is 1 where a run failed.
 """
 
 import itertools
@@ -26,10 +26,13 @@ import pathlib
 import re
 import shlex
 
-from limr_jax import config as config_lib
+from limr_jax.config import load as config_lib
+from limr_jax.config.diff import config_digest
 from limr_jax.errors import InputError
+from limr_jax.platform import launch_words
 
 _FLAGS = {"vary": (), "arm": (), "seeds": 5, "out": "", "run_seconds": 0.0}
+_TAKEN = (".", "..", "compiled")  # the grid's folder has these
 _SHORT = {"kl": "kl.coefficient", "sampler": "sampler.name"}
 
 
@@ -44,59 +47,68 @@ def main(argv: list[str]) -> int:
 
     # The accelerator is for the runs.
     jax.config.update("jax_platforms", "cpu")
-    from limr_jax import checkpoint, jobs, metrics
+    from limr_jax import console
+    from limr_jax.storage.workdir import claim, release
+    from limr_jax.studies import jobs
 
     jobs.check_options(config.seed, options)
-    made = plan(config, options, arms, out)
-    metrics.say(describe(made, arms, out))
+    grid = plan(config, options, arms, out)
+    console.say(describe(grid, arms, out))
     if options.dry_run:
         return 0
-    checkpoint.claim(out, {"config": config.to_dict()}, flag="--out")
+    claim(out, {"config": config.to_dict()}, flag="--out")
     try:
         return _run(
-            made,
+            grid,
             out,
             seconds=options.run_seconds,
             title=f"{options.config}: {' / '.join(arms)}",
-            command=shlex.join(["python", "launch/ablate.py", *argv]),
+            command=shlex.join(["python", *launch_words("launch/ablate.py"), *argv]),
         )
     finally:
-        checkpoint.release(out)
+        release(out)
 
 
-def _run(made: dict, out: pathlib.Path, *, seconds: float, **titles) -> int:
+def _run(grid: dict, out: pathlib.Path, *, seconds: float, **titles) -> int:
     """Run what is not done, and report after each; returns the exit code."""
-    from limr_jax import comparison, jobs, metrics
+    from limr_jax import console
+    from limr_jax.studies import jobs, tables
 
     def after(job) -> str:
-        comparison.write(out / "ablation", made, **titles)
-        return comparison.line(job)
+        tables.write(out / "ablation", grid, **titles)
+        return tables.progress_line(job)
 
     if not jobs.run_all(
-        list(made.values()), out / "compiled", seconds=seconds, after=after
+        list(grid.values()), out / "compiled", seconds=seconds, after=after
     ):
-        metrics.say(f"stopped; the same command goes on: {out}")
+        console.say(f"stopped; the same command goes on: {out}")
         return 0
-    said = comparison.write(out / "ablation", made, **titles)
-    return comparison.finish(out / "ablation", made, said)
+    summary = tables.write(out / "ablation", grid, **titles)
+    return tables.finish(out / "ablation", grid, summary)
 
 
 def _check_twice(options, arms) -> None:
-    """What --config says of all arms, only an arm with a name may say for itself."""
-    given = {field for field, _ in options.overrides if options.vary}
+    """InputError where --config sets a field that --vary varies.
+
+    An arm that has a name may override what --config sets for all.
+    """
+    set_for_all = {field for field, _ in options.overrides if options.vary}
     for name, settings in arms.items():
-        if both := sorted(given & {field for field, _ in settings}):
+        if fields := sorted(set_for_all & {field for field, _ in settings}):
             raise InputError(
-                f"arm {name} sets {both[0]}, and so does --config.{both[0]}; leave out "
-                "one of the two"
+                f"arm {name} sets {fields[0]}, and so does --config.{fields[0]}; leave "
+                "out one of the two"
             )
 
 
 def plan(config, options, arms, out: pathlib.Path) -> dict:
-    """(arm, seed) → its job, in the order that they run; every config is checked."""
-    from limr_jax import jobs
+    """(arm, seed) → its job, in the order that they run; every config is checked.
 
-    made, digests = {}, {}
+    Raises InputError where an arm cannot run, or two arms are one setting.
+    """
+    from limr_jax.studies import jobs
+
+    grid, digests = {}, {}
     for seed in range(config.seed, config.seed + options.seeds):
         for arm, settings in arms.items():
             own = [x for x in options.overrides if x[0] != "seed"]
@@ -109,19 +121,19 @@ def plan(config, options, arms, out: pathlib.Path) -> dict:
             except InputError as error:
                 raise InputError(f"arm {arm}: {error}") from None
             jobs.check_arm(arm, job)
-            same = digests.setdefault(config_lib.config_digest(job.config), arm)
+            same = digests.setdefault(config_digest(job.config), arm)
             if same != arm:
                 raise InputError(f"arms {same} and {arm} are one setting; drop one")
-            made[arm, seed] = job
-    return made
+            grid[arm, seed] = job
+    return grid
 
 
-def describe(made: dict, arms: dict, out) -> str:
-    """What will run, as a few lines."""
-    done = sum(job.done() for job in made.values())
-    first = next(iter(made.values())).as_typed()
-    said = f"{len(made)} runs, {done} of them done, into {out}; the first of them:"
-    return "\n".join([*(f"arm {name}" for name in arms), said, first])
+def describe(grid: dict, arms: dict, out) -> str:
+    """What will run, as a few lines: the arms, and the first command."""
+    done = sum(job.done() for job in grid.values())
+    first = next(iter(grid.values())).as_typed()
+    count = f"{len(grid)} runs, {done} of them done, into {out}; the first of them:"
+    return "\n".join([*(f"arm {name}" for name in arms), count, first])
 
 
 def parse_arms(vary: tuple[str, ...], named: tuple[str, ...]) -> dict[str, tuple]:
@@ -138,22 +150,32 @@ def parse_arms(vary: tuple[str, ...], named: tuple[str, ...]) -> dict[str, tuple
                     "--vary kl=0,0.01"
                 )
             choices.append([_setting(field, value) for value in values.split(",")])
-        given = [
+        all_arms = [
             (", ".join(f"{field}={text}" for field, text in settings), settings)
             for settings in itertools.product(*choices)
         ]
     else:
-        given = [_named_arm(text) for text in named]
-    for name, settings in given:
+        all_arms = [_named_arm(text) for text in named]
+    for name, settings in all_arms:
         fields = [field for field, _ in settings]
         if twice := [field for field in fields if fields.count(field) > 1]:
             raise InputError(f"arm {name}: {twice[0]} is given twice; give it once")
-    arms = dict(given)
-    if len({_folder(name) for name in arms}) < len(given) or len(given) < 2:
+    arms = dict(all_arms)
+    if len(arms) < len(all_arms) or len(all_arms) < 2:
         raise InputError(
-            f"{len(given)} arms, of which {len(arms)} differ: {'; '.join(arms)}; give "
-            "two or more, each once"
+            f"{len(all_arms)} arms, of which {len(arms)} differ: {'; '.join(arms)}; "
+            "give two or more, each once"
         )
+    of_folder: dict[str, str] = {}
+    for name in arms:
+        if _folder(name) in _TAKEN:
+            raise InputError(f"arm {name!r} cannot have that name; give it another")
+        other = of_folder.setdefault(_folder(name), name)
+        if other != name:
+            raise InputError(
+                f"arms {other!r} and {name!r} would share the folder "
+                f"{_folder(name)}; give one another name"
+            )
     return arms
 
 

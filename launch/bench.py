@@ -5,7 +5,7 @@
 
 The workload's folder holds benchlib.py, from which weights, prompts and statistics
 come; nothing is written there, but into $BENCH_CACHE (default
-~/.cache/limr_jax/bench). The programs are those of a training run, through run.py and
+~/.cache/limr_jax/bench). The programs are those of a training run, through setup.py and
 train.py; the one thing of its own is the reward, the share of even tokens.
 
 --problems N      problems in the set (default: as many as the steps draw)
@@ -25,6 +25,7 @@ import contextlib
 import dataclasses
 import importlib
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -32,10 +33,11 @@ import sys
 import tempfile
 import time
 
-from limr_jax import config as config_lib
+from limr_jax import platform
+from limr_jax.config import load as config_lib
 from limr_jax.errors import InputError
 
-BASE = pathlib.Path(__file__).resolve().parents[1] / "configs/base.py"
+BASE = platform.launch_root() / "configs/base.py"
 CACHE = "~/.cache/limr_jax/bench"
 
 
@@ -52,7 +54,7 @@ def main(argv: list[str]) -> None:
     steps = workload["warmup"] + 2 * repeats  # a disturbed one is made again
     config = _config(bl, workload, options, steps, fields)
     # Imported late: a misspelt field is answered at once.
-    from limr_jax.run import set_up
+    from limr_jax.setup import set_up
 
     run = _with_even_tokens(set_up(config))
     figures = measure(bl, run, config, workload["warmup"], repeats)
@@ -80,8 +82,9 @@ def _parse(argv):
     parser.add_argument("--problems", type=int, default=0)
     parser.add_argument("--against", default="")
     options, fields = parser.parse_known_args(argv)
-    if options.repeats < 0 or options.problems < 0 or options.kl < 0:
-        raise InputError("--repeats, --problems and --kl must be 0 or more")
+    for name in ("repeats", "problems", "kl"):
+        if not 0 <= (value := getattr(options, name)) < math.inf:
+            raise InputError(f"--{name}={value} must be 0 or more, and finite")
     wrong = [field for field in fields if not field.startswith("--config.")]
     if wrong:
         raise InputError(f"unknown argument {wrong[0]!r}; see --help")
@@ -134,14 +137,19 @@ def _config(bl, workload, options, steps: int, fields: list[str]):
     }
     arguments = [f"--config.{name}={value}" for name, value in values.items()]
     arguments = ["--config", str(BASE), *arguments, *fields]
-    given, _ = config_lib.load(arguments)
+    config, _ = config_lib.load(arguments, kind="base")
     workload = workload | {
-        "prompts_per_batch": given.prompts_per_step,
-        "prompt_len": given.rollout.max_prompt_length,
+        "prompts_per_batch": config.prompts_per_step,
+        "prompt_len": config.rollout.max_prompt_length,
     }
-    problems = options.problems or steps * given.prompts_per_step
+    problems = options.problems or steps * config.prompts_per_step
+    if problems < config.prompts_per_step:
+        raise InputError(
+            f"--problems={problems} must be at least {config.prompts_per_step}, as "
+            "many as a step draws"
+        )
     train = _write_problems(bl, workload, problems)
-    return config_lib.load([*arguments, f"--config.data.train={train}"])[0]
+    return config_lib.load([*arguments, f"--config.data.train={train}"], kind="base")[0]
 
 
 def _write_model(bl, workload, variant: str) -> pathlib.Path:
@@ -216,7 +224,7 @@ def _with_even_tokens(run):
     import jax.numpy as jnp
     from jax.sharding import NamedSharding
 
-    from limr_jax.programs import Graded
+    from limr_jax.rewards.types import Graded
     from limr_jax.sharding import BATCH
 
     def grade(written, drawn):
@@ -224,7 +232,12 @@ def _with_even_tokens(run):
         share_B = even_B / jnp.maximum(jnp.sum(written.mask_BT, axis=1), 1)
         share_PG = share_B.reshape(-1, written.group)
         good_PG = jnp.ones_like(share_PG, bool)
-        return Graded(share_PG, share_PG, good_PG, good_PG)
+        return Graded(
+            reward_PG=share_PG,
+            correct_PG=share_PG,
+            valid_PG=good_PG,
+            well_formed_PG=good_PG,
+        )
 
     grade = jax.jit(grade, out_shardings=NamedSharding(run.mesh, BATCH))
     return dataclasses.replace(run, grade=grade)
@@ -234,14 +247,16 @@ def measure(bl, run, config, warmup: int, repeats: int) -> dict:
     """Steps of the run, those of the warm-up apart; under the peers' names."""
     import jax
 
-    from limr_jax import ahead, data, step, train
+    from limr_jax import step, train
+    from limr_jax.compilation import warm_up
+    from limr_jax.data.prompts import put_prompts
 
     begun, compiling = time.perf_counter(), _Compiling()
     with jax.set_mesh(run.mesh), jax.transfer_guard("disallow"):
         with contextlib.ExitStack() as stack:
             stack.enter_context(jax.transfer_guard("allow"))
-            prompts = data.put(run.train_set, run.mesh)
-            ready = stack.enter_context(ahead.compiling(run, config, prompts))
+            prompts = put_prompts(run.train_set, run.mesh)
+            ready = stack.enter_context(warm_up.compiling(run, prompts))
             params = run.load_params()
             reference = train.reference_of(run, params)
             state = run.programs.init(params)
@@ -251,7 +266,7 @@ def measure(bl, run, config, warmup: int, repeats: int) -> dict:
         def once(_):
             nonlocal state
             phases = step.Phases()
-            state, *_, numbers = step.one_step(run, phases, state, reference, prompts)
+            state, *_, numbers = train.one_step(run, phases, state, reference, prompts)
             row = phases.finish(*jax.device_get(numbers))
             print({k: round(float(v), 4) for k, v in row.items()}, file=sys.stderr)
             return row["seconds"], row
@@ -305,7 +320,7 @@ class _Compiling:
 
 def _read_peers(files: str) -> dict[str, dict]:
     """The results in the files that a comma separates; name → a peer's figures."""
-    found = {}
+    peers = {}
     for file in filter(None, files.split(",")):
         try:
             text = pathlib.Path(file).read_text(encoding="utf-8")
@@ -314,22 +329,22 @@ def _read_peers(files: str) -> dict[str, dict]:
             raise InputError(f"--against={file}: no result ({error})") from error
         stem = pathlib.Path(file).stem
         modes = result.get("results", {"": result})
-        found |= {f"{stem} {mode}".strip(): figures for mode, figures in modes.items()}
-    return found
+        peers |= {f"{stem} {mode}".strip(): figures for mode, figures in modes.items()}
+    return peers
 
 
 def ratios(ours: dict, peers: dict[str, dict]) -> dict:
-    """Our medians over each peer's, of what it measured."""
-    found = {}
+    """Our medians over each peer's, for every figure that the peer has."""
+    ratio_to = {}
     for name, peer in peers.items():
-        if "seconds" in peer:  # it only generates, and its memory is that of it
+        if "seconds" in peer:  # it only generates, so its memory is not a step's
             peer = {"generate_s": peer["seconds"]}
-        found[name] = {
+        ratio_to[name] = {
             what: round(_median(ours[what]) / _median(peer[what]), 3)
             for what in ("step_s", "generate_s", "peak_rss_mib", "first_step_s")
             if what in peer
         }
-    return found
+    return ratio_to
 
 
 def _median(figure) -> float:

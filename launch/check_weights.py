@@ -20,30 +20,34 @@ import pathlib
 import sys
 import time
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from limr_jax import model, weights
-from limr_jax.config import run_main
+from limr_jax import platform
+from limr_jax.config.load import run_main
 from limr_jax.errors import InputError
-from limr_jax.sharding import make_mesh
+
+with platform.importing_jax():
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from limr_jax.models import hf_config, hf_weights, transformer
+    from limr_jax.sharding import make_mesh
 
 TOLERANCE = 1e-4
 
 
 def main(argv: list[str]) -> int:
+    """Load the checkpoint, compare, print the result; returns the exit code."""
     if len(argv) != 1 or argv[0] in ("-h", "--help"):
-        print(__doc__)
+        print(platform.as_launched(__doc__))
         return 0 if argv and argv[0] in ("-h", "--help") else 2
     start, directory = time.perf_counter(), pathlib.Path(argv[0])
     # Accelerators multiply fp32 in fewer bits unless told otherwise.
     jax.config.update("jax_default_matmul_precision", "highest")
-    config = weights.read_config(directory)
+    config = hf_config.read_config(directory)
     golden = read_golden(directory, config)
     mesh = make_mesh(1, len(jax.local_devices()), 1, jax.local_devices())
     with jax.set_mesh(mesh):
-        params = weights.load_params(directory, config, mesh)
+        params = hf_weights.load_params(directory, config, mesh)
         error = logit_error(params, golden, config) if "logits" in golden else None
         agree = greedy_agreement(params, golden, config)
     result = {
@@ -121,8 +125,8 @@ def logit_error(params, golden, config) -> float:
 
     @jax.jit
     def logits(params, tokens_BT, position_BT):
-        hidden_BTD = model.forward(params, tokens_BT, position_BT, **how)
-        return model.unembed(params, hidden_BTD, **how)
+        hidden_BTD = transformer.forward(params, tokens_BT, position_BT, **how)
+        return transformer.unembed(params, hidden_BTD, **how)
 
     tokens_BT, position_BT = _rows(golden)
     logits_BTV = np.asarray(logits(params, tokens_BT, position_BT))
@@ -151,6 +155,7 @@ def greedy_agreement(params, golden, config) -> float:
 
 
 def _rows(golden):
+    """(token ids, positions), both [B, T]; the position of padding is −1."""
     tokens_BT = golden["input_ids"].astype(np.int32)
     column = np.arange(tokens_BT.shape[1], dtype=np.int32)[None]
     return tokens_BT, np.where(column < golden["lengths"][:, None], column, -1)
@@ -163,17 +168,17 @@ def continue_greedily(params, tokens_BL, position_BL, *, config, steps):
     L = tokens_BL.shape[1]
 
     def choose(hidden_BD):
-        return jnp.argmax(model.unembed(params, hidden_BD, **how), axis=-1)
+        return jnp.argmax(transformer.unembed(params, hidden_BD, **how), axis=-1)
 
     def step(carry, i):
         token_B, cache = carry
         position_B = position_BL[:, -1] + 1 + i
-        hidden_BD, cache = model.decode(
+        hidden_BD, cache = transformer.decode(
             params, token_B, position_B, cache, L + i, **how
         )
         return (choose(hidden_BD), cache), token_B
 
-    hidden_BLD, cache = model.prefill(
+    hidden_BLD, cache = transformer.prefill(
         params, tokens_BL, position_BL, columns=L + steps, **how
     )
     first_B = choose(hidden_BLD[:, -1])

@@ -17,14 +17,23 @@ import json
 import os
 import re
 
+import numpy as np
+
+from limr_jax import platform
+from limr_jax.config.load import Parser, run_main
+
 # Counting needs no accelerator, and a run on this host may hold it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import numpy as np
-
-from limr_jax import data, text
-from limr_jax.config import Parser, run_main
-from limr_jax.datasets import facts, prepared
+with platform.importing_jax():
+    from limr_jax.data.datasets import catalogue, tfds
+    from limr_jax.data.overlap import (
+        evaluation_sets,
+        normalised_text,
+        overlapping_ids,
+    )
+    from limr_jax.data.problems import chats, load_problems
+    from limr_jax.data.tokenizer import load_tokenizer
 
 
 def main(argv: list[str]) -> None:
@@ -43,50 +52,50 @@ def main(argv: list[str]) -> None:
 
 
 def _list() -> dict:
-    for name in prepared.names():
-        known = facts.FACTS.get(name)
+    for name in tfds.names():
+        known = catalogue.FACTS.get(name)
         print(f"{name:14} {known.about if known else 'made by this package'}")
         for split, each in known.splits.items() if known else ():
             count = "?" if each.rows is None else f"{each.rows:,}"
             print(f"{'':14}   :{split}, {count} problems, {known.licence}")
             for url, _ in each.sources:
                 print(f"{'':14}     {url}")
-    return {"names": prepared.names(), "evaluation": list(facts.EVALUATION_SETS)}
+    return {"names": tfds.names(), "evaluation": list(catalogue.EVALUATION_SETS)}
 
 
 def _describe(options) -> dict:
     where = {"data_dir": options.data_dir, "manual_dir": options.manual_dir}
-    problems = data.load_problems(options.spec, **where)
-    tokenizer = text.load_tokenizer(options.tokenizer) if options.tokenizer else None
-    said = {"problems": len(problems), "digest": problems.digest}
+    problems = load_problems(options.spec, **where)
+    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
+    facts = {"problems": len(problems), "digest": problems.digest}
     for column in ("level", "verifiable"):
         if column in problems.columns:
             counts = collections.Counter(map(str, problems.columns[column]))
-            said[column] = dict(sorted(counts.items()))
-    said["without_answer"] = [
+            facts[column] = dict(sorted(counts.items()))
+    facts["without_answer"] = [
         problem_id
         for problem_id, answer in zip(problems.ids, problems.answers, strict=True)
         if not answer.strip()
     ]
-    said["unit"] = "tokens" if tokenizer else "characters"
-    said |= _lengths(problems, tokenizer)
-    said["duplicates"] = _duplicates(problems)
-    sets, absent = data.evaluation_sets(**where)
-    sets += [data.load_problems(spec, **where) for spec in options.eval]
-    said["overlap"] = {
-        each.source: [list(pair) for pair in data.overlap(problems, each)]
+    facts["unit"] = "tokens" if tokenizer else "characters"
+    facts |= _lengths(problems, tokenizer)
+    facts["duplicates"] = _duplicates(problems)
+    sets, absent = evaluation_sets(**where)
+    sets += [load_problems(spec, **where) for spec in options.eval]
+    facts["overlap"] = {
+        each.source: [list(pair) for pair in overlapping_ids(problems, each)]
         for each in sets
         if each.source.split(":")[0] != re.split(r"[:\[]", options.spec)[0]
     }
-    said["not_compared"] = absent
-    _show(options.spec, said)
-    return said
+    facts["not_compared"] = absent
+    _show(options.spec, facts)
+    return facts
 
 
 def _lengths(problems, tokenizer) -> dict:
     """Shortest, quartiles, 99 % and longest of prompts and answers."""
     if tokenizer:
-        prompts = tokenizer.encode_chats(data.chats(problems, tokenizer))
+        prompts = tokenizer.encode_chats(chats(problems, tokenizer))
         answers = tokenizer.encode_batch(problems.answers, continued=True)
     else:
         prompts, answers = problems.prompts, problems.answers
@@ -106,31 +115,31 @@ def _duplicates(problems) -> list[list[str]]:
     """The ids of each problem that occurs more than once."""
     groups = collections.defaultdict(list)
     for problem_id, prompt in zip(problems.ids, problems.prompts, strict=True):
-        groups[data.same_text(prompt)].append(problem_id)
+        groups[normalised_text(prompt)].append(problem_id)
     return [ids for ids in groups.values() if len(ids) > 1]
 
 
-def _show(spec: str, said: dict) -> None:
-    print(f"{spec}: {said['problems']:,} problems, sha256 {said['digest'][:12]}")
+def _show(spec: str, facts: dict) -> None:
+    print(f"{spec}: {facts['problems']:,} problems, sha256 {facts['digest'][:12]}")
     for column in ("level", "verifiable"):
-        if column in said:
-            counts = [f"{value}: {count:,}" for value, count in said[column].items()]
+        if column in facts:
+            counts = [f"{value}: {count:,}" for value, count in facts[column].items()]
             print(f"  {column:10} {', '.join(counts)}")
     for name in ("prompt", "answer"):
-        lengths = [f"{key} {value:,.0f}" for key, value in said[name].items()]
-        print(f"  {name:10} {', '.join(lengths)} {said['unit']}")
-    if said["without_answer"]:
-        first = ", ".join(said["without_answer"][:3])
-        print(f"  no answer  {len(said['without_answer'])}: {first}")
-    print(f"  twice      {len(said['duplicates'])} problems")
-    for ids in said["duplicates"][:5]:
+        lengths = [f"{key} {value:,.0f}" for key, value in facts[name].items()]
+        print(f"  {name:10} {', '.join(lengths)} {facts['unit']}")
+    if facts["without_answer"]:
+        first = ", ".join(facts["without_answer"][:3])
+        print(f"  no answer  {len(facts['without_answer'])}: {first}")
+    print(f"  twice      {len(facts['duplicates'])} problems")
+    for ids in facts["duplicates"][:5]:
         print(f"             {' = '.join(ids)}")
-    for name, pairs in said["overlap"].items():
+    for name, pairs in facts["overlap"].items():
         print(f"  in {name}: {len(pairs)}")
         for here, there in pairs[:5]:
             print(f"             {here} = {there}")
-    if said["not_compared"]:
-        print(f"  not on this machine: {', '.join(said['not_compared'])}")
+    if facts["not_compared"]:
+        print(f"  not on this machine: {', '.join(facts['not_compared'])}")
 
 
 if __name__ == "__main__":

@@ -12,22 +12,29 @@
 --k, --temperature, --top_p, --max_response_length, --max_prompt_length
                 the config's `benchmarks` fields; one response is greedy by default
 --reward        token, math, limr, or package.module.function
+--against WHAT  another policy on the same problems: a run (its latest checkpoint), a
+                checkpoint's directory, or the folder of a finished evaluation
 --out DIR       default RUN/evaluations/step-N, or runs/<config's name>-evaluation
 --dry_run       print what would be asked, and stop
 
 avg@k is the share of right responses, pass@k the unbiased estimate. maj@k lets the
 responses that have an answer vote; answers that tie each count their equal share;
-with no answer at all it is 0. Invalid responses are left out of avg@k, and their
-problems out of pass@k and maj@k. Brackets hold the bootstrap's 95 % interval over
-problems. Given again, the command goes on where it stopped. DIR holds result.json and
-every response (zcat DIR/*/rollouts/*). The last line on stdout is one JSON object.
+with no answer at all it is 0. A response that nobody could grade counts as wrong; how
+many there are is printed. Brackets hold the 95 % interval over problems: Wilson's where
+each problem is right or wrong; else, as responses to one problem are alike, Agresti and
+Coull's over problems. With --against there is the difference of the two accuracies,
+paired by problem, with the interval of Bonett and Price, how many problems each policy
+wins, and, with one response a problem, McNemar's exact p. Given again, the command goes
+on where it stopped. DIR holds result.json and every response (zcat DIR/*/rollouts/*),
+DIR/against those of the other policy. The last line on stdout is one JSON object.
 """
 
 import json
 import pathlib
 
-from limr_jax import config as config_lib
-from limr_jax import files, looking
+from limr_jax.config import load as config_lib
+from limr_jax.evaluation.flags import load
+from limr_jax.storage import files
 
 _SHORT = {
     "benchmarks": "benchmarks.names",
@@ -41,20 +48,30 @@ _SHORT = {
 
 
 def main(argv: list[str]) -> None:
-    """Parse, check, answer, report."""
-    config, options = looking.load(argv, __doc__, flags={"out": ""}, short=_SHORT)
+    """Parse, check, answer, compare, report."""
+    flags = {"out": "", "against": ""}
+    config, options = load(argv, __doc__, flags=flags, short=_SHORT)
     files.local(options.out or options.workdir, "--out")
     # Imported late: a misspelt field is answered at once.
-    from limr_jax import benchmark, examine, metrics
+    from limr_jax import console
+    from limr_jax.evaluation import against, benchmarks, run_benchmarks
+    from limr_jax.storage.workdir import write_result
 
-    exam = benchmark.set_up(config, options.workdir, options.step)
-    out = options.out or _default_out(options, exam.identity["policy"])
-    metrics.say(describe(exam, out))
+    suite = benchmarks.set_up(config, options.workdir, options.step)
+    out = options.out or _default_out(options, suite.identity["policy"])
+    other = None
+    if options.against:
+        other = against.find_policy(options.against, suite, config=config, out=out)
+    console.say(describe(suite, out, other))
     if options.dry_run:
         return
-    result = examine.sit(exam, out)
-    metrics.say(table(result))
-    metrics.say(json.dumps(result, allow_nan=False))
+    result = run_benchmarks.run_suite(suite, out)
+    console.say(table(result))
+    if other:
+        result["against"] = against.compare(suite, out, other)
+        write_result(out, result)
+        console.say(differences(result["against"]))
+    console.say(json.dumps(result, allow_nan=False))
 
 
 def _default_out(options, policy: dict) -> str:
@@ -63,23 +80,32 @@ def _default_out(options, policy: dict) -> str:
     return str(pathlib.Path("runs", config_lib.stem(options.config) + "-evaluation"))
 
 
-def describe(exam, out) -> str:
-    """What is asked of whom, as a few lines."""
-    said = exam.identity
-    policy = " of ".join(f"{name} {x}" for name, x in reversed(said["policy"].items()))
+def describe(suite, out, other=None) -> str:
+    """The policy and the benchmarks of the suite, as a few lines."""
+    identity = suite.identity
     lines = [
-        f"policy: {policy}, compute in {said['dtype']}",
-        f"graded by {said['reward']}; responses of at most "
-        f"{said['max_response_length']:,} tokens, top-p {said['top_p']}; into {out}",
+        f"policy: {_policy(identity)}, compute in {identity['dtype']}",
+        f"graded by {identity['reward']}; responses of at most "
+        f"{identity['max_response_length']:,} tokens, top-p {identity['top_p']}; "
+        f"into {out}",
     ]
-    for paper in exam.papers:
-        one, left_out = paper.benchmark, paper.problems.left_out
-        how = f"at temperature {one.temperature}" if one.temperature else "greedy"
-        lines.append(f"{one.label}: {len(paper.problems):,} problems, {one.k} {how}")
+    for task in suite.tasks:
+        benchmark, left_out = task.benchmark, task.problems.left_out
+        k, heat = benchmark.k, benchmark.temperature
+        how = f"{k} at temperature {heat}" if heat else f"{k} greedy"
+        lines.append(f"{benchmark.label}: {len(task.problems):,} problems, {how}")
         if left_out:
             first = ", ".join(left_out[:3])
             lines.append(f"  left out, prompts too long: {len(left_out)} ({first} …)")
+    if other:
+        how = "as evaluated in" if other.suite is None else "evaluated into"
+        lines.append(f"against {_policy(other.identity)}, {how} {other.out}")
     return "\n".join(lines)
+
+
+def _policy(named: dict) -> str:
+    """'step 80 of run runs/tiny'; 'init DIR'."""
+    return " of ".join(f"{name} {x}" for name, x in reversed(named["policy"].items()))
 
 
 def table(result: dict) -> str:
@@ -92,6 +118,27 @@ def table(result: dict) -> str:
     if len(result["benchmarks"]) > 1:
         mean = _shown(result["mean_accuracy"], 100)
         rows.append(["mean", "", mean, *[""] * len(_COLUMNS)])
+    return _aligned(rows)
+
+
+def differences(other: dict) -> str:
+    """A row for each benchmark: this policy's accuracy minus the other's, in points."""
+    heads = ["problems", "its avg@k %", "difference", "won", "lost", "p"]
+    rows = [[f"against {_policy(other)}", *heads]]
+    for label, report in other["benchmarks"].items():
+        rows.append(
+            [label, f"{report['problems']:,}", _shown(report["accuracy"], 100)]
+            + [_shown(report["difference"], 100, sign="+")]
+            + [str(report["won"]), str(report["lost"])]
+            + ["-" if report["p"] is None else f"{report['p']:.3g}"]
+        )
+    if len(other["benchmarks"]) > 1:
+        mean = _shown(other["mean_difference"], 100, sign="+")
+        rows.append(["mean", "", "", mean, "", "", ""])
+    return _aligned(rows)
+
+
+def _aligned(rows: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         f"{row[0]:<{widths[0]}}"
@@ -105,7 +152,7 @@ _COLUMNS = {
     "pass_at_{k}": "pass@k %",
     "maj_at_{k}": "maj@k %",
     "truncated_share": "truncated %",
-    "invalid_share": "invalid %",
+    "ungradable_share": "ungradable %",
 }
 
 
@@ -115,12 +162,15 @@ def _row(name: str, figures: dict, k: int) -> list[str]:
     return [name, f"{figures['problems']:,}", *shares, length]
 
 
-def _shown(figure: dict | None, unit: int) -> str:
-    """'52.4 [48.1, 56.8]'; '-' where there is no number."""
-    if figure is None or figure["value"] is None:
+def _shown(figure: dict | None, unit: int, sign: str = "") -> str:
+    """'52.4 [48.1, 56.8]'; '52.4' without an interval, '-' without a number."""
+    known = [(figure or {}).get(x) for x in ("value", "low", "high")]
+    value, low, high = (
+        None if x is None else format(unit * x, f"{sign}.1f") for x in known
+    )
+    if value is None:
         return "-"
-    value, low, high = (figure[name] * unit for name in ("value", "low", "high"))
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+    return value if low is None else f"{value} [{low}, {high}]"
 
 
 if __name__ == "__main__":

@@ -13,39 +13,52 @@ last line is one JSON object.
 import json
 import time
 
-import jax
+from limr_jax import platform
+from limr_jax.config.load import Parser, run_main
 
-from limr_jax import checkpoint, files, past_run, text, weights
-from limr_jax.config import Parser, run_main
-from limr_jax.errors import InputError
-from limr_jax.policy import read_model_config, resolve
-from limr_jax.sharding import make_mesh
+with platform.importing_jax():
+    import jax
+
+    from limr_jax.data.tokenizer import load_tokenizer
+    from limr_jax.evaluation import trained_policy
+    from limr_jax.models import hf_weights
+    from limr_jax.models.from_config import read_model_config
+    from limr_jax.platform import resolve
+    from limr_jax.sharding import make_mesh
+    from limr_jax.storage import files
+    from limr_jax.storage.array_digest import params_digest
 
 
 def main(argv: list[str]) -> None:
+    """Parse, load the checkpoint, write it in the Hugging Face layout."""
     parser = Parser("launch/export.py", __doc__)
     parser.add_argument("--workdir", required=True, metavar="RUN")
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument("--step", type=int, metavar="N")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
-    given = parser.parse_args(argv)
+    options = parser.parse_args(argv)
     start = time.perf_counter()
-    out = files.local(given.out, "--out")
-    if out.exists():
-        raise InputError(f"--out={given.out} is there already; give a new directory")
-    run = past_run.read_config(given.workdir)
-    tokenizer = text.load_tokenizer(resolve(run.tokenizer))
+    out = files.local(options.out, "--out")
+    files.refuse_existing(out, "--out")
+    run = trained_policy.read_config(options.workdir)
+    tokenizer = load_tokenizer(resolve(run.tokenizer))
     config = read_model_config(run.model, tokenizer.vocab_size)
-    step = past_run.latest_step(given.workdir) if given.step is None else given.step
-    params = past_run.load_params(given.workdir, step, config, make_mesh(1, -1, 1))
+    step = (
+        trained_policy.latest_step(options.workdir)
+        if options.step is None
+        else options.step
+    )
+    params = trained_policy.load_params(
+        options.workdir, step, config, make_mesh(1, -1, 1)
+    )
     ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id}
-    weights.save_params(
+    hf_weights.save_params(
         out,
         params,
         config,
         source=None if run.model.init == "random" else resolve(run.model.init),
         tokenizer=resolve(run.tokenizer),
-        dtype=given.dtype,
+        dtype=options.dtype,
         token_ids={f"{k}_token_id": v for k, v in ids.items() if v is not None},
     )
     print(
@@ -54,7 +67,7 @@ def main(argv: list[str]) -> None:
                 "out": str(out),
                 "step": step,
                 "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
-                "params_digest": checkpoint.params_digest(params),
+                "params_digest": params_digest(params),
                 "seconds": round(time.perf_counter() - start, 2),
             }
         ),

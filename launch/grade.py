@@ -12,9 +12,12 @@ import json
 import time
 from collections.abc import Iterator
 
-from limr_jax import files, grading, jsonl, workers
-from limr_jax.config import Parser, run_main
+from limr_jax import worker_pool
+from limr_jax.config.load import Parser, run_main
+from limr_jax.data import jsonl
 from limr_jax.errors import InputError
+from limr_jax.rewards.math.grade import Verdict, grade_math
+from limr_jax.storage import files
 
 
 def read_rows(path: str) -> list[dict]:
@@ -24,30 +27,30 @@ def read_rows(path: str) -> list[dict]:
 
 def _checked(row: dict, where: str) -> dict:
     for pair in (("prediction", "response"), ("reference", "answer")):
-        given = [name for name in pair if isinstance(row.get(name), str)]
-        if len(given) != 1:
+        present = [name for name in pair if isinstance(row.get(name), str)]
+        if len(present) != 1:
             raise InputError(f"{where}: give exactly one of {' and '.join(pair)}, text")
     return row
 
 
-def grade(rows: list[dict], pool: workers.WorkerPool) -> list[grading.Verdict]:
+def grade(rows: list[dict], pool: worker_pool.WorkerPool) -> list[Verdict]:
     """A verdict for each row, in order; each row's own mode."""
     verdicts: list = [None] * len(rows)
     for field, mode in (("prediction", "prediction"), ("response", "response")):
         chosen = [k for k, row in enumerate(rows) if isinstance(row.get(field), str)]
-        found = grading.grade_math(
+        graded = grade_math(
             [rows[k][field] for k in chosen],
             [rows[k].get("reference", rows[k].get("answer")) for k in chosen],
             mode=mode,
             pool=pool,
         )
-        for k, verdict in zip(chosen, found):
+        for k, verdict in zip(chosen, graded):
             verdicts[k] = verdict
     return verdicts
 
 
-def agreement(rows: list[dict], verdicts: list[grading.Verdict]) -> dict[str, dict]:
-    """Counts by source over the rows that say what is expected."""
+def agreement(rows: list[dict], verdicts: list[Verdict]) -> dict[str, dict]:
+    """Source → counts (n, agree, invalid, …) of the rows that have `expected`."""
     counts = collections.defaultdict(collections.Counter)
     for row, verdict in zip(rows, verdicts):
         if not isinstance(row.get("expected"), bool):
@@ -64,7 +67,7 @@ def agreement(rows: list[dict], verdicts: list[grading.Verdict]) -> dict[str, di
 
 
 def summary(rows, verdicts, seconds: float) -> dict:
-    """The last line: every row is in n; an invalid one disagrees."""
+    """The last line on stdout. Every row is in n; an invalid one disagrees."""
     counts = agreement(rows, verdicts)
     total = sum(counts.values(), collections.Counter())
     return {
@@ -78,6 +81,7 @@ def summary(rows, verdicts, seconds: float) -> dict:
 
 
 def table(counts: dict[str, dict]) -> str:
+    """`agreement`'s counts as text, a line for each source."""
     lines = [f"{'source':<40} {'n':>6} {'agree':>7} {'FP':>4} {'FN':>4} {'invalid':>8}"]
     for source, count in sorted(counts.items()):
         share = count["agree"] / count["n"]
@@ -89,7 +93,7 @@ def table(counts: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def said_of(rows, verdicts) -> Iterator[dict]:
+def verdict_rows(rows, verdicts) -> Iterator[dict]:
     """A line of --out for each row."""
     for k, (row, verdict) in enumerate(zip(rows, verdicts)):
         line = {"id": row.get("id", k), "correct": verdict.correct,
@@ -98,21 +102,22 @@ def said_of(rows, verdicts) -> Iterator[dict]:
 
 
 def main(arguments: list[str]) -> None:
+    """Parse, grade every row, print the agreement and the summary."""
     parser = Parser("launch/grade.py", __doc__)
     parser.add_argument("file", metavar="FILE.jsonl")
     parser.add_argument("--out", help="verdicts, one JSON a line")
     parser.add_argument("--workers", type=int, help="processes (default: the cores)")
-    given = parser.parse_args(arguments)
-    if given.out:
-        files.output(given.out, given.file)
-    rows = read_rows(given.file)
-    pool = workers.WorkerPool(workers=given.workers)
+    options = parser.parse_args(arguments)
+    if options.out:
+        files.output(options.out, options.file)
+    rows = read_rows(options.file)
+    pool = worker_pool.WorkerPool(workers=options.workers)
     start = time.monotonic()
     verdicts = grade(rows, pool)
     seconds = time.monotonic() - start
     pool.close()
-    if given.out:
-        files.write_rows(given.out, said_of(rows, verdicts))
+    if options.out:
+        files.write_rows(options.out, verdict_rows(rows, verdicts))
     counts = agreement(rows, verdicts)
     if counts:
         print(table(counts))

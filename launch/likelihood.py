@@ -10,85 +10,102 @@
 
 For each set: nats a problem of −(log-mean-exp over n thoughts of the answer's
 likelihood); the same with thoughts of other problems, with none, and the difference
-(`gain`); nats a token. Brackets: the bootstrap's 95 % over problems. The last line on
+(`gain`); nats a token. Brackets: the 95 % t interval over problems. The last line on
 stdout is one JSON object.
 """
 
 import json
+import pathlib
 
-from limr_jax import config as config_lib
-from limr_jax import looking
+from limr_jax.config import limits
+from limr_jax.config import load as config_lib
 from limr_jax.errors import InputError
+from limr_jax.evaluation import flags
 
 _SHORT = {"sets": "benchmarks.names"}
 
 
 def main(argv: list[str]) -> None:
     """Parse, check, measure, report."""
-    config, options = looking.load(argv, __doc__, flags={"n": 4}, short=_SHORT)
-    if options.n < 1:
-        raise InputError(f"--n={options.n} must be at least 1")
+    config, options = flags.load(argv, __doc__, flags={"n": 4}, short=_SHORT)
+    limits.check_value(limits.LIMITS["benchmarks.k"], options.n, "--n")
     # Imported late: a misspelt field is answered at once.
     import jax
 
-    from limr_jax import benchmark, likelihood, metrics, model
-    from limr_jax.randomness import stream_key
-    from limr_jax.run import put_sampling
-    from limr_jax.words import answer_phrase
+    from limr_jax import console
+    from limr_jax.data.special_tokens import encode_answer_phrase
+    from limr_jax.evaluation import benchmarks, likelihood
+    from limr_jax.models import transformer
+    from limr_jax.rollout.sampling import put_sampling
 
     with config.unlocked():
         config.reward = "token"  # nothing is graded
         config.benchmarks.k, config.benchmarks.temperature = options.n, 1.0
-    exam = benchmark.set_up(config, options.workdir, options.step)
-    phrase = answer_phrase(config, exam.tokenizer)
-    for paper in exam.papers:
-        _refuse(paper)
+    _refuse_names(config.benchmarks.names or config.data.eval, options.n)
+    suite = benchmarks.set_up(config, options.workdir, options.step)
+    phrase = encode_answer_phrase(config, suite.tokenizer)
+    for task in suite.tasks:
+        _refuse(task)
     if options.dry_run:
-        metrics.say("\n".join(paper.benchmark.label for paper in exam.papers))
+        console.say("\n".join(task.benchmark.label for task in suite.tasks))
         return
     result = {"n": options.n, "sets": {}}
-    with jax.set_mesh(exam.mesh):
-        sampling = put_sampling(exam.mesh, temperature=1.0)
-        params = model.compute_params(exam.load_params(), exam.generation["dtype"])
-        for paper in exam.papers:
-            find = likelihood.make(
-                exam.mesh,
-                paper.problems,
-                n=options.n,
-                seed=exam.seed,
-                generation=exam.generation,
+    with jax.set_mesh(suite.mesh):
+        sampling = put_sampling(suite.mesh, temperature=1.0)
+        params = transformer.compute_params(suite.load_params(), suite.compute.dtype)
+        for task in suite.tasks:
+            measure = likelihood.make_likelihood(
+                suite.mesh,
+                task.problems,
+                thoughts=options.n,
+                seed=suite.seed,
+                generation=suite.generation,
+                compute=suite.compute,
                 phrase=phrase,
-                eos_id=exam.tokenizer.eos_id,
+                eos_id=suite.tokenizer.eos_id,
             )
-            label, count = paper.benchmark.spec, len(paper.problems)
-            with metrics.progress(f"likelihood {label}", count, unit="problem") as on:
-                found = find(params, sampling, on)
-            told = likelihood.summary(found, stream_key(exam.seed, "bootstrap"))
-            result["sets"][label] = {"problems": count} | told
-            metrics.say(_table(label, count, told))
-    metrics.say(json.dumps(result, allow_nan=False))
+            label, count = task.benchmark.spec, len(task.problems)
+            with console.progress(f"likelihood {label}", count, unit="problem") as on:
+                summary = likelihood.summary(measure(params, sampling, on))
+            result["sets"][label] = {"problems": count} | summary
+            console.say(_table(label, count, summary))
+    console.say(json.dumps(result, allow_nan=False))
 
 
-def _refuse(paper) -> None:
-    """InputError where a set cannot be measured."""
-    if len(paper.problems) == 1:
+def _refuse_names(names: str, n: int) -> None:
+    """InputError where no set is named, or one with thoughts of its own."""
+    if not names.strip(", "):
         raise InputError(
-            f"{paper.benchmark.spec}: holds one problem, and thoughts are compared "
+            "no set is named; give --sets=proofs:test, or a config with data.eval"
+        )
+    for name in map(str.strip, names.split(",")):
+        if "@" in name and not pathlib.Path(name).exists():
+            raise InputError(
+                f"--sets={names}: each has --n={n} thoughts a problem, at temperature "
+                f"1; leave out what stands behind the @ of {name}"
+            )
+
+
+def _refuse(task) -> None:
+    """InputError where a set cannot be measured."""
+    if len(task.problems) == 1:
+        raise InputError(
+            f"{task.benchmark.spec}: holds one problem, and thoughts are compared "
             "with those of another; give two or more"
         )
-    empty = int((paper.problems.answer_length_N == 0).sum())
+    empty = int((task.problems.answer_length_N == 0).sum())
     if empty:
         raise InputError(
-            f"{paper.benchmark.spec}: {empty} of {len(paper.problems)} problems have "
+            f"{task.benchmark.spec}: {empty} of {len(task.problems)} problems have "
             "no reference answer; leave them out"
         )
 
 
-def _table(label: str, count: int, told: dict) -> str:
+def _table(label: str, count: int, summary: dict) -> str:
     lines = [f"{label}: {count:,} problems"]
-    for name, value in told.items():
+    for name, value in summary.items():
         if not name.endswith("_interval"):
-            low, high = told[f"{name}_interval"]
+            low, high = summary[f"{name}_interval"]
             lines.append(f"  {name:<22} {value:9.3f}  [{low:.3f}, {high:.3f}]")
     return "\n".join(lines)
 

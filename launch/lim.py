@@ -23,15 +23,22 @@ LIMR's own 1,389 of 8,523 come from its released scores, already rounded, by
 """
 
 import os
+from functools import partial
+
+import numpy as np
+
+from limr_jax import platform
+from limr_jax.config.load import Parser, run_main
+from limr_jax.errors import InputError
 
 # A table of numbers is no reason to take the accelerator from a run on this host.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import numpy as np
-
-from limr_jax import curves, files, jsonl
-from limr_jax.config import Parser, run_main
-from limr_jax.errors import InputError
+with platform.importing_jax():
+    from limr_jax.data import jsonl
+    from limr_jax.samplers import score_file
+    from limr_jax.storage import files
+    from limr_jax.studies import reward_curves
 
 _RULES = ("threshold", "top", "random", "linear", "std")
 _NAMES = {"linear": "linear_score", "std": "std"}  # the rules with a score of their own
@@ -46,8 +53,8 @@ def _parser() -> Parser:
         source.add_argument("--run", metavar="WORKDIR")
         source.add_argument("--rewards", metavar="FILE")
         each.add_argument("--out", metavar="FILE", required=True)
-        each.add_argument("--missing", choices=list(curves.MISSING))
-        each.add_argument("--value", choices=list(curves.VALUES))
+        each.add_argument("--missing", choices=list(reward_curves.MISSING))
+        each.add_argument("--value", choices=list(reward_curves.VALUES))
     source.add_argument("--scores", metavar="FILE")
     rule = each.add_mutually_exclusive_group(required=True)
     rule.add_argument("--threshold", type=float, metavar="SCORE")
@@ -61,16 +68,16 @@ def _parser() -> Parser:
     return parser
 
 
-def _curves(options) -> curves.Curves:
+def _curves(options) -> reward_curves.Curves:
     if options.run:
-        return curves.read_run(options.run, value=options.value)
-    return curves.read_rewards(options.rewards)
+        return reward_curves.read_run(options.run, value=options.value)
+    return reward_curves.read_rewards(options.rewards)
 
 
 def score(options) -> None:
     """Write {id, lim_score, epochs, filled} of each problem."""
     recorded = _curves(options)
-    scores = curves.score(recorded, missing=options.missing)
+    scores = reward_curves.score(recorded, missing=options.missing)
     rows = zip(scores.ids, scores.score_N, scores.epochs_N, scores.filled_N)
     files.write_rows(
         options.out,
@@ -98,6 +105,10 @@ def select(options) -> None:
     """Write the rows of the problems that the rule keeps."""
     rule = _rule(options)
     limit = getattr(options, rule)
+    if options.seed < 0:
+        raise InputError(f"--seed {options.seed} must be 0 or more")
+    if options.round is not None and not 0 <= options.round <= 15:
+        raise InputError(f"--round {options.round} must be from 0 to 15 digits")
     ids, score_N = _scored(options, rule)
     if options.round is not None:
         score_N = np.round(score_N, options.round)
@@ -105,10 +116,14 @@ def select(options) -> None:
         if not np.isfinite(limit):
             raise InputError(f"--{rule} {limit} is no finite number; give one")
         keep_N = (score_N >= limit) & np.isfinite(score_N)
-    elif rule == "random":
-        keep_N = curves.random(score_N, limit, seed=options.seed)
     else:
-        keep_N = curves.top(score_N, limit)
+        choose = reward_curves.keep_top
+        if rule == "random":
+            choose = partial(reward_curves.keep_random, seed=options.seed)
+        try:
+            keep_N = choose(score_N, limit)
+        except InputError as error:
+            raise InputError(f"--{rule} {limit}: {error}") from None
     kept = dict.fromkeys(problem for problem, keep in zip(ids, keep_N) if keep)
     if not kept:
         raise InputError(
@@ -125,17 +140,19 @@ def select(options) -> None:
 def _scored(options, rule: str) -> tuple[tuple[str, ...], np.ndarray]:
     name = _NAMES.get(rule, "lim_score")
     if options.scores and name == "lim_score":
-        scores = curves.read_scores(options.scores)
+        scores = score_file.read_scores(options.scores)
         return tuple(scores), np.array(list(scores.values()))
     recorded = (
-        curves.read_rewards(options.scores) if options.scores else _curves(options)
+        reward_curves.read_rewards(options.scores)
+        if options.scores
+        else _curves(options)
     )
-    scores = curves.score(recorded, missing=options.missing, name=name)
+    scores = reward_curves.score(recorded, missing=options.missing, name=name)
     return scores.ids, scores.score_N
 
 
 def _rows(options, kept, score_of, rule: str) -> list[dict]:
-    """The kept rows of the file that was given; of a run, their ids and scores."""
+    """The kept rows of the file on the command line; of a run, their ids and scores."""
     path = options.problems or options.scores or options.rewards
     if not path:
         name = _NAMES.get(rule, "lim_score")
@@ -144,16 +161,17 @@ def _rows(options, kept, score_of, rule: str) -> list[dict]:
         jsonl.text_field(row, "id", where, numbers=True): row
         for where, row in jsonl.read_rows(path)
     }
-    lacking = [problem for problem in kept if problem not in rows]
-    if lacking:
+    missing = [problem for problem in kept if problem not in rows]
+    if missing:
         raise InputError(
-            f"{path}: lacks {len(lacking)} of the {len(kept)} kept problems, first "
-            f"{lacking[0]!r}; give the file that was scored"
+            f"{path}: lacks {len(missing)} of the {len(kept)} kept problems, first "
+            f"{missing[0]!r}; give the file that was scored"
         )
     return [row for problem, row in rows.items() if problem in kept]
 
 
 def main(argv: list[str]) -> None:
+    """Parse and check, then `score` or `select`."""
     options = _parser().parse_args(argv)
     names = ("rewards", "scores", "problems")
     files.output(options.out, *(getattr(options, name, None) for name in names))
@@ -163,14 +181,15 @@ def main(argv: list[str]) -> None:
 
 def _rule(options) -> str | None:
     """The rule of `select`; None for `score`."""
-    given = (name for name in _RULES if getattr(options, name, None) is not None)
-    return next(given, None)
+    named = (name for name in _RULES if getattr(options, name, None) is not None)
+    return next(named, None)
 
 
 def _refuse_idle(options) -> None:
-    """InputError for a flag that would do nothing; where one is not given, its default.
+    """InputError for a flag that would do nothing; an absent flag gets its default.
 
-    Which curve has which gaps matters where curves are scored.
+    --missing, for one, says what becomes of a curve's gaps, and a file of finished
+    scores has no curves.
     """
     rule = _rule(options)
     scored = getattr(options, "scores", None) and rule not in _NAMES
@@ -180,10 +199,10 @@ def _refuse_idle(options) -> None:
         ("seed", 0, rule != "random", "without --random"),
         ("round", None, rule == "random", "with --random"),
     ):
-        given = getattr(options, name, None)
-        if idle and given is not None:
-            raise InputError(f"--{name} {given} does nothing {why}; leave it out")
-        setattr(options, name, default if given is None else given)
+        value = getattr(options, name, None)
+        if idle and value is not None:
+            raise InputError(f"--{name} {value} does nothing {why}; leave it out")
+        setattr(options, name, default if value is None else value)
 
 
 if __name__ == "__main__":

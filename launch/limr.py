@@ -28,8 +28,9 @@ import math
 import pathlib
 import shlex
 
-from limr_jax import config as config_lib
+from limr_jax.config import load as config_lib
 from limr_jax.errors import InputError, choose
+from limr_jax.platform import launch_words
 
 _FLAGS = {
     "probe_epochs": 21,
@@ -40,6 +41,7 @@ _FLAGS = {
     "out": "",
     "run_seconds": 0.0,
 }
+_STEPS = 2**31 - 1  # of a run, at most
 # Arm → the fields that it sets; where there is no data.train, it is of all problems.
 ARMS = {
     "FULL": {"sampler.name": "uniform"},
@@ -68,43 +70,50 @@ def main(argv: list[str]) -> int:
 
     # The accelerator is for the runs.
     jax.config.update("jax_platforms", "cpu")
-    from limr_jax import checkpoint, comparison, jobs, metrics, run, text
-    from limr_jax.policy import resolve
+    from limr_jax import console, setup
+    from limr_jax.data.tokenizer import load_tokenizer
+    from limr_jax.platform import resolve
+    from limr_jax.storage.workdir import claim, release
+    from limr_jax.studies import jobs, tables
 
     jobs.check_options(config.seed, options)
     for arm in arms:
         jobs.check_arm(arm, train_job(options, arm, config.seed, out, ARMS[arm]))
-    tokenizer = text.load_tokenizer(resolve(config.tokenizer))
-    problems = run.load_sets(config, tokenizer)[0].problems
-    metrics.say(_plan(config, options, problems, out))
+    tokenizer = load_tokenizer(resolve(config.tokenizer))
+    problems = setup.load_sets(config, tokenizer)[0].problems
+    _check_probe(config, options, len(problems))
+    console.say(_plan(config, options, problems, out))
     if options.dry_run:
         return 0
     names = ("probe_epochs", "threshold", "linear")
     chosen = {name: getattr(options, name) for name in names}
-    checkpoint.claim(out, {"config": config.to_dict()} | chosen, flag="--out")
+    claim(out, {"config": config.to_dict()} | chosen, flag="--out")
     try:
-        made, notes = {}, []
+        grid, notes = {}, []
         for seed in range(config.seed, config.seed + options.seeds):
-            told = _pipeline(config, options, arms, problems, out, seed, made)
-            if told is None:
-                metrics.say(f"stopped; the same command goes on: {out}")
+            seed_notes = _pipeline(config, options, arms, problems, out, seed, grid)
+            if seed_notes is None:
+                console.say(f"stopped; the same command goes on: {out}")
                 return 0
-            notes += told
-        said = comparison.write(
+            notes += seed_notes
+        summary = tables.write(
             out / "limr",
-            made,
+            grid,
             title=f"{options.config}: {', '.join(arms)}, {config.num_steps} steps each",
-            command=shlex.join(["python", "launch/limr.py", *argv]),
+            command=shlex.join(["python", *launch_words("launch/limr.py"), *argv]),
             notes=["\n".join(f"* {note}" for note in notes)],
         )
-        return comparison.finish(out / "limr", made, said)
+        return tables.finish(out / "limr", grid, summary)
     finally:
-        checkpoint.release(out)
+        release(out)
 
 
-def _pipeline(config, options, arms, problems, out, seed: int, made: dict):
-    """All stages of one seed: its notes, and its runs into `made`; None if stopped."""
-    from limr_jax import comparison, jobs
+def _pipeline(config, options, arms, problems, out, seed: int, grid: dict):
+    """All stages of one seed: returns its notes, None where SIGTERM stopped it.
+
+    Its runs are put into `grid`, (arm, seed) → job.
+    """
+    from limr_jax.studies import jobs, tables
 
     folder = out / f"seed-{seed}"
     limits = {"cache": out / "compiled", "seconds": options.run_seconds}
@@ -120,14 +129,14 @@ def _pipeline(config, options, arms, problems, out, seed: int, made: dict):
             log = probe.beside(".log")
             raise InputError(f"the probe failed, {jobs.failure(probe)}; see {log}")
         notes.append(select(problems, probe.workdir, options, seed, folder))
-    trained = [train_job(options, arm, seed, folder, ARMS[arm]) for arm in arms]
-    made |= {(arm, seed): job for arm, job in zip(arms, trained)}
-    if not jobs.run_all(trained, **limits, after=comparison.line):
+    runs = [train_job(options, arm, seed, folder, ARMS[arm]) for arm in arms]
+    grid |= {(arm, seed): job for arm, job in zip(arms, runs)}
+    if not jobs.run_all(runs, **limits, after=tables.progress_line):
         return None
-    examined = [evaluate_job(job) for job in trained if job.done()]
-    if not jobs.run_all(examined, **limits):
+    evaluations = [evaluate_job(job) for job in runs if job.done()]
+    if not jobs.run_all(evaluations, **limits):
         return None
-    return notes + [_evaluated(job) for job in examined]
+    return notes + [_evaluated(job) for job in evaluations]
 
 
 def _check(config, options) -> tuple[str, ...]:
@@ -147,17 +156,29 @@ def _check(config, options) -> tuple[str, ...]:
             f"reward=none, and --arms={options.arms} are chosen by a probe's rewards; "
             "give --config.reward=… or --arms=FULL"
         )
-    if not (math.isfinite(options.threshold) and math.isfinite(options.linear)):
-        raise InputError("--threshold and --linear must be finite numbers")
+    for name in ("threshold", "linear"):
+        if not math.isfinite(value := getattr(options, name)):
+            raise InputError(f"--{name}={value} must be a finite number")
     return arms
 
 
+def _check_probe(config, options, problems: int) -> None:
+    """InputError where a run cannot have so many steps."""
+    steps = probe_steps(problems, config.prompts_per_step, options.probe_epochs)
+    if steps > _STEPS:
+        raise InputError(
+            f"--probe_epochs={options.probe_epochs} of {problems:,} problems are "
+            f"{steps} steps, more than {_STEPS}; give fewer"
+        )
+
+
 def _probed(arms) -> bool:
-    """Whether one of them learns from a set that the probe's curves choose."""
+    """Whether an arm trains on a set that is chosen by the probe's curves."""
     return any("data.train" in ARMS[arm] for arm in arms)
 
 
 def _plan(config, options, problems, out) -> str:
+    """What will run, as a line."""
     steps = probe_steps(len(problems), config.prompts_per_step, options.probe_epochs)
     runs = f"{options.arms} of {config.num_steps:,} steps"
     return (
@@ -168,13 +189,13 @@ def _plan(config, options, problems, out) -> str:
 
 
 def probe_steps(problems: int, prompts: int, epochs: int) -> int:
-    """The steps in which each problem is drawn so often."""
+    """How many steps of so many prompts draw each problem `epochs` times."""
     return -(-problems * epochs // prompts)
 
 
 def train_job(options, name: str, seed: int, folder: pathlib.Path, fields: dict):
-    """launch/tpu.py from the base model, with the command's overrides and these."""
-    from limr_jax import jobs
+    """launch/tpu.py from the base model, with the command's overrides and `fields`."""
+    from limr_jax.studies import jobs
 
     own = dict(options.overrides) | fields | {"seed": seed}
     if fields.get("data.train"):
@@ -186,7 +207,7 @@ def train_job(options, name: str, seed: int, folder: pathlib.Path, fields: dict)
 
 def evaluate_job(trained):
     """launch/evaluate.py on the last checkpoint of a finished run."""
-    from limr_jax import jobs
+    from limr_jax.studies import jobs
 
     return jobs.Job(
         name=f"{trained.name}, evaluated",
@@ -196,13 +217,14 @@ def evaluate_job(trained):
 
 
 def select(problems, probe, options, seed: int, folder: pathlib.Path) -> str:
-    """Score the probe's curves; write scores and sets; say how many each holds.
+    """Score the probe's curves; write scores and sets; returns a line with their sizes.
 
     Where a problem had no valid rollout in an epoch, its last value is carried on.
     """
-    from limr_jax import curves, files
+    from limr_jax.storage import files
+    from limr_jax.studies import reward_curves
 
-    recorded = curves.read_run(probe, value="accuracy")
+    recorded = reward_curves.read_run(probe, value="accuracy")
     # The step that ends the last epoch draws some problems for the one after it.
     epochs = slice(options.probe_epochs)
     recorded = dataclasses.replace(
@@ -211,7 +233,7 @@ def select(problems, probe, options, seed: int, folder: pathlib.Path) -> str:
         seen_NE=recorded.seen_NE[:, epochs],
     )
     scores = {
-        name: curves.score(recorded, missing="carry", name=name).score_N
+        name: reward_curves.score(recorded, missing="carry", name=name).score_N
         for name in ("lim_score", "linear_score")
     }
     lim_N, linear_N = scores.values()
@@ -219,7 +241,7 @@ def select(problems, probe, options, seed: int, folder: pathlib.Path) -> str:
     count = max(1, int(keep_N.sum()))
     kept = {
         "LIM": keep_N,
-        "RAND": curves.random(lim_N, count, seed=seed),
+        "RAND": reward_curves.keep_random(lim_N, count, seed=seed),
         "LINEAR": linear_N >= options.linear,
     }
     files.write_rows(
@@ -246,17 +268,16 @@ def _finite(score) -> float | None:
 
 def _evaluated(job) -> str:
     """The benchmarks' figures of one run, each with its interval over problems."""
-    from limr_jax import checkpoint
+    from limr_jax.storage.workdir import read_result
 
-    result = checkpoint.read_result(job.workdir)
+    result = read_result(job.workdir)
     if result is None:
         return f"{job.name}: failed"
-    told = []
+    accuracies = []
     for label, report in result["benchmarks"].items():
         value, low, high = (report["accuracy"][x] for x in ("value", "low", "high"))
-        share = "–" if value is None else f"{value:.1%} [{low:.1%}, {high:.1%}]"
-        told.append(f"{label} {share}")
-    return f"{job.name}: {', '.join(told)} (over problems)"
+        accuracies.append(f"{label} {value:.1%} [{low:.1%}, {high:.1%}]")
+    return f"{job.name}: {', '.join(accuracies)} (over problems)"
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ import os
 # A page of numbers is no reason to take the accelerator from a run on this host.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from limr_jax import files
-from limr_jax.config import Parser, run_main
+from limr_jax.config.load import Parser, run_main
 from limr_jax.errors import InputError
+from limr_jax.storage import files
 
 
 def main(argv: list[str]) -> None:
@@ -29,9 +29,9 @@ def main(argv: list[str]) -> None:
     if len(options.runs) > 1 and not options.out:
         raise InputError("a page of several runs has no folder; give --out FILE.html")
     out = files.local(options.out or f"{options.runs[0]}/report.html", "--out")
-    from limr_jax import report
+    from limr_jax.studies import html_report
 
-    files.write_text(out, report.page(options.runs, samples=options.samples))
+    files.write_text(out, html_report.page(options.runs, samples=options.samples))
     print(f"{out}: {out.stat().st_size:,} bytes")
 
 

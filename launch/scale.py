@@ -4,7 +4,7 @@
         [--out runs/scale]
 
 Each point is a process of its own: a run of configs/tiny.py with some fields changed,
-through run.py and step.py. OUT gets points.jsonl (a line a point, also on stdout),
+through setup.py and train.py. OUT gets points.jsonl (a line a point, also on stdout),
 scale.md (the table) and scale.png. A point that is in points.jsonl is not made again.
 
 work is what a step must compute: tokens times the parameters and the attention that
@@ -26,12 +26,12 @@ import sys
 import tempfile
 import time
 
-from limr_jax import config as config_lib
-from limr_jax import files
+from limr_jax import platform
+from limr_jax.config import load as config_lib
 from limr_jax.errors import InputError, choose
+from limr_jax.storage import files
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-CONFIG = str(ROOT / "configs/tiny.py")
+CONFIG = str(platform.launch_root() / "configs/tiny.py")
 WARM_UP = 2
 # No filter: what a step learns from is then all that it wrote.
 COMMON = {"filter.tau": -1, "data.eval": "", "data.allow_overlap": True}
@@ -79,70 +79,73 @@ def points() -> dict[str, list[Point]]:
 
 
 def main(argv: list[str]) -> None:
-    """Make the points that are not there yet; then table and picture."""
+    """Measure the points that are not there yet; then write the table and the plot."""
     parser = config_lib.Parser("launch/scale.py", __doc__)
     parser.add_argument("--scale", default="rollouts,length,problems,devices")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--out", default="runs/scale")
     parser.add_argument("--point", help=argparse.SUPPRESS)
-    given = parser.parse_args(argv)
-    if given.steps < 1:
-        raise InputError(f"--steps={given.steps} must be at least 1")
-    if given.point:
-        point = Point(**json.loads(given.point))
-        print(json.dumps(measured(point, given.steps)))
+    options = parser.parse_args(argv)
+    if options.steps < 1:
+        raise InputError(f"--steps={options.steps} must be at least 1")
+    if options.point:
+        point = Point(**json.loads(options.point))
+        print(json.dumps(measured(point, options.steps)))
         return
-    asked = [choose(points(), name, "--scale") for name in given.scale.split(",")]
-    out = files.local(given.out, "--out")
-    out.mkdir(parents=True, exist_ok=True)
+    axes_points = [
+        choose(points(), name, "--scale") for name in options.scale.split(",")
+    ]
+    out = files.local(options.out, "--out")
     kept = out / "points.jsonl"
+    files.check_writable(kept, "--out")
+    out.mkdir(parents=True, exist_ok=True)
     rows = read(kept)
-    for point in (point for axis in asked for point in axis):
+    for point in (point for axis in axes_points for point in axis):
         if (point.axis, point.value) in {(r["axis"], r["value"]) for r in rows}:
             continue
-        rows.append(in_a_process(point, given.steps))
+        rows.append(in_a_process(point, options.steps))
         line = json.dumps(rows[-1])
-        with kept.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        files.append(kept, f"{line}\n".encode())
         print(line, flush=True)
     axes = by_axis(rows)
     text = table(axes)
     files.write_text(out / "scale.md", text + "\n")
     print(text)
-    # Imported late: pictures are slow to load.
-    from limr_jax import picture
+    # Imported late: matplotlib is slow to load.
+    from limr_jax.studies import plots
 
-    picture.save(picture.growth(axes), out / "scale.png")
+    plots.save(plots.growth(axes), out / "scale.png")
 
 
 def read(path: pathlib.Path) -> list[dict]:
-    """The points that an earlier call left."""
-    from limr_jax import jsonl
+    """The points that an earlier call measured."""
+    from limr_jax.data import jsonl
 
     return [row for _, row in jsonl.read_rows(path)] if path.exists() else []
 
 
 def in_a_process(point: Point, steps: int) -> dict:
-    """The figures of one point; InputError with its last words if it fails."""
+    """The figures of one point; InputError with its last line if it fails."""
     flags = f"--xla_force_host_platform_device_count={point.devices}"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
-    command = [sys.executable, "-m", "limr_jax.child", __file__]
+    root = str(platform.import_root())
+    environment = os.environ | {"PYTHONPATH": root, "XLA_FLAGS": flags}
+    command = [sys.executable, "-m", "limr_jax.studies.child_process", __file__]
     options = ["--steps", str(steps), "--point", json.dumps(dataclasses.asdict(point))]
     start = time.monotonic()
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
         with subprocess.Popen(
             [*command, *options],
             stdin=subprocess.PIPE,  # its end is this process's end
             stdout=subprocess.PIPE,
-            stderr=said,
+            stderr=stderr,
             text=True,
             env=environment,
         ) as child:
             out = child.stdout.read()
-        said.seek(0)
-        complaints = said.read().strip().splitlines() or ["it said nothing"]
+        stderr.seek(0)
+        lines = stderr.read().strip().splitlines() or ["it said nothing"]
     if child.returncode:
-        raise InputError(f"{point.axis} {point.value} failed: {complaints[-1]}")
+        raise InputError(f"{point.axis} {point.value} failed: {lines[-1]}")
     row = json.loads(out.splitlines()[-1])
     return row | {"seconds_in_all": round(time.monotonic() - start, 1)}
 
@@ -158,9 +161,9 @@ def measured(point: Point, steps: int) -> dict:
             path = pathlib.Path(folder, "problems.jsonl")
             write_problems(path, point.problems)
             fields |= {"data.train": path}
-        given = [f"--config.{name}={value}" for name, value in fields.items()]
-        config, _ = config_lib.load(["--config", CONFIG, *given])
-        from limr_jax.run import set_up
+        flags = [f"--config.{name}={value}" for name, value in fields.items()]
+        config, _ = config_lib.load(["--config", CONFIG, *flags], kind="base")
+        from limr_jax.setup import set_up
 
         run = set_up(config)
     rows, state, peak = take_steps(run, steps)
@@ -195,7 +198,7 @@ def measured(point: Point, steps: int) -> dict:
 
 
 def write_problems(path: pathlib.Path, count: int) -> None:
-    """Sums of two numbers, each another text."""
+    """A data set of `count` sums of two numbers, no two of which have the same text."""
     side = 1 + int(count**0.5)
     with path.open("w", encoding="ascii") as file:
         for i in range(count):
@@ -208,31 +211,32 @@ def take_steps(run, steps: int) -> tuple[list[dict], object, float]:
     """The timed steps' rows, the state after them, and their peak of memory in MiB."""
     import jax
 
-    from limr_jax import data, step
+    from limr_jax import step, train
+    from limr_jax.data.prompts import put_prompts
 
     rows = []
     with jax.set_mesh(run.mesh), jax.transfer_guard("disallow"):
         with jax.transfer_guard("allow"):
             state = run.programs.init(run.load_params())
-            prompts = data.put(run.train_set, run.mesh)
+            prompts = put_prompts(run.train_set, run.mesh)
         for i in range(WARM_UP + steps):
             if i == WARM_UP:
                 forget_peak()
             phases = step.Phases()
-            state, *_, numbers = step.one_step(run, phases, state, None, prompts)
+            state, *_, numbers = train.one_step(run, phases, state, None, prompts)
             rows.append(phases.finish(*jax.device_get(numbers)))
     return rows[WARM_UP:], state, peak_mib()
 
 
 def sampler_seconds(run, config, state) -> dict[str, float]:
-    """Draw, update and an epoch's end by LIM's weights, each alone; the least of 5."""
+    """Seconds of LIM's draw, update and an epoch's end, each alone; the least of 5."""
     import jax
     import jax.numpy as jnp
 
-    from limr_jax import selection
+    from limr_jax.samplers import from_config
 
     prompts = config.prompts_per_step
-    sampler = selection.sampler(
+    sampler = from_config.make_sampler(
         config.sampler, run.train_set.problems, prompts=prompts, seed=config.seed
     )
     past = config.sampler.lim.warmup_epochs
@@ -247,14 +251,14 @@ def sampler_seconds(run, config, state) -> dict[str, float]:
     update = jax.jit(sampler.update, donate_argnums=0)
     _, ids_P = sample(scored, jax.random.key(0))
 
-    def least(call, *given):
-        found = []
+    def least(call, *arguments):
+        seconds = []
         for _ in range(6):
-            fresh = jax.block_until_ready(jax.tree.map(jnp.copy, given))
+            fresh = jax.block_until_ready(jax.tree.map(jnp.copy, arguments))
             start = time.perf_counter()
             jax.block_until_ready(call(*fresh))
-            found.append(time.perf_counter() - start)
-        return min(found[1:])
+            seconds.append(time.perf_counter() - start)
+        return min(seconds[1:])  # the first call compiles
 
     graded = (ids_P, reward_PG, reward_PG > 0)
     return {
@@ -271,7 +275,7 @@ def work(run, tokens: float, length: float) -> float:
     """
     import jax
 
-    model = run.model_config
+    model = run.compute.model
     parameters = sum(x.size for x in jax.tree.leaves(run.programs.state.train.params))
     columns = float(run.train_set.prompt_length_N.mean()) + length / 2
     attention = 4 * model.layers * model.heads * model.head_dim * columns
@@ -284,11 +288,12 @@ def forget_peak() -> None:
 
 
 def peak_mib() -> float:
+    """This process's peak of resident memory since `forget_peak`, in MiB."""
     status = pathlib.Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
-# ---- what they say together ------------------------------------------------------
+# ---- all points ------------------------------------------------------------------
 
 
 def by_axis(rows: list[dict]) -> dict[str, list[dict]]:

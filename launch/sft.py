@@ -6,19 +6,19 @@ is one JSON object, the result.
 
 import json
 
-from limr_jax import config as config_lib
+from limr_jax.config import load as config_lib
 
 
 def main(argv: list[str]) -> None:
     """Parse, check, then train."""
     config, options = config_lib.load(argv, __doc__, kind="sft_base")
-    from limr_jax import metrics, sft
+    from limr_jax import console, sft
 
     if options.dry_run:
         sft.checked_mesh(config, options.workdir)
-        metrics.say(str(config))
+        console.say(str(config))
         return
-    metrics.say(json.dumps(sft.train(config, options.workdir)))
+    console.say(json.dumps(sft.train(config, options.workdir)))
 
 
 if __name__ == "__main__":

@@ -16,12 +16,18 @@ import itertools
 import json
 import os
 
+from limr_jax import platform
+from limr_jax.config.load import Parser, run_main
+from limr_jax.errors import InputError
+
 # No accelerator is needed, and a run on this host may hold it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from limr_jax import data, files, metrics, text, texts
-from limr_jax.config import Parser, run_main
-from limr_jax.errors import InputError
+with platform.importing_jax():
+    from limr_jax.data import sft_texts
+    from limr_jax.data.problems import Problems, load_problems
+    from limr_jax.data.tokenizer import load_tokenizer
+    from limr_jax.storage import files, rollout_dump
 
 
 def _parser() -> Parser:
@@ -55,38 +61,52 @@ def main(argv: list[str]) -> None:
     read, rows = {"short": _short, "plans": _plans, "right": _right}[options.verb](
         options
     )
-    if not rows:
-        raise InputError(f"none of {read} rows is left for --out {options.out}")
     files.write_rows(options.out, rows)
     print(json.dumps({"read": read, "written": len(rows), "out": options.out}))
 
 
-def _problems(options) -> data.Problems:
-    return data.load_problems(
+def _problems(options) -> Problems:
+    return load_problems(
         options.spec, data_dir=options.data_dir, manual_dir=options.manual_dir
     )
 
 
 def _short(options) -> tuple[int, list[dict]]:
+    """(problems read, rows to write)."""
     problems = _problems(options)
-    tokenizer = text.load_tokenizer(options.tokenizer)
-    kept = texts.short(problems, tokenizer, tokens=options.tokens)
+    tokenizer = load_tokenizer(options.tokenizer)
+    kept = sft_texts.short(problems, tokenizer, tokens=options.tokens)
+    if not len(kept):
+        raise InputError(
+            f"{options.spec}: none of {len(problems)} problems has at most "
+            f"--tokens={options.tokens} tokens; give more"
+        )
     return len(problems), [kept.row(i) for i in range(len(kept))]
 
 
 def _plans(options) -> tuple[int, list[dict]]:
-    if min(options.terms, options.plain) < 0:
-        raise InputError("--terms and --plain must be 0 or more")
+    """(problems read, rows to write)."""
+    for name in ("terms", "plain"):
+        if (value := getattr(options, name)) < 0:
+            raise InputError(f"--{name}={value} must be 0 or more")
     problems = _problems(options)
-    given = {"phrase": options.phrase, "count": options.terms, "plain": options.plain}
-    return len(problems), list(texts.planned(problems, **given))
+    rows = sft_texts.planned(
+        problems, phrase=options.phrase, count=options.terms, plain=options.plain
+    )
+    return len(problems), list(rows)
 
 
 def _right(options) -> tuple[int, list[dict]]:
+    """(responses read, rows to write)."""
     counted = itertools.count()
-    dumped = (row for row, _ in zip(metrics.read_dump(options.run), counted))
-    rows = list(texts.right(dumped))
-    return next(counted), rows
+    dumped = (row for row, _ in zip(rollout_dump.read_dump(options.run), counted))
+    rows, read = list(sft_texts.right(dumped)), next(counted)
+    if not rows:
+        raise InputError(
+            f"{options.run}: none of {read} responses is right and whole; give a "
+            "folder with rollouts/ of which some are"
+        )
+    return read, rows
 
 
 if __name__ == "__main__":

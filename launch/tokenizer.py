@@ -13,10 +13,14 @@ import io
 
 import sentencepiece
 
-from limr_jax import data, files
-from limr_jax.config import Parser, run_main
-from limr_jax.datasets.arithmetic import expressions
+from limr_jax import platform
+from limr_jax.config.load import Parser, run_main
 from limr_jax.errors import InputError
+
+with platform.importing_jax():
+    from limr_jax.data.datasets.arithmetic import expressions
+    from limr_jax.data.problems import load_problems
+    from limr_jax.storage import files
 
 SPECIAL = {"pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3}
 BYTES = 256
@@ -27,28 +31,32 @@ def main(argv: list[str]) -> None:
     parser = Parser("launch/tokenizer.py", __doc__)
     parser.add_argument("path", help="of the model file")
     parser.add_argument("--texts", metavar="SPEC", help="name:split or FILE.jsonl")
-    parser.add_argument("--pieces", type=int, default=1024)
+    parser.add_argument("--pieces", type=int, help="default 1024; with --texts")
     parser.add_argument("--data_dir", default="~/.cache/limr_jax")
     parser.add_argument("--manual_dir", help="local copies of source files")
     options = parser.parse_args(argv)
+    if options.pieces is not None and not options.texts:
+        raise InputError(f"--pieces={options.pieces} does nothing without --texts")
     out = files.output(options.path, options.texts, flag="path")
     # SentencePiece writes a blank as U+2581 inside its pieces.
     symbols = ["\n", expressions.ANSWER_PHRASE.replace(" ", "\u2581")]
     limits = {}
     if options.texts:
-        problems = data.load_problems(
+        problems = load_problems(
             options.texts, data_dir=options.data_dir, manual_dir=options.manual_dir
         )
-        texts, pieces = [*problems.prompts, *problems.answers], options.pieces
-        limits["max_sentence_length"] = max(len(x.encode()) for x in texts)
+        texts = [*problems.prompts, *problems.answers]
+        pieces = 1024 if options.pieces is None else options.pieces
+        # SentencePiece takes no limit below 10.
+        limits["max_sentence_length"] = max(10, *(len(x.encode()) for x in texts))
     else:
-        made = expressions.problems("sft", count=1000, seed=0)
-        texts = [p["problem"] for p in made] + ["one blank"]
+        sums = expressions.problems("sft", count=1000, seed=0)
+        texts = [p["problem"] for p in sums] + ["one blank"]
         symbols += [chr(c) for c in range(33, 127)]
         pieces = len(SPECIAL) + len(symbols) + BYTES + 1
-    made = train(texts, symbols, pieces, **limits)
+    model = train(texts, symbols, pieces, **limits)
     with files.replacing(out) as temporary:
-        temporary.write_bytes(made)
+        temporary.write_bytes(model)
 
 
 def train(texts: list[str], symbols: list[str], pieces: int, **limits) -> bytes:

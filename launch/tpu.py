@@ -11,6 +11,11 @@ several processes are one run with, on each of them,
 
 --coordinator HOST:PORT --processes N --process I
 
+Where the package was installed from a wheel, each script of launch/ is a module, and
+this one is started by `python -m limr_jax.shipped.launch.tpu` in any folder; --help of
+each shows its command. A config that the current folder does not have, such as
+configs/tiny.py, is the package's own.
+
 The last line on stdout is one JSON object, the run's result.
 """
 
@@ -19,7 +24,7 @@ import os
 import resource
 import time
 
-from limr_jax import config as config_lib
+from limr_jax.config import load as config_lib
 
 
 def main(argv: list[str]) -> int | None:
@@ -29,47 +34,64 @@ def main(argv: list[str]) -> int | None:
     if options.compile_only:
         return compile_only(config, options.workdir)
     # Imported late: a misspelt field is answered at once.
-    from limr_jax import hosts
+    from limr_jax import platform
 
-    with hosts.joined(options.coordinator, options.processes, options.process):
-        hosts.agree(
-            "config and code", {"config": config.to_dict(), "code": hosts.code_digest()}
+    with platform.importing_jax():
+        from limr_jax.check import check
+        from limr_jax.multihost import agree, processes
+
+    check(config)  # before this host waits for the others
+    with processes.joined(options.coordinator, options.processes, options.process):
+        agree.require_same(
+            "config and code",
+            {"config": config.to_dict(), "code": agree.code_digest()},
         )
         _run(config, options)
     return None
 
 
 def _run(config, options) -> None:
-    from limr_jax import ahead, bucket, metrics
-    from limr_jax.run import describe, set_up
+    from limr_jax import console
+    from limr_jax.compilation import warm_up
+    from limr_jax.setup import describe, set_up
+    from limr_jax.storage import files, gcs
+    from limr_jax.storage.workdir import workdir_path
     from limr_jax.train import train
 
-    bucket.check(options.workdir, () if options.dry_run else bucket.WRITE)
+    rights = () if options.dry_run else gcs.WRITE
+    # Whatever a module with a reward function makes the current folder.
+    options.workdir = str(workdir_path(options.workdir, rights))
+    if not options.dry_run:
+        files.check_writable(f"{options.workdir}/run.json")
     run = set_up(config)
-    metrics.say(describe(run, config))
+    console.say(describe(run, config))
     if options.dry_run:
         return
-    result = train(run, config, options.workdir, ahead.compiling)
+    result = train(run, config, options.workdir, warm_up.compiling)
     if result is None:
-        metrics.say(f"stopped and saved; the same command goes on: {options.workdir}")
+        console.say(f"stopped and saved; the same command goes on: {options.workdir}")
         return
-    metrics.say(f"results lie in {options.workdir}")
-    metrics.say(json.dumps(result))
+    console.say(f"results lie in {options.workdir}")
+    console.say(json.dumps(result))
 
 
 def compile_only(config, workdir: str) -> int:
     """The compile report; 1 if a program does not fit."""
-    os.environ["JAX_PLATFORMS"] = "cpu"  # before jax: compiling takes no chip
+    os.environ["JAX_PLATFORMS"] = "cpu"  # before jax: no accelerator is needed
     # A program out of a cache would not say how its memory is laid out.
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-    from limr_jax import aot, checkpoint, compile_report, compiled, files, metrics
-    from limr_jax.bucket import WRITE
+    from limr_jax import console
+    from limr_jax.compilation import calls, compile, report
+    from limr_jax.storage import files
+    from limr_jax.storage.gcs import WRITE
+    from limr_jax.storage.workdir import workdir_path
 
-    path = checkpoint.workdir_path(f"{workdir}.compile.json", WRITE)
-    begun, plan = time.perf_counter(), aot.plan(config)
-    programs = compiled.compile_all(
+    path = workdir_path(f"{workdir}.compile.json", WRITE)
+    files.check_writable(path)
+    begun, plan = time.perf_counter(), calls.plan(config)
+    programs = compile.compile_all(
         plan,
-        lambda one: metrics.say(f"compiled {one.name} in {one.seconds:.0f} s"),
+        lambda one: console.say(f"compiled {one.name} in {one.seconds:.0f} s"),
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     cost = {
@@ -77,12 +99,12 @@ def compile_only(config, workdir: str) -> int:
         "cpu_seconds": time.process_time(),
         "peak_gib": peak / 2**20,
     }
-    made = compile_report.report(config, plan, programs, cost)
-    metrics.say(compile_report.text(made))
+    compiled = report.report(config, plan, programs, cost)
+    console.say(report.text(compiled))
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_text(path, json.dumps(made, indent=1))
-    metrics.say(f"the same lies in {path}")
-    return 0 if made["fits"] else 1
+    files.write_text(path, json.dumps(compiled, indent=1))
+    console.say(f"the same lies in {path}")
+    return 0 if compiled["fits"] else 1
 
 
 if __name__ == "__main__":

@@ -1,3 +1,3 @@
 """Data-efficient reinforcement learning of language-model reasoning, in JAX."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

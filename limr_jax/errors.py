@@ -1,9 +1,7 @@
 """The one exception for a user's mistake, and the most common mistake."""
 
 import difflib
-import functools
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -14,39 +12,29 @@ class InputError(ValueError):
     """
 
 
-def within(
-    values: Mapping[str, Any],
-    limits: Mapping[str, tuple[float, float]],
-    *,
-    above_0: Iterable[str] = (),
-    section: str = "",
-) -> None:
-    """InputError unless each field `a.b` of nested values is finite, in its limits.
-
-    limits: field → (least, largest). section: what stands before the fields' names.
-    """
-
-    def value_of(field):
-        return functools.reduce(lambda part, name: part[name], field.split("."), values)
-
-    for field, (least, largest) in limits.items():
-        value = value_of(field)
-        if not least <= value <= largest or math.isinf(value):
-            limit = f"from {least} to {largest}"
-            if largest == math.inf:
-                limit = f"at least {least}" + " and finite" * math.isinf(value)
-            raise InputError(f"{section}{field}={value} must be {limit}")
-    for field in above_0:
-        if not 0 < (value := value_of(field)) < math.inf:
-            raise InputError(f"{section}{field}={value} must be above 0, and finite")
-
-
 def choose(table: Mapping[str, Any], name: str, field: str):
-    """The entry of a literal dict of choices; an unknown name names the nearest."""
+    """The entry of a literal dict of choices.
+
+    field: what the user gave the name as.
+
+    Raises:
+      InputError: the name is unknown; the nearest one and all of them are given.
+    """
     if name in table:
         return table[name]
-    near = difflib.get_close_matches(name, table, n=1, cutoff=0.0)
+    lower = {each.lower(): each for each in table}
+    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.0)
     raise InputError(
-        f"{field}={name!r} is unknown; did you mean {near[0]!r}? "
+        f"{field}={name!r} is unknown; did you mean {lower[near[0]]!r}? "
         f"({', '.join(sorted(table))})"
     )
+
+
+def shown(text, limit: int = 100) -> str:
+    """A text from a file as a part of one line of at most `limit` characters.
+
+    Control characters are shown as Python's escapes, and a cut as an ellipsis.
+    """
+    line = " ".join(str(text).split())
+    line = line if line.isprintable() else repr(line)
+    return line if len(line) <= limit else f"{line[:limit]}…"

@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import itertools
+import os
+import pathlib
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -13,47 +15,48 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-import limr_jax
-from limr_jax import (
-    checkpoint,
-    data,
-    files,
-    jsonl,
-    learner,
-    metrics,
-    model,
-    objectives,
-    text,
-    weights,
-)
+from limr_jax import console, identity
 from limr_jax.check import check_fine_tuning, check_rows
-from limr_jax.compiling import jit
+from limr_jax.data import jsonl
+from limr_jax.data.overlap import refuse_held_out
+from limr_jax.data.problems import chats, load_problems
+from limr_jax.data.tokenizer import load_tokenizer
 from limr_jax.errors import InputError
-from limr_jax.policy import (
-    compute_dtype,
-    init_digest,
+from limr_jax.jit import jit
+from limr_jax.learner import losses
+from limr_jax.learner import update as update_lib
+from limr_jax.learner.batch import PackedBatch
+from limr_jax.learner.optimizer import make_optimizer
+from limr_jax.models import hf_weights, transformer
+from limr_jax.models.config import ComputeConfig
+from limr_jax.models.from_config import (
+    check_length,
+    compute_config,
     load_params,
     read_model_config,
-    resolve,
 )
+from limr_jax.platform import resolve
 from limr_jax.sharding import BATCH, REPLICATED, make_mesh, param_shardings
+from limr_jax.storage import checkpoint, files, metrics
+from limr_jax.storage.array_digest import params_digest
+from limr_jax.storage.workdir import claim
 
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
     """Packed rows: several texts a row, none cut. R rows, S columns."""
 
-    tokens_RS: np.ndarray  # int32
-    position_RS: np.ndarray  # int32, from 0 in each text; -1 = padding
-    segment_RS: np.ndarray  # int32, which of the row's texts; -1 = padding
-    learned_RS: np.ndarray  # bool: a token of a completion
+    tokens_RW: np.ndarray  # int32
+    position_RW: np.ndarray  # int32, from 0 in each text; -1 = padding
+    segment_RW: np.ndarray  # int32, which of the row's texts; -1 = padding
+    learned_RW: np.ndarray  # bool: a token of a completion
     left_out: int  # texts longer than a row
 
     @property
     def digest(self) -> str:
         """sha256 over the arrays: two equal ones are learned alike."""
-        sha = hashlib.sha256(repr(self.tokens_RS.shape).encode())
-        for array in (self.tokens_RS, self.segment_RS, self.learned_RS):
+        sha = hashlib.sha256(repr(self.tokens_RW.shape).encode())
+        for array in (self.tokens_RW, self.segment_RW, self.learned_RW):
             sha.update(np.ascontiguousarray(array))
         return sha.hexdigest()
 
@@ -65,10 +68,14 @@ def pack(
     columns: int,
     pad_id: int,
 ) -> Texts:
-    """First fit, in order, into the last few rows that still have room.
+    """Pack each prompt and its completion, token ids, into rows of `columns` tokens.
 
-    A completion ends with its end token already. The order of texts over rows is that
-    in which they came, so that shuffling rows shuffles texts.
+    First fit, in order, into the last few rows that still have room. A completion ends
+    with its end token already. The order of texts over rows is that in which they came,
+    so that shuffling rows shuffles texts.
+
+    Raises:
+      InputError: every text is longer than a row.
     """
     rows: list[list[int]] = []  # each the texts of one row
     open_rows: list[tuple[int, int]] = []  # (row, columns left)
@@ -94,10 +101,10 @@ def pack(
         )
     shape = (len(rows), columns)
     packed = Texts(
-        tokens_RS=np.full(shape, pad_id, np.int32),
-        position_RS=np.full(shape, -1, np.int32),
-        segment_RS=np.full(shape, -1, np.int32),
-        learned_RS=np.zeros(shape, bool),
+        tokens_RW=np.full(shape, pad_id, np.int32),
+        position_RW=np.full(shape, -1, np.int32),
+        segment_RW=np.full(shape, -1, np.int32),
+        learned_RW=np.zeros(shape, bool),
         left_out=left_out,
     )
     for row, members in enumerate(rows):
@@ -105,21 +112,21 @@ def pack(
         for segment, i in enumerate(members):
             text = [*prompts[i], *completions[i]]
             here = (row, slice(start, start + len(text)))
-            packed.tokens_RS[here] = text
-            packed.position_RS[here] = np.arange(len(text))
-            packed.segment_RS[here] = segment
-            packed.learned_RS[row, start + len(prompts[i]) : start + len(text)] = True
+            packed.tokens_RW[here] = text
+            packed.position_RW[here] = np.arange(len(text))
+            packed.segment_RW[here] = segment
+            packed.learned_RW[row, start + len(prompts[i]) : start + len(text)] = True
             start += len(text)
     return packed
 
 
-def batches(texts: Texts, *, rows: int, seed: int) -> Iterator[objectives.Batch]:
+def batches(texts: Texts, *, rows: int, seed: int) -> Iterator[PackedBatch]:
     """Batches without end: every row once an epoch, in a new order each epoch.
 
     Raises:
       InputError: fewer packed rows than a batch has.
     """
-    count = len(texts.tokens_RS)
+    count = len(texts.tokens_RW)
     if count < rows:
         raise InputError(
             f"{count} packed rows do not fill a batch of {rows}; give more texts or "
@@ -134,52 +141,57 @@ def batches(texts: Texts, *, rows: int, seed: int) -> Iterator[objectives.Batch]
     )
 
 
-def _batch(texts: Texts, chosen: np.ndarray) -> objectives.Batch:
-    mask_BT = texts.learned_RS[chosen, 1:]
-    return objectives.Batch(
-        tokens_BS=texts.tokens_RS[chosen],
-        position_BS=texts.position_RS[chosen],
-        segment_BS=texts.segment_RS[chosen],
-        mask_BT=mask_BT,
-        weight_BT=np.asarray(mask_BT / max(mask_BT.sum(), 1), np.float32),
+def _batch(texts: Texts, chosen: np.ndarray) -> PackedBatch:
+    mask_RY = texts.learned_RW[chosen, 1:]
+    return PackedBatch(
+        tokens_RW=texts.tokens_RW[chosen],
+        position_RW=texts.position_RW[chosen],
+        segment_RW=texts.segment_RW[chosen],
+        mask_RY=mask_RY,
+        weight_RY=np.asarray(mask_RY / max(mask_RY.sum(), 1), np.float32),
     )
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class State:
+class SftState:
     """What fine-tuning is at the end of a step; all of it is in the checkpoint."""
 
     step: jax.Array  # int32: updates done
-    train: learner.TrainState
+    train: update_lib.TrainState
 
 
-def build(mesh, params, *, optimizer, micro_batch_rows: int, model_options: dict):
-    """(init, update, shapes): two jitted programs, and what the state is on `mesh`."""
+def build(mesh, params, *, optimizer, micro_batch_rows: int, compute: ComputeConfig):
+    """(init, update, shapes): two jitted programs, and what the state is on `mesh`.
+
+    params: the model's parameters, or their shapes. init: params → SftState. update:
+    (SftState, PackedBatch) → (SftState, metrics by name); it takes the old state's
+    memory. shapes: of an SftState, with its shardings.
+    """
     loss = partial(
-        objectives.policy_loss,
+        losses.policy_loss,
         temperature=1.0,
-        objective=objectives.cross_entropy,
-        **model_options,
+        objective=losses.cross_entropy,
+        compute=compute,
     )
 
     def init(params):
-        return State(jnp.int32(0), learner.init(params, optimizer))
+        return SftState(jnp.int32(0), update_lib.init(params, optimizer))
 
     def update(state, batch):
-        train, metrics = learner.update(
+        train, metrics = update_lib.update(
             state.train,
             batch,
             optimizer=optimizer,
             loss=loss,
             micro_batch_rows=micro_batch_rows,
         )
-        metrics["tokens"] = jnp.sum(batch.position_BS >= 0)
-        return State(state.step + 1, train), metrics
+        metrics["tokens"] = jnp.sum(batch.position_RW >= 0)
+        return SftState(state.step + 1, train), metrics
 
     shapes = jax.eval_shape(init, params)
     whole = NamedSharding(mesh, REPLICATED)
-    shardings = State(whole, param_shardings(mesh, shapes.train))
+    shardings = SftState(whole, param_shardings(mesh, shapes.train))
     shapes = jax.tree.map(
         lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
         shapes,
@@ -190,9 +202,14 @@ def build(mesh, params, *, optimizer, micro_batch_rows: int, model_options: dict
 
 
 def checked_mesh(config, workdir):
-    """The mesh of a config that can work, and the folder; else InputError."""
+    """(mesh, the workdir as a path) of a config that can work.
+
+    Raises:
+      InputError: the config cannot work, or the workdir cannot be written.
+    """
     check_fine_tuning(config)
     folder = files.local(workdir, "--workdir")  # the export writes no gs://
+    files.check_writable(folder / "run.json")
     mesh = make_mesh(**config.mesh)
     check_rows(config, mesh)
     return mesh, folder
@@ -201,38 +218,30 @@ def checked_mesh(config, workdir):
 def train(config, workdir: str) -> dict:
     """Fine-tune to `config.num_steps` and export the model to workdir/model.
 
-    From the workdir's last checkpoint if it has one. Returns the result.
+    It begins at the workdir's last checkpoint if it has one. Returns the result, which
+    JSON can hold: steps, texts left out, digest of the parameters, the model's path.
     """
     mesh, folder = checked_mesh(config, workdir)
     texts, tokenizer = _texts(config)
     feed = batches(texts, rows=config.rows, seed=config.seed)
-    model_config = read_model_config(config.model, tokenizer.vocab_size)
+    model_config = _model_config(config, texts, tokenizer)
     init, update, shapes = build(
         mesh,
-        jax.eval_shape(partial(model.init_params, model_config), jax.random.key(0)),
-        optimizer=learner.make_optimizer(**config.optimizer),
+        jax.eval_shape(
+            partial(transformer.init_params, model_config), jax.random.key(0)
+        ),
+        optimizer=make_optimizer(**config.optimizer),
         micro_batch_rows=config.micro_batch_rows,
-        model_options={
-            "config": model_config,
-            "dtype": compute_dtype(config.model.dtype, mesh.devices.flat),
-            "remat": config.model.remat,
-        },
+        compute=compute_config(config.model, model_config, mesh),
     )
-    identity = {
-        "config": config.to_dict(),
-        "data": texts.digest,
-        "init": init_digest(config.model.init),
-        "version": limr_jax.__version__,
-    }
-    checkpoint.claim(workdir, identity)
+    claim(workdir, identity.of_fine_tuning(config, texts.digest))
     with checkpoint.Checkpointer(workdir, **config.checkpoint) as saver:
-        start = saver.latest() or 0
+        _refuse_foreign(folder / "model")
+        start, state = _first_state(
+            saver, shapes, lambda: init(load_params(config, model_config, mesh))
+        )
         if start < config.num_steps:  # a run that has grown: its old export is stale
             shutil.rmtree(folder / "model", ignore_errors=True)
-        if start:
-            state, _ = saver.restore(start, shapes)
-        else:
-            state = init(load_params(config, model_config, mesh))
         feed = itertools.islice(feed, start, config.num_steps)
         with metrics.Metrics(workdir, step=start) as log, jax.set_mesh(mesh):
             began = time.perf_counter()
@@ -247,23 +256,63 @@ def train(config, workdir: str) -> dict:
                 if logs or last:
                     numbers["seconds"] = time.perf_counter() - began
                     shown = log.step(step, numbers)
-                    metrics.say(metrics.line(step, shown, num_steps=config.num_steps))
+                    console.say(
+                        console.step_line(step, shown, num_steps=config.num_steps)
+                    )
                 if saves or last:
-                    learner.refuse_divergence(step, numbers, saver.latest)
+                    update_lib.refuse_divergence(step, numbers, saver.latest)
                     saver.save(step, state, {})
+    digest = params_digest(state.train.params)
     return {
         "steps": config.num_steps,
         "texts_left_out": texts.left_out,
-        "params_digest": checkpoint.params_digest(state.train.params),
-        "model": _export(config, folder, state.train.params, model_config, tokenizer),
+        "params_digest": digest,
+        "model": _export(
+            config,
+            folder / "model",
+            params=state.train.params,
+            model_config=model_config,
+            tokenizer=tokenizer,
+            about={"steps": config.num_steps, "params_digest": digest},
+        ),
     }
 
 
-def _export(config, folder, params, model_config, tokenizer) -> str:
-    """Write folder/model, unless a finished run is called again; its path."""
-    out = folder / "model"
+def _model_config(config, texts: Texts, tokenizer) -> transformer.ModelConfig:
+    """The model's, which must be able to read the longest text."""
+    model_config = read_model_config(config.model, tokenizer.vocab_size)
+    check_length(
+        config.model,
+        model_config,
+        tokens=int(texts.position_RW.max()) + 1,
+        what=f"the longest text of {config.data.train}",
+    )
+    return model_config
+
+
+def _first_state(saver, shapes: SftState, make) -> tuple[int, SftState]:
+    """(updates done, state): of the newest whole checkpoint, or what `make()` makes."""
+    old = saver.restore_newest(shapes, say=console.say)
+    if old is not None:
+        return old.step, old.state
+    metrics.refuse_lost(saver.workdir, saver.every)
+    return 0, make()
+
+
+def _refuse_foreign(out: pathlib.Path) -> None:
+    """InputError where the export's folder is there and no run has written it."""
+    ours = (out / hf_weights.ABOUT).exists() and not out.is_symlink()
+    if os.path.lexists(out) and not ours:
+        raise InputError(
+            f"{out} was not written by this run, whose export would take its place; "
+            "move it away, or give another --workdir"
+        )
+
+
+def _export(config, out, params, model_config, tokenizer, *, about: dict) -> str:
+    """Write the model to `out`, unless a finished run is called again; its path."""
     if not out.exists():
-        weights.save_params(
+        hf_weights.save_params(
             out,
             params,
             model_config,
@@ -275,27 +324,28 @@ def _export(config, folder, params, model_config, tokenizer) -> str:
                 "eos_token_id": tokenizer.eos_id,
                 "pad_token_id": tokenizer.pad_id,
             },
+            about=about,
         )
     return str(out)
 
 
 def _texts(config):
     """(packed texts, tokenizer): prompt and solution of each problem."""
-    tokenizer = text.load_tokenizer(resolve(config.tokenizer))
-    given = config.data
+    tokenizer = load_tokenizer(resolve(config.tokenizer))
+    section = config.data
     places = {
-        "data_dir": resolve(given.cache_dir),
-        "manual_dir": resolve(given.manual_dir) if given.manual_dir else None,
+        "data_dir": resolve(section.cache_dir),
+        "manual_dir": resolve(section.manual_dir) if section.manual_dir else None,
     }
-    problems = data.load_problems(given.train, **places)
-    if not given.allow_overlap:
-        data.refuse_held_out(problems, **places)
+    problems = load_problems(section.train, **places)
+    if not section.allow_overlap:
+        refuse_held_out(problems, **places)
     solutions = problems.columns.get("solution")
     if solutions is None or None in solutions:
-        raise InputError(f"{given.train}: not every row has a solution; add it")
+        raise InputError(f"{section.train}: not every row has a solution; add it")
     for problem, solution in zip(problems.ids, solutions, strict=True):
-        jsonl.text_value(solution, f"{given.train}: the solution of {problem!r}")
-    prompts = tokenizer.encode_chats(data.chats(problems, tokenizer))
+        jsonl.text_value(solution, f"{section.train}: the solution of {problem!r}")
+    prompts = tokenizer.encode_chats(chats(problems, tokenizer))
     completions = tokenizer.encode_batch(solutions, continued=True)
     return (
         pack(

@@ -1,11 +1,13 @@
-"""The mesh and the one table that says how each parameter lies on it."""
+"""The mesh, and the one table of parameters: layout, weight decay and dtype of each."""
 
+import dataclasses
 import math
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from limr_jax import platform as platform_lib
 from limr_jax.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
@@ -13,33 +15,50 @@ ROWS = ("data", "fsdp")  # the axes that rows of a batch lie over
 BATCH = PartitionSpec(ROWS)
 REPLICATED = PartitionSpec()
 
-# Parameter name (below blocks/<position> or tail/<layer>) → its logical axes.
-_LOGICAL_AXES = {
-    "embedder/embedding": ("vocab", "width"),
-    "head/kernel": ("width", "vocab"),
-    "value_head/kernel": ("width",),
-    "final_norm/scale": ("norm",),
-    "attention/q/kernel": ("width", "heads", "channels"),
-    "attention/k/kernel": ("width", "kv_heads", "channels"),
-    "attention/v/kernel": ("width", "kv_heads", "channels"),
-    "attention/o/kernel": ("heads", "channels", "width"),
-    "attention/q/bias": ("heads", "channels"),
-    "attention/k/bias": ("kv_heads", "channels"),
-    "attention/v/bias": ("kv_heads", "channels"),
-    "attention/o/bias": ("norm",),
-    "attention/q_norm/scale": ("norm",),
-    "attention/k_norm/scale": ("norm",),
-    "attention_norm/scale": ("norm",),
-    "attention_out_norm/scale": ("norm",),
-    "mlp_norm/scale": ("norm",),
-    "mlp_out_norm/scale": ("norm",),
-    "mlp/gate/kernel": ("width", "feed_forward"),
-    "mlp/up/kernel": ("width", "feed_forward"),
-    "mlp/down/kernel": ("feed_forward", "width"),
-    "mlp/gate/bias": ("feed_forward",),
-    "mlp/up/bias": ("feed_forward",),
-    "mlp/down/bias": ("norm",),
+
+@dataclasses.dataclass(frozen=True)
+class ParamRow:
+    """What is decided of a parameter: its layout, its weight decay, its dtype."""
+
+    axes: tuple[str, ...]  # logical axes, without that of the stacked layers
+    decay: bool  # whether AdamW's weight decay takes from it
+    fp32: bool  # whether it stays fp32 where compute has another dtype
+
+
+def _row(*axes: str, decay: bool, fp32: bool) -> ParamRow:
+    return ParamRow(axes, decay, fp32)
+
+
+# Parameter (its path below blocks/<position> or tail/<layer>) → its row. Norms and
+# biases are not decayed. What the model reads in fp32 stays fp32: the norms' scales and
+# the value head. Of all else it reads no more digits than compute's dtype has.
+_PARAMS = {
+    "embedder/embedding": _row("vocab", "width", decay=True, fp32=False),
+    "head/kernel": _row("width", "vocab", decay=True, fp32=False),
+    "value_head/kernel": _row("width", decay=True, fp32=True),
+    "final_norm/scale": _row("norm", decay=False, fp32=True),
+    "attention/q/kernel": _row("width", "heads", "channels", decay=True, fp32=False),
+    "attention/k/kernel": _row("width", "kv_heads", "channels", decay=True, fp32=False),
+    "attention/v/kernel": _row("width", "kv_heads", "channels", decay=True, fp32=False),
+    "attention/o/kernel": _row("heads", "channels", "width", decay=True, fp32=False),
+    "attention/q/bias": _row("heads", "channels", decay=False, fp32=False),
+    "attention/k/bias": _row("kv_heads", "channels", decay=False, fp32=False),
+    "attention/v/bias": _row("kv_heads", "channels", decay=False, fp32=False),
+    "attention/o/bias": _row("norm", decay=False, fp32=False),
+    "attention/q_norm/scale": _row("norm", decay=False, fp32=True),
+    "attention/k_norm/scale": _row("norm", decay=False, fp32=True),
+    "attention_norm/scale": _row("norm", decay=False, fp32=True),
+    "attention_out_norm/scale": _row("norm", decay=False, fp32=True),
+    "mlp_norm/scale": _row("norm", decay=False, fp32=True),
+    "mlp_out_norm/scale": _row("norm", decay=False, fp32=True),
+    "mlp/gate/kernel": _row("width", "feed_forward", decay=True, fp32=False),
+    "mlp/up/kernel": _row("width", "feed_forward", decay=True, fp32=False),
+    "mlp/down/kernel": _row("feed_forward", "width", decay=True, fp32=False),
+    "mlp/gate/bias": _row("feed_forward", decay=False, fp32=False),
+    "mlp/up/bias": _row("feed_forward", decay=False, fp32=False),
+    "mlp/down/bias": _row("norm", decay=False, fp32=False),
 }
+# Logical axis → the mesh axis that it lies along.
 _MESH_AXIS = {
     "width": "fsdp",
     "vocab": "tensor",
@@ -61,8 +80,9 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
 
     Raises:
       InputError: the axes' product is not the number of devices, or they do not lie
-        along the slice's own.
+        along the slice's own; or JAX is not as the programs need it.
     """
+    platform_lib.check_options()
     devices = jax.devices() if devices is None else list(devices)
     sizes = [data, fsdp, tensor]
     written = "data={} x fsdp={} x tensor={}".format(*sizes)
@@ -89,6 +109,17 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
         ) from error
 
 
+def param_rows(params):
+    """The table's row for each parameter (arrays or shapes), in the tree of `params`.
+
+    Raises:
+      KeyError: a parameter that no row of the table names.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: _find_row(_path_name(path))[0], params
+    )
+
+
 def param_shardings(mesh: Mesh, params):
     """A NamedSharding for each parameter (arrays or shapes), by the table above.
 
@@ -101,29 +132,43 @@ def param_shardings(mesh: Mesh, params):
     """
 
     def sharding(path, leaf):
-        spec = _spec(mesh, jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
-        return NamedSharding(mesh, spec)
+        return NamedSharding(mesh, _spec(mesh, _path_name(path), leaf))
 
     return jax.tree_util.tree_map_with_path(sharding, params)
 
 
-def _spec(mesh: Mesh, path: str, leaf) -> PartitionSpec:
-    if leaf.ndim == 0:
-        return REPLICATED
+def _path_name(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _find_row(path: str) -> tuple[ParamRow, bool]:
+    """The row of a parameter by its path, and whether it is a stack of layers'.
+
+    Keys before the model's own (an optimiser state's) are left out.
+    """
     parts = path.split("/")
     root = next((i for i, part in enumerate(parts) if part in _ROOTS), 0)
     parts = parts[root:]
     in_layer = parts[0] in ("blocks", "tail")
     name = "/".join(parts[2:] if in_layer else parts)
-    if name not in _LOGICAL_AXES:
+    if name not in _PARAMS:
         raise KeyError(f"parameter {path!r}: no row of sharding.py's table names it")
-    axes = _LOGICAL_AXES[name]
-    if parts[0] == "blocks":
-        axes = (None, *axes)  # the stacked layers, walked one by one
+    return _PARAMS[name], parts[0] == "blocks"
+
+
+def _spec(mesh: Mesh, path: str, leaf) -> PartitionSpec:
+    if leaf.ndim == 0:
+        return REPLICATED
+    row, stacked = _find_row(path)
+    # The axis of stacked layers is walked layer by layer.
+    axes = (None, *row.axes) if stacked else row.axes
     if len(axes) != leaf.ndim:
         raise KeyError(f"parameter {path!r}: shape {leaf.shape}, the table has {axes}")
     return PartitionSpec(
-        *(_mesh_axis(mesh, path, axis, size) for axis, size in zip(axes, leaf.shape))
+        *(
+            _mesh_axis(mesh, path, axis=axis, size=size)
+            for axis, size in zip(axes, leaf.shape)
+        )
     )
 
 
@@ -149,28 +194,32 @@ def _mesh():
 
 
 def platform() -> str:
-    """What is compiled for: that of the mesh, which may not be there; else JAX's."""
+    """The platform that is compiled for ("cpu", "gpu", "tpu").
+
+    That of the mesh, whose devices need not be there; without a mesh JAX's own.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty else mesh.abstract_device
     return device.platform if device is not None else jax.default_backend()
 
 
 def shards(axis: str) -> int:
-    """Devices along one axis of the mesh; 1 without a mesh."""
+    """The number of devices along one axis of the mesh; 1 without a mesh."""
     mesh = _mesh()
     return mesh.shape[axis] if mesh is not None else 1
 
 
 def device_count() -> int:
-    """Devices that share what is computed: those of the mesh; 1 without one."""
+    """The number of devices of the mesh, which share a program; 1 without a mesh."""
     mesh = _mesh()
     return mesh.size if mesh is not None else 1
 
 
 def divided(shape, *axes) -> PartitionSpec:
-    """The mesh axes (a name or several) of each axis, dropped where they do not divide.
+    """The PartitionSpec of an array: `axes` without those that do not divide its shape.
 
-    Under `jax.set_mesh`; elsewhere all are dropped.
+    axes: for each axis of the shape a mesh axis, several as a tuple, or None. All are
+    dropped where there is no `jax.set_mesh`.
     """
     mesh = _mesh()
 
@@ -186,23 +235,24 @@ def divided(shape, *axes) -> PartitionSpec:
 
 
 def constrain(array: jax.Array, *axes) -> jax.Array:
-    """`array` laid out by mesh axes as `divided` has it; without a mesh as it is."""
+    """The array laid out by `divided(array.shape, *axes)`; as it is without a mesh."""
     if _mesh() is None:
         return array
     return jax.lax.with_sharding_constraint(array, divided(array.shape, *axes))
 
 
 def row_shards(rows: int) -> int:
-    """Parts that so many rows of a batch lie in; 1 where the mesh does not divide."""
+    """The number of parts in which so many rows lie on the mesh; 1: not divided."""
     mesh = _mesh()
     parts = math.prod(mesh.shape[name] for name in ROWS) if mesh is not None else 1
     return parts if rows % parts == 0 else 1
 
 
 def on_each(function, in_specs, out_specs):
-    """`function` of what each device holds of its arguments; without a mesh of all.
+    """`function`, applied by each device to its parts of the arguments (shard_map).
 
-    Within it nothing of this module knows of a mesh, but `platform`: ask before.
+    in_specs, out_specs: as of jax.shard_map. Without a mesh it is `function` itself.
+    Within it this module's functions see no mesh, but for `platform`: call them before.
     """
     if _mesh() is None:
         return function
@@ -214,16 +264,15 @@ def on_each(function, in_specs, out_specs):
 def constrain_params(params, gathered: tuple[str, ...] = ()):
     """Parameters or gradients laid out by the table, under `jax.set_mesh`.
 
-    Where nothing says so, a loop that adds gradients up keeps them whole on every
-    device of `fsdp`. They are whole along the mesh axes that are `gathered`.
+    gathered: mesh axes along which they are whole. Where nothing says how they lie, a
+    loop that adds gradients up keeps them whole on every device of `fsdp`.
     """
     mesh = _mesh()
     if mesh is None:
         return params
 
     def spec(path, leaf):
-        path = jax.tree_util.keystr(path, simple=True, separator="/")
-        axes = _spec(mesh, path, leaf)
+        axes = _spec(mesh, _path_name(path), leaf)
         return PartitionSpec(*(None if axis in gathered else axis for axis in axes))
 
     specs = jax.tree_util.tree_map_with_path(spec, params)

@@ -1,121 +1,226 @@
-"""One step: sample → generate → grade, in rounds where it takes several → update."""
+"""The parts of a step: draw, generate, grade, observe, collect, score, update.
 
+`train.one_step` calls them in this order. Each gets the run's parts, the phases that
+are timed (or recorded), and the state as the part before left it.
+"""
+
+import contextlib
 import dataclasses
 import time
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from limr_jax import hosts, stop
-from limr_jax.objectives import Scores
-from limr_jax.programs import Drawn, Graded
-from limr_jax.rollout import Rollout
-from limr_jax.run import Run
-from limr_jax.tally import Tally, over_rounds
+from limr_jax.data.prompts import PromptBatch
+from limr_jax.learner.batch import Scores
+from limr_jax.multihost import agree, preemption
+from limr_jax.programs import Programs, State
+from limr_jax.rewards.stats import Mean, RolloutStats, over_rounds
+from limr_jax.rewards.types import Graded
+from limr_jax.rollout.sampling import Sampling
+from limr_jax.rollout.types import Rollout
+
+
+@dataclasses.dataclass(frozen=True)
+class StepParts:
+    """What the steps of a run are made of; nothing in it changes while it runs."""
+
+    programs: Programs
+    grade: Callable  # (Rollout, PromptBatch) → Graded, of the training set
+    max_rounds: int  # generations of a step; more than 1 where not all is kept
+    sampling: Sampling  # of the training rollouts, on the devices
+    seed: jax.Array  # uint32, on the devices
+    fingerprint: dict[str, str]  # what all hosts must have in common, shortly
+
+
+class Groups(NamedTuple):
+    """Prompts with all their rollouts and grades."""
+
+    drawn: PromptBatch
+    rollout: Rollout
+    graded: Graded
 
 
 class Round(NamedTuple):
-    """What came of one generation."""
+    """What came of one draw."""
 
-    drawn: Drawn
-    written: Rollout
-    graded: Graded
-    tally: Tally
-    scored: dict  # `_score` of it, where it is the step's batch as it stands
+    groups: Groups
+    stats: RolloutStats
 
 
-def _one_round(run: Run, phases, state, reference, prompts) -> tuple[dict, Round]:
-    """Sample, generate, grade: what the state has anew, and what came of it."""
-    programs = run.programs
-    sampler_state, drawn = phases("draw", programs.draw, state, prompts, run.seed)
-    hosts.agree_on_step(run.fingerprint, state.step, drawn.ids_P)
+class Generated(NamedTuple):
+    """The rollouts of one draw, and what is known of their grades."""
 
-    def ask(part):
-        asked = state.train.params, state.step, part, run.sampling, run.seed
-        return phases.start("generate", programs.generate, *asked)
-
-    parts = programs.split(drawn) if programs.split else [drawn]
-    coming, answers, grades = ask(parts[0]), [], []
-    for part, after in zip(parts, [*parts[1:], None]):
-        answers.append(phases.wait("generate", coming))
-        # Queued before the hosts grade, so that the devices work meanwhile.
-        if after is not None:
-            coming = ask(after)
-        else:
-            written = programs.join(answers) if programs.join else answers[0]
-            queued = programs.collect is None
-            scoring = _score(run, phases, state, reference, written) if queued else {}
-        grades.append(phases.start("grade", run.grade, answers[-1], part))
-    scored, grades = _wait(phases, scoring), phases.wait("grade", grades)
-    graded = programs.join_grades(grades) if programs.join_grades else grades[0]
-    seen = state.length_N, drawn, written, graded
-    length_N, tally = phases("observe", programs.observe, *seen)
-    anew = {"sampler": sampler_state, "length_N": length_N}
-    return anew, Round(drawn, written, graded, tally, scored)
+    rollout: Rollout
+    grades: list[Graded]  # of all calls of generate but the last
+    ungraded: tuple[Rollout, PromptBatch]  # the last call's
 
 
-def _collected(run: Run, phases, state, reference, prompts):
-    """Rounds until there is a whole batch of groups to learn from, or the bound is met.
+class Collected(NamedTuple):
+    """The groups to learn from, as far as a step has come."""
 
-    Returns what the state has anew, what is over, the batch, all rounds, and metrics.
+    groups: Groups
+    pool: Any  # group_buffer.Pool; None where a sampler keeps whatever it draws
+    numbers: dict[str, jax.Array]  # metrics
+    whole: bool  # there are enough, or no further round is allowed
+
+
+def draw(run: StepParts, phases, state: State, prompts) -> tuple[State, PromptBatch]:
+    """The step's problems, as the sampler chooses them; all hosts agree on them."""
+    sampler, drawn = phases("draw", run.programs.draw, state, prompts, run.seed)
+    phases.agree(run.fingerprint, state.step, drawn.ids_P)
+    return dataclasses.replace(state, sampler=sampler), drawn
+
+
+def generate(run: StepParts, phases, state: State, drawn: PromptBatch) -> Generated:
+    """G rollouts of each problem, in one or several calls.
+
+    The hosts grade the rollouts of a call while the devices are at the next one's.
     """
-    collect, batch, rounds = run.programs.collect, state.surplus, []
-    while True:
-        anew, new = _one_round(run, phases, state, reference, prompts)
-        state = dataclasses.replace(state, **anew)
-        rounds.append(new)
-        if not collect:
-            return anew, None, new[:3], rounds, {}
-        batch, surplus, numbers = phases(
-            "collect", collect, batch, state.sampler, state.step, *new[:3]
+    programs, params = run.programs, state.train.params
+
+    def start(part):
+        return phases.start(
+            "generate",
+            programs.generate,
+            params,
+            state.step,
+            part,
+            run.sampling,
+            run.seed,
         )
-        whole = jax.device_get(numbers["dynamic/used_groups"]) == len(batch.kept_P)
-        if whole or len(rounds) == run.max_rounds:
-            return anew, surplus, batch.groups, rounds, numbers
+
+    parts = [drawn]
+    if programs.split:
+        parts = phases.queue("split", programs.split, drawn)
+    queued, rollouts, grades = start(parts[0]), [], []
+    for part, following in zip(parts, [*parts[1:], None]):
+        rollouts.append(phases.wait("generate", queued))
+        if following is not None:
+            queued = start(following)
+            grades.append(phases.start("grade", run.grade, rollouts[-1], part))
+    whole = rollouts[0]
+    if programs.join:
+        whole = phases.queue("join", programs.join, rollouts)
+    return Generated(whole, grades, ungraded=(rollouts[-1], parts[-1]))
 
 
-def one_step(run: Run, phases, state, reference, prompts):
-    """One step: sample, generate, grade, update; the sampler learns in the update."""
-    anew, surplus, batch, rounds, collected = _collected(
-        run, phases, state, reference, prompts
+def grade(run: StepParts, phases, generated: Generated, queued: dict) -> Graded:
+    """Correctness, reward and validity of each rollout, by the devices or the hosts.
+
+    queued: what `queue_scores` has queued on the devices; it is waited for first, so
+    that each phase has its own seconds.
+    """
+    last = phases.start("grade", run.grade, *generated.ungraded)
+    for name, scores in queued.items():
+        phases.wait(name, scores)
+    grades = phases.wait("grade", [*generated.grades, last])
+    if run.programs.join_grades:
+        return phases.queue("join_grades", run.programs.join_grades, grades)
+    return grades[0]
+
+
+def observe(
+    run: StepParts, phases, state: State, groups: Groups
+) -> tuple[State, Round]:
+    """What is remembered of each problem's lengths, and the round's statistics."""
+    drawn, rollout, graded = groups
+    length_N, stats = phases(
+        "observe", run.programs.observe, state.length_N, drawn, rollout, graded
     )
-    scored = rounds[-1].scored
-    if run.programs.collect:
-        scored = _wait(phases, _score(run, phases, state, reference, batch[1]))
-    scores = Scores(
-        reference_BT=scored.get("reference"),
-        value_BT=scored.get("values"),
-        thoughts=_thoughts(run, phases, state, *batch),
+    return dataclasses.replace(state, length_N=length_N), Round(groups, stats)
+
+
+def collect(
+    run: StepParts, phases, state: State, before: Collected | None, rounds: list[Round]
+) -> tuple[State, Collected]:
+    """The newest round's groups with those before it, where a sampler keeps only some.
+
+    before: what the step's earlier rounds came to; None in its first.
+    """
+    drawn, rollout, graded = groups = rounds[-1].groups
+    if not run.programs.collect:
+        return state, Collected(groups, None, {}, whole=True)
+    pool, surplus, numbers = phases(
+        "collect",
+        run.programs.collect,
+        before.pool if before else state.surplus,
+        state.sampler,
+        state.step,
+        drawn,
+        rollout,
+        graded,
     )
-    state = dataclasses.replace(state, length_N=anew["length_N"])
-    learned = state, anew["sampler"], surplus, *batch, scores, run.sampling
-    with stop.update():
-        state, numbers = phases("update", run.programs.update, *learned)
-    tallies = [each.tally for each in rounds]
-    return state, rounds, (numbers | collected, tallies)
+    enough = phases.reached(numbers["dynamic/used_groups"], len(pool.kept_P))
+    whole = enough or len(rounds) == run.max_rounds
+    state = dataclasses.replace(state, surplus=surplus)
+    return state, Collected(Groups(*pool.groups), pool, numbers, whole)
 
 
-def _score(run: Run, phases, state, reference, written) -> dict:
-    """What the reference and the critic say of the rollouts, by phase; queued only."""
-    programs, asked = run.programs, {}
+def queue_scores(
+    run: StepParts, phases, state: State, reference, rollout: Rollout
+) -> dict[str, jax.Array]:
+    """By phase, what the reference and the critic say of each token; not waited for."""
+    programs, queued = run.programs, {}
     if programs.reference:
-        asked["reference"] = programs.reference, reference, written, run.sampling
+        queued["reference"] = phases.start(
+            "reference", programs.reference, reference, rollout, run.sampling
+        )
     if programs.values:
-        asked["values"] = programs.values, state.critic.params, written
-    return {name: phases.start(name, *program) for name, program in asked.items()}
+        queued["values"] = phases.start(
+            "values", programs.values, state.critic.params, rollout
+        )
+    return queued
 
 
-def _wait(phases, queued: dict) -> dict:
-    return {name: phases.wait(name, arrays) for name, arrays in queued.items()}
+def score(
+    run: StepParts, phases, state: State, reference, groups: Groups, queued: dict
+) -> Scores:
+    """What other models, or the policy itself, say of the rollouts to learn from.
+
+    queued: what `queue_scores` gave for these rollouts; empty: they are asked now.
+    """
+    drawn, rollout, graded = groups
+    if not queued:
+        queued = queue_scores(run, phases, state, reference, rollout)
+        queued = {name: phases.wait(name, scores) for name, scores in queued.items()}
+    thoughts = None
+    if run.programs.thoughts:
+        thoughts = phases(
+            "thoughts",
+            run.programs.thoughts,
+            state.train.params,
+            rollout,
+            drawn,
+            graded,
+            run.sampling,
+        )
+    return Scores(
+        reference_BT=queued.get("reference"),
+        value_BT=queued.get("values"),
+        thoughts=thoughts,
+    )
 
 
-def _thoughts(run: Run, phases, state, drawn, written, graded):
-    """How likely thoughts make the reference answers; None where nobody asks."""
-    program = run.programs.thoughts
-    if not program:
-        return None
-    asked = state.train.params, written, drawn, graded, run.sampling
-    return phases("thoughts", program, *asked)
+def update(
+    run: StepParts, phases, state: State, groups: Groups, scores: Scores
+) -> tuple[State, dict[str, jax.Array]]:
+    """The next step's state, and the update's metrics; `state` is given up for it."""
+    drawn, rollout, graded = groups
+    with phases.learning():
+        return phases(
+            "update",
+            run.programs.update,
+            state,
+            drawn,
+            rollout,
+            graded,
+            scores,
+            run.sampling,
+            run.seed,
+        )
 
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
@@ -151,14 +256,33 @@ class Phases:
 
     def wait(self, name, arrays):
         """Until these are ready; the phase's seconds grow by the wait."""
-        return self.start(name, stop.ready, arrays)
+        return self.start(name, preemption.ready, arrays)
 
-    def finish(self, numbers: dict, tallies: list[Tally]) -> dict:
+    def queue(self, name, program, *args):
+        """Queue a program that is no phase of its own."""
+        return program(*args)
+
+    def agree(self, *what) -> None:
+        """`agree.require_same_step`, before anything is drawn from."""
+        agree.require_same_step(*what)
+
+    def learning(self):
+        """A context: an update within it is finished once it has begun."""
+        return preemption.update()
+
+    def reached(self, count: jax.Array, wanted: int) -> bool:
+        """Whether it has come to so many; waits for it."""
+        return jax.device_get(count) == wanted
+
+    def finish(self, numbers: dict, stats: list[RolloutStats]) -> dict:
         """The step's numbers with seconds, tokens a second, and compilations so far.
 
         The update's tokens are all of its batch, those that the filter drops too.
         """
-        numbers = numbers | over_rounds(tallies)
+        numbers = {
+            name: np.asarray(x) if isinstance(x, Mean) else x
+            for name, x in numbers.items()
+        } | over_rounds(stats)
         tokens = float(numbers.pop("tokens"))
         learned = float(numbers.pop("dynamic/used_tokens", tokens))
         seconds = {f"seconds_{name}": s for name, s in self._seconds.items()}
@@ -173,3 +297,43 @@ class Phases:
             "update_tokens_per_second": learned / self._seconds["update"],
             "compile_count": len(_compilations),
         }
+
+
+class Called(NamedTuple):
+    """A program, and the arrays or shapes that it is called with."""
+
+    name: str  # of its phase, or of a program that is no phase of its own
+    program: Callable
+    args: tuple
+    made: tuple = ()  # what the step's calls before it gave
+
+
+class Recording:
+    """In the place of `Phases`: what a step calls, with nothing called but for shapes.
+
+    Where only some groups are kept, one round is recorded: another calls the same.
+    """
+
+    def __init__(self):
+        self.calls: list[Called] = []
+        self._made: list[Any] = []
+
+    def __call__(self, name, program, *args):
+        if hasattr(program, "lower"):  # a host's grader is no program
+            self.calls.append(Called(name, program, args, tuple(self._made)))
+        self._made.append(program.eval_shape(*args))
+        return self._made[-1]
+
+    start = queue = __call__
+
+    def wait(self, name, arrays):
+        return arrays
+
+    def agree(self, *_) -> None:
+        """No host has anything to compare."""
+
+    def reached(self, count, wanted) -> bool:
+        return True
+
+    def learning(self):
+        return contextlib.nullcontext()

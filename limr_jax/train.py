@@ -1,117 +1,186 @@
-"""The loop: sample → generate → grade → update → log → (save) → (evaluate)."""
+"""The loop: draw → generate → grade → score → update → log → save → evaluate.
+
+`one_step` is the algorithm; `train` repeats it, keeps what it gave, and can go on from
+what it kept. step.py has the parts of a step, programs.py what runs on the devices.
+"""
 
 import contextlib
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import jax
 import numpy as np
 
-from limr_jax import checkpoint, data, evaluate, hosts, metrics, stop
-from limr_jax.learner import refuse_divergence
-from limr_jax.run import Run, evaluator, put_sampling
-from limr_jax.step import Phases, Round, one_step
+from limr_jax import console, step
+from limr_jax.data.prompts import put_prompts
+from limr_jax.errors import InputError
+from limr_jax.evaluation.during_training import DuringTraining
+from limr_jax.learner.update import refuse_divergence
+from limr_jax.multihost import agree, preemption
+from limr_jax.multihost.arrays import on_host
+from limr_jax.rewards.host import GradingFailed
+from limr_jax.rewards.types import REASONS
+from limr_jax.rollout.sampling import put_sampling
+from limr_jax.setup import Run, evaluator
+from limr_jax.step import Phases
+from limr_jax.storage import array_digest, checkpoint, metrics, rollout_dump
+from limr_jax.storage.array_digest import params_digest
+from limr_jax.storage.dump_rows import dump_rows
+from limr_jax.storage.workdir import (
+    claim,
+    read_result,
+    release,
+    workdir_path,
+    write_json,
+    write_result,
+)
 
 
 def train(run: Run, config, workdir: str, ahead=None) -> dict | None:
     """Train to `config.num_steps`, from the workdir's last checkpoint if it has one.
 
-    ahead: `ahead.compiling`; without it each program compiles when it is first called.
+    ahead: `warm_up.compiling`; without it each program compiles when it is first
+    called.
 
     Returns the result (kept in result.json too), or None after SIGTERM: then the state
-    after the last update is saved, and the same call goes on from there.
+    after the last update is saved, and the same call goes on from there. Likewise
+    before a GradingFailed is raised.
     """
-    checkpoint.claim(workdir, run.identity)
-    finished = checkpoint.read_result(workdir)
+    # Whatever a reward function makes the current folder.
+    workdir = workdir_path(workdir, ())
+    claim(workdir, run.identity)
+    finished = read_result(workdir)
     if finished:
-        checkpoint.release(workdir)
+        release(workdir)
         return finished
     _name_left_out(run, workdir)
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
+        stack.callback(run.close)
         saver = enter(checkpoint.Checkpointer(workdir, **config.checkpoint))
         enter(jax.set_mesh(run.mesh))
-        enter(stop.listening())
-        first = _first_state(run, config, saver)
-        start = _done(first[0])
+        enter(preemption.listening())
+        state, reference, clock = _first_state(run, config, saver)
+        start = _done(state)
         log = enter(metrics.Metrics(workdir, step=start))
-        training = _Training(run, config, workdir, saver, log, *first)
-        tick = enter(metrics.progress("train", config.num_steps - start))
+        dump = rollout_dump.Dump(workdir, step=start, **config.dump)
+        prompts = put_prompts(run.train_set, run.mesh)
+        held_out = _held_out(run, config, log)
+        # Queued after each update: when a stop comes the devices may be busy.
+        digests = array_digest.queue(state)
+        tick = enter(console.progress("train", config.num_steps - start))
+
+        def save() -> None:
+            saver.save(_done(state), state, {"seconds": clock()}, digests=digests)
+
         try:
-            stop.obey()
-            hosts.agree("data and first step", run.identity | {"step": start})
+            preemption.obey()
+            agree.require_same("data and first step", run.identity | {"step": start})
             ready = None
             if ahead and start < config.num_steps:
-                ready = enter(ahead(run, config, training.prompts))
-            training.begin()
+                ready = enter(ahead(run, prompts))
+            held_out.before_training(start, state.train.params)
             if ready:
                 ready()
-            enter(jax.transfer_guard("disallow"))
-            for _ in range(start, config.num_steps):
-                training.step()
+            enter(_guarded())
+            for done in range(start + 1, config.num_steps + 1):
+                phases = Phases()
+                state, rounds, numbers = one_step(
+                    run, phases, state, reference, prompts
+                )
+                digests = array_digest.queue(state)
+                numbers = phases.finish(*on_host(numbers))
+                if dump.keeps:
+                    dump.add(done, _rows(run, rounds))
+                del rounds  # the next evaluation's rollouts take their memory
+                shown = log.step(done, numbers)
+                console.say(console.step_line(done, shown, num_steps=config.num_steps))
+                refuse_divergence(done, numbers, saver.latest)
+                if saver.due(done) or done == config.num_steps:
+                    save()
+                held_out.evaluate_where_due(done, state.train.params)
                 tick()
-            return training.end()
-        except stop.Stopped:  # rollouts that wait for their update are dropped
-            training.save()
+            held_out.evaluate(config.num_steps, state.train.params)
+            return _finish(run, config, saver, state, log, clock)
+        except preemption.Stopped:  # rollouts that wait for their update are dropped
+            save()
             return None
+        except GradingFailed as error:
+            raise GradingFailed(f"{error}; {_saved(saver, save, state)}") from error
 
 
-class _Training:
-    """A run under way: the state after its last update, and what is kept of it."""
+def one_step(run: step.StepParts, phases, state, reference, prompts):
+    """One step: the next state, its rounds, and (metrics, statistics of each round).
 
-    def __init__(self, run: Run, config, workdir, saver, log, state, reference, clock):
-        self._run, self._config, self._workdir = run, config, workdir
-        self._saver, self._log = saver, log
-        self._state, self._reference, self._clock = state, reference, clock
-        self._dump = metrics.Dump(
-            workdir,
-            step=_done(state),
-            max_bytes=config.dump.max_bytes,
-            rows_per_step=config.dump.rows_per_step or None,
-        )
-        self.prompts = data.put(run.train_set, run.mesh)
-        self._exam = _Exam(run, config, log)
+    A round is a draw with its rollouts and grades. Samplers that keep only some groups
+    take several; what they have over waits in the state for the next step.
+    """
+    collected, rounds = None, []
+    while not (collected and collected.whole):
+        state, drawn = step.draw(run, phases, state, prompts)
+        generated = step.generate(run, phases, state, drawn)
+        queued = {}
+        if not run.programs.collect:
+            # Before the hosts grade, so that the devices work meanwhile.
+            queued = step.queue_scores(run, phases, state, reference, generated.rollout)
+        graded = step.grade(run, phases, generated, queued)
+        groups = step.Groups(drawn, generated.rollout, graded)
+        state, newest = step.observe(run, phases, state, groups)
+        rounds.append(newest)
+        state, collected = step.collect(run, phases, state, collected, rounds)
+    groups = collected.groups
+    scores = step.score(run, phases, state, reference, groups, queued)
+    state, numbers = step.update(run, phases, state, groups, scores)
+    return state, rounds, (numbers | collected.numbers, [x.stats for x in rounds])
 
-    def begin(self) -> None:
-        """The evaluations that come before the next step, where they are not done."""
-        step, params = _done(self._state), self._state.train.params
-        if step == 0:
-            self._exam.before(params)
-        self._exam.now_and_then(step, params)  # where a stop came before it
 
-    def step(self) -> None:
-        """The next step, and what is kept of it; a checkpoint where one is due."""
-        run, config, phases = self._run, self._config, Phases()
-        self._state, rounds, numbers = one_step(
-            run, phases, self._state, self._reference, self.prompts
-        )
-        numbers, step = phases.finish(*hosts.on_host(numbers)), _done(self._state)
-        if self._dump.keeps:
-            self._dump.add(step, _rows(run, rounds))
-        del rounds  # the next evaluation's rollouts take their memory
-        shown = self._log.step(step, numbers)
-        metrics.say(metrics.line(step, shown, num_steps=config.num_steps))
-        refuse_divergence(step, numbers, self._saver.latest)
-        if self._saver.due(step) or step == config.num_steps:
-            self.save()
-        self._exam.now_and_then(step, self._state.train.params)
+def _held_out(run: Run, config, log: metrics.Metrics) -> DuringTraining:
+    """The run's evaluations; of nothing without a held-out set."""
+    k = config.evaluation.samples
+    return DuringTraining(
+        eval_set=run.eval_set,
+        evaluator=evaluator(run, 1, config.seed) if run.eval_set else None,
+        make_sampled=partial(evaluator, run, k, config.seed) if k > 1 else None,
+        greedy=put_sampling(run.mesh, temperature=0.0),
+        sampling=run.sampling,
+        every=config.evaluation.every,
+        log=log,
+    )
 
-    def save(self) -> None:
-        """A checkpoint of the state after the last update."""
-        state = self._state
-        self._saver.save(_done(state), state, {"seconds": self._clock()})
 
-    def end(self) -> dict:
-        """The last evaluation; the run's result, which is written too."""
-        self._exam.after(self._config.num_steps, self._state.train.params)
-        with stop.update():
-            self._saver.wait()  # without a whole last checkpoint nothing is finished
-            result = _result(self._config, self._workdir, self._state, self._exam)
-            result |= {"seconds": self._clock()}
-            checkpoint.write_result(self._workdir, result)
-        return result
+def _saved(saver, save: Callable[[], None], state) -> str:
+    """Save the state after the last update: a line on it, or on why it failed."""
+    try:
+        save()
+        saver.wait()
+    except InputError as error:
+        return str(error)
+    return (
+        f"the state after step {_done(state)} is saved: mend it, then give the same "
+        "command again"
+    )
+
+
+def _finish(run: Run, config, saver, state, log: metrics.Metrics, clock) -> dict:
+    """The run's result, written once the last checkpoint is whole."""
+    with preemption.update():
+        saver.wait()  # without a whole last checkpoint nothing is finished
+        result = _result(run, config, saver.workdir, state, log)
+        result |= {"seconds": clock()}
+        write_result(saver.workdir, result)
+    return result
+
+
+def _guarded() -> contextlib.AbstractContextManager:
+    """No transfer but those that are written out.
+
+    With JAX_DEBUG_NANS=1 JAX looks at every program's outputs on the host, and runs
+    what made one that is not a number again, there.
+    """
+    return jax.transfer_guard("allow" if jax.config.jax_debug_nans else "disallow")
 
 
 def _done(state) -> int:
@@ -128,22 +197,22 @@ def _name_left_out(run: Run, workdir) -> None:
         if tokenized is not None and tokenized.left_out
     }
     if left_out and jax.process_index() == 0:
-        path = checkpoint.workdir_path(workdir) / "left_out.json"
-        checkpoint.write_json(path, left_out)
+        path = workdir_path(workdir) / "left_out.json"
+        write_json(path, left_out)
 
 
 def _first_state(run: Run, config, saver):
     """State of a new run or of the last checkpoint, the reference, and the clock."""
-    latest = saver.latest()
-    params = run.load_params() if latest is None or run.programs.reference else None
+    old = saver.restore_newest(run.programs.state, say=console.say)
+    if old is None:
+        metrics.refuse_lost(saver.workdir, saver.every)
+    params = run.load_params() if old is None or run.programs.reference else None
     reference = reference_of(run, params)
-    seconds_before = 0.0
-    if latest is None:
-        state = run.programs.init(params)
+    if old is None:
+        state, seconds_before = run.programs.init(params), 0.0
     else:
-        state, meta = saver.restore(latest, run.programs.state)
-        seconds_before = meta["seconds"]
-        metrics.say(f"going on after step {latest} of {config.num_steps}")
+        state, seconds_before = old.state, old.meta["seconds"]
+        console.say(f"going on after step {old.step} of {config.num_steps}")
     return state, reference, lambda: round(seconds_before + process_seconds(), 2)
 
 
@@ -167,114 +236,49 @@ def process_seconds() -> float:
 _IMPORTED = time.monotonic()
 
 
-class _Exam:
-    """The evaluations of a run: before, now and then, after."""
-
-    def __init__(self, run: Run, config, log: metrics.Metrics):
-        self._run, self._config, self._log = run, config, log
-        self._evaluate = evaluator(run, 1, config.seed) if run.eval_set else None
-        self._greedy = put_sampling(run.mesh, temperature=0.0)
-
-    def __len__(self) -> int:
-        """Held-out problems; 0 without an evaluation."""
-        return len(self._run.eval_set) if self._run.eval_set else 0
-
-    def __call__(self, step: int) -> dict:
-        """The figures of the evaluation at this step; empty where there is none."""
-        return self._log.evaluated(step) or {}
-
-    def before(self, params) -> None:
-        """Greedy accuracy, and pass@k of k samples, of the policy before training."""
-        if not self._evaluate or self(0):
-            return
-        k = self._config.evaluation.samples
-        sampled = {}
-        if k > 1:
-            evaluate_k = evaluator(self._run, k, self._config.seed)
-            sampled = self._figures(evaluate_k, params, self._run.sampling)
-            sampled = {f"sampled/{name}": x for name, x in sampled.items()}
-        greedy = self._figures(self._evaluate, params, self._greedy)
-        self._log.evaluation(0, greedy | sampled)
-        self._say(0)
-
-    def now_and_then(self, step: int, params) -> None:
-        """`after` every so many steps."""
-        every = self._config.evaluation.every
-        if every and step % every == 0:
-            self.after(step, params)
-
-    def after(self, step: int, params) -> None:
-        """Greedy accuracy after this step."""
-        if self._evaluate and not self(step):
-            figures = self._figures(self._evaluate, params, self._greedy)
-            self._log.evaluation(step, figures)
-            self._say(step)
-
-    def _figures(self, evaluate_set, params, sampling) -> dict:
-        start = time.perf_counter()
-        with metrics.progress(
-            "evaluate", len(self._run.eval_set), unit="problem"
-        ) as advance:
-            result = evaluate_set(params, sampling, advance)
-        levels = self._run.eval_set.problems.columns.get("level")
-        seconds = time.perf_counter() - start
-        return evaluate.summary(result, levels) | {"seconds": seconds}
-
-    def _say(self, step: int) -> None:
-        accuracy, formed = (
-            "none" if share is None else f"{share:.1%}"
-            for share in (self(step)[name] for name in ("accuracy", "well_formed"))
-        )
-        metrics.say(
-            f"evaluation after step {step}: accuracy {accuracy} of "
-            f"{len(self._run.eval_set)} held-out problems, {formed} well formed"
-        )
-
-
-def _rows(run: Run, rounds: list[Round]) -> Iterator[dict]:
+def _rows(run: Run, rounds: list[step.Round]) -> Iterator[dict]:
     """Each rollout of a step as a row of the dump, used or not, of all hosts'."""
-    arrays = hosts.on_host(
+    # At once, not as the rows are read: all hosts take part, and one of them reads.
+    arrays = on_host(
         [
-            (x.drawn.ids_P, x.graded)
-            + (x.written.response_BT, x.written.mask_BT, x.written.truncated_B)
-            for x in rounds
+            {
+                "ids_P": drawn.ids_P,
+                "graded": graded,
+                "response_BT": rollout.response_BT,
+                "mask_BT": rollout.mask_BT,
+                "truncated_B": rollout.truncated_B,
+            }
+            for drawn, rollout, graded in (each.groups for each in rounds)
         ]
     )
-    return itertools.chain.from_iterable(_rows_of(run, *each) for each in arrays)
+    return itertools.chain.from_iterable(_rows_of(run, **each) for each in arrays)
 
 
-def _rows_of(run: Run, ids_P, graded, response_BT, mask_BT, truncated_B):
-    problems, group = run.train_set.problems, graded.reward_PG.shape[1]
-    length_B = mask_BT.sum(axis=1)
-    for b, row_T in enumerate(response_BT):
-        p, g = divmod(b, group)
-        index = int(ids_P[p])
-        yield {
-            "id": problems.ids[index],
-            "sample": g,
-            "prompt": problems.messages[index] or problems.prompts[index],
-            "response": run.tokenizer.decode(row_T[: length_B[b]]),
-            "reward": graded.reward_PG[p, g],
-            **{f"reward/{name}": x_PG[p, g] for name, x_PG in graded.parts.items()},
-            "correct": graded.correct_PG[p, g],
-            "valid": graded.valid_PG[p, g],
-            "truncated": truncated_B[b],
-            "length": length_B[b],
-        }
+def _rows_of(run: Run, *, graded, **arrays) -> Iterator[dict]:
+    return dump_rows(
+        run.train_set.problems,
+        run.tokenizer.decode,
+        **arrays,
+        reward_PG=graded.reward_PG,
+        correct_PG=graded.correct_PG,
+        valid_PG=graded.valid_PG,
+        parts=graded.parts,
+        reason_PG=graded.reason_PG,
+        reasons=REASONS,
+    )
 
 
-def _result(config, workdir, state, exam: _Exam) -> dict:
+def _result(run: Run, config, workdir, state, log: metrics.Metrics) -> dict:
     """The run's one JSON object, all but the seconds; process 0 puts it together."""
-    digest = checkpoint.params_digest(state.train.params)
+    digest = params_digest(state.train.params)
     if jax.process_index() > 0:
-        return hosts.first("result", None)
-    rows = [*metrics.read_metrics(workdir)]
-    before, after = exam(0), exam(config.num_steps)
-    k = config.evaluation.samples
+        return agree.broadcast("result", None)
+    before, after = (log.evaluated(n) or {} for n in (0, config.num_steps))
+    k, epoch = config.evaluation.samples, log.last.get("epoch")
     result = {
         "steps": config.num_steps,
-        "epochs": int(np.floor(rows[-1]["epoch"])),
-        "eval_problems": len(exam) or None,
+        "epochs": None if epoch is None else int(np.floor(epoch)),
+        "eval_problems": len(run.eval_set) if run.eval_set else None,
         "eval_accuracy_before": before.get("accuracy"),
         "eval_accuracy_after": after.get("accuracy"),
         "eval_accuracy_well_formed_before": before.get("accuracy_well_formed"),
@@ -284,4 +288,4 @@ def _result(config, workdir, state, exam: _Exam) -> dict:
         "params_digest": digest,
         "workdir": str(workdir),
     }
-    return hosts.first("result", result)
+    return agree.broadcast("result", result)

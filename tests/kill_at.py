@@ -4,7 +4,8 @@ MOMENT is a function's dotted path (before its COUNT-th call), `file` (before th
 COUNT-th change to a file or folder of the workdir), `generate` or `update` (within the
 COUNT-th of that phase). A COUNT of 0 signals never; `file` then prints how many changes
 there were. DEAD_SECONDS and BEAT_SECONDS in the environment are those of
-limr_jax/watch.py. With PERMUTED JAX numbers the processes the other way round.
+limr_jax/multihost/watchdog.py. With PERMUTED JAX numbers the processes the other way
+round.
 """
 
 import os
@@ -21,9 +22,9 @@ def main() -> None:
     moment, count, name, script, *arguments = sys.argv[1:]
     strike = _Strike(int(count), getattr(signal, name))
     for setting in {"DEAD_SECONDS", "BEAT_SECONDS"} & os.environ.keys():
-        from limr_jax import watch
+        from limr_jax.multihost import watchdog
 
-        setattr(watch, setting, float(os.environ[setting]))
+        setattr(watchdog, setting, float(os.environ[setting]))
     if "PERMUTED" in os.environ:
         permute()
     if moment == "file":
@@ -91,12 +92,13 @@ def _before_calls(path: str, strike: _Strike) -> None:
 
 
 def _around_phases(phase: str, strike: _Strike) -> None:
-    from limr_jax import step, stop
+    from limr_jax import step
+    from limr_jax.multihost import preemption
 
     start = step.Phases.start
 
     def struck(self, name, program, *args):
-        if name == phase and program is not stop.ready:  # which only waits
+        if name == phase and program is not preemption.ready:  # which only waits
             strike(delay=1e-3)
         return start(self, name, program, *args)
 

@@ -24,13 +24,18 @@ for word in "$@"; do
     --spot) spot=True ;;
   esac
 done
-if [[ -f $FAKE/deny_$verb ]]; then cat "$FAKE/deny_$verb" >&2; exit 1; fi
+# Read once: a test may take it away between a look and a reading.
+if denied=$(cat "$FAKE/deny_$verb" 2>/dev/null); then echo "$denied" >&2; exit 1; fi
 need() {
   [[ -f $FAKE/slice ]] || {
     echo "ERROR: (gcloud.compute.tpus.tpu-vm.$verb) NOT_FOUND: Resource" \
       "'projects/p/locations/z/nodes/$name' was not found" >&2
     exit 1
   }
+}
+reachable() {
+  need
+  [[ $(cut -f 1 "$FAKE/slice") == READY ]] || { echo "ERROR: no route" >&2; exit 255; }
 }
 hosts() { if [[ $worker == all ]]; then echo 0 1; else echo "$worker"; fi; }
 case $verb in
@@ -39,10 +44,16 @@ case $verb in
     mkdir -p "$FAKE/home_0" "$FAKE/home_1"
     ;;
   describe) need; cat "$FAKE/slice" ;;
-  delete) need; rm -r "$FAKE/slice" "$FAKE"/home_* ;;
-  scp) need; for i in $(hosts); do cp "$5" "$FAKE/home_$i/${6#*:}"; done ;;
+  delete) # what runs on a host ends with it
+    need
+    for pid in "$FAKE"/home_*/limr_jax_logs/pid; do
+      [[ ! -s $pid ]] || kill -KILL -- "-$(<"$pid")" 2>/dev/null || true
+    done
+    rm -r "$FAKE/slice" "$FAKE"/home_*
+    ;;
+  scp) reachable; for i in $(hosts); do cp "$5" "$FAKE/home_$i/${6#*:}"; done ;;
   ssh)
-    need; status=0
+    reachable; status=0
     for i in $(hosts); do
       echo "SSH: Attempting to connect to worker $i..." >&2
       env -i HOME="$FAKE/home_$i" PATH="$FAKE/host_bin:/usr/bin:/bin" WORKER="$i" \

@@ -9,16 +9,20 @@ import numpy as np
 import pytest
 from tiny_run import configure, set_up, told, with_parity, write_problems
 
-from limr_jax import checkpoint, data, model, randomness
-from limr_jax.rollout import scaled_logits
-from limr_jax.step import Phases, one_step
-from limr_jax.tally import over_rounds
-from limr_jax.train import train
+from limr_jax import prng
+from limr_jax.data.prompts import put_prompts
+from limr_jax.models import transformer
+from limr_jax.rewards.stats import over_rounds
+from limr_jax.rollout.sampling import scaled_logits
+from limr_jax.step import Phases
+from limr_jax.storage import checkpoint
+from limr_jax.train import one_step, train
 
 STEPS = 5
 TIE = 1e-4  # scores so close may change places from one summation order to another
 MESHES = [m for m in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(m) == 8]
-QUICK = [(1, 4, 2), (1, 1, 8)]  # data, fsdp, tensor; and all of them along data
+# data, fsdp, tensor; and all of them along data.
+SOME = [(1, 4, 2), pytest.param((1, 1, 8), marks=pytest.mark.slow)]
 
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -63,7 +67,7 @@ class Loop:
         self.run = with_parity(set_up(self.config, devices))
         with jax.set_mesh(self.run.mesh):
             self.state = self.run.programs.init(self.run.load_params())
-            self.prompts = data.put(self.run.train_set, self.run.mesh)
+            self.prompts = put_prompts(self.run.train_set, self.run.mesh)
 
     def step(self) -> Step:
         before = jax.device_get(self.state)
@@ -76,8 +80,8 @@ class Loop:
                 self.prompts,
             )
         sampler = jax.device_get(self.state.sampler)
-        (drawn, written, graded, *_), numbers, tallies = jax.device_get(
-            (rounds[0], numbers, tallies)
+        (drawn, written, graded), numbers, tallies = jax.device_get(
+            (rounds[0].groups, numbers, tallies)
         )
         numbers |= over_rounds(tallies)
         scores = (sampler.score_N, sampler.weight_N, sampler.cell_count_2N)
@@ -105,21 +109,21 @@ def leads(loop: Loop, step: Step):
     """By how much the best perturbed score beats the second, at every token: [B, T]."""
     run, (tokens_BS, position_BS) = loop.run, step.written.sequences()
     T = step.written.mask_BT.shape[1]
-    how = {"config": run.model_config, "dtype": run.generation["dtype"]}
+    how = {"config": run.compute.model, "dtype": run.compute.dtype}
     params = step.state.train.params
-    hidden_BSD = model.forward(params, tokens_BS, position_BS, **how)
-    logits_BTV = model.unembed(params, hidden_BSD[:, -T - 1 : -1], **how)
+    hidden_BSD = transformer.forward(params, tokens_BS, position_BS, **how)
+    logits_BTV = transformer.unembed(params, hidden_BSD[:, -T - 1 : -1], **how)
     temperature = jax.device_get(run.sampling.temperature)
     scaled_BTV = np.array(scaled_logits(logits_BTV, temperature))
-    key = randomness.stream_key(0, "rollout", step.state.step)
+    key = prng.stream_key(0, "rollout", step.state.step)
     group = step.written.group
-    key_B = randomness.rollout_keys(
+    key_B = prng.rollout_keys(
         key,
         jnp.repeat(step.ids_P, group),
         jnp.tile(jnp.arange(group), len(step.ids_P)),
     )
     for t in range(T):
-        scaled_BTV[:, t] += randomness.gumbel(key_B, t, scaled_BTV.shape[-1])
+        scaled_BTV[:, t] += prng.gumbel(key_B, t, scaled_BTV.shape[-1])
     best_BT2 = np.sort(scaled_BTV, axis=-1)[..., -2:]
     chosen = np.argmax(scaled_BTV, axis=-1) == step.written.response_BT
     assert chosen[step.written.mask_BT].all()  # or these are not the scores
@@ -193,6 +197,7 @@ def stopped_at(run, step):
     return dataclasses.replace(run, grade=grade)
 
 
+@pytest.mark.slow
 def test_another_number_of_devices_goes_on(alone, spread, tmp_path):
     """From one to eight and from eight to one, after the checkpoint of step 2."""
     one, eight = alone[0], spread
@@ -216,7 +221,7 @@ def test_another_number_of_devices_goes_on(alone, spread, tmp_path):
         )
 
 
-@pytest.mark.parametrize("mesh", QUICK)
+@pytest.mark.parametrize("mesh", SOME)
 def test_a_mesh_changes_nothing(alone, fields, mesh):
     assert same_steps(alone, Loop(fields, 8, mesh)) == 0
 

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from tiny_run import configure, set_up, with_parity, write_problems
 
-from limr_jax import checkpoint, comparison, jobs, metrics
+from limr_jax.storage import metrics
+from limr_jax.storage.workdir import write_result
+from limr_jax.studies import jobs, tables
 from limr_jax.train import train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -91,6 +93,7 @@ def test_lim_scores_reads_the_scores_of_a_run(execute, tmp_path, capsys):
     assert "released" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_quickstart_reads_a_run(execute, tmp_path, capsys):
     problems = write_problems(tmp_path / "train.jsonl", 8)
     config = configure(
@@ -125,7 +128,7 @@ def finished(workdir, accuracy) -> None:
             log.step(step, row | {"response_length": 5.0, "pass_rate": 0.5})
         log.evaluation(0, held_out | {"accuracy": 0.25})
         log.evaluation(2, held_out | {"accuracy": accuracy})
-    checkpoint.write_result(workdir, {"seconds": 30.5})
+    write_result(workdir, {"seconds": 30.5})
 
 
 def test_kl_ablation_reads_a_grid(execute, tmp_path, capsys):
@@ -136,17 +139,18 @@ def test_kl_ablation_reads_a_grid(execute, tmp_path, capsys):
             finished(workdir, accuracy)
             made[arm, seed] = jobs.Job(f"{arm}, {seed}", ("launch/tpu.py",), workdir)
     made["kl=2", 0] = jobs.Job("fails", ("launch/tpu.py",), tmp_path / "kl=2/seed-0")
-    comparison.write(tmp_path / "ablation", made, title="T", command="the command")
+    tables.write(tmp_path / "ablation", made, title="T", command="the command")
     default = '"../runs/ablation-kl.coefficient"'
     here = repr(str(tmp_path))
     names = execute("kl_ablation", lambda source: source.replace(default, here))
     said = capsys.readouterr().out
     assert said.startswith("the command\n") and "5 runs, 0 failed" in said
     assert names["table"] == {
-        "kl=0": ["62.5 [50.0, 75.0]", "12.5 [10.0, 15.0]", "12.5 [10.0, 15.0]", "–"],
+        "kl=0": ["62.5 [-96.3, 221.3]", "12.5 [-19.3, 44.3]", "12.5 [-19.3, 44.3]"]
+        + ["–", "–"],
         "kl=1": ["25.0 [25.0, 25.0]", "5.0 [5.0, 5.0]", "5.0 [5.0, 5.0]"]
-        + ["-37.5 [-50.0, -25.0]"],
-        "kl=2": ["–"] * 4,
+        + ["-37.5 [-196.3, 121.3]", "0.205"],
+        "kl=2": ["–"] * 5,
     }
     assert "these seeds show a true difference" in said
     points = names["axes"][0].lines[0].get_xydata()

@@ -5,11 +5,12 @@ import json
 import jax
 import numpy as np
 import pytest
-from test_metrics import events
+from storage.test_metrics import events
 from tiny_run import configure, set_up
 
-from limr_jax import checkpoint, data, metrics
-from limr_jax.run import describe
+from limr_jax.data.prompts import put_prompts
+from limr_jax.setup import describe
+from limr_jax.storage import checkpoint, metrics, rollout_dump
 from limr_jax.train import train
 
 VOCABULARY = 151_936
@@ -76,7 +77,7 @@ def test_the_hosts_grade_and_the_learner_agrees_with_the_rollout(ran):
         assert row["entropy"] == pytest.approx(np.log(VOCABULARY), abs=0.1)
     assert rows[0]["compile_count"] == rows[1]["compile_count"]
     problems = made.train_set.problems
-    for row in metrics.read_dump(workdir):
+    for row in rollout_dump.read_dump(workdir):
         assert row["prompt"] == problems.prompts[problems.ids.index(row["id"])]
         assert row["response"] and row["correct"] == 0
 
@@ -91,6 +92,7 @@ def test_the_numbers_are_in_tensorboard_too(ran):
                 assert found[f"train/{name}", step] == pytest.approx(value, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_filters_and_seed_come_from_the_config(ran):
     """Where all but the best token are left out, a group's rollouts are one.
 
@@ -101,7 +103,7 @@ def test_filters_and_seed_come_from_the_config(ran):
         params = made.load_params()
         state = made.programs.init(jax.tree.map(jax.numpy.copy, params))
         _, drawn = made.programs.draw(
-            state, data.put(made.train_set, made.mesh), made.seed
+            state, put_prompts(made.train_set, made.mesh), made.seed
         )
 
     def responses(seed=0, **fields):
@@ -143,6 +145,7 @@ The first, not <|im_end|> of all.<|im_end|>
 """
 
 
+@pytest.mark.slow
 def test_chats_are_prompts(shared, tmp_path):
     """Messages of real problems, a text among them; what a user writes is no mark."""
     with open(shared / "data/math_lvl3to5.jsonl") as file:
@@ -171,6 +174,8 @@ def test_chats_are_prompts(shared, tmp_path):
     ends = (made.train_set.prompt_NL == made.tokenizer.stop_ids[0]).sum(axis=1)
     assert list(ends) == [2, 4, 4, 4]  # those of the template alone
     train(made, config, tmp_path / "run")
-    dumped = {row["id"]: row["prompt"] for row in metrics.read_dump(tmp_path / "run")}
+    dumped = {
+        row["id"]: row["prompt"] for row in rollout_dump.read_dump(tmp_path / "run")
+    }
     assert dumped[rows[0]["id"]] == rows[0]["problem"]
     assert dumped[rows[1]["id"]] == rows[1]["prompt"]

@@ -3,13 +3,18 @@
 import json
 import pathlib
 import runpy
+import shutil
 
 import numpy as np
 import pytest
-from tiny_run import MODEL, ROOT
+from tiny_run import MODEL, ROOT, short_sighted
 
-from limr_jax import checkpoint, config, sft, weights
+from limr_jax import sft
+from limr_jax.config import load
 from limr_jax.errors import InputError
+from limr_jax.models import hf_weights
+from limr_jax.storage import checkpoint
+from limr_jax.storage.array_digest import params_digest
 
 
 def test_pack_by_hand():
@@ -21,16 +26,16 @@ def test_pack_by_hand():
         pad_id=0,
     )
     np.testing.assert_array_equal(
-        texts.tokens_RS, [[1, 6, 7, 4, 10, 0], [2, 3, 8, 9, 0, 0]]
+        texts.tokens_RW, [[1, 6, 7, 4, 10, 0], [2, 3, 8, 9, 0, 0]]
     )
     np.testing.assert_array_equal(
-        texts.position_RS, [[0, 1, 2, 0, 1, -1], [0, 1, 2, 3, -1, -1]]
+        texts.position_RW, [[0, 1, 2, 0, 1, -1], [0, 1, 2, 3, -1, -1]]
     )
     np.testing.assert_array_equal(
-        texts.segment_RS, [[0, 0, 0, 1, 1, -1], [0, 0, 0, 0, -1, -1]]
+        texts.segment_RW, [[0, 0, 0, 1, 1, -1], [0, 0, 0, 0, -1, -1]]
     )
     np.testing.assert_array_equal(
-        texts.learned_RS, [[0, 1, 1, 0, 1, 0], [0, 0, 1, 1, 0, 0]]
+        texts.learned_RW, [[0, 1, 1, 0, 1, 0], [0, 0, 1, 1, 0, 0]]
     )
     assert texts.left_out == 1
 
@@ -41,10 +46,10 @@ def test_every_row_once_an_epoch():
     feed = sft.batches(texts, rows=2, seed=0)
     for _ in range(3):
         epoch = [next(feed) for _ in range(3)]
-        first = np.concatenate([batch.tokens_BS[:, 0] for batch in epoch])
+        first = np.concatenate([batch.tokens_RW[:, 0] for batch in epoch])
         assert sorted(first) == [1, 2, 3, 4, 5, 6]
         for batch in epoch:
-            np.testing.assert_allclose(batch.weight_BT.sum(), 1, rtol=1e-6)
+            np.testing.assert_allclose(batch.weight_RY.sum(), 1, rtol=1e-6)
     with pytest.raises(InputError, match="6 packed rows do not fill a batch of 7"):
         sft.batches(texts, rows=7, seed=0)
 
@@ -81,9 +86,10 @@ def configure(texts: pathlib.Path, steps: int, **changes):
     } | changes
     overrides = [f"--config.{name}={value}" for name, value in fields.items()]
     base = str(ROOT / "configs/sft_base.py")
-    return config.load(["--config", base, *overrides])[0]
+    return load.load(["--config", base, *overrides])[0]
 
 
+@pytest.mark.slow
 def test_a_users_file_from_first_to_exported(tmp_path):
     """Stopped after 2 of 4 steps and gone on = 4 at once, and the export opens."""
     rows = solved(tmp_path / "solved.jsonl")
@@ -93,7 +99,7 @@ def test_a_users_file_from_first_to_exported(tmp_path):
     again = sft.train(configure(rows, 4), str(tmp_path / "parts"))
     assert again["params_digest"] == whole["params_digest"]
     for run in (whole, again):
-        assert weights.read_config(run["model"]).width == MODEL["width"]
+        assert hf_weights.read_config(run["model"]).width == MODEL["width"]
     one, two = (
         pathlib.Path(run["model"], "model.safetensors").read_bytes()
         for run in (whole, again)
@@ -110,6 +116,21 @@ def test_what_diverges_is_not_saved(tmp_path):
         sft.train(made, str(tmp_path / "run"))
     with checkpoint.Checkpointer(tmp_path / "run", read_only=True) as saved:
         assert saved.latest() is None
+
+
+def test_texts_longer_than_the_checkpoint_was_trained_for(tmp_path):
+    """'39+1=' and '#### 40' have nine tokens with the end token."""
+    short = short_sighted(tmp_path / "model", positions=8)
+    fields = {"model.init": short} | {f"model.{name}": 0 for name in MODEL}
+    rows = solved(tmp_path / "solved.jsonl")
+    with pytest.raises(InputError) as caught:
+        sft.train(configure(rows, 1, **fields), str(tmp_path / "run"))
+    assert str(caught.value) == (
+        f"the longest text of {rows} = 9 tokens, but {short} was trained for 8 "
+        "(max_position_embeddings); lower that, or allow it with "
+        "--config.model.max_length=9"
+    )
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -146,13 +167,13 @@ def test_an_evaluation_problem_is_refused_unless_overridden(tmp_path):
         ({"micro_batch_rows": 3}, "micro_batch_rows=3 must divide the 2 packed rows"),
         ({"micro_batch_rows": 4}, "micro_batch_rows=4 must divide the 2 packed rows"),
         ({"rows": 3}, "rows=3 does not divide over data x fsdp = 2 devices"),
-        ({"rows": 0}, "rows=0 must be at least 1"),
-        ({"columns": 0}, "columns=0 must be at least 1"),
-        ({"log_every": 0}, "log_every=0 must be at least 1"),
-        ({"num_steps": 0}, "num_steps=0 must be at least 1"),
+        ({"rows": 0}, "rows=0 must be from 1 to"),
+        ({"columns": 0}, "columns=0 must be from 1 to"),
+        ({"log_every": 0}, "log_every=0 must be from 1 to"),
+        ({"num_steps": 0}, "num_steps=0 must be from 1 to"),
         ({"seed": -1}, "seed=-1 must be from 0"),
-        ({"checkpoint.every": 0}, "checkpoint.every=0 must be at least 1"),
-        ({"optimizer.clip_norm": -1}, "optimizer.clip_norm=-1.0 must be at least 0"),
+        ({"checkpoint.every": 0}, "checkpoint.every=0 must be from 1 to"),
+        ({"optimizer.clip_norm": -1}, "optimizer.clip_norm=-1.0 must be from 0 to"),
         ({"tokenizer": ""}, "tokenizer is empty"),
         ({"mesh.data": 3}, "8 devices"),
     ],
@@ -191,13 +212,49 @@ def test_other_texts_or_another_model_are_another_run(trained):
     config = from_model(rows, {"model": init})
     assert sft.train(config, workdir)["params_digest"] == result["params_digest"]
     solved(rows, "so #### {}")
-    with pytest.raises(InputError, match="holds a run that differs in data: "):
+    with pytest.raises(InputError, match="a run that differs in content.data.train: "):
         sft.train(config, workdir)
     solved(rows)
     weights_file = pathlib.Path(init, "model.safetensors")
     weights_file.write_bytes(weights_file.read_bytes()[:-4] + b"\0\0\0\x3f")
-    with pytest.raises(InputError, match="holds a run that differs in init: "):
+    with pytest.raises(InputError, match="a run that differs in content.model.init: "):
         sft.train(config, workdir)
+
+
+def contents(folder) -> dict:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path: path.read_bytes() for path in files if path.name != ".lock"}
+
+
+def test_a_model_that_no_run_wrote_is_not_removed(trained, tmp_path, monkeypatch):
+    """Before a first start, also where it is model.init; and in a run's own folder."""
+    rows, init, workdir, _ = trained
+    mine = tmp_path / "mine/model"
+    shutil.copytree(init, mine)
+    (mine / hf_weights.ABOUT).unlink()
+    before = contents(tmp_path)
+    with pytest.raises(InputError) as raised:
+        sft.train(from_model(rows, {"model": mine}), tmp_path / "mine")
+    assert contents(tmp_path) == before
+    assert str(raised.value) == (
+        f"{tmp_path}/mine holds 'model' but no run.json, so it is no run's folder; "
+        "give another --workdir, a new or an empty one"
+    )
+    # A user's folder in the place of the export, before a run that has grown.
+    shutil.rmtree(workdir / "model")
+    shutil.copytree(mine, workdir / "model")
+    grown = from_model(rows, {"model": init})
+    grown.num_steps = 2
+    before = contents(tmp_path)
+    monkeypatch.setattr(sft, "load_params", None)
+    with pytest.raises(InputError) as raised:
+        sft.train(grown, workdir)
+    assert str(raised.value) == (
+        f"{workdir}/model was not written by this run, whose export would take its "
+        "place; move it away, or give another --workdir"
+    )
+    changed = {path.name for path in before if contents(tmp_path)[path] != before[path]}
+    assert changed == {"run.json"}  # of the steps that are wanted
 
 
 def test_a_run_that_grows_and_dies_leaves_no_old_model(tmp_path, monkeypatch):
@@ -210,14 +267,14 @@ def test_a_run_that_grows_and_dies_leaves_no_old_model(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(sft.checkpoint, "params_digest", dies)
+        patch.setattr(sft, "params_digest", dies)
         sft.train(configure(rows, 2), workdir)
     assert not (workdir / "model").exists()
     result = sft.train(configure(rows, 2), workdir)
-    config = weights.read_config(result["model"])
+    config = hf_weights.read_config(result["model"])
     mesh = sft.make_mesh(1, 2, 4)
-    exported = weights.load_params(result["model"], config, mesh)
-    assert checkpoint.params_digest(exported) == result["params_digest"]
+    exported = hf_weights.load_params(result["model"], config, mesh)
+    assert params_digest(exported) == result["params_digest"]
 
 
 def test_a_dry_run_checks_too(tmp_path):

@@ -8,24 +8,38 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from limr_jax import model
 from limr_jax.errors import InputError
-from limr_jax.presets import PRESETS
+from limr_jax.learner.optimizer import make_optimizer
+from limr_jax.models import transformer
+from limr_jax.models.presets import PRESETS
 from limr_jax.sharding import (
     BATCH,
     constrain,
     device_count,
     make_mesh,
     on_each,
+    param_rows,
     param_shardings,
     platform,
     row_shards,
     shards,
 )
 
+ADAM = {
+    "learning_rate": 1.0,
+    "warmup_steps": 0,
+    "decay_steps": 0,
+    "decay_to": 0.1,
+    "b1": 0.9,
+    "b2": 0.99,
+    "epsilon": 1e-8,
+    "weight_decay": 0.1,
+    "clip_norm": 1.0,
+}
+
 
 def shapes_of(config):
-    init = functools.partial(model.init_params, config)
+    init = functools.partial(transformer.init_params, config)
     return jax.eval_shape(init, jax.random.key(0))
 
 
@@ -99,12 +113,43 @@ def test_what_the_tensor_axis_does_not_divide():
         param_shardings(mesh, shapes_of(PRESETS["qwen2.5-0.5b"]))
 
 
+def test_decay_and_dtype_by_hand():
+    """Kernels and embeddings decay; norms and the value head stay fp32."""
+    rows = param_rows(shapes_of(PRESETS["qwen2.5-7b"]))
+    layer = rows["blocks"]["0"]
+    kernel, bias = layer["attention"]["q"]["kernel"], layer["attention"]["q"]["bias"]
+    scale, embedding = layer["mlp_norm"]["scale"], rows["embedder"]["embedding"]
+    flags = [(row.decay, row.fp32) for row in (kernel, bias, scale, embedding)]
+    assert flags == [(True, False), (False, False), (False, True), (True, False)]
+    head = param_rows({"value_head": {"kernel": jnp.zeros(8)}})["value_head"]["kernel"]
+    assert (head.decay, head.fp32) == (True, True)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_name_says_what_the_row_does(name):
+    def check(path, row):
+        last = path[-1].key
+        assert row.decay == (last in ("kernel", "embedding"))
+        assert row.fp32 == (last == "scale")
+
+    rows = param_rows(shapes_of(PRESETS[name]))
+    jax.tree_util.tree_map_with_path(check, rows)
+
+
 def test_a_name_without_a_row_is_an_error():
     mesh = make_mesh(1, 8, 1)
     with pytest.raises(KeyError, match="no row"):
         param_shardings(mesh, {"blocks": {"0": {"attention": {"gate": jnp.ones(8)}}}})
     with pytest.raises(KeyError, match="no row"):
         param_shardings(mesh, {"adapter": {"kernel": jnp.ones((8, 8))}})
+    unknown = {"blocks": {"0": {"mlp": {"router": {"kernel": jnp.ones((1, 8, 4))}}}}}
+    for refusing in (
+        param_rows,
+        lambda params: transformer.compute_params(params, jnp.bfloat16),
+        make_optimizer(**ADAM).init,
+    ):
+        with pytest.raises(KeyError, match="blocks/0/mlp/router/kernel.*no row"):
+            refusing(unknown)
     with pytest.raises(KeyError, match="shape"):
         param_shardings(mesh, {"final_norm": {"scale": jnp.ones((8, 8))}})
 

@@ -1,9 +1,11 @@
 """The whole loop, in this process: what it leaves behind, and through interruptions."""
 
 import dataclasses
+import errno
 import gc
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -21,8 +23,11 @@ from tiny_run import (
     write_problems,
 )
 
-from limr_jax import checkpoint, metrics, run
+from limr_jax import setup
 from limr_jax.errors import InputError
+from limr_jax.storage import checkpoint, files, metrics
+from limr_jax.storage.metrics import METRICS
+from limr_jax.storage.workdir import read_result, write_result
 from limr_jax.train import train
 
 STEPS = 7
@@ -124,7 +129,7 @@ def test_nothing_is_compiled_after_the_first_step(whole):
 def test_an_error_in_any_step(made, config, whole, tmp_path, step):
     with pytest.raises(KeyboardInterrupt):
         train(stopping(made, step), config, tmp_path)
-    assert checkpoint.read_result(tmp_path) is None
+    assert read_result(tmp_path) is None
     train(made, config, tmp_path)
     assert told(tmp_path) == told(whole)
 
@@ -167,26 +172,85 @@ def test_a_run_that_diverges_ends_and_keeps_its_last_checkpoint(
     assert told(tmp_path) == told(whole)
 
 
+def test_a_damaged_checkpoint_costs_an_interval(made, config, whole, tmp_path, capsys):
+    """The run goes on from the one before, and no rollout is counted twice."""
+    with pytest.raises(KeyboardInterrupt):
+        train(stopping(made, STEPS), config, tmp_path)
+    newest = tmp_path / "checkpoints/6"
+    largest = max(newest.rglob("d/*"), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 4
+    largest.write_bytes(data)
+    capsys.readouterr()
+    train(made, config, tmp_path)
+    damaged, going_on, *_ = capsys.readouterr().out.splitlines()
+    assert damaged.startswith(f"{newest} is damaged: ")
+    assert damaged.endswith(" from what was saved; going on without it")
+    assert going_on == f"going on after step 4 of {STEPS}"
+    assert told(tmp_path) == told(whole)
+    steps = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert steps == ["6", str(STEPS)]
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_lost(made, config, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(stopping(made, 5), config, tmp_path)
+    for record in tmp_path.glob("checkpoints/*/meta/metadata"):
+        record.unlink()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files if path.name != ".lock"}
+    with pytest.raises(InputError, match="none of the checkpoints 2, 4 in .* is whole"):
+        train(made, config, tmp_path)
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_logs_that_cannot_be_written_end_nothing(
+    made, config, whole, tmp_path, capsys, monkeypatch
+):
+    """From step 3 to 5 the disk is full, for all but checkpoints."""
+    append, steps = files.append, []
+
+    def full(path, data):
+        if len(steps) in (3, 4, 5):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(path, data)
+
+    monkeypatch.setattr(files, "append", full)
+    counted = dataclasses.replace(
+        made, grade=lambda *x: steps.append(1) or made.grade(*x)
+    )
+    result = train(counted, config, tmp_path)
+    said = [x for x in capsys.readouterr().err.splitlines() if "warning: " in x]
+    assert [x.split(" cannot be")[0] for x in said] == (
+        [f"warning: {tmp_path}/{x}" for x in ("rollouts", "tensorboard", METRICS)]
+    )
+    here, there = told(tmp_path), told(whole)
+    assert here["metrics"] == there["metrics"] and here["result"] == there["result"]
+    assert result["epochs"] == 2
+    kept = [row for row in there["rollouts"] if row["step"] not in (3, 4, 5)]
+    assert here["rollouts"] == kept
+
+
 def test_a_finished_run_has_its_last_checkpoint(made, config, tmp_path, monkeypatch):
     """However long the saving takes: a kill between the two would leave a result."""
-    rename, write, there = os.rename, checkpoint.write_result, []
+    rename, write, there = os.rename, write_result, []
 
     def slowly(source, target, **options):
         time.sleep(0.3 if "checkpoints" in str(target) else 0)
         return rename(source, target, **options)
 
-    def write_result(workdir, result):
+    def recorded(workdir, result):
         there.append((workdir / "checkpoints" / str(STEPS)).exists())
         write(workdir, result)
 
     monkeypatch.setattr(os, "rename", slowly)
-    monkeypatch.setattr(checkpoint, "write_result", write_result)
+    monkeypatch.setattr("limr_jax.train.write_result", recorded)
     train(made, config, tmp_path)
     assert there == [True]
 
 
 def test_a_finished_run_is_told_again(made, config, whole, folder):
-    result = checkpoint.read_result(whole)
+    result = read_result(whole)
     assert train(stopping(made, 1), config, whole) == result
 
 
@@ -243,6 +307,24 @@ def test_a_steps_rollouts_are_gone_when_the_next_ones_come(made, config, tmp_pat
         made = at_step(made, step, lambda: within.append(held()))
     train(made, config, tmp_path)
     assert within[0] == within[1] >= 4
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(
+    made, config, whole, tmp_path
+):
+    """To begin anew would drop what was logged."""
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    shutil.rmtree(workdir / "checkpoints")
+    (workdir / "result.json").unlink()
+    logged = (workdir / "metrics.jsonl").read_bytes()
+    with pytest.raises(InputError) as raised:
+        train(made, config, workdir)
+    assert str(raised.value) == (
+        f"{workdir} has logged {STEPS} steps, with a checkpoint every 2, but holds "
+        "none: put checkpoints/ back, or give another --workdir to start anew"
+    )
+    assert (workdir / "metrics.jsonl").read_bytes() == logged
 
 
 @pytest.fixture(scope="module")
@@ -309,15 +391,26 @@ def test_only_a_new_run_is_graded_as_before_training(examined, tmp_path):
     assert result["eval_accuracy_after"] == told(workdir)["evals"][2]["accuracy"]
 
 
-def test_a_stop_before_an_evaluation(examined, tmp_path):
+def test_a_stop_before_an_evaluation(examined, tmp_path, capsys):
     made, config, workdir = examined
     assert train(at_step(made, 2, terminate), config, tmp_path) is None
     train(made, config, tmp_path)
     assert told(tmp_path) == told(workdir)
+    # How many responses count as wrong because nobody could grade them, is said.
+    evals = told(tmp_path)["evals"]
+    assert 0 < evals[0]["sampled/ungradable_share"] < 1
+    lines = capsys.readouterr().out.splitlines()
+    for row in evals:
+        shares = [row[x] for x in ("accuracy", "well_formed", "ungradable_share")]
+        accuracy, formed, ungradable = (f"{share:.1%}" for share in shares)
+        assert (
+            f"evaluation after step {row['step']}: accuracy {accuracy} of 5 held-out "
+            f"problems, {formed} well formed, {ungradable} ungradable"
+        ) in lines
 
 
 def test_without_held_out_problems(whole):
-    result = checkpoint.read_result(whole)
+    result = read_result(whole)
     for name in (
         "eval_problems",
         "eval_accuracy_before",
@@ -376,7 +469,7 @@ def test_word_problems_of_the_users_own(tmp_path):
     )
     made = set_up(config)
     assert len(made.train_set) == 7 and made.train_set.left_out == ("æ5",)
-    assert "words.jsonl, prompts too long: 1 (æ5)" in run.describe(made, config)
+    assert "words.jsonl, prompts too long: 1 (æ5)" in setup.describe(made, config)
     result = train(made, config, tmp_path / "run")
     seen = told(tmp_path / "run")
     assert result["steps"] == 2

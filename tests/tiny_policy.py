@@ -1,15 +1,22 @@
 """Small random policies, their prompts and one jitted `generate`, for several tests."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from limr_jax import compiling, model, rollout
-from limr_jax.model import ModelConfig
-from limr_jax.rollout import Sampling
+from limr_jax import jit
+from limr_jax.learner.batch import Batch, PackedBatch
+from limr_jax.models import transformer
+from limr_jax.models.config import ComputeConfig
+from limr_jax.models.transformer import ModelConfig
+from limr_jax.rollout import generate as rollout
+from limr_jax.rollout.sampling import Sampling
+from limr_jax.rollout.types import GenerateConfig
 
 # For programs that run a few times: the compiler's time is most of a test's.
-QUICK = compiling.known(
+QUICK = jit.EVERY | jit.known(
     xla_backend_optimization_level=0, xla_cpu_use_fusion_emitters=False
 )
 QWEN = ModelConfig(
@@ -41,25 +48,35 @@ GEMMA = ModelConfig(
     logit_softcap=3.0,
 )
 # About one token in 20 ends a response.
-SHAPE = {
-    "group": 2,
-    "response_length": 12,
-    "slots": 16,
-    "stop_ids": (3, 7),
-    "pad_id": 1,
-    "dtype": jnp.float32,
-}
-PROMPTS, LENGTH, GROUP = 8, 8, SHAPE["group"]  # P, L, G
+SHAPE = GenerateConfig(group=2, response_length=12, slots=16, stop_ids=(3, 7), pad_id=1)
+PROMPTS, LENGTH, GROUP = 8, 8, SHAPE.group  # P, L, G
 GENERATE = jax.jit(
     rollout.generate,
-    static_argnames=("config", *SHAPE),
+    static_argnames=("config", "compute"),
     compiler_options=QUICK,
 )
 
 
+def fp32(config: ModelConfig, **options) -> ComputeConfig:
+    return ComputeConfig(config, jnp.float32, **options)
+
+
+def unpacked(batch: Batch) -> PackedBatch:
+    """A row a rollout."""
+    return PackedBatch(
+        tokens_RW=batch.tokens_BS,
+        position_RW=batch.position_BS,
+        **{
+            name.replace("_BT", "_RY"): getattr(batch, name)
+            for name in batch.__dataclass_fields__
+            if name.endswith("_BT") and name != "target_BT"
+        },
+    )
+
+
 def random_params(config, seed=0):
     """Like init_params, but nothing at 0 or 1 and large enough to matter."""
-    shapes = jax.eval_shape(lambda: model.init_params(config, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: transformer.init_params(config, jax.random.key(0)))
     leaves, treedef = jax.tree.flatten(shapes)
     random = np.random.default_rng(seed)
     return treedef.unflatten(
@@ -99,7 +116,7 @@ def generate(
     **changes,
 ):
     """A Rollout of these problems; `changes` of SHAPE compile anew, others do not."""
-    drawn = sampling(**{k: changes.pop(k) for k in [*changes] if k not in SHAPE})
+    drawn = sampling(**{k: changes.pop(k) for k in [*changes] if not hasattr(SHAPE, k)})
     return GENERATE(
         random_params(config),
         *prompts_of(problem_P, L),
@@ -107,6 +124,6 @@ def generate(
         key_of() if key is None else key,
         drawn,
         expected_P,
-        config=config,
-        **{**SHAPE, **changes},
+        config=dataclasses.replace(SHAPE, **changes),
+        compute=fp32(config),
     )

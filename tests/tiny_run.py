@@ -1,17 +1,26 @@
 """A run small enough to train in a test: its problems, its config, its parts."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
+import shutil
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import NamedSharding
+from tiny_policy import random_params
 
-from limr_jax import checkpoint, config, metrics, run, sharding
+from limr_jax import setup, sharding
+from limr_jax.config import load
+from limr_jax.data import tokenizer
+from limr_jax.models import from_config
 from limr_jax.programs import Graded
+from limr_jax.storage import checkpoint, metrics, rollout_dump
+from limr_jax.storage.workdir import claim, read_result
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MODEL = {
@@ -51,6 +60,15 @@ def write_problems(path: pathlib.Path, count: int, add: int = 1) -> pathlib.Path
     return path
 
 
+def short_sighted(path: pathlib.Path, positions: int) -> pathlib.Path:
+    """A copy of the embedded model that was trained for so many positions."""
+    shutil.copytree(ROOT / "limr_jax/assets/arithmetic", path)
+    written = json.loads((path / "config.json").read_text())
+    written["max_position_embeddings"] = positions
+    (path / "config.json").write_text(json.dumps(written))
+    return path
+
+
 def arguments(fields: dict) -> list[str]:
     """The command line of base.py, FIELDS and `fields`."""
     overrides = [f"--config.{name}={x}" for name, x in (FIELDS | fields).items()]
@@ -60,18 +78,44 @@ def arguments(fields: dict) -> list[str]:
 def configure(train: pathlib.Path, **fields):
     """The config of a tiny run; `a__b` is the field a.b."""
     fields = {name.replace("__", "."): value for name, value in fields.items()}
-    return config.load(arguments({"data.train": train} | fields))[0]
+    return load.load(arguments({"data.train": train} | fields))[0]
 
 
-def set_up(config, devices: int = 1) -> run.Run:
-    """The parts of a run on so many of the virtual devices."""
+@contextlib.contextmanager
+def one_device(module, devices: int = 1):
+    """While it lasts the module's meshes are of the first virtual devices alone."""
     make = partial(sharding.make_mesh, devices=jax.devices()[:devices])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "make_mesh", make)
-        return run.set_up(config)
+        patch.setattr(module, "make_mesh", make)
+        yield
 
 
-def with_parity(made: run.Run) -> run.Run:
+def set_up(config, devices: int = 1) -> setup.Run:
+    """The parts of a run on so many of the virtual devices."""
+    with one_device(setup, devices):
+        return setup.set_up(config)
+
+
+def checkpoints(folder: pathlib.Path, count: int) -> pathlib.Path:
+    """The workdir of a run with random policies as its checkpoints of steps 1 and 2.
+
+    Its held-out problems are folder/held_out.jsonl, so many.
+    """
+    problems = write_problems(folder / "held_out.jsonl", count)
+    given = configure(folder / "train.jsonl", data__eval=problems, rollout__slots=4)
+    vocabulary = tokenizer.load_tokenizer(given.tokenizer).vocab_size
+    model_config = from_config.read_model_config(given.model, vocabulary)
+    workdir = folder / "run"
+    claim(workdir, {"config": given.to_dict(), "version": "0"})
+    with checkpoint.Checkpointer(workdir, keep=2) as saver:
+        for step in (1, 2):
+            params = random_params(model_config, seed=step)
+            state = {"train": {"params": params, "moment": np.ones(3)}}
+            saver.save(step, jax.device_put(state), {})
+    return workdir
+
+
+def with_parity(made: setup.Run) -> setup.Run:
     """The run with rewards that a random policy gets, seldom the same in a group.
 
     Right where the first token is even; invalid where the second is a multiple of 8.
@@ -90,7 +134,7 @@ def with_parity(made: run.Run) -> run.Run:
     return dataclasses.replace(made, grade=grade, grade_eval=grade)
 
 
-def at_step(made: run.Run, step: int, act) -> run.Run:
+def at_step(made: setup.Run, step: int, act) -> setup.Run:
     """The run with `act()` called before grading at this step of a `train` call."""
     calls = []
 
@@ -107,7 +151,7 @@ def interrupt():
     raise KeyboardInterrupt
 
 
-def stopping(made: run.Run, step: int) -> run.Run:
+def stopping(made: setup.Run, step: int) -> setup.Run:
     """The run, interrupted before grading at this step of a `train` call."""
     return at_step(made, step, interrupt)
 
@@ -127,6 +171,6 @@ def told(workdir) -> dict:
     return {
         "metrics": [lasting(row) for row in metrics.read_metrics(workdir)],
         "evals": [lasting(row) for row in metrics.read_metrics(workdir, metrics.EVALS)],
-        "rollouts": list(metrics.read_dump(workdir)),
-        "result": lasting(checkpoint.read_result(workdir) or {}),
+        "rollouts": list(rollout_dump.read_dump(workdir)),
+        "result": lasting(read_result(workdir) or {}),
     }

@@ -22,12 +22,15 @@ import jax.numpy as jnp
 
 
 class State(NamedTuple):
+    """What CDAS has learned of N problems and of the policy."""
+
     difficulty_N: jax.Array  # D, fp32, 0 before the first visit
     visits_N: jax.Array  # t, int32, visits with a valid pass rate
     competence: jax.Array  # C, fp32
 
 
 def init(problems: int) -> State:
+    """The state before the first visit: every difficulty and the competence are 0."""
     return State(
         jnp.zeros(problems, jnp.float32),
         jnp.zeros(problems, jnp.int32),
@@ -36,7 +39,11 @@ def init(problems: int) -> State:
 
 
 def choose(state: State, key: jax.Array, *, prompts: int) -> jax.Array:
-    """The `prompts` (≤ N) problems nearest in difficulty to the competence, ids_P."""
+    """ids_P of the P = `prompts` (≤ N) problems nearest in difficulty to competence C.
+
+    Half of them are easier than it (D ≤ C), half harder: A(x) of arXiv:2505.17652. The
+    key breaks ties.
+    """
     gap_N = state.difficulty_N - state.competence
     hard_N = gap_N > 0
     tie_N = jax.random.uniform(key, gap_N.shape)
@@ -44,7 +51,8 @@ def choose(state: State, key: jax.Array, *, prompts: int) -> jax.Array:
     order_N = jnp.lexsort((tie_N, jnp.abs(gap_N), hard_N))
     easy = jnp.sum(~hard_N)
     hard = gap_N.size - easy
-    half = (prompts + 1) // 2
+    half = (prompts + 1) // 2  # of an odd P the easy side has one more
+    # A side with fewer problems than its half leaves the rest to the other.
     from_easy = jnp.minimum(easy, jnp.maximum(half, prompts - hard))
     place_P = jnp.arange(prompts)
     return order_N[jnp.where(place_P < from_easy, place_P, place_P - from_easy + easy)]
@@ -58,13 +66,17 @@ def update(
     *,
     initial_count: float,
 ) -> State:
-    """After a step's rollouts; `ids_P` are distinct, an invalid one changes nothing.
+    """The state after the rollouts of a step, with d, D and C of arXiv:2505.17652.
 
-    `initial_count` is what the starting difficulty weighs: 0 (paper), 1 (code).
+    ids_P: the problems drawn, all different. pass_rate_P: the share of their valid
+    rollouts that are right, 0 to 1. valid_P: bool, False where no rollout was valid;
+    such a problem keeps its difficulty. `initial_count` is what the starting difficulty
+    weighs: 0 in the paper, 1 in its released code.
     """
     old_P = state.difficulty_N[ids_P]
     visits_P = state.visits_N[ids_P] + 1
     surprise_P = jax.nn.sigmoid(state.competence - old_P) - pass_rate_P
+    # The mean of all observations so far, which needs no history but their number.
     new_P = old_P + (surprise_P - old_P) / (visits_P + initial_count)
     difficulty_N = state.difficulty_N.at[ids_P].set(jnp.where(valid_P, new_P, old_P))
     visits_N = state.visits_N.at[ids_P].set(jnp.where(valid_P, visits_P, visits_P - 1))

@@ -18,14 +18,23 @@ import jax.numpy as jnp
 def level_weight(
     level_N: jax.Array, step: jax.Array, *, start: int, minimum: int
 ) -> jax.Array:
-    """weight_N: 1 for all before step `start`, then 0 below the `minimum` level."""
+    """weight_N of a draw by level: 1 or 0.
+
+    It is 1 for every problem before step `start`, and from then on 0 for problems below
+    level `minimum`, those of unknown level (below 0) among them.
+    """
     return jnp.where((level_N >= minimum) | (step < start), 1.0, 0.0)
 
 
 def nearest(
     difficulty_N: jax.Array, target: jax.Array, key: jax.Array, *, prompts: int
 ) -> jax.Array:
-    """AdaRFT's batch: the `prompts` (≤ N) problems nearest to the target, ids_P."""
+    """ids_P of the P = `prompts` (≤ N) problems nearest in difficulty to the target.
+
+    It is AdaRFT's batch (arXiv:2504.05520). difficulty_N and target are in one unit,
+    0 to 100 in the paper. The key breaks ties.
+    """
+    # Levels are few, so many gaps are equal: by index the first would always win.
     tie_N = jax.random.uniform(key, difficulty_N.shape)
     return jnp.lexsort((tie_N, jnp.abs(difficulty_N - target)))[:prompts]
 
@@ -40,6 +49,10 @@ def adapt(
     low: float = 0.0,
     high: float = 100.0,
 ) -> jax.Array:
-    """AdaRFT's next target difficulty, from the mean reward of this step's batch."""
+    """AdaRFT's next target difficulty T (arXiv:2504.05520), a scalar from low to high.
+
+    mean_reward: r̄ of this step's batch, 0 to 1. beta: the mean reward to be held.
+    alpha: how sharply a deviation acts. eta: the largest move, in units of difficulty.
+    """
     step = eta * jnp.tanh(alpha * (mean_reward - beta))
     return jnp.clip(target + step, low, high)

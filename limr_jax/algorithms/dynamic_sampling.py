@@ -19,7 +19,11 @@ import numpy as np
 
 
 def keep(correct_PG: jax.Array, valid_PG: jax.Array) -> jax.Array:
-    """Groups with a right and a wrong response among the valid ones, keep_P."""
+    """Which groups DAPO learns from (arXiv:2503.14476): bool keep_P.
+
+    A group is kept if it has a right and a wrong response among its valid ones.
+    correct_PG and valid_PG are bool.
+    """
     right_P = jnp.any(valid_PG & correct_PG, axis=1)
     wrong_P = jnp.any(valid_PG & ~correct_PG, axis=1)
     return right_P & wrong_P
@@ -28,8 +32,10 @@ def keep(correct_PG: jax.Array, valid_PG: jax.Array) -> jax.Array:
 def overlong_penalty(
     length_B: np.ndarray, *, max_length: int, buffer: int
 ) -> np.ndarray:
-    """To be added to the reward, penalty_B in [−1, 0]: linear in the last `buffer`.
+    """DAPO's soft overlong penalty (arXiv:2503.14476): penalty_B in [−1, 0].
 
-    On the hosts, where the other parts of the reward are.
+    It is to be added to the reward. length_B: of the responses in tokens. It falls
+    linearly over the last `buffer` (> 0) tokens before `max_length`. NumPy, for it is
+    computed on the hosts, where the other parts of the reward are.
     """
     return np.clip((max_length - buffer - length_B) / buffer, -1.0, 0.0)

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 
 
 class State(NamedTuple):
+    """What GRESO remembers of N problems, and its two exploration probabilities."""
+
     streak_N: jax.Array  # z, int32
     all_right_N: jax.Array  # bool, the kind of the last zero-variance visit
     explore_right: jax.Array  # p of all-right problems, fp32
@@ -24,12 +26,16 @@ class State(NamedTuple):
 
 
 def init(problems: int) -> State:
+    """The state before the first visit: nothing is skipped, and p is 0.5 twice."""
     half = jnp.full((), 0.5, jnp.float32)
     return State(jnp.zeros(problems, jnp.int32), jnp.zeros(problems, bool), half, half)
 
 
 def skip_probability(state: State, *, floor: float = 0.01) -> jax.Array:
-    """skip_N; a problem is rolled out with probability at least `floor`."""
+    """The probability of skipping each problem before its rollout, fp32 skip_N.
+
+    It is 1 − p^z of arXiv:2506.02177, at most 1 − `floor`.
+    """
     explore_N = jnp.where(state.all_right_N, state.explore_right, state.explore_wrong)
     return 1 - jnp.maximum(explore_N**state.streak_N, floor)
 
@@ -44,8 +50,13 @@ def update(
     target_wrong: float = 0.25 * 2 / 3,
     step: float = 0.01,
 ) -> State:
-    """After a step's rollouts; `ids_P` are distinct."""
-    visited_P = jnp.sum(valid_PG, axis=1) >= 2
+    """The state after the rollouts of a step (arXiv:2506.02177).
+
+    ids_P: the problems drawn, all different. correct_PG and valid_PG: bool.
+    target_right, target_wrong: shares of all-right and of all-wrong groups among the
+    step's visits that are to be held. step: by how much p moves.
+    """
+    visited_P = jnp.sum(valid_PG, axis=1) >= 2  # one rollout alone cannot vary
     right_P = visited_P & jnp.all(correct_PG | ~valid_PG, axis=1)
     wrong_P = visited_P & ~jnp.any(correct_PG & valid_PG, axis=1)
     flat_P = right_P | wrong_P
@@ -56,6 +67,7 @@ def update(
 
     def adapt(explore, flat_P, target):
         share = jnp.sum(flat_P) / jnp.maximum(visits, 1)
+        # Too many such groups: explore less, so that they are skipped more often.
         moved = explore + jnp.where(share > target, -step, step)
         return jnp.where(visits > 0, jnp.clip(moved, 0.05, 0.95), explore)
 

@@ -25,20 +25,33 @@ import jax.numpy as jnp
 
 
 def curve(sum_NE: jax.Array, count_NE: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cells of (sum, count) of valid rewards → value_NE, seen_NE."""
+    """The reward curves r_i^k of N problems over E epochs: value_NE, seen_NE.
+
+    sum_NE and count_NE: of a problem's valid rewards in an epoch. seen_NE is False
+    where there is none, and the value then 0.
+    """
     return sum_NE / jnp.maximum(count_NE, 1), count_NE > 0
 
 
 def backfill(value_NE: jax.Array, seen_NE: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A missing cell takes the next epoch's value where that one is not missing."""
+    """Curves in which a missing cell has the next epoch's value: value_NE, seen_NE.
+
+    The cell stays missing where the next one is missing too. It is the "forward fill"
+    of LIMR's released code.
+    """
     later_NE = jnp.concatenate([value_NE[:, 1:], value_NE[:, -1:]], axis=1)
     later_seen_NE = jnp.concatenate([seen_NE[:, 1:], seen_NE[:, -1:]], axis=1)
     return jnp.where(seen_NE, value_NE, later_NE), seen_NE | later_seen_NE
 
 
 def carry(value_NE: jax.Array, seen_NE: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A missing cell takes the last known value; an epoch nobody saw stays missing."""
+    """Curves in which a missing cell has the last known value: value_NE, seen_NE.
+
+    An epoch in which no problem was seen stays missing, and so does a cell before a
+    problem's first visit.
+    """
     epoch_1E = jnp.arange(value_NE.shape[1])[None]
+    # The last epoch with a value up to this one; −1 before the first.
     last_NE = jax.lax.cummax(jnp.where(seen_NE, epoch_1E, -1), axis=1)
     carried_NE = jnp.take_along_axis(value_NE, jnp.maximum(last_NE, 0), axis=1)
     begun_1E = jnp.any(seen_NE, axis=0, keepdims=True)
@@ -46,15 +59,19 @@ def carry(value_NE: jax.Array, seen_NE: jax.Array) -> tuple[jax.Array, jax.Array
 
 
 def drop(value_NE: jax.Array, seen_NE: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A problem with any cell missing counts as never seen."""
+    """Curves without the problems that have any cell missing: value_NE, seen_NE.
+
+    Such a problem counts as never seen, as in LIMR's released code.
+    """
     whole_N1 = jnp.all(seen_NE, axis=1, keepdims=True)
     return value_NE, seen_NE & whole_N1
 
 
 def terms(value_NE: jax.Array, seen_NE: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The score's two sums over these epochs: (r − r_avg)² and (1 − r_avg)², each _N.
+    """The two sums of the LIM score over these epochs: apart_N and room_N, fp32.
 
-    A later epoch's terms are added to them; that is all an online score has to keep.
+    They are Σ_k (r_i^k − r_avg^k)² and Σ_k (1 − r_avg^k)² (arXiv:2502.11886). A later
+    epoch's terms are added to them; that is all an online score has to keep.
     """
     count_1E = jnp.sum(seen_NE, axis=0, keepdims=True)
     total_1E = jnp.sum(jnp.where(seen_NE, value_NE, 0), axis=0, keepdims=True)
@@ -67,23 +84,33 @@ def terms(value_NE: jax.Array, seen_NE: jax.Array) -> tuple[jax.Array, jax.Array
 def score_of_terms(
     apart_N: jax.Array, room_N: jax.Array, *, epsilon: float = 1e-8
 ) -> jax.Array:
-    """s_N of the sums that `terms` gives, the denominator guarded."""
+    """The LIM scores s_N from the sums that `terms` gives (arXiv:2502.11886).
+
+    epsilon, added to both sums, guards the division where every problem is solved.
+    """
     return 1 - (apart_N + epsilon) / (room_N + epsilon)
 
 
 def score(
     value_NE: jax.Array, seen_NE: jax.Array, *, epsilon: float = 1e-8
 ) -> jax.Array:
-    """s_N, at most 1 and unbounded below; −inf for a problem without any cell."""
-    score_N = score_of_terms(*terms(value_NE, seen_NE), epsilon=epsilon)
+    """The LIM scores s_N of reward curves (arXiv:2502.11886).
+
+    A score is at most 1 and unbounded below; −inf for a problem without any cell.
+    value_NE: mean reward in each epoch, 0 to 1; seen_NE: bool, the cell is not missing.
+    """
+    apart_N, room_N = terms(value_NE, seen_NE)
+    score_N = score_of_terms(apart_N, room_N, epsilon=epsilon)
     return jnp.where(jnp.any(seen_NE, axis=1), score_N, -jnp.inf)
 
 
 def linear_score(value_NE: jax.Array, seen_NE: jax.Array) -> jax.Array:
-    """LINEAR, this project's reading: correlation of the curve with the epoch.
+    """The LINEAR scores of reward curves, fp32 [N]: correlation with the epoch.
 
-    1 for a straight line upwards, −1 downwards, 0 for a flat curve or a single cell;
-    −inf for a problem without any cell. Keep those of at least θ = 0.7.
+    They are this project's reading of a baseline without a published formula
+    (arXiv:2502.11886). value_NE and seen_NE are as for `score`. The score is 1 for a
+    straight line upwards, −1 downwards, 0 for a flat curve or a single cell; −inf for a
+    problem without any cell. Keep those of at least θ = 0.7.
     """
     epoch_1E = jnp.arange(value_NE.shape[1], dtype=value_NE.dtype)[None]
     low_N1 = jnp.min(jnp.where(seen_NE, value_NE, jnp.inf), axis=1, keepdims=True)
@@ -102,23 +129,30 @@ def linear_score(value_NE: jax.Array, seen_NE: jax.Array) -> jax.Array:
 
 
 def keep(score_N: jax.Array, *, threshold: float) -> jax.Array:
-    """The offline subset, keep_N. For the paper's, `jnp.round(score_N, 2)` first."""
+    """Which problems LIM keeps offline: bool keep_N, s ≥ θ (arXiv:2502.11886).
+
+    For the paper's own 1,389 problems give `jnp.round(score_N, 2)`.
+    """
     return score_N >= threshold
 
 
 def threshold_weight(
     score_N: jax.Array, ever_seen_N: jax.Array, *, threshold: float, floor: float
 ) -> jax.Array:
-    """Online: weight_N = 1 if kept or never seen, else `floor`."""
+    """The weight of each problem in an online draw, fp32 weight_N: 1 or `floor`.
+
+    It is 1 for a score of `threshold` or more and for a never-seen problem.
+    """
     return jnp.where((score_N >= threshold) | ~ever_seen_N, 1.0, floor)
 
 
 def softmax_weight(
     score_N: jax.Array, ever_seen_N: jax.Array, *, temperature: float, floor: float
 ) -> jax.Array:
-    """Online: weight_N ∝ exp(s / temperature), 1 for the best score, at least `floor`.
+    """The weight of each problem in an online draw, fp32 weight_N ∝ exp(s/temperature).
 
-    A never-seen problem has weight 1, as the best one has.
+    It is 1 for the best score, and at least `floor`. temperature: in units of the
+    score. A never-seen problem has weight 1, as the best one has.
     """
     best = jnp.max(jnp.where(ever_seen_N, score_N, -jnp.inf))
     best = jnp.maximum(best, jnp.finfo(score_N.dtype).min)  # −inf − −inf is nan

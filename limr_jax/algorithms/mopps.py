@@ -16,32 +16,40 @@ import jax.numpy as jnp
 
 
 class State(NamedTuple):
+    """The Beta posterior of each problem's pass rate."""
+
     alpha_N: jax.Array  # pseudo-count of right responses, fp32
     beta_N: jax.Array  # pseudo-count of wrong responses, fp32
 
 
 def init(problems: int, *, prior: float = 1.0) -> State:
+    """The state before the first visit: both pseudo-counts are α_0 = β_0 = `prior`."""
     prior_N = jnp.full(problems, prior, jnp.float32)
     return State(prior_N, prior_N)
 
 
 def choose(
     state: State,
-    pool_Q: jax.Array,
+    pool_X: jax.Array,
     key: jax.Array,
     *,
     prompts: int,
     target: float = 0.5,
 ) -> jax.Array:
-    """ids_P out of the Q ≥ P distinct problems of the pool."""
+    """ids_P of the P = `prompts` problems of a pool to draw (arXiv:2507.04632).
+
+    Their pass rates, drawn from the posterior, are nearest to `target`. pool_X: ids of
+    Q ≥ P different problems.
+    """
 
     def draw(problem):
+        # The key is of the problem, so that its draw is the same in whatever pool.
         a, b = state.alpha_N[problem], state.beta_N[problem]
         return jax.random.beta(jax.random.fold_in(key, problem), a, b)
 
-    pass_rate_Q = jax.vmap(draw)(pool_Q)
-    order_Q = jnp.argsort(jnp.abs(pass_rate_Q - target), stable=True)
-    return pool_Q[order_Q[:prompts]]
+    pass_rate_X = jax.vmap(draw)(pool_X)
+    order_X = jnp.argsort(jnp.abs(pass_rate_X - target), stable=True)
+    return pool_X[order_X[:prompts]]
 
 
 def update(
@@ -53,7 +61,11 @@ def update(
     decay: float = 0.5,
     prior: float = 1.0,
 ) -> State:
-    """After a step's rollouts; ids are distinct, `decay` is λ, `prior` is α_0 = β_0."""
+    """The state after the rollouts of a step (arXiv:2507.04632).
+
+    ids_P: the problems drawn, all different. correct_PG and valid_PG: bool. `decay` is
+    λ, `prior` is α_0 = β_0.
+    """
     visited_P = jnp.any(valid_PG, axis=1)
     right_P = jnp.sum(valid_PG & correct_PG, axis=1)
     wrong_P = jnp.sum(valid_PG & ~correct_PG, axis=1)

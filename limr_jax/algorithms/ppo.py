@@ -27,9 +27,12 @@ def clip_loss(
     clip_low: float = 0.2,
     clip_high: float = 0.2,
 ) -> tuple[jax.Array, jax.Array]:
-    """Policy loss per token, loss_BT, and where the clip took the gradient, clipped_BT.
+    """PPO's clipped policy loss (arXiv:1707.06347): loss_BT and clipped_BT.
 
-    Only `logprob_BT` is differentiated.
+    The former is the loss per token, to be summed; the latter, bool, is where the clip
+    took the gradient. Log-probabilities are in nats, of the policy now and of the one
+    that wrote the token. mask_BT: bool, what lies outside gives 0. clip_low, clip_high:
+    ε_low and ε_high. Only `logprob_BT` is differentiated.
     """
     # Masked before exp: inf in the padding would make its gradient 0 · inf = nan.
     old_BT = jax.lax.stop_gradient(old_logprob_BT)
@@ -37,6 +40,7 @@ def clip_loss(
     advantage_BT = jnp.where(mask_BT, jax.lax.stop_gradient(advantage_BT), 0)
     near_BT = jnp.clip(ratio_BT, 1 - clip_low, 1 + clip_high)
     loss_BT = -jnp.minimum(ratio_BT * advantage_BT, near_BT * advantage_BT)
+    # Elsewhere the minimum is the unclipped term, and its gradient is whole.
     above_BT = (ratio_BT > 1 + clip_high) & (advantage_BT > 0)
     below_BT = (ratio_BT < 1 - clip_low) & (advantage_BT < 0)
     return loss_BT, above_BT | below_BT
@@ -50,9 +54,11 @@ def gae(
     gamma: float,
     lam: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """Advantages and returns (the critic's targets): advantage_BT, return_BT.
+    """Generalised advantage estimation (arXiv:1506.02438): advantage_BT, return_BT.
 
-    The mask may have gaps: the token after one follows the token before it.
+    Returns are the critic's targets. reward_BT and value_BT: fp32, the value before
+    each token. gamma, lam: γ and λ, 0 to 1. Both results are 0 off the mask. The mask
+    may have gaps: the token after one follows the token before it.
     """
 
     def earlier(later, token):
@@ -65,14 +71,17 @@ def gae(
         return (advantage_B, next_value_B), advantage_B
 
     tokens = (reward_BT.T, value_BT.T, mask_BT.T)
-    after_B = jnp.zeros_like(value_BT[:, 0])
+    after_B = jnp.zeros_like(value_BT[:, 0])  # nothing is worth anything after the end
     _, advantage_TB = jax.lax.scan(earlier, (after_B, after_B), tokens, reverse=True)
     advantage_BT = jnp.where(mask_BT, advantage_TB.T, 0)
     return advantage_BT, jnp.where(mask_BT, advantage_BT + value_BT, 0)
 
 
 def whiten(x_BT: jax.Array, mask_BT: jax.Array, *, epsilon: float = 1e-8) -> jax.Array:
-    """Mean 0 and variance 1 over every token of the mask in the batch; 0 outside."""
+    """Advantages with mean 0 and variance 1 over all tokens of the mask, fp32 [B, T].
+
+    They are 0 off the mask. epsilon is added to the variance, which has ddof 0.
+    """
     count = jnp.maximum(jnp.sum(mask_BT), 1)
     mean = jnp.sum(jnp.where(mask_BT, x_BT, 0)) / count
     centred_BT = jnp.where(mask_BT, x_BT - mean, 0)
@@ -87,7 +96,12 @@ def value_loss(
     *,
     clip: float = 0.2,
 ) -> tuple[jax.Array, jax.Array]:
-    """Critic loss per token, loss_BT, and where the clipped error was the larger."""
+    """PPO's clipped value loss: loss_BT and clipped_BT, both 0 off the mask.
+
+    The former is the critic's loss per token, to be summed; the latter, bool, is where
+    the clipped error was the larger. old_value_BT: the critic's before the step. clip:
+    ε, in units of the value.
+    """
     move_BT = jnp.clip(value_BT - old_value_BT, -clip, clip)
     error_BT = jnp.where(mask_BT, value_BT - return_BT, 0)
     near_error_BT = jnp.where(mask_BT, old_value_BT + move_BT - return_BT, 0)

@@ -11,6 +11,10 @@ import jax.numpy as jnp
 
 
 def weight(pass_N: jax.Array, count_N: jax.Array, *, floor: float) -> jax.Array:
-    """weight_N from the number of passes and of valid rollouts so far."""
+    """The weight of each problem in the draw, fp32 weight_N, `floor` to 1.
+
+    It is 1 − the pass rate so far (Kimi k1.5, arXiv:2501.12599). pass_N, count_N: right
+    and valid rollouts so far.
+    """
     pass_rate_N = pass_N / jnp.maximum(count_N, 1)
     return jnp.maximum(1 - pass_rate_N, floor)

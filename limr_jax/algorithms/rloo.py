@@ -12,7 +12,11 @@ import jax.numpy as jnp
 
 
 def advantage(reward_PG: jax.Array, valid_PG: jax.Array) -> jax.Array:
-    """Reward above the mean of the group's other rollouts, advantage_PG."""
+    """RLOO's advantage (arXiv:2402.14740): the reward above the others' mean.
+
+    reward_PG: fp32. valid_PG: bool; an invalid rollout is in no baseline and gets 0,
+    and so does one valid rollout alone. Returns advantage_PG, in units of the reward.
+    """
     low_P1 = jnp.min(
         jnp.where(valid_PG, reward_PG, jnp.inf), axis=1, keepdims=True
     )  # inf where nothing is valid, and then it is masked below

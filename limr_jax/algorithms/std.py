@@ -11,7 +11,11 @@ import jax.numpy as jnp
 
 
 def score(value_NE: jax.Array, seen_NE: jax.Array) -> jax.Array:
-    """Standard deviation over epochs, score_N; −inf for a problem never seen."""
+    """The std of each problem's accuracy over epochs, fp32 [N] (arXiv:2504.20571).
+
+    value_NE: the accuracy in each epoch. seen_NE: bool, False where the problem was not
+    seen. A problem never seen has −inf.
+    """
     low_N1 = jnp.min(jnp.where(seen_NE, value_NE, jnp.inf), axis=1, keepdims=True)
     above_NE = jnp.where(seen_NE, value_NE - low_N1, 0)
     count_N1 = jnp.maximum(jnp.sum(seen_NE, axis=1, keepdims=True), 1)

@@ -1,0 +1,393 @@
+"""What a compiled program moves: HBM bytes and collectives, from XLA's own text.
+
+XLA's cost_analysis counts the body of a loop once. Here every computation is added up
+on its own, and a loop's body counts as often as the loop turns:
+
+    cost(computation) = Σ cost(instruction)
+                      + Σ trips · (cost(body) + cost(condition))   of while
+                      + Σ share · cost(branch)                     of conditional
+
+The trips of a loop are the constant that its condition compares a counter with; where
+there is none (a number that depends on data) they are the caller's, in the order in
+which the loops begin. The shares of the branches are the caller's too; a conditional of
+another number of branches counts as its cheapest: times made from these are lower
+bounds.
+Bytes of an instruction are those of its operands and results that lie in HBM; a fusion
+that only slices or gathers from an operand reads what it takes, and one that updates a
+slice, or scatters, in place writes that. A fusion's collectives count too: libtpu
+writes a reduce-scatter as a fusion of an all-reduce and a slice. cost_analysis counts
+the same but for asynchronous copies, which it counts at their start and again at their
+end. A Pallas kernel counts nothing here: how often it reads what, only its grid says
+(flops.kernel_bytes).
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+
+from limr_jax.compilation import flops
+
+_BITS = {
+    **dict.fromkeys(("pred", "s8", "u8", "f8e4m3fn", "f8e5m2"), 8),
+    **dict.fromkeys(("s16", "u16", "f16", "bf16"), 16),
+    **dict.fromkeys(("s32", "u32", "f32"), 32),
+    **dict.fromkeys(("s64", "u64", "f64", "c64"), 64),
+    **dict.fromkeys(("s4", "u4"), 4),
+}
+_ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
+_NAME = re.compile(r"%([\w.\-]+)")
+_HEAD = re.compile(r"^(?:ENTRY )?%([\w.\-]+) \(.*\{$")
+_FREE = {
+    "parameter",
+    "constant",
+    "get-tuple-element",
+    "tuple",
+    "bitcast",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "opt-barrier",
+    "iota",
+    "add-dependency",
+}
+_SLICES = {"dynamic-slice", "slice", "gather"}
+_IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}  # which operand is written
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation."""
+
+    name: str
+    type: str  # of the result, with layouts
+    opcode: str
+    operands: tuple[str, ...]
+    attributes: str
+    inside: str  # between the parentheses: a constant's value, a parameter's number
+    root: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class HloCost:
+    """What a program moves on one chip."""
+
+    hbm_bytes: float = 0.0  # read and written
+    all_bytes: float = 0.0  # on-chip memory included, as cost_analysis has it
+    # kind → (how often, bytes that a chip sends), as if over a ring.
+    collectives: dict[str, tuple[float, float]] = dataclasses.field(
+        default_factory=dict
+    )
+
+    def __add__(self, other: "HloCost") -> "HloCost":
+        both = dict(self.collectives)
+        for kind, (count, size) in other.collectives.items():
+            before = both.get(kind, (0, 0))
+            both[kind] = (before[0] + count, before[1] + size)
+        return HloCost(
+            self.hbm_bytes + other.hbm_bytes, self.all_bytes + other.all_bytes, both
+        )
+
+    def __rmul__(self, trips: float) -> "HloCost":
+        many = {
+            kind: (trips * count, trips * size)
+            for kind, (count, size) in self.collectives.items()
+        }
+        return HloCost(trips * self.hbm_bytes, trips * self.all_bytes, many)
+
+    @property
+    def collective_bytes(self) -> float:
+        return sum(size for _, size in self.collectives.values())
+
+
+def cost(
+    text: str, *, turns: Sequence[int] = (1,), shares: Sequence[float] = ()
+) -> HloCost:
+    """What the program of this optimised HLO text moves.
+
+    turns: of the loops whose condition has no constant, in the order in which they
+    begin; the last stands for all that follow. shares: how often each branch is taken,
+    of every conditional with as many branches.
+    """
+    computations, entry = parse(text)
+    assumed = flops.Assumed(turns, shares)
+
+    def of(name: str) -> HloCost:
+        here = computations[name]
+        costs = (
+            _cost_of(line, here, computations, of, assumed) for line in here.values()
+        )
+        return sum(costs, start=HloCost())
+
+    return of(entry)
+
+
+def kernels(text: str) -> list[str]:
+    """The names of the Pallas kernels for TPU in it."""
+    call = re.compile(r'%([\w\-]+)[\w.\-]* = .* custom_call_target="tpu_custom_call"')
+    return sorted({found[1] for found in map(call.search, text.splitlines()) if found})
+
+
+def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
+    """Computations by name, each its instructions by name, and the entry's name."""
+    computations, entry, lines = {}, None, None
+    for line in text.splitlines():
+        head = _HEAD.match(line)
+        if head:
+            lines = computations[head[1]] = {}
+            entry = head[1] if line.startswith("ENTRY") else entry
+        elif lines is not None and " = " in line:
+            instruction = _instruction(line)
+            lines[instruction.name] = instruction
+    return computations, entry
+
+
+def _instruction(line: str) -> Instruction:
+    left, right = line.strip().split(" = ", 1)
+    stop = _closed(right, 0) if right.startswith("(") else right.index(" ")
+    result, right = right[:stop], right[stop:].lstrip()
+    opening = right.index("(")
+    closing = _closed(right, opening)
+    inside = right[opening + 1 : closing - 1]
+    return Instruction(
+        name=_NAME.search(left)[1],
+        type=result,
+        opcode=right[:opening],
+        operands=tuple(_NAME.findall(inside)),
+        attributes=right[closing:],
+        inside=inside,
+        root=left.startswith("ROOT"),
+    )
+
+
+def _closed(text: str, start: int) -> int:
+    """Behind the parenthesis that closes the one at `start`."""
+    depth = 0
+    for i in range(start, len(text)):
+        depth += (text[i] == "(") - (text[i] == ")")
+        if not depth:
+            return i + 1
+    raise ValueError(f"no closing parenthesis: {text[start : start + 80]}")
+
+
+def _sizes(result: str) -> list[tuple[float, bool]]:
+    """(bytes, lies in HBM) of each array of a type."""
+    found = []
+    for dtype, dims, layout in _ARRAY.findall(result):
+        if dtype in _BITS:
+            elements = math.prod(int(n) for n in dims.split(",") if n)
+            found.append((elements * _BITS[dtype] / 8, "S(" not in layout))
+    return found
+
+
+def _moved(sizes) -> HloCost:
+    sizes = list(sizes)
+    return HloCost(
+        hbm_bytes=sum(size for size, in_hbm in sizes if in_hbm),
+        all_bytes=sum(size for size, _ in sizes),
+    )
+
+
+def _called(instruction: Instruction, key: str) -> str:
+    return re.search(rf"\b{key}=%([\w.\-]+)", instruction.attributes)[1]
+
+
+def _cost_of(instruction: Instruction, here, computations, of, assumed) -> HloCost:
+    opcode = instruction.opcode
+    if opcode in _FREE or opcode.endswith("-done"):
+        return HloCost()
+    if opcode == "while":
+        condition = _called(instruction, "condition")
+        trips = _told(instruction) or _trips(computations[condition])
+        trips = next(assumed.turns) if trips is None else trips
+        return trips * (of(_called(instruction, "body")) + of(condition))
+    if opcode == "conditional":
+        names = _NAME.findall(
+            re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)[1]
+        )
+        branches = [of(name) for name in names]
+        return assumed.of_branches(branches, key=lambda c: c.all_bytes)
+    if opcode in ("call", "async-start"):
+        key = "to_apply" if opcode == "call" else "calls"
+        return of(_called(instruction, key))
+    kind = opcode.removesuffix("-start")
+    if kind in COLLECTIVES:
+        return _collective(kind, instruction, here)
+    if opcode == "fusion":
+        inside = _fused(_called(instruction, "calls"), computations)
+        return _fusion(instruction, here, computations) + inside
+    return _moved(_plain(instruction, here))
+
+
+def _plain(instruction: Instruction, here) -> list[tuple[float, bool]]:
+    """What one instruction that is not fused reads and writes."""
+    result = _sizes(instruction.type)
+    operands = [
+        _sizes(here[name].type) for name in instruction.operands if name in here
+    ]
+    if instruction.opcode == "custom-call" and re.search(
+        r'custom_call_target="(AllocateBuffer|ConcatBitcast|Assume\w*|tpu_custom_call)"',
+        instruction.attributes,
+    ):
+        return []
+    if instruction.opcode == "slice-start":  # type ((from), to, context)
+        return [result[1], (result[1][0], result[0][1])]
+    if instruction.opcode.endswith("-start"):  # (to, from, context) or (from, to)
+        return result[:2]
+    if instruction.opcode in _SLICES:
+        read = [(result[0][0], operands[0][0][1])] if operands and operands[0] else []
+        return result + read + [x for some in operands[1:] for x in some]
+    if instruction.opcode in _IN_PLACE:
+        written = operands[_IN_PLACE[instruction.opcode]]
+        return written + [(written[0][0], operands[0][0][1])]
+    return result + [x for some in operands for x in some]
+
+
+def _fusion(instruction: Instruction, here, computations) -> HloCost:
+    """Bytes at a fusion's boundary; slices count as what they take."""
+    inner = computations[_called(instruction, "calls")]
+    sizes = []
+    for number, name in enumerate(instruction.operands):
+        for size, in_hbm in _sizes(here[name].type):
+            sizes.append((_read(inner, number, size, computations), in_hbm))
+    for part, (size, in_hbm) in zip(
+        _results(inner, computations), _sizes(instruction.type)
+    ):
+        sizes.append((min(size, part), in_hbm))
+    return _moved(sizes)
+
+
+def _fused(name: str, computations) -> HloCost:
+    """The collectives of a fusion; what they read and write, its boundary says."""
+    inner, found = computations[name], HloCost()
+    for line in inner.values():
+        kind = line.opcode.removesuffix("-start")
+        if line.opcode == "fusion":
+            found += _fused(_called(line, "calls"), computations)
+        elif kind in COLLECTIVES:
+            if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
+                kind = "reduce-scatter"
+            found += HloCost(collectives=_sent(kind, line, inner))
+    return found
+
+
+def _results(inner, computations) -> list[float]:
+    """Bytes that each result of a fusion writes: of an update in place, the slice."""
+    root = next(line for line in inner.values() if line.root)
+    parts = (
+        [inner[name] for name in root.operands] if root.opcode == "tuple" else [root]
+    )
+    written = []
+    for part in parts:
+        while part.opcode == "bitcast" and part.operands:
+            part = inner[part.operands[0]]
+        if part.opcode in _IN_PLACE:
+            changed = inner[part.operands[_IN_PLACE[part.opcode]]]
+            written.append(_sizes(changed.type)[0][0])
+        elif part.opcode == "fusion":
+            written += _results(computations[_called(part, "calls")], computations)
+        else:
+            written += [size for size, _ in _sizes(part.type)]
+    return written
+
+
+def _read(inner, number: int, size: float, computations) -> float:
+    """Bytes of a fusion's operand that are read."""
+    taken = 0.0
+    names = [
+        line.name
+        for line in inner.values()
+        if line.opcode == "parameter" and int(line.inside) == number
+    ]
+    while names:
+        name = names.pop()
+        if inner[name].root:
+            return size
+        for user in inner.values():
+            if name not in user.operands:
+                continue
+            first = user.operands[0] == name
+            if user.opcode == "bitcast":
+                names.append(user.name)
+            elif user.opcode in _SLICES and first:
+                taken += _sizes(user.type)[0][0]
+            elif user.opcode == "fusion":
+                nested = computations[_called(user, "calls")]
+                at = user.operands.index(name)
+                if _passed_on(nested) == at:
+                    names.append(user.name)
+                else:
+                    taken += _read(nested, at, size, computations)
+            elif user.opcode not in _IN_PLACE or not first:
+                return size
+    return min(taken, size)
+
+
+def _passed_on(inner) -> int | None:
+    """The number of the operand that a fusion gives back as it is."""
+    line = next(line for line in inner.values() if line.root)
+    while line.opcode == "bitcast":
+        line = inner[line.operands[0]]
+    return int(line.inside) if line.opcode == "parameter" else None
+
+
+def _told(loop: Instruction) -> int | None:
+    """The trips that XLA itself has noted; its TPU compiler does not."""
+    found = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
+    return int(found[1]) if found else None
+
+
+def _trips(condition: dict[str, Instruction]) -> int | None:
+    """The constant that the condition compares a counter with; None: there is none."""
+    bounds = []
+    for line in condition.values():
+        if line.opcode == "compare" and "direction=LT" in line.attributes:
+            limit = condition[line.operands[1]]
+            if limit.opcode == "constant" and re.match(r"[su]32\[\]", limit.type):
+                bounds.append(int(limit.inside))
+    return min(bounds) if bounds else None
+
+
+def _group_size(attributes: str) -> int:
+    """Devices of one group of a collective."""
+    plain = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
+    if plain:
+        return len(plain[1].split(","))
+    iota = re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes)
+    if iota:
+        return int(iota[1])
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes)
+    if mesh:
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", mesh[2]))
+    return 2  # a permutation has pairs
+
+
+def _collective(kind: str, instruction: Instruction, here) -> HloCost:
+    sizes = [x for name in instruction.operands for x in _sizes(here[name].type)]
+    moved = _moved(sizes + sizes if kind != "all-gather" else sizes)
+    if kind == "all-gather":
+        size, n = sum(size for size, _ in sizes), _group_size(instruction.attributes)
+        moved += _moved([(size * n, all(in_hbm for _, in_hbm in sizes))])
+    return moved + HloCost(collectives=_sent(kind, instruction, here))
+
+
+def _sent(kind: str, instruction: Instruction, here) -> dict:
+    """Bytes that a chip sends of one collective, as `HloCost` has them."""
+    types = [here[name].type for name in instruction.operands]
+    size = sum(size for type in types for size, _ in _sizes(type))
+    n = _group_size(instruction.attributes)
+    sent = {
+        "all-gather": size * (n - 1),
+        "all-reduce": 2 * size * (n - 1) / n,
+        "collective-permute": size,
+    }.get(kind, size * (n - 1) / n)
+    return {kind: (1, sent)}

@@ -1,0 +1,335 @@
+"""What the compiled programs say of a run: what fits, and how fast it could be.
+
+Times are bounds, not measurements: each program's longest of FLOPs over the chip's
+peak, HBM bytes over its bandwidth, and collectives' bytes over its interconnect, with
+every response as long as allowed.
+"""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from limr_jax.compilation import decode_traffic
+from limr_jax.compilation.calls import Plan
+from limr_jax.compilation.compile import Compiled, chip_bytes
+
+GIB = 2**30
+LEAST = 0.05  # GiB: what frees less is no advice
+
+
+def report(config, plan: Plan, programs: list[Compiled], cost: dict) -> dict:
+    """All that `text` prints, as JSON has it. cost: of the report itself, by name."""
+    chip = plan.chip
+    limit = chip.hbm_gib * GIB
+    step = [program for program in programs if program.phase == "step"]
+    rollouts = config.prompts_per_step * config.group_size
+    tokens = rollouts * config.rollout.max_response_length
+    bound = sum(max(p.bound(chip).values()) for p in step)
+    at_most = max(programs, key=lambda p: p.total)
+    return {
+        "slice": config.slice.type,
+        "chips": plan.mesh.size,
+        "mesh": dict(plan.mesh.shape),
+        "hbm_gib_a_chip": chip.hbm_gib,
+        "fits": at_most.total <= limit and not any(p.error for p in programs),
+        "programs": [_row(p, plan) for p in programs],
+        "most_in_hbm": {"program": at_most.name, "gib": at_most.total / GIB},
+        "rollouts": _waves(config, plan, programs, limit),
+        "decode": decode(plan, programs),
+        "not_compiled": not_compiled(config, plan),
+        "bound": {
+            "seconds_a_step": bound,
+            "tokens_a_second_a_chip": tokens / bound / plan.mesh.size if bound else 0,
+            "hours": bound * config.num_steps / 3600,
+            "steps": config.num_steps,
+        },
+        "compiling": cost,
+        "advice": advice(config, plan, programs, limit),
+    }
+
+
+def _row(program: Compiled, plan: Plan) -> dict:
+    bound = program.bound(plan.chip)
+    return {
+        "name": program.name,
+        "phase": program.phase,
+        "error": program.error,
+        "arguments_gib": program.arguments / GIB,
+        "output_gib": program.output / GIB,
+        "temporaries_gib": program.temporaries / GIB,
+        "code_gib": program.code / GIB,
+        "elsewhere_gib": program.elsewhere / GIB,
+        "total_gib": program.total / GIB,
+        "share_of_hbm": program.total / GIB / plan.chip.hbm_gib,
+        "flops": program.flops,
+        "hbm_bytes": program.hbm_bytes,
+        "collectives": {
+            kind: {"count": count, "bytes": size}
+            for kind, (count, size) in program.collectives.items()
+        },
+        "kernels": program.kernels,
+        "bound_seconds": bound,
+        "limited_by": max(bound, key=bound.get),
+        "compile_seconds": program.seconds,
+    }
+
+
+def _waves(config, plan: Plan, programs: list[Compiled], limit: float) -> dict:
+    """Rollouts that fit at a time at most: a slot more takes its cache at least."""
+    rollouts = config.prompts_per_step * config.group_size
+    slots = plan.generation.slots
+    each = column_bytes(plan) * slot_columns(plan)
+    prompts = config.prompts_per_step * plan.prompt_length  # their columns
+    generate = next(p for p in programs if p.name == "generate")
+    free = max(0.0, limit - generate.total)
+    by_rows = plan.mesh.shape["data"] * plan.mesh.shape["fsdp"]
+    unit = by_rows * config.group_size
+    fit = slots + free / each * by_rows
+    return {
+        "a_step": rollouts,
+        "slots": slots,
+        "waves": math.ceil(rollouts / slots),
+        "cache_gib_a_chip": each * slots / by_rows / GIB,
+        "prompts_gib_a_chip": prompts * column_bytes(plan) / by_rows / GIB,
+        "fit_at_a_time": 0 if generate.error else int(fit // unit * unit),
+    }
+
+
+def decode(plan: Plan, programs: list[Compiled]) -> dict | None:
+    """Bytes that a decode step moves over weights and live cache, lengths simulated.
+
+    By number of slots, and of all steps. `scheduled`: the weights and what attention
+    reads, by arithmetic; `compiled`: all that the compiled program moves. None where
+    nothing is decoded, or the schedule is not known.
+    """
+    model = plan.compute.model
+    if not any(part.steps for part in plan.decoded):
+        return None
+    by_rows = plan.mesh.shape["data"] * plan.mesh.shape["fsdp"]
+    params = next(call.args[0] for call in plan.calls if call.name == "generate")
+    count = sum(x.size for x in jax.tree.leaves(params))
+    if not model.tied:  # a step reads its tokens' rows
+        count -= params["embedder"]["embedding"].size
+    size = jnp.dtype(plan.compute.dtype).itemsize
+    sizes = {
+        "weights": count * size / plan.mesh.shape["tensor"],
+        "column": column_bytes(plan),
+    }
+    moved = next(p.decode_bytes for p in programs if p.name == "generate") or None
+    measured = [
+        (part, bytes_)
+        for part, bytes_ in zip(plan.decoded, moved or itertools.repeat(None))
+        if part.steps
+    ]
+
+    def ratios(measured):
+        parts = [part for part, _ in measured]
+        least = decode_traffic.must(parts, **sizes)
+        return {
+            "scheduled": decode_traffic.ratio(parts, **sizes),
+            "compiled": moved and sum(p.steps * size for p, size in measured) / least,
+        }
+
+    return {
+        **ratios(measured),
+        "parts": [
+            {
+                "slots": part.slots * by_rows,
+                "steps": part.steps,
+                **ratios([(part, size)]),
+            }
+            for part, size in measured
+        ],
+    }
+
+
+def not_compiled(config, plan: Plan) -> list[dict]:
+    """What else a run of several hosts launches: copies of arrays that programs made.
+
+    With the bytes that they take on a chip for as long as they take.
+    """
+    if len({device.process_index for device in plan.mesh.devices.flat}) == 1:
+        return []
+    *_, written, graded = next(c.args for c in plan.calls if c.name == "observe")
+    dumped = (graded, written.response_BT, written.mask_BT, written.truncated_B)
+    copies = {}
+    if config.dump.max_bytes:
+        copies["on_host: a step's rollouts, for the dump"] = sum(_whole(dumped))
+    if graded.parts:  # the first copy of each device's rows
+        copies["HostGrader: the hosts' grades"] = _bytes(graded)
+    return [{"name": name, "gib": size / GIB} for name, size in copies.items()]
+
+
+def _whole(shapes) -> list[int]:
+    """Bytes of each array, all of it."""
+    return [x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)]
+
+
+def slot_columns(plan: Plan) -> int:
+    """Columns of a rollout's row in the cache; a shared prompt's are not of them."""
+    own = plan.generation.response_length
+    return own if plan.shared else plan.prompt_length + own
+
+
+def column_bytes(plan: Plan) -> float:
+    """Bytes on a chip of a column's keys and values, of one row."""
+    config = plan.compute.model
+    tensor = plan.mesh.shape["tensor"]
+    heads = config.kv_heads / (tensor if config.kv_heads % tensor == 0 else 1)
+    size = jnp.dtype(plan.compute.dtype).itemsize
+    return 2 * config.layers * heads * config.head_dim * size
+
+
+def advice(config, plan: Plan, programs: list[Compiled], limit: float) -> list[dict]:
+    """The three settings that would free most HBM where a program does not fit.
+
+    What each frees is arithmetic, not compiled: half of what grows with it.
+    """
+    over = {p.name for p in programs if p.error or p.total > limit}
+    if not over:
+        return []
+    by_rows = plan.mesh.shape["data"] * plan.mesh.shape["fsdp"]
+    columns = plan.prompt_length + plan.generation.response_length
+    own = slot_columns(plan)
+    response = config.rollout.max_response_length
+    arguments = {call.name: call.args for call in plan.calls}
+    slots = plan.generation.slots
+    learning = {"update", "reference", "values", "thoughts"} & over
+    rows, kept, without_remat = _activations(config, plan) if learning else (0, 0, 0)
+    writing = {"generate", "evaluate", "evaluate sampled"} & over
+    ring = column_bytes(plan) * own * slots / by_rows if writing else 0
+    shorter = (kept / columns + ring / own) * response / 2
+    options = [
+        (f"--config.rollout.max_response_length={response // 2}", shorter),
+        ("twice the chips, on mesh.fsdp", _bytes(arguments["update"][0]) / 2),
+    ]
+    if learning and rows % (2 * by_rows) == 0:
+        options.append((f"--config.micro_batch_rows={rows // 2}", kept / 2))
+    if learning and not config.model.remat:
+        options.append(("--config.model.remat=true", without_remat))
+    if writing and slots % (2 * by_rows) == 0:
+        options.append((f"--config.rollout.slots={slots // 2}", ring / 2))
+    if config.kl.coefficient:
+        options.append(("--config.kl.coefficient=0", _bytes(arguments["reference"][0])))
+    options.sort(key=lambda option: -option[1])
+    settings = [{"setting": name, "frees_gib": freed / GIB} for name, freed in options]
+    return [row for row in settings[:3] if row["frees_gib"] >= LEAST]
+
+
+def _bytes(shapes) -> int:
+    """Of a pytree, on one chip."""
+    return sum(map(chip_bytes, jax.tree.leaves(shapes)))
+
+
+def _activations(config, plan: Plan) -> tuple[int, float, float]:
+    """Rows of a micro-batch, bytes kept of them on a chip, what remat would free."""
+    model = plan.compute.model
+    by_rows = plan.mesh.shape["data"] * plan.mesh.shape["fsdp"]
+    columns = plan.prompt_length + (
+        config.row_responses * plan.generation.response_length
+    )
+    rollouts = config.prompts_per_step * config.group_size
+    rows = config.micro_batch_rows or rollouts // config.minibatches_per_step
+    size = jnp.dtype(plan.compute.dtype).itemsize
+    inputs = rows / by_rows * columns * model.width * size * model.layers
+    if config.model.remat:
+        return rows, inputs, 0
+    # A layer keeps its norms, heads and gates too, and the scores.
+    whole = 6 * model.width + 4 * model.mlp_width + model.heads * columns
+    kept = inputs * whole / model.width
+    return rows, kept, kept - inputs
+
+
+def text(report: dict) -> str:
+    """The report as a person reads it."""
+    mesh = " x ".join(f"{name} {size}" for name, size in report["mesh"].items())
+    lines = [
+        f"{report['slice']}: {report['chips']} chips of "
+        f"{report['hbm_gib_a_chip']} GiB, mesh {mesh}",
+        "",
+        "GiB a chip         arguments  output  temporaries  elsewhere  total  of HBM"
+        "   TFLOPs      GB  compile s",
+    ]
+    for row in report["programs"]:
+        lines.append(
+            f"{row['name']:<18} {row['arguments_gib']:>9.2f} {row['output_gib']:>7.2f} "
+            f"{row['temporaries_gib']:>12.2f} {row['elsewhere_gib']:>10.2f} "
+            f"{row['total_gib']:>6.2f} {row['share_of_hbm']:>6.0%} "
+            f"{row['flops'] / 1e12:>9.1f} {row['hbm_bytes'] / 1e9:>8.1f} "
+            f"{row['compile_seconds']:>9.1f}"
+        )
+        if row["error"]:
+            lines.append(f"  does not fit: {row['error'][:300]}")
+    lines += ["", "collectives a chip sends"]
+    for row in report["programs"]:
+        for kind, sent in row["collectives"].items():
+            lines.append(
+                f"{row['name']:<18} {kind:<20} {sent['count']:>10,.0f} times "
+                f"{sent['bytes'] / 1e9:>10.2f} GB"
+            )
+    lines += ["", "seconds at least    compute   memory  interconnect  (a bound)"]
+    for row in report["programs"]:
+        bound = row["bound_seconds"]
+        lines.append(
+            f"{row['name']:<18} {bound['compute']:>8.2f} {bound['memory']:>8.2f} "
+            f"{bound['interconnect']:>13.2f}  {row['limited_by']}"
+        )
+    return "\n".join([*lines, "", *_summary(report)])
+
+
+def _decoded(ratios: dict | None) -> list[str]:
+    if ratios is None:
+        return []
+    lines = []
+    for kind, what in (
+        ("compiled", "moves, as it is compiled,"),
+        ("scheduled", "must, and its attention reads, by arithmetic,"),
+    ):
+        if ratios[kind] is None:
+            continue  # it did not compile
+        parts = ", ".join(
+            f"{part[kind]:.2f} in {part['slots']:,} slots ({part['steps']:,} steps)"
+            for part in ratios["parts"]
+        )
+        lines.append(
+            f"a decode step {what} {ratios[kind]:.2f} times the weights and live "
+            f"cache, of simulated lengths: {parts}"
+        )
+    return lines
+
+
+def _summary(report: dict) -> list[str]:
+    rollouts, bound = report["rollouts"], report["bound"]
+    lines = [
+        f"rollouts: at most {rollouts['fit_at_a_time']:,} of full length fit at once; "
+        f"{rollouts['a_step']:,} a step by {rollouts['slots']:,} slots are "
+        f"{rollouts['waves']} waves, whose cache is {rollouts['cache_gib_a_chip']:.2f} "
+        f"GiB a chip, that of the prompts {rollouts['prompts_gib_a_chip']:.2f}",
+        *_decoded(report["decode"]),
+        *(
+            f"not compiled: {row['name']}, {row['gib']:.2f} GiB a chip"
+            for row in report["not_compiled"]
+        ),
+        f"bound, not a measurement, every response at its longest: a step takes at "
+        f"least {bound['seconds_a_step']:.0f} s, at most "
+        f"{bound['tokens_a_second_a_chip']:.0f} tokens a second a chip; "
+        f"{bound['steps']:,} steps at least {bound['hours']:.1f} hours",
+        "compiled in {wall_seconds:.0f} s, {cpu_seconds:.0f} s of processor time and "
+        "{peak_gib:.1f} GiB of memory".format(**report["compiling"]),
+    ]
+    most = report["most_in_hbm"]
+    if report["fits"]:
+        lines.append(
+            f"fits: at most {most['gib']:.2f} of {report['hbm_gib_a_chip']} GiB, in "
+            f"{most['program']}"
+        )
+    else:
+        helps = "; ".join(
+            f"{a['setting']} (frees about {a['frees_gib']:.1f} GiB)"
+            for a in report["advice"]
+        )
+        helps = helps or "no setting of memory"
+        lines.append(f"does not fit ({most['program']}); what helps most: {helps}")
+    return lines

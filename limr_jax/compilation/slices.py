@@ -1,0 +1,89 @@
+"""TPU chips and slices: what the compile report measures programs against.
+
+Peak bf16 FLOP/s, HBM bandwidth and interconnect of a chip are those of the pages
+https://docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e, as they were in 2026
+(older ones have 1,640 GB/s for v6e's HBM). The interconnect is half of what they call
+bidirectional. v4's page has none: its chip has six links, each of what the page's
+bisection bandwidth, 24 TB/s, leaves to the 512 links that halve a 16 x 16 x 16 torus;
+so counted, v5e and v6e have what their pages say. The HBM that a program may use is
+what libtpu's compiler says when one does not fit.
+"""
+
+import dataclasses
+import os
+
+from limr_jax.errors import InputError, choose
+from limr_jax.platform import has_libtpu
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One chip's published peaks."""
+
+    flops: float  # FLOP/s in bf16
+    hbm_bandwidth: float  # bytes/s
+    ici_bandwidth: float  # bytes/s, all links of the chip, one direction
+    hbm_gib: float  # GiB that a program may use
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """What gcloud calls by one name."""
+
+    chip: str
+    topology: str  # as libtpu names it
+
+
+CHIPS = {
+    "v4": Chip(275e12, 1200e9, 281e9, 30.75),
+    "v5e": Chip(197e12, 819e9, 200e9, 15.75),
+    "v5p": Chip(459e12, 2765e9, 600e9, 95.74),
+    "v6e": Chip(918e12, 1600e9, 400e9, 31.25),
+}
+
+# v4 and v5p count cores, two a chip; v5e and v6e count chips.
+SLICES = {
+    "v4-8": Slice("v4", "2x2x1"),
+    "v4-16": Slice("v4", "2x2x2"),
+    "v4-32": Slice("v4", "2x2x4"),
+    "v4-64": Slice("v4", "2x4x4"),
+    "v5litepod-4": Slice("v5e", "2x2"),
+    "v5litepod-16": Slice("v5e", "4x4"),
+    "v5p-8": Slice("v5p", "2x2x1"),
+    "v5p-16": Slice("v5p", "2x2x2"),
+    "v6e-4": Slice("v6e", "2x2"),
+    "v6e-16": Slice("v6e", "4x4"),
+}
+
+
+def devices(slice_type: str):
+    """The devices of a slice that is not there, for compiling (needs libtpu).
+
+    To be called before anything else has asked for a TPU: the compiler reads the
+    environment once. InputError without libtpu.
+    """
+    tpu_slice = choose(SLICES, slice_type, "slice.type")
+    if not has_libtpu():
+        raise InputError(
+            f"slice.type={slice_type}: compiling for a TPU needs its compiler, libtpu, "
+            "which is not installed: pip install -e '.[tpu]'"
+        )
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # there is no chip to lock
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", slice_type)
+    from jax.experimental import topologies
+
+    options = {}
+    if tpu_slice.chip == "v4":
+        options = {
+            "chip_config_name": "megacore",
+            "chips_per_host_bounds": (2, 2, 1),
+            "num_slices": 1,
+            "wrap": (False, False, False),
+        }
+    return topologies.get_topology_desc(
+        platform="tpu",
+        topology_name=f"{tpu_slice.chip}:{tpu_slice.topology}",
+        **options,
+    ).devices

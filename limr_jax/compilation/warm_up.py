@@ -1,0 +1,68 @@
+"""A step's programs compile side by side, beside what comes before the first step.
+
+A jitted object that was compiled for some shapes is not compiled again when it is
+called with them; so the threads here need not hand anything over
+(tests/compilation/test_warm_up.py).
+"""
+
+import concurrent.futures
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+
+import jax
+
+from limr_jax import step, train
+from limr_jax.data.prompts import Prompts
+from limr_jax.multihost import preemption
+from limr_jax.setup import Run
+
+
+@contextlib.contextmanager
+def compiling(run: Run, prompts: Prompts) -> Iterator[Callable]:
+    """Compile what a step calls, in threads; gives what waits until all is compiled.
+
+    That raises what a compiler raised, and `preemption.Stopped` as waiting for devices
+    does.
+    """
+    calls = step_calls(run, prompts)
+    # Two take as long as all the others together.
+    calls.sort(key=lambda call: call.name not in ("update", "generate"))
+    pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+    futures = [pool.submit(_compile, run.mesh, call) for call in calls]
+
+    def over() -> bool:
+        done = [future for future in futures if future.done()]
+        return len(done) == len(futures) or any(x.exception() for x in done)
+
+    def ready() -> None:
+        preemption.until(over)
+        for future in futures:
+            if future.done():
+                future.result()
+
+    try:
+        yield ready
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def step_calls(run: Run, prompts: Prompts) -> list[step.Called]:
+    """What a step of this run calls, by the step itself; each program's shapes once."""
+    programs, recording = run.programs, step.Recording()
+    with jax.set_mesh(run.mesh):
+        params = programs.state.train.params
+        reference = programs.copy.eval_shape(params) if programs.copy else None
+        train.one_step(run, recording, programs.state, reference, prompts)
+    calls = {(call.program, _shapes(call.args)): call for call in recording.calls}
+    return list(calls.values())
+
+
+def _shapes(args: tuple) -> tuple:
+    leaves, tree = jax.tree.flatten(args)
+    return tree, tuple((x.shape, x.dtype, x.sharding) for x in leaves)
+
+
+def _compile(mesh: jax.sharding.Mesh, call: step.Called) -> None:
+    with jax.set_mesh(mesh):  # of this thread
+        call.program.lower(*call.args).compile()

@@ -1,0 +1,35 @@
+"""How two configs differ, and a digest of one."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from limr_jax.config.config_file import leaves
+
+
+def plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config (or any nested mapping) as JSON gives it back: tuples are lists."""
+    nested = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    return json.loads(json.dumps(nested))
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """sha256 of the config's values, in hex; the order of fields does not matter."""
+    text = json.dumps(plain(config), sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Every leaf in which two nested mappings differ, as `a.b: old → new`, sorted."""
+    old_leaves, new_leaves = dict(leaves(plain(old))), dict(leaves(plain(new)))
+
+    def shown(leaves, name):
+        return json.dumps(leaves[name]) if name in leaves else "absent"
+
+    return [
+        f"{name}: {shown(old_leaves, name)} → {shown(new_leaves, name)}"
+        for name in sorted(old_leaves.keys() | new_leaves.keys())
+        # As text, since 1 == True == 1.0 and a missing field is not a null one.
+        if shown(old_leaves, name) != shown(new_leaves, name)
+    ]

@@ -1,0 +1,276 @@
+"""Command line → one locked configuration, checked before anything is expensive.
+
+A config file is Python: `get_config() -> ConfigDict` with every field of base.py,
+or `get_config(arg)` for `--config=file.py:arg`. `--config.a.b=value` overrides one
+field and is read by the type of the field's default. absl's flags are not used:
+ml_collections prints a traceback for a misspelt field, and absl's flags are global.
+"""
+
+import _thread
+import argparse
+import contextlib
+import difflib
+import pathlib
+import re
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
+
+from ml_collections import ConfigDict
+
+from limr_jax import console, platform
+from limr_jax.config import config_file, limits, parse_value
+from limr_jax.config.config_file import leaves, one_line
+from limr_jax.errors import InputError, choose
+
+_FLAGS = {"config": "", "workdir": "", "dry_run": False}
+
+
+def load(
+    argv: Sequence[str],
+    description: str = "",
+    *,
+    flags: Mapping[str, bool | int | float | str] | None = None,
+    short: Mapping[str, str] | None = None,
+    run_config: Callable[[str], ConfigDict] | None = None,
+    kind: str = "",
+) -> tuple[ConfigDict, types.SimpleNamespace]:
+    """The locked config and the options of a command line.
+
+    argv: the arguments, without the program's name (`sys.argv[1:]`).
+    flags: further flags, name → default; the default's type is the flag's type. One
+    whose default is () may be given again and again: all its texts, in their order.
+    short: flag → field; `--flag=x` stands for `--config.field=x`.
+    run_config: workdir → its run's config, for a program that looks at runs: one of
+    --config and --workdir is given, not both, and no workdir is the default.
+    kind: a name in `config_file.KINDS`; the config must have its fields, and no
+    others. Every value must be what limits.py allows the field, or any of
+    its kind where an algorithm or a sampler owns the field (learner/field_limits.py).
+    Options hold `config` (as given), `workdir` (default `runs/<file's stem>`),
+    `dry_run`, the further flags, and `overrides`: (field, text) of each that was set.
+    `--help` prints the usage and exits 0.
+    Raises InputError for whatever is wrong with the line or the file.
+    """
+    defaults = {**_FLAGS, **(flags or {})}
+    if any(argument in ("--help", "-h") for argument in argv):
+        raise SystemExit(print(_usage(description, defaults)))
+    texts_of, overrides = _split(argv, defaults, short or {})
+    values = {
+        name: texts
+        if default == ()
+        else parse_value.parse(texts[-1], f"--{name}", default)
+        for name, texts in texts_of.items()
+        for default in [defaults[name]]
+    }
+    pairs = [(field, text) for field, text, _ in overrides]
+    options = types.SimpleNamespace(**(defaults | values), overrides=pairs)
+    if run_config and bool(options.config) == bool(options.workdir):
+        raise InputError("give one of --config=path/to/file.py and --workdir=RUN")
+    if not options.config and not run_config:
+        raise InputError("--config is missing; give --config=path/to/file.py")
+    if options.config:
+        config = config_file.load(options.config, kind)
+    else:
+        config = run_config(options.workdir)
+    for field, text, flag in overrides:
+        _override(config, field=field, text=text, flag=flag, limited=bool(kind))
+    if not run_config and not options.workdir:
+        options.workdir = str(pathlib.Path("runs", stem(options.config)))
+    return config.lock(), options
+
+
+def switches(argument: str, **defaults: bool | int | float | str) -> Mapping[str, Any]:
+    """The values of an argument `kl=0,critic=no` of get_config, over its defaults.
+
+    Each has the type of its default.
+
+    Raises:
+      InputError: a name is unknown or there twice, or a value is of a wrong type.
+    """
+    values = {}
+    for part in argument.split(",") if argument else ():
+        name, _, text = part.partition("=")
+        default = choose(defaults, name, "argument")
+        if name in values:
+            raise InputError(f"argument {name} is there twice; give it once")
+        values[name] = parse_value.parse(text, name, default)
+    return defaults | values
+
+
+class Parser(argparse.ArgumentParser):
+    """For launchers without --config: what is wrong with the line is an InputError."""
+
+    def __init__(self, prog: str, description: str | None = None, **options):
+        raw = argparse.RawDescriptionHelpFormatter
+        options = {"formatter_class": raw, "allow_abbrev": False} | options
+        typed = platform.as_launched(f"python {prog}")
+        super().__init__(
+            prog=prog if typed == f"python {prog}" else typed,
+            description=description and platform.as_launched(description),
+            **options,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raises InputError where argparse would print the usage and exit."""
+        raise InputError(f"{message}; {self.prog} --help says more")
+
+
+def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
+    """Run `main(argv)` and exit: 2 after an InputError's one line, 130 after ^C.
+
+    What JAX cannot make of the environment is such a line, too, and so is what the
+    system refuses.
+    """
+    platform.spare_libtpu()
+    for line in platform.set_aside():
+        print(line, file=sys.stderr)
+    with console.guarded(), _interrupts_heard():
+        try:
+            platform.check_compiler_flags()
+            code = main(sys.argv[1:])
+        except KeyboardInterrupt:
+            print("error: interrupted", file=sys.stderr)
+            code = 130
+        except Exception as error:
+            if isinstance(error, InputError):
+                line = one_line(error)
+            else:
+                line = platform.complaint(error) or platform.refusal(error)
+            if line is None:
+                raise
+            print(f"error: {console.shown(line)}", file=sys.stderr)
+            code = 2
+    sys.exit(code)
+
+
+@contextlib.contextmanager
+def _interrupts_heard() -> Iterator[None]:
+    """While it lasts, ^C is not lost where Python cannot raise it, but comes anew.
+
+    That is in `__del__`, or in what JAX has the garbage collector call.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable):
+        if unraisable.exc_type is not KeyboardInterrupt:
+            return before(unraisable)
+        again = threading.Timer(0.05, _thread.interrupt_main)
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+def reading(config: ConfigDict) -> tuple["Reading", Callable[[], list[str]]]:
+    """A read-only view of the config, and which fields nothing has read through it.
+
+    Attributes, items and `**view` read; `to_dict` (for logs and run.json) does not.
+    """
+    read: set[str] = set()
+    names = [name for name, _ in leaves(config.to_dict())]
+    return Reading(config, read), lambda: [name for name in names if name not in read]
+
+
+class Reading(Mapping):
+    """A view of a ConfigDict that notes the dotted name of every leaf it hands out."""
+
+    def __init__(self, config: ConfigDict, read: set[str], prefix: str = ""):
+        self._config, self._read, self._prefix = config, read, prefix
+
+    def __getitem__(self, key: str) -> Any:
+        value = self._config[key]
+        if isinstance(value, ConfigDict):
+            return Reading(value, self._read, f"{self._prefix}{key}.")
+        self._read.add(self._prefix + key)
+        return value
+
+    def __getattr__(self, key: str) -> Any:
+        if key.startswith("__") or key not in self._config:
+            raise AttributeError(f"no field {self._prefix}{key}")
+        return self[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._config)
+
+    def __len__(self) -> int:
+        return len(self._config)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The section as a dict; its fields do not count as read."""
+        return self._config.to_dict()
+
+
+def _split(argv, defaults, short) -> tuple[dict[str, tuple], list[tuple]]:
+    """Each flag's texts, and (field, text, flag) overrides, in the order given."""
+    texts_of: dict[str, tuple[str, ...]] = {}
+    overrides = []
+    left = list(argv)
+    for argument in left:
+        if any("\ud800" <= letter <= "\udfff" for letter in argument):
+            raise InputError(f"argument {argument!r} is not UTF-8; give it as such")
+    while left:
+        argument = left.pop(0)
+        if not argument.startswith("--"):
+            raise InputError(
+                f"unexpected argument {argument!r}; flags are --name=value"
+            )
+        name, equals, text = argument[2:].partition("=")
+        field = short.get(name)
+        if name.startswith("config."):
+            field = name.removeprefix("config.")
+        if field is None and name not in defaults:
+            flags = [*defaults, *short]
+            near = difflib.get_close_matches(name, flags, 1)
+            remedy = f"did you mean --{near[0]}?" if near else f"or --config.{name}?"
+            known = ", ".join(f"--{flag}" for flag in flags)
+            raise InputError(f"unknown flag --{name}; {remedy} Flags: {known}")
+        if not equals:
+            if field is None and isinstance(defaults[name], bool):
+                text = "true"
+            elif left and not left[0].startswith("--"):
+                text = left.pop(0)
+            else:
+                raise InputError(f"--{name} has no value; give --{name}=value")
+        if field is None:
+            texts_of[name] = (*texts_of.get(name, ()), text)
+        else:
+            overrides.append((field, text, f"--{name}"))
+    return texts_of, overrides
+
+
+def _override(config: ConfigDict, field: str, text: str, flag: str, limited: bool):
+    """Set one dotted field from the text that a flag gave; `limited`: by limits.py."""
+    *path, leaf = field.split(".")
+    section = config
+    for part in path:
+        section = section.get(part) if isinstance(section, ConfigDict) else None
+    there = isinstance(section, ConfigDict) and leaf in section
+    if not there or isinstance(section[leaf], ConfigDict):
+        raise InputError(f"{flag}={text}: {config_file.unknown(config, field)}")
+    value = parse_value.parse(
+        text, flag, default=section[leaf], kind=section.get_type(leaf)
+    )
+    if limited:
+        limits.check_value(limits.row(field, section[leaf]), value, flag)
+    section[leaf] = value
+
+
+def stem(config: str) -> str:
+    """A folder's name for a config: v4_32 of configs/v4_32.py, v4_32-kl=0 of …:kl=0."""
+    file, _, argument = config.partition(".py:")
+    name = pathlib.PurePath(file).stem
+    return name + ("-" + re.sub(r"[^\w.,=+-]", "_", argument) if argument else "")
+
+
+def _usage(description: str, defaults: Mapping[str, Any]) -> str:
+    flags = "\n".join(
+        f"  --{name} (default {value!r})" for name, value in defaults.items()
+    )
+    fields = "--config.FIELD=VALUE overrides a field; configs/base.py lists them all."
+    return f"{platform.as_launched(description.strip())}\n\n{flags}\n  {fields}"

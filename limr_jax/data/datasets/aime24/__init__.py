@@ -1,0 +1,1 @@
+"""AIME 2024; facts in ../catalogue.py."""

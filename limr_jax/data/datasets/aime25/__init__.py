@@ -1,0 +1,1 @@
+"""AIME 2025; facts in ../catalogue.py."""

@@ -1,0 +1,1 @@
+"""Grade-school word problems; facts in ../catalogue.py."""

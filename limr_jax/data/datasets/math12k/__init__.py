@@ -1,0 +1,1 @@
+"""MATH without MATH500; facts in ../catalogue.py."""

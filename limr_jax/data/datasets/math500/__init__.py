@@ -1,0 +1,1 @@
+"""500 problems of MATH's test set; facts in ../catalogue.py."""

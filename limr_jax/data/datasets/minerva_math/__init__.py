@@ -1,0 +1,1 @@
+"""Undergraduate science and mathematics; facts in ../catalogue.py."""

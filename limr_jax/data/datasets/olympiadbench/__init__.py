@@ -1,0 +1,1 @@
+"""OlympiadBench, mathematics in English with answers; facts in ../catalogue.py."""

@@ -1,0 +1,1 @@
+"""ProofNet, miniF2F and IMO-ProofBench; facts in ../catalogue.py."""

@@ -1,1 +1,0 @@
-"""AIME 2024; facts in ../facts.py."""

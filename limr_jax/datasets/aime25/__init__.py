@@ -1,1 +1,0 @@
-"""AIME 2025; facts in ../facts.py."""

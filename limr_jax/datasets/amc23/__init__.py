@@ -1,1 +1,0 @@
-"""AMC 12 of 2023; facts in ../facts.py."""

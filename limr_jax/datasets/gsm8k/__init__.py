@@ -1,1 +1,0 @@
-"""Grade-school word problems; facts in ../facts.py."""

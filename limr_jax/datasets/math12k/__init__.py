@@ -1,1 +1,0 @@
-"""MATH without MATH500; facts in ../facts.py."""

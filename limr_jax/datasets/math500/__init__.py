@@ -1,1 +1,0 @@
-"""500 problems of MATH's test set; facts in ../facts.py."""

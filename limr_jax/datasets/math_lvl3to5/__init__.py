@@ -1,1 +1,0 @@
-"""MATH, levels 3 to 5, as LIMR selected it; facts in ../facts.py."""

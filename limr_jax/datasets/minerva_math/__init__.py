@@ -1,1 +1,0 @@
-"""Undergraduate science and mathematics; facts in ../facts.py."""

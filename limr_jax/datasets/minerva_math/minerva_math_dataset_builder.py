@@ -1,7 +1,0 @@
-"""TFDS builder: Undergraduate science and mathematics."""
-
-from limr_jax.datasets import public
-
-
-class Builder(public.PublicBuilder):
-    """Undergraduate science and mathematics."""

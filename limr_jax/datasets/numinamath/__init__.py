@@ -1,1 +1,0 @@
-"""NuminaMath 1.5, each row verifiable or not; facts in ../facts.py."""

@@ -1,1 +1,0 @@
-"""OlympiadBench, mathematics in English with answers; facts in ../facts.py."""

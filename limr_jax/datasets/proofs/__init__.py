@@ -1,1 +1,0 @@
-"""ProofNet, miniF2F and IMO-ProofBench; facts in ../facts.py."""

@@ -1,0 +1,316 @@
+"""A benchmark suite: held-out sets with a protocol each, and the policy evaluated."""
+
+import copy
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+import limr_jax
+from limr_jax.config import limits
+from limr_jax.data.boxed import boxed_answer
+from limr_jax.data.datasets import catalogue, tfds
+from limr_jax.data.problems import TokenizedProblems, load_problems, tokenize
+from limr_jax.data.special_tokens import encode_answer_phrase
+from limr_jax.data.tokenizer import Tokenizer, load_tokenizer
+from limr_jax.errors import InputError
+from limr_jax.evaluation import trained_policy
+from limr_jax.jit import jit
+from limr_jax.learner.field_limits import check_fields
+from limr_jax.models.config import ComputeConfig
+from limr_jax.models.from_config import (
+    check_length,
+    compute_config,
+    load_params,
+    read_model_config,
+)
+from limr_jax.platform import resolve
+from limr_jax.rewards import in_graph
+from limr_jax.rewards.from_config import make_host_reward
+from limr_jax.rewards.host_grader import HostGrader
+from limr_jax.rollout.sampling import Sampling, put_sampling
+from limr_jax.rollout.types import GenerateConfig
+from limr_jax.sharding import BATCH, make_mesh
+from limr_jax.storage.workdir import workdir_path
+
+SAMPLED = 0.4  # temperature where a problem has several responses, as LIMR has it
+_NO_LIMIT = 2**30  # tokens of a prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """One held-out set and how it is answered."""
+
+    spec: str  # as `problems.load_problems` reads it
+    k: int  # responses a problem
+    temperature: float  # 0: greedy
+
+    @property
+    def label(self) -> str:
+        return f"{self.spec}@{self.k}"
+
+
+def parse(names: str, *, k: int, temperature: float) -> list[Benchmark]:
+    """The benchmarks of a text such as 'math500, aime24@4, amc23:test[:20]@4@0.6'.
+
+    After an @ stand the responses a problem, after another their temperature; `k` and
+    `temperature` are for benchmarks without. A temperature below 0 means 0 for one
+    response and SAMPLED for several. Raises InputError, one line, for a text that makes
+    no sense.
+    """
+    benchmarks: dict[str, Benchmark] = {}
+    own = []  # how many of the two each benchmark has of its own
+    for name in filter(None, map(str.strip, names.split(","))):
+        # A file may have an @ in its name.
+        spec, *suffixes = [name] if pathlib.Path(name).exists() else name.split("@")
+        try:
+            if len(suffixes) > 2:
+                raise ValueError
+            own_k = int(suffixes[0]) if suffixes else k
+            own_temperature = float(suffixes[1]) if len(suffixes) > 1 else temperature
+        except ValueError:
+            raise InputError(
+                f"benchmark {name!r}: after the @ stand a whole number of responses "
+                "and, after another @, their temperature; write aime24@4@0.6"
+            ) from None
+        if own_temperature < 0:
+            own_temperature = 0.0 if own_k == 1 else SAMPLED
+        benchmark = Benchmark(_with_split(spec), own_k, own_temperature)
+        _check(benchmark)
+        label = benchmark.label
+        if label in benchmarks:
+            raise InputError(f"benchmark {label} is named twice; name it once")
+        benchmarks[label] = benchmark
+        own.append(len(suffixes))
+    if not benchmarks and names.strip():
+        raise InputError(
+            f"benchmarks {names!r} name no set; write math500,aime24@4 or the like"
+        )
+    if not benchmarks:
+        raise InputError(
+            "no benchmark is named and the config has no data.eval; give "
+            "--benchmarks=math500,aime24@4"
+        )
+    for name, value, unused, default in (
+        ("k", k, min(own) > 0, 1),
+        ("temperature", temperature, min(own) > 1, -1.0),
+    ):
+        if unused and value != default:
+            raise InputError(
+                f"--{name}={value} (benchmarks.{name}) is for benchmarks that do not "
+                f"say, but all of {names!r} do, after an @; leave out one of the two"
+            )
+    return list(benchmarks.values())
+
+
+def _check(benchmark: Benchmark) -> None:
+    name = f"benchmark {benchmark.label}:"
+    k, temperature = benchmark.k, benchmark.temperature
+    limits.check_value(limits.LIMITS["benchmarks.k"], k, f"{name} k")
+    if temperature:  # 0 is greedy
+        field = "rollout.temperature"
+        limits.check_value(limits.LIMITS[field], temperature, f"{name} temperature")
+    if temperature == 0 and k > 1:
+        raise InputError(
+            f"{name} greedy, its {k} responses are the same; give k=1 or a temperature "
+            "above 0"
+        )
+
+
+def _with_split(spec: str) -> str:
+    """A builder's name alone means its split for evaluation: aime24 → aime24:test."""
+    name, bracket, rest = spec.partition("[")
+    if ":" in name or name not in tfds.names():
+        return spec
+    splits = catalogue.FACTS[name].splits if name in catalogue.FACTS else ("eval",)
+    split = next((each for each in ("test", "eval") if each in splits), "")
+    return f"{name}:{split}{bracket}{rest}" if split else spec
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkTask:
+    """One benchmark: its problems, and how responses to them are drawn and graded."""
+
+    benchmark: Benchmark
+    problems: TokenizedProblems
+    sampling: Sampling  # on the devices
+    grade: Callable  # (Rollout, PromptBatch) → Graded
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkSuite:
+    """A policy and the benchmarks that it is evaluated on; nothing has run yet."""
+
+    mesh: jax.sharding.Mesh
+    tokenizer: Tokenizer
+    tasks: tuple[BenchmarkTask, ...]
+    generation: GenerateConfig
+    compute: ComputeConfig
+    seed: int
+    answer_of: Callable[[str, bool], str | None]  # (response, truncated) → its answer
+    load_params: Callable[[], Any]  # the policy's parameters, fp32
+    close: Callable[[], None]  # ends the graders' processes
+    identity: dict  # all that the responses depend on, but for the parameters
+
+
+def set_up(config, workdir: str = "", step: int | None = None) -> BenchmarkSuite:
+    """The benchmark suite of a config, its sets read and tokenized.
+
+    workdir: the run whose checkpoint of `step` (None: the latest) is the policy;
+    without one it is the config's own, `model.init`. Raises InputError, one line, for
+    what cannot work.
+    """
+    config = copy.deepcopy(config)  # the caller's stays as it is
+    config.overlong.buffer = 0  # shapes what is learned from, not what is right
+    if config.reward == "none":  # of training; what is held out has its answers
+        config.reward = "token"
+    check_fields(config)
+    _check_policy(config)
+    benchmarks = parse(
+        config.benchmarks.names or config.data.eval,
+        k=config.benchmarks.k,
+        temperature=config.benchmarks.temperature,
+    )
+    policy = {"init": config.model.init}
+    if workdir:
+        step = trained_policy.latest_step(workdir) if step is None else step
+        policy = {"run": str(workdir_path(workdir)), "step": step}
+    mesh = make_mesh(**config.mesh)
+    tokenizer = load_tokenizer(resolve(config.tokenizer or config.model.init))
+    model_config = read_model_config(config.model, tokenizer.vocab_size)
+    load = partial(load_params, config, model_config, mesh)
+    if workdir:
+        load = partial(trained_policy.load_params, workdir, step, model_config, mesh)
+    tasks, close = _tasks(config, benchmarks, mesh, tokenizer)
+    longest = config.benchmarks.max_response_length
+    longest = longest or config.rollout.max_response_length
+    for task in tasks:
+        prompt = int(task.problems.prompt_length_N.max())
+        check_length(
+            config.model,
+            model_config,
+            tokens=prompt + longest,
+            what=f"the longest prompt of {task.benchmark.spec}, {prompt}, + "
+            f"benchmarks.max_response_length={longest}",
+        )
+    generation = GenerateConfig(
+        group=config.group_size,
+        response_length=longest,
+        slots=config.rollout.slots or config.prompts_per_step * config.group_size,
+        compactions=config.rollout.compactions,
+        stop_ids=tokenizer.stop_ids,
+        pad_id=tokenizer.pad_id,
+    )
+    compute = compute_config(config.model, model_config, mesh)
+    phrase = config.answer_phrase if config.reward == "token" else None
+    return BenchmarkSuite(
+        mesh=mesh,
+        tokenizer=tokenizer,
+        tasks=tasks,
+        generation=generation,
+        compute=compute,
+        seed=config.seed,
+        answer_of=partial(answer_of, phrase=phrase),
+        load_params=load,
+        close=close,
+        identity={"policy": policy} | _identity(config, tasks, longest, compute),
+    )
+
+
+def _check_policy(config) -> None:
+    """InputError where the config names neither a policy nor a tokenizer."""
+    if not config.tokenizer and config.model.init == "random":
+        raise InputError(
+            "neither a checkpoint nor a tokenizer is named; give "
+            "--config.model.init=DIR, or --workdir=RUN"
+        )
+
+
+def _identity(config, tasks, longest: int, compute: ComputeConfig) -> dict:
+    """What the responses and their grades depend on, beside the policy."""
+    grader_limits = ("wall_seconds", "cpu_seconds", "memory_mib")
+    return {
+        "model": str(compute.model),
+        "benchmarks": {task.benchmark.label: _task_identity(task) for task in tasks},
+        "top_p": config.benchmarks.top_p,
+        "max_response_length": longest,
+        "reward": config.reward,
+        "answer_phrase": config.answer_phrase,
+        "grader": {name: config.grader[name] for name in grader_limits},
+        "judge": config.judge.to_dict() if config.judge.init else None,
+        "seed": config.seed,
+        "dtype": jnp.dtype(compute.dtype).name,
+        "version": limr_jax.__version__,
+    }
+
+
+def _task_identity(task: BenchmarkTask) -> dict:
+    prompts = hashlib.sha256(task.problems.prompt_NL.tobytes())
+    prompts.update(task.problems.prompt_length_N.tobytes())
+    return {
+        "temperature": task.benchmark.temperature,
+        "data": task.problems.problems.digest,
+        "prompts": prompts.hexdigest(),
+    }
+
+
+def _tasks(config, benchmarks, mesh, tokenizer):
+    """The task of each benchmark, and a function that ends their graders."""
+    if config.reward == "token":
+        phrase = encode_answer_phrase(config, tokenizer)
+        rows = NamedSharding(mesh, BATCH)
+        verify = jit(mesh, partial(in_graph.grade, phrase=phrase), out_shardings=rows)
+        grader_of, close = (lambda problems: verify), (lambda: None)
+    else:
+        reward = make_host_reward(config).verifier()
+        grader_of, close = partial(_host_grader, mesh, tokenizer, reward), reward.close
+
+    def task_of(benchmark):
+        problems = _read(config, benchmark.spec, tokenizer)
+        return BenchmarkTask(
+            benchmark=benchmark,
+            problems=problems,
+            sampling=put_sampling(
+                mesh, temperature=benchmark.temperature, top_p=config.benchmarks.top_p
+            ),
+            grade=grader_of(problems.problems),
+        )
+
+    return tuple(map(task_of, benchmarks)), close
+
+
+def _host_grader(mesh, tokenizer, reward, problems) -> HostGrader:
+    return HostGrader(mesh, tokenizer, problems, reward)
+
+
+def _read(config, spec: str, tokenizer) -> TokenizedProblems:
+    """The set, tokenized; without a limit on prompts no problem is left out."""
+    manual_dir = config.data.manual_dir
+    return tokenize(
+        load_problems(
+            spec,
+            data_dir=resolve(config.data.cache_dir),
+            manual_dir=resolve(manual_dir) if manual_dir else None,
+        ),
+        tokenizer,
+        max_prompt_length=config.benchmarks.max_prompt_length or _NO_LIMIT,
+        too_long=config.data.too_long,
+    )
+
+
+def answer_of(response: str, truncated: bool, *, phrase: str | None) -> str | None:
+    """The answer that a response gives; None where it gives none.
+
+    With a phrase, as for the in-graph verifier: what stands after the last phrase of a
+    response that is not truncated. Without one: what the last balanced box holds.
+    """
+    if phrase is None:
+        return boxed_answer(response)
+    _, separator, answer = response.rpartition(phrase)
+    return answer.strip() if separator and not truncated else None

@@ -1,0 +1,85 @@
+"""A run's policy, for programs that evaluate it: its config and its parameters."""
+
+from collections.abc import Mapping
+from functools import partial
+
+import jax
+from ml_collections import ConfigDict
+
+from limr_jax.config import load
+from limr_jax.errors import InputError
+from limr_jax.learner.field_limits import check_fields
+from limr_jax.models import transformer
+from limr_jax.platform import launch_root
+from limr_jax.sharding import param_shardings
+from limr_jax.storage import checkpoint
+from limr_jax.storage.checkpoint_record import Damaged
+from limr_jax.storage.workdir import read_run
+
+
+def read_config(workdir) -> ConfigDict:
+    """The config of a run: configs/base.py with what its run.json has of the fields.
+
+    Raises InputError where there is no run.json, or none that can be read. Fields that
+    were added since have their defaults, and a run of launch/sft.py has what
+    reinforcement learning asks for.
+    """
+    stored = read_run(workdir).get("config")
+    if not isinstance(stored, dict):
+        raise InputError(f"{workdir}/run.json holds no config; give a run's workdir")
+    argument = f"--config={launch_root() / 'configs/base.py'}"
+    config_of_run, _ = load.load([argument], kind="base")
+    with config_of_run.unlocked():
+        try:
+            _overlay(config_of_run, stored)
+        except TypeError as error:  # of ConfigDict, which keeps each field's type
+            raise InputError(f"{workdir}/run.json: {error}") from error
+    check_fields(config_of_run, f"{workdir}/run.json: {{}}".format)
+    return config_of_run
+
+
+def _overlay(section: ConfigDict, stored: Mapping) -> None:
+    for name, value in stored.items():
+        if name in section and isinstance(value, Mapping):
+            _overlay(section[name], value)
+        elif name in section:
+            section[name] = value
+
+
+def latest_step(workdir) -> int:
+    """The step of a run's newest whole checkpoint; InputError where there is none."""
+    with checkpoint.Checkpointer(workdir, read_only=True) as saver:
+        step = saver.latest()
+    if step is None:
+        raise InputError(f"{workdir} holds no complete checkpoint yet; wait for one")
+    return step
+
+
+def load_params(workdir, step: int, model_config: transformer.ModelConfig, mesh):
+    """The policy's parameters, fp32, of a run's checkpoint, sharded over `mesh`.
+
+    Raises InputError where the checkpoint is damaged or was removed meanwhile.
+    """
+    shapes = jax.eval_shape(
+        partial(transformer.init_params, model_config), jax.random.key(0)
+    )
+    template = jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        shapes,
+        param_shardings(mesh, shapes),
+    )
+    # Without the optimiser's moments, which are twice as large.
+    template = {"train": {"params": template}}
+    with checkpoint.Checkpointer(workdir, read_only=True) as saver:
+        try:
+            state, _ = saver.restore(step, template, partial=True)
+        except Damaged as error:
+            if step not in saver.steps():
+                raise InputError(
+                    f"{workdir}: the checkpoint of step {step} was removed while it "
+                    "was read, for the run goes on; give the same command again"
+                ) from error
+            others = [x for x in saver.steps() if x != step]
+            remedy = f"give --step with one of {others}" if others else "copy it again"
+            raise InputError(f"{error}; {remedy}") from error
+    return state["train"]["params"]

@@ -1,0 +1,132 @@
+"""What an update learns from: a step's rollouts, and rows of them as models read them.
+
+The learner gives each token its weight (`weigh`): its share of an update's loss, with
+the normaliser of *all* rows of that update in it. So micro-batches, devices and hosts
+only add up.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from limr_jax.learner.packing import Layout
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """A step's rollouts: B of them, S = L + T columns, the last T of them predicted."""
+
+    tokens_BS: jax.Array  # int32
+    position_BS: jax.Array  # int32, -1 = padding
+    problem_B: jax.Array  # int32: rows of one problem have the same prompt
+    mask_BT: jax.Array  # bool: predicted tokens that are learned
+    # fp32: each token's share of an update's loss; None: `weigh` has yet to say.
+    weight_BT: jax.Array | None = None
+    # int32: what is predicted, where it is not the last T of tokens_BS.
+    target_BT: jax.Array | None = None
+    advantage_BT: jax.Array | None = None  # fp32
+    old_logprob_BT: jax.Array | None = None  # fp32, of the policy that chose the token
+    reference_BT: jax.Array | None = None  # fp32, of the reference; None without KL
+    old_value_BT: jax.Array | None = None  # fp32, of the critic before the step
+    return_BT: jax.Array | None = None  # fp32: the critic's targets
+    keep_B: jax.Array | None = None  # bool: rows that the filter keeps; None: all
+    answer_BT: jax.Array | None = None  # bool: tokens of JEPO's reference answers
+    answer_weight_BT: jax.Array | None = None  # fp32, of their log-probabilities
+
+    @property
+    def chosen_BT(self) -> jax.Array:
+        """bool: the learned tokens that the policy wrote: not JEPO's answers."""
+        if self.answer_BT is None:
+            return self.mask_BT
+        return self.mask_BT & ~self.answer_BT
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PackedBatch:
+    """R rows of W columns, each of one text or several, with Y predicted tokens a row.
+
+    The fields are those of `Batch`, packed.
+    """
+
+    tokens_RW: jax.Array  # int32
+    position_RW: jax.Array  # int32, -1 = padding
+    mask_RY: jax.Array  # bool: predicted tokens that are learned
+    weight_RY: jax.Array  # fp32: each one's share of an update's loss
+    segment_RW: jax.Array | None = None  # int32: which text; None: one a row
+    layout: Layout | None = None  # what is predicted; None: the last Y columns
+    advantage_RY: jax.Array | None = None
+    old_logprob_RY: jax.Array | None = None
+    reference_RY: jax.Array | None = None
+    old_value_RY: jax.Array | None = None
+    return_RY: jax.Array | None = None
+    answer_RY: jax.Array | None = None
+    answer_weight_RY: jax.Array | None = None
+
+    @property
+    def chosen_RY(self) -> jax.Array:
+        """bool: the learned tokens that the policy wrote: not JEPO's answers."""
+        if self.answer_RY is None:
+            return self.mask_RY
+        return self.mask_RY & ~self.answer_RY
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What reference, critic and policy say of a step's rollouts before the update."""
+
+    reference_BT: jax.Array | None = None  # fp32 log-probability; None without KL
+    value_BT: jax.Array | None = None  # fp32; None without a critic
+    thoughts: Any = None  # jepo.Thoughts, scored; None without JEPO
+
+
+def _per_token(mask_BT):
+    """Normaliser "token": every learned token of the rows weighs the same."""
+    return mask_BT / jnp.maximum(jnp.sum(mask_BT), 1)
+
+
+def _per_sequence(mask_BT):
+    """Normaliser "sequence": every rollout weighs the same, and its tokens do too."""
+    length_B1 = jnp.maximum(jnp.sum(mask_BT, axis=1, keepdims=True), 1)
+    return mask_BT / (length_B1 * _rollouts(mask_BT))
+
+
+def _constant(mask_BT):
+    """Normaliser "constant": 1 / (rollouts × the longest response allowed) a token."""
+    return mask_BT / (_rollouts(mask_BT) * float(mask_BT.shape[1]))
+
+
+def _per_rollout(mask_BT):
+    """Normaliser "rollout": a rollout's sum over its tokens weighs as any other's."""
+    return mask_BT / _rollouts(mask_BT)
+
+
+def _rollouts(mask_BT):
+    """The number of rows of which something is learned; 1 where there is none.
+
+    An invalid row, or a place that dynamic sampling leaves empty, makes no step small.
+    """
+    return jnp.maximum(jnp.sum(jnp.any(mask_BT, axis=1)), 1)
+
+
+# mask_BT, of the tokens that are learned → weight_BT.
+NORMALISERS = {
+    "token": _per_token,
+    "sequence": _per_sequence,
+    "constant": _constant,
+    "rollout": _per_rollout,
+}
+
+
+def weigh(batch: Batch, name: str) -> Batch:
+    """The batch of one update with `weight_BT`, each token's share of the loss.
+
+    name: one of NORMALISERS. Rows that the filter drops count in the normaliser, but
+    with filter.normaliser=kept.
+    """
+    weight_BT = NORMALISERS[name](batch.mask_BT)
+    return dataclasses.replace(batch, weight_BT=weight_BT)

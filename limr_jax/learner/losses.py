@@ -1,0 +1,118 @@
+"""Losses per predicted token, of a model's parameters and packed rows.
+
+Each returns the loss of every token, and two dicts of statistics of every token by
+name: those whose means over the chosen tokens are metrics, and those whose maxima are.
+All are arrays [R, X].
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from limr_jax.algorithms import kl, ppo
+from limr_jax.learner.batch import PackedBatch
+from limr_jax.learner.critic import response_values
+from limr_jax.learner.logprobs import response_logprob
+from limr_jax.models.config import ComputeConfig
+
+KL_ESTIMATORS = {"k1": kl.k1, "k2": kl.k2, "k3": kl.k3}
+# Where the KL stands → its estimator where none is named.
+KL_PLACEMENTS = {"loss": "k3", "reward": "k1"}
+
+
+def policy_loss(
+    params,
+    micro: PackedBatch,
+    temperature,
+    *,
+    objective: Callable,
+    compute: ComputeConfig,
+):
+    """The loss that `objective` gives packed rows under the policy's parameters.
+
+    `objective(logprob_RY, entropy_RY, micro)` gets, in nats, the log-probability of
+    each predicted token and the entropy of its distribution at this temperature, and
+    returns what this function does: a loss and two dicts of statistics, as the module
+    says.
+    """
+    logprob_RY, entropy_RY = response_logprob(
+        params,
+        micro.tokens_RW,
+        micro.position_RW,
+        micro.segment_RW,
+        temperature,
+        micro.layout,
+        response_length=micro.mask_RY.shape[1],
+        compute=compute,
+    )
+    return objective(logprob_RY, entropy_RY, micro)
+
+
+def cross_entropy(logprob_RY, entropy_RY, batch: PackedBatch):
+    """The loss of supervised fine-tuning per token: −log π, in nats."""
+    return -logprob_RY, {"entropy": entropy_RY}, {}
+
+
+def policy_gradient(
+    logprob_RY,
+    entropy_RY,
+    batch: PackedBatch,
+    *,
+    clip_low: float,
+    clip_high: float,
+    kl_coefficient,
+    kl_estimator: str,
+    kl_placement: str,
+    entropy_coefficient: float,
+):
+    """The loss of reinforcement learning per token: PPO's, with KL and entropy terms.
+
+    It is `ppo.clip_loss`, minus the entropy bonus, plus `kl_coefficient` times
+    `kl.loss_term` where the batch has the reference's log-probabilities and
+    `kl_placement` is "loss". kl_estimator: one of KL_ESTIMATORS.
+    """
+    loss_RY, clipped_RY = ppo.clip_loss(
+        logprob_RY,
+        batch.old_logprob_RY,
+        batch.advantage_RY,
+        batch.chosen_RY,  # JEPO's answers were chosen by nobody: they have no ratio
+        clip_low=clip_low,
+        clip_high=clip_high,
+    )
+    drift_RY = jnp.abs(logprob_RY - batch.old_logprob_RY)
+    means = {"entropy": entropy_RY, "clipped_share": clipped_RY, "drift": drift_RY}
+    if entropy_coefficient:
+        loss_RY = loss_RY - entropy_coefficient * entropy_RY
+    if batch.reference_RY is not None and kl_placement == "loss":
+        kl_RY = kl.loss_term(
+            logprob_RY,
+            batch.old_logprob_RY,
+            batch.reference_RY,
+            batch.chosen_RY,
+            estimator=KL_ESTIMATORS[kl_estimator],
+        )
+        loss_RY = loss_RY + kl_coefficient * kl_RY
+    return loss_RY, means, {"drift_max": drift_RY}
+
+
+def critic_loss(
+    params, micro: PackedBatch, *, value_clip: float, compute: ComputeConfig
+):
+    """The critic's loss per token: PPO's clipped value loss under `params`.
+
+    value_clip: how far a value may move in a step and still lower the loss, in units of
+    the reward.
+    """
+    value_RY = response_values(
+        params,
+        micro.tokens_RW,
+        micro.position_RW,
+        micro.segment_RW,
+        micro.layout,
+        response_length=micro.mask_RY.shape[1],
+        compute=compute,
+    )
+    loss_RY, clipped_RY = ppo.value_loss(
+        value_RY, micro.old_value_RY, micro.return_RY, micro.mask_RY, clip=value_clip
+    )
+    return loss_RY, {"value": value_RY, "clipped_share": clipped_RY}, {}

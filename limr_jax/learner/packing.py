@@ -1,0 +1,250 @@
+"""Rollouts of all lengths in rows of one width, each prompt once a row.
+
+A forward and backward pass costs what its columns cost, live or not, and a group's G
+rollouts repeat their prompt. So responses are packed into rows of W = L + k · T columns
+by first fit, longest first; a row holds the prompt of its responses once, whatever
+their number, and a response sees its prompt and itself (`branch_RW`). A row has at most
+Y = k · T + L / 2 predicted tokens, so logits are made at Y positions of it (at k · T a
+row with one short prompt would be left unfilled). A response's last token is predicted
+but never read. Only the number of rows depends on the data.
+
+k, the full-length responses of a row, is 1 but where most responses are that long: then
+2 or 3 spare prompts, for attention over more columns.
+
+B rollouts of S = L + T columns, the last T of them the response; at most R = B packed
+rows.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from limr_jax.models.layers import ROWS
+from limr_jax.sharding import constrain
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How packed rows are read, beside tokens, positions and segments (problems)."""
+
+    branch_RW: jax.Array  # int32: 0 is the prompt, seen by its problem's other branches
+    token_RY: jax.Array  # int32: the tokens that are predicted
+    from_RY: jax.Array  # int32: the column from whose hidden state each is predicted
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """Where everything stands; -1: nothing stands there."""
+
+    source_RW: jax.Array  # int32: b · S + s, the column of the texts
+    target_RY: jax.Array  # int32: b · T + t, the predicted token
+    from_RY: jax.Array  # int32: as in Layout
+    place_BT: jax.Array  # int32: r · Y + y, where a predicted token stands
+    rows: jax.Array  # int32: rows that hold something
+    problem_B: jax.Array  # int32
+    text_columns: int = dataclasses.field(metadata={"static": True})  # S
+
+
+class _Place(NamedTuple):
+    """Where one rollout goes."""
+
+    row: jax.Array
+    prompt: jax.Array  # column at which its prompt starts
+    fresh: jax.Array  # whether it brings the prompt
+    response: jax.Array  # column at which its response starts
+    target: jax.Array  # predicted tokens before its own
+
+
+def first_fit(
+    problem_B, prompt_length_B, response_length_B, *, columns: int, targets: int
+) -> tuple[_Place, jax.Array]:
+    """Where first fit, longest first, puts each rollout, and the number of rows used.
+
+    A row has `columns` columns, for prompts and responses, and at most `targets`
+    predicted tokens. The fields of the place have an axis B; a rollout whose response
+    has length 0 is not placed.
+
+    A problem's rollouts follow one another, the problem with the longest response
+    first, so that only the rows of one problem's prompt are kept in mind.
+    """
+    same_BB = problem_B[:, None] == problem_B[None]
+    longest_B = jnp.max(jnp.where(same_BB, response_length_B[None], 0), axis=1)
+    order_B = jnp.lexsort((-response_length_B, problem_B, -longest_B))
+    count = problem_B.shape[0]
+
+    def put(carry, b):
+        used_R, targets_R, prompt_R, problem = carry
+        prompt_R = jnp.where(problem_B[b] == problem, prompt_R, -1)
+        length, prompt_length = response_length_B[b], prompt_length_B[b]
+        brought_R = jnp.where(prompt_R < 0, prompt_length, 0)
+        needed_R = brought_R + jnp.maximum(length - 1, 0)
+        fits_R = (used_R + needed_R <= columns) & (targets_R + length <= targets)
+        row = jnp.argmax(fits_R).astype(jnp.int32)
+        used, fresh = used_R[row], prompt_R[row] < 0
+        prompt = jnp.where(fresh, used, prompt_R[row])
+        place = _Place(row, prompt, fresh, used + brought_R[row], targets_R[row])
+        placed = length > 0
+        return (
+            used_R.at[row].add(jnp.where(placed, needed_R[row], 0)),
+            targets_R.at[row].add(length),
+            prompt_R.at[row].set(jnp.where(placed, prompt, prompt_R[row])),
+            problem_B[b],
+        ), place
+
+    zero_R = jnp.zeros((count,), jnp.int32)
+    start = (zero_R, zero_R, zero_R - 1, jnp.int32(-1))
+    (_, targets_R, _, _), place = jax.lax.scan(put, start, order_B)
+    place = jax.tree.map(
+        lambda x: jnp.zeros_like(x).at[order_B].set(x, unique_indices=True), place
+    )
+    return place, jnp.sum(targets_R > 0, dtype=jnp.int32)
+
+
+def pack(
+    position_BS, problem_B, keep_B, *, response_length: int, responses: int = 1
+) -> Packing:
+    """The packing of the rollouts that `keep_B` is True for.
+
+    position_BS: -1 for padding; the last `response_length` columns are the response.
+    responses: full-length ones that a packed row has columns for (k).
+    """
+    (B, S), T = position_BS.shape, response_length
+    # Small, and walked one by one: on every device the same.
+    problem_B, keep_B = constrain(problem_B, None), constrain(keep_B, None)
+    live_BS = constrain(position_BS >= 0, None, None)
+    prompt_length_B = jnp.sum(live_BS[:, : S - T], axis=1, dtype=jnp.int32)
+    length_B = jnp.sum(live_BS[:, S - T :], axis=1, dtype=jnp.int32)
+    length_B = jnp.where(keep_B, length_B, 0)
+    W, Y = S + (responses - 1) * T, responses * T + (S - T) // 2
+    place, rows = first_fit(problem_B, prompt_length_B, length_B, columns=W, targets=Y)
+    row_B1, t_T = place.row[:, None], jnp.arange(T, dtype=jnp.int32)[None]
+    length_B1, response_B1 = length_B[:, None], place.response[:, None]
+    prompt_BL = jnp.where(
+        live_BS[:, : S - T] & (place.fresh & (length_B > 0))[:, None],
+        row_B1 * W + place.prompt[:, None] + position_BS[:, : S - T],
+        B * W,
+    )
+    response_BT = jnp.where(t_T < length_B1 - 1, row_B1 * W + response_B1 + t_T, B * W)
+    target_BT = jnp.where(
+        t_T < length_B1, row_B1 * Y + place.target[:, None] + t_T, B * Y
+    )
+    last_B1 = (place.prompt + prompt_length_B - 1)[:, None]
+    from_BT = jnp.where(t_T == 0, last_B1, response_B1 + t_T - 1)
+    source_BS = jnp.concatenate([prompt_BL, response_BT], axis=1)
+    target_RY = _inverse(target_BT, Y)
+    return Packing(
+        source_RW=_inverse(source_BS, W),
+        target_RY=target_RY,
+        from_RY=_read(from_BT, target_RY, 0),
+        place_BT=jnp.where(t_T < length_B1, target_BT, -1),
+        rows=rows,
+        problem_B=problem_B,
+        text_columns=S,
+    )
+
+
+def _inverse(where_BX, columns: int):
+    """Of each place in B rows, the flat index of what goes there; -1 for nothing."""
+    rows, where = where_BX.shape[0], where_BX.reshape(-1)
+    places = jnp.full((rows * columns,), -1, jnp.int32)
+    index = jnp.arange(where.size, dtype=jnp.int32)
+    # No two go to one place, nowhere included: a TPU would sort them all first.
+    where = jnp.where(where < places.size, where, places.size + index)
+    places = places.at[where].set(index, mode="drop", unique_indices=True)
+    return places.reshape(rows, columns)
+
+
+def _read(x, index_RX, empty):
+    """The flat x at each index, `empty` where it is -1."""
+    return jnp.where(index_RX >= 0, x.reshape(-1)[index_RX], empty)
+
+
+class Rows:
+    """Rows i · size … of a packing, and what stands in them."""
+
+    def __init__(self, packing: Packing, i, size: int):
+        def rows(x_RY):
+            part = jax.lax.dynamic_slice_in_dim(x_RY, i * size, size)
+            return constrain(part, ROWS, None)
+
+        self._packing = packing
+        self._source_RW, self._target_RY = map(
+            rows, (packing.source_RW, packing.target_RY)
+        )
+        self._from_RY = rows(packing.from_RY)
+
+    def columns(self, x_BS, empty):
+        """Of something that every column of the texts has, that of these rows."""
+        return _read(x_BS, self._source_RW, empty)
+
+    def targets(self, x_BT, empty):
+        """Of something that every predicted token has, that of these rows."""
+        return _read(x_BT, self._target_RY, empty)
+
+    def segment_RW(self):
+        """The problem of each column."""
+        packing = self._packing
+        return packing.problem_B[self._source_RW // packing.text_columns]
+
+    def layout(self, tokens_BS, target_BT=None) -> Layout:
+        """How these rows are read.
+
+        target_BT: the predicted tokens, where they are not the last T of tokens_BS.
+        """
+        S, T = self._packing.text_columns, self._packing.place_BT.shape[1]
+        rollout_RW, column_RW = jnp.divmod(self._source_RW, S)
+        return Layout(
+            branch_RW=jnp.where(column_RW < S - T, 0, rollout_RW + 1),
+            token_RY=self.targets(
+                tokens_BS[:, S - T :] if target_BT is None else target_BT, 0
+            ),
+            from_RY=self._from_RY,
+        )
+
+
+def over_rows(
+    function,
+    tokens_BS,
+    position_BS,
+    problem_B,
+    target_BT=None,
+    *,
+    response_length: int,
+    responses: int,
+    size: int,
+):
+    """A function of packed rows, applied to rollouts: one fp32 number a token, [B, T].
+
+    `function(tokens_RW, position_RW, segment_RW, layout) → x_RY` sees `size` packed
+    rows at a time (0: all at once). The numbers are 0 at padding. responses:
+    full-length ones that a packed row has columns for. target_BT: the predicted tokens,
+    where they are not the last T = `response_length` of tokens_BS.
+    """
+    all_B = jnp.ones(tokens_BS.shape[:1], bool)
+    packing = pack(
+        position_BS,
+        problem_B,
+        all_B,
+        response_length=response_length,
+        responses=responses,
+    )
+    B, Y = packing.target_RY.shape
+    size = size or B
+
+    def write_rows(i, x_RY):
+        rows = Rows(packing, i, size)
+        part_RY = function(
+            rows.columns(tokens_BS, 0),
+            rows.columns(position_BS, -1),
+            rows.segment_RW(),
+            rows.layout(tokens_BS, target_BT),
+        )
+        return jax.lax.dynamic_update_slice_in_dim(x_RY, part_RY, i * size, axis=0)
+
+    count = -(-packing.rows // size)
+    x_RY = jax.lax.fori_loop(0, count, write_rows, jnp.zeros((B, Y), jnp.float32))
+    return _read(x_RY, packing.place_BT, 0.0)

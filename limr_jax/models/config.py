@@ -1,0 +1,87 @@
+"""What a model is, and how programs compute with it."""
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """Rotary positions: the base, and how the frequencies are scaled.
+
+    `factor` alone divides every frequency (linear). With `original_length` it is
+    Llama 3's: wavelengths above original_length / low_frequency are divided by factor,
+    those below original_length / high_frequency kept, a linear blend between.
+    """
+
+    base: float = 10_000.0
+    factor: float = 1.0
+    low_frequency: float = 1.0
+    high_frequency: float = 4.0
+    original_length: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """What a checkpoint's architecture is; hashable, so that jit can take it static."""
+
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_width: int
+    max_length: int = 4096  # positions the checkpoint was trained for
+    pattern: tuple[str, ...] = ("full",)  # repeats: "full" or "sliding" attention
+    window: int | None = None  # positions that sliding attention sees, itself included
+    rope: Rope = Rope()
+    local_rope: Rope | None = None  # of the sliding layers, where it is another
+    norm_eps: float = 1e-6
+    activation: str = "silu"  # or "gelu_tanh", "gelu"
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False  # RMSNorm of each query and key head
+    tied: bool = True  # the embedding is the head too
+    norm_plus_one: bool = False  # norms multiply by 1 + scale
+    out_norms: bool = False  # a norm after attention and MLP also
+    scale_embedding: bool = False  # by sqrt(width)
+    attention_scale: float | None = None  # None: head_dim ** -0.5
+    attention_softcap: float | None = None
+    # A TPU's kernels where they fit (models/attention/), else XLA's own attention.
+    attention_kernel: bool = True
+    logit_softcap: float | None = None
+
+    def __post_init__(self):
+        if not 1 <= len(self.pattern) <= self.layers:
+            raise ValueError(f"pattern {self.pattern} for {self.layers} layers")
+        if not set(self.pattern) <= {"full", "sliding"}:
+            raise ValueError(f"pattern {self.pattern}: not full or sliding")
+        if "sliding" in self.pattern and not self.window:
+            raise ValueError("sliding attention needs a window")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} heads over {self.kv_heads} kv heads")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} is not even: pairs are turned")
+
+    def window_of(self, kind: str) -> int | None:
+        """Columns that this kind of attention sees at most; None is all."""
+        return self.window if kind == "sliding" else None
+
+    @property
+    def groups(self) -> int:
+        """Whole repetitions of the pattern; the layers left over are the tail."""
+        return self.layers // len(self.pattern)
+
+    @property
+    def tail(self) -> tuple[str, ...]:
+        return self.pattern[: self.layers % len(self.pattern)]
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeConfig:
+    """How programs compute with the model; hashable, so that jit can take it static."""
+
+    model: ModelConfig
+    dtype: Any  # of activations, and of the copy of the parameters that is read
+    remat: bool = False  # the backward pass computes a layer's inside anew

@@ -1,0 +1,169 @@
+"""Which model a config names: its dimensions, its first parameters, its dtype."""
+
+import dataclasses
+import hashlib
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from limr_jax.errors import InputError, choose
+from limr_jax.models import hf_config, hf_files, hf_weights, presets, transformer
+from limr_jax.models.config import ComputeConfig, ModelConfig
+from limr_jax.platform import resolve
+from limr_jax.prng import stream_key
+from limr_jax.sharding import param_shardings
+
+DIMENSIONS = ("width", "layers", "heads", "kv_heads", "head_dim", "mlp_width")
+_KERNEL = {"auto": True, "xla": False}  # of model.attention
+_DIGESTED, _PLACES = (
+    2**26,
+    64,
+)  # bytes hashed of a large file; in how many pieces
+_DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
+
+
+def read_model_config(section, vocab_size: int) -> ModelConfig:
+    """The checkpoint's config.json, or the config's own dimensions.
+
+    A checkpoint's tensors are checked against it; nothing is loaded.
+    """
+    try:
+        if section.init == "random":
+            config = _random_model(section, vocab_size)
+        else:
+            config = hf_weights.read_config(resolve(section.init))
+            config = dataclasses.replace(config, **_wanted(section))
+    except InputError:
+        raise
+    except ValueError as error:  # of ModelConfig
+        raise InputError(f"model: {error}") from error
+    if config.vocab_size < vocab_size:
+        raise InputError(
+            f"the model's vocabulary of {config.vocab_size} is smaller than the "
+            f"tokenizer's {vocab_size}; give the checkpoint's own tokenizer"
+            + (", or a larger model.vocab_size" if section.init == "random" else "")
+        )
+    if section.init != "random":
+        hf_weights.check_fits(resolve(section.init), config)
+        if section.preset:
+            _check_preset(section, config)
+    return config
+
+
+def preset_config(section) -> ModelConfig:
+    """The dimensions that `model.preset` names, but for those that the section sets."""
+    preset = choose(presets.PRESETS, section.preset, "model.preset")
+    return dataclasses.replace(preset, **_wanted(section))
+
+
+def _wanted(section) -> dict:
+    # Runs of before there was a kernel have no such field.
+    kernel = choose(_KERNEL, section.get("attention", "auto"), "model.attention")
+    names = (*DIMENSIONS, "vocab_size", "max_length")
+    wanted = {name: section[name] for name in names if section.get(name)}
+    return wanted | {"attention_kernel": kernel}
+
+
+def check_length(section, config: ModelConfig, tokens: int, what: str) -> None:
+    """InputError where texts are longer than the checkpoint was trained for.
+
+    section: config.model. tokens: of the longest text. what: what makes it so long.
+    Positions that were never trained are nonsense to most models. A random model is
+    trained for whatever length it is set up for.
+    """
+    if section.init != "random" and tokens > config.max_length:
+        raise InputError(
+            f"{what} = {tokens} tokens, but {section.init} was trained for "
+            f"{config.max_length} (max_position_embeddings); lower that, or allow it "
+            f"with --config.model.max_length={tokens}"
+        )
+
+
+def _check_preset(section, config: ModelConfig) -> None:
+    """InputError where the checkpoint is not of the preset's dimensions."""
+    preset = preset_config(section)
+    for field in dataclasses.fields(config):
+        here, there = getattr(config, field.name), getattr(preset, field.name)
+        if here != there:
+            raise InputError(
+                f"model.preset={section.preset} has {field.name}={there}, but "
+                f"{section.init} has {here}; give the preset of this checkpoint, or "
+                "none"
+            )
+
+
+def _random_model(section, vocab_size: int) -> ModelConfig:
+    if section.preset:
+        return preset_config(section)
+    missing = [name for name in DIMENSIONS if not section[name]]
+    if missing:
+        raise InputError(
+            f"model.{missing[0]}={section[missing[0]]}: a random model needs "
+            "model.preset, or all of "
+            f"{', '.join('model.' + name for name in DIMENSIONS)}"
+        )
+    config = hf_config.parse_config(
+        {
+            "model_type": section.architecture,
+            "vocab_size": section.vocab_size or -(-vocab_size // 128) * 128,
+            "hidden_size": section.width,
+            "num_hidden_layers": section.layers,
+            "num_attention_heads": section.heads,
+            "num_key_value_heads": section.kv_heads,
+            "head_dim": section.head_dim,
+            "intermediate_size": section.mlp_width,
+            "tie_word_embeddings": True,
+        }
+    )
+    return dataclasses.replace(config, **_wanted(section))
+
+
+def load_params(config, model_config: ModelConfig, mesh):
+    """The first parameters: the checkpoint's, or random ones of the seed; fp32."""
+    if config.model.init != "random":
+        return hf_weights.load_params(resolve(config.model.init), model_config, mesh)
+    make = partial(transformer.init_params, model_config)
+    shapes = jax.eval_shape(make, jax.random.key(0))
+    make = jax.jit(make, out_shardings=param_shardings(mesh, shapes))
+    return make(stream_key(config.seed, "init"))
+
+
+def init_digest(init: str) -> str | None:
+    """sha256 of what `model.init` holds; None for a random model, which the seed makes.
+
+    Of the config, and of each file that weights are read from its name, its size and
+    its bytes: those of a large one in so many places, as two models of one shape differ
+    everywhere.
+    """
+    if init == "random":
+        return None
+    digest, piece = hashlib.sha256(), _DIGESTED // _PLACES
+    folder = resolve(init)
+    for path in [folder / "config.json", *hf_files.files_of(folder)]:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            if size <= _DIGESTED:
+                digest.update(file.read())
+                continue
+            for i in range(_PLACES):
+                file.seek(i * (size - piece) // (_PLACES - 1))
+                digest.update(file.read(piece))
+    return digest.hexdigest()
+
+
+def compute_dtype(name: str, devices):
+    """The dtype of compute by name; 'auto' is fp32 where the devices are CPUs."""
+    if name == "auto":
+        return jnp.float32 if devices[0].platform == "cpu" else jnp.bfloat16
+    return choose(_DTYPES, name, "model.dtype")
+
+
+def compute_config(section, model_config: ModelConfig, mesh) -> ComputeConfig:
+    """How a model is computed on a mesh; section: config.model."""
+    return ComputeConfig(
+        model=model_config,
+        dtype=compute_dtype(section.dtype, mesh.devices.flat),
+        remat=section.remat,
+    )

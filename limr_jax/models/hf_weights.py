@@ -1,0 +1,261 @@
+"""Hugging Face safetensors ↔ params, streamed shard by shard."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from limr_jax.models.hf_config import describe_config, read_config
+from limr_jax.models.hf_files import TensorFiles
+from limr_jax.models.hf_names import Tensor, by_path, param_shapes, tensors
+from limr_jax.models.transformer import ModelConfig
+from limr_jax.sharding import param_shardings
+from limr_jax.storage.files import new_folder
+
+__all__ = ["check_fits", "load_params", "read_config", "save_params"]
+
+
+def load_params(directory, config: ModelConfig, mesh, dtype=jnp.float32):
+    """The checkpoint's parameters on `mesh`, in `dtype`, by `param_shardings`.
+
+    Each process reads only the byte ranges of its own devices' shards, one shard at a
+    time: beside what the devices hold, the host holds one shard and one tensor of it.
+
+    Raises:
+      InputError: not a checkpoint, a truncated file, or a missing, surplus or
+        misshapen tensor, or one that is not finite, named.
+    """
+    files, shapes = TensorFiles(directory), param_shapes(config)
+    expected = files.expected(config)
+    shardings = by_path(param_shardings(mesh, shapes))
+
+    def load(path, leaf):
+        path = jax.tree_util.keystr(path, simple=True, separator="/")
+        stacked = path.startswith("blocks/")
+        return _load_one(
+            files, expected[path], stacked, leaf.shape, shardings[path], dtype
+        )
+
+    return jax.tree_util.tree_map_with_path(load, shapes)
+
+
+def check_fits(directory, config: ModelConfig) -> None:
+    """What `load_params` would complain of, before anything is loaded."""
+    TensorFiles(directory).expected(config)
+
+
+def _load_one(files, parts, stacked, shape, sharding, dtype):
+    devices_of = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        bounds = tuple(s.indices(n)[:2] for s, n in zip(index, shape))
+        devices_of.setdefault(bounds, []).append(device)
+    arrays = []
+    for bounds, devices in devices_of.items():
+        shard = np.empty([stop - start for start, stop in bounds], dtype)
+        if stacked:
+            for row, layer in enumerate(range(*bounds[0])):
+                shard[row] = files.read(parts[layer], bounds[1:])
+        else:
+            shard[...] = files.read(parts[0], bounds)
+        arrays += [jax.device_put(shard, device) for device in devices]
+        jax.block_until_ready(arrays)  # so that the host's copy can go
+    return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+
+
+# --- Export -----------------------------------------------------------------------
+
+ABOUT = "limr_jax.json"
+_DTYPES = {"F32": jnp.float32, "BF16": jnp.bfloat16, "F16": jnp.float16}
+_BESIDE = (  # what a checkpoint has beside config and weights, taken over as it is
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+
+
+def save_params(
+    directory,
+    params,
+    config: ModelConfig,
+    *,
+    source=None,
+    tokenizer=None,
+    dtype=None,
+    token_ids=None,
+    about=None,
+    max_file_bytes: int = 5 * 10**9,
+):
+    """Write `params` as a checkpoint in the Hugging Face layout.
+
+    source: the directory that the run started from: its config.json, generation
+      config and tokenizer are taken over, and its tensors' dtypes unless `dtype` says
+      otherwise (without either: the params' own). So import → export is exact.
+    tokenizer: directory or file of the tokenizer, where it is not the source's.
+    token_ids: such as {"eos_token_id": 2}, for the configs where there is no source.
+    about: what limr_jax.json says of it; None: there is no such file.
+    Weights beyond `max_file_bytes` are split over files with an index. The directory is
+    there whole or not at all. With several processes all call this, process 0 writes.
+
+    Raises:
+      InputError: `directory` is there already, or cannot be written.
+    """
+    writes = jax.process_index() == 0
+    with new_folder(directory, writes=writes) as folder:
+        if writes:
+            own = jax.tree.leaves(params)[0].dtype
+            _write_configs(folder, config, source, dtype, own, token_ids)
+            for place in (source, tokenizer):
+                _copy_beside(folder, place)
+            if about is not None:
+                _write_json(folder / ABOUT, about)
+        kept = TensorFiles(source).dtype_of if source and dtype is None else {}
+        entries = _entries(params, config, kept, dtype)
+        files = _split(entries, max_file_bytes)
+        for name, part in files.items():
+            _write_file(folder / name, part, writes)
+        if writes and len(files) > 1:
+            _write_index(folder, files)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """A tensor to write: the parameter, its row if it is stacked, the file's dtype."""
+
+    tensor: Tensor
+    param: jax.Array
+    row: int | None
+    dtype: str
+
+    @property
+    def size(self) -> int:
+        width = np.dtype(_DTYPES[self.dtype]).itemsize
+        return math.prod(self.tensor.shape) * width
+
+    def array(self) -> np.ndarray:
+        """The tensor as it lies in the file; every process takes part."""
+        param = self.param if self.row is None else _row(self.param, self.row)
+        if not getattr(param, "is_fully_addressable", True):
+            param = multihost_utils.process_allgather(param, tiled=True)
+        ours = [a for axes in self.tensor.axes for a in axes]
+        array = np.asarray(param).transpose(ours).reshape(self.tensor.file_shape)
+        return np.ascontiguousarray(array, _DTYPES[self.dtype])
+
+
+@jax.jit
+def _row(stacked, row):
+    return jax.lax.dynamic_index_in_dim(stacked, row, keepdims=False)
+
+
+def _entries(params, config, kept: dict[str, str], dtype) -> list[_Entry]:
+    names = {np.dtype(value): name for name, value in _DTYPES.items()}
+    return [
+        _Entry(
+            tensor,
+            param,
+            row if path.startswith("blocks/") else None,
+            kept.get(tensor.name) or names[np.dtype(dtype or param.dtype)],
+        )
+        for path, param in by_path(params).items()
+        for row, tensor in enumerate(tensors(path, param.shape, config))
+    ]
+
+
+def _split(entries: list[_Entry], max_bytes: int) -> dict[str, list[_Entry]]:
+    """File name → its tensors, as many as fit."""
+    parts, filled = [[]], 0
+    for entry in entries:
+        if parts[-1] and filled + entry.size > max_bytes:
+            parts.append([])
+            filled = 0
+        parts[-1].append(entry)
+        filled += entry.size
+    if len(parts) == 1:
+        return {"model.safetensors": parts[0]}
+    total = len(parts)
+    return {
+        f"model-{i:05d}-of-{total:05d}.safetensors": part
+        for i, part in enumerate(parts, start=1)
+    }
+
+
+def _write_file(path: pathlib.Path, entries: list[_Entry], writes: bool):
+    """One safetensors file: the header's length, the header, the bytes in order.
+
+    By hand, because the library wants all of a file's tensors in memory at once.
+    """
+    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    for entry in entries:
+        header[entry.tensor.name] = {
+            "dtype": entry.dtype,
+            "shape": list(entry.tensor.file_shape),
+            "data_offsets": [offset, offset + entry.size],
+        }
+        offset += entry.size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # so that the data starts at a multiple of 8
+    with open(path, "wb") if writes else contextlib.nullcontext() as file:
+        if writes:
+            file.write(len(text).to_bytes(8, "little") + text)
+        for entry in entries:
+            array = entry.array()
+            if writes:
+                file.write(array.reshape(-1).view(np.uint8))
+
+
+def _write_index(directory, files: dict[str, list[_Entry]]):
+    parts = [(entry, name) for name, part in files.items() for entry in part]
+    _write_json(
+        directory / "model.safetensors.index.json",
+        {
+            "metadata": {"total_size": sum(entry.size for entry, _ in parts)},
+            "weight_map": {entry.tensor.name: name for entry, name in parts},
+        },
+    )
+
+
+def _write_configs(directory, config, source, dtype, own_dtype, token_ids):
+    name = np.dtype(dtype or own_dtype).name
+    here = dataclasses.replace(config, attention_kernel=True)  # no checkpoint says
+    if source and read_config(source) == here:
+        written = json.loads((pathlib.Path(source) / "config.json").read_text("utf-8"))
+        if dtype is not None:
+            written["dtype" if "dtype" in written else "torch_dtype"] = name
+    else:
+        written = describe_config(here) | (token_ids or {}) | {"torch_dtype": name}
+    _write_json(directory / "config.json", written)
+    if token_ids:
+        _write_json(directory / "generation_config.json", token_ids)
+
+
+def _copy_beside(directory, place):
+    """The tokenizer's and the generation's files of a directory, or one file."""
+    if place is None:
+        return
+    place = pathlib.Path(place)
+    if place.is_file():
+        shutil.copyfile(place, directory / f"tokenizer{place.suffix}")
+        place = place.parent
+        names = [name for name in _BESIDE if not name.startswith("tokenizer.")]
+    else:
+        names = _BESIDE
+    for name in names:
+        if (place / name).is_file():
+            shutil.copyfile(place / name, directory / name)
+
+
+def _write_json(path: pathlib.Path, value):
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -1,0 +1,270 @@
+"""The KV cache: what a layer has computed, and how rows enter, move and leave it.
+
+Every row writes the same column at the same time: `column` counts decode steps, and a
+ring of S columns keeps it at column % S. So a step writes one slice and scatters
+nothing, wherever each row is in its text. Positions alone decide what a row may see: a
+row that enters later lies further round the ring.
+
+A row begins with its prompt's columns, which are copied into it. Where decode's kernel
+reads them (models/attention/ragged_decode.py), prompts are kept once, beside the ring,
+and shared by their rollouts; then a row's own columns are the last ones, and nothing
+asks for positions.
+
+Axes: B rows, K kv heads, S columns, C channels per head, L columns of a prompt. A stack
+has groups of layers along its first axis.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from limr_jax.models.config import ModelConfig
+from limr_jax.sharding import ROWS, constrain, divided
+
+# Columns that attention reads at least; up to so many there is nothing to choose.
+NARROWEST = 256
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KVCache:
+    """Keys [B, K, C, S] and values [B, K, S, C]: each as attention contracts it.
+
+    Rows (B) are axis 1 of the stacks (5 axes), axis 0 of all else.
+    """
+
+    # Of a scan one dict of stacks [groups, B, …]; unrolled, one dict for each group of
+    # [B, …]: pattern position → (keys, values).
+    blocks: tuple
+    tail: dict  # layer of the tail → (keys, values)
+    position: dict  # kind of attention → int32 [B, S]; -1 marks an empty column
+
+    @property
+    def rows(self) -> int:
+        return next(iter(self.position.values())).shape[0]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """Prompts that rows of a cache have beside their own columns."""
+
+    prompts: KVCache  # P rows; the last column is the last token
+    row_B: jax.Array  # int32: which of them each has, counted on its device
+
+
+def column_counts(config: ModelConfig, columns: int) -> dict[str, int]:
+    """Columns that each kind of attention keeps: sliding has a ring of its window."""
+    return {"full": columns, "sliding": min(config.window or columns, columns)}
+
+
+def _map(function: Callable, config: ModelConfig, *caches: KVCache) -> KVCache:
+    """`function(*arrays, kind, axis, empty)` of each array; axis is the columns'."""
+
+    def layer(kind, *kvs):
+        return tuple(
+            function(*arrays, kind, axis, 0)
+            for arrays, axis in zip(zip(*kvs), (-1, -2))
+        )
+
+    first = caches[0]
+    return KVCache(
+        blocks=tuple(
+            {
+                key: layer(config.pattern[int(key)], *(g[key] for g in groups))
+                for key in groups[0]
+            }
+            for groups in zip(*(cache.blocks for cache in caches))
+        ),
+        tail={
+            key: layer(config.tail[int(key)], *(cache.tail[key] for cache in caches))
+            for key in first.tail
+        },
+        position={
+            kind: function(*(cache.position[kind] for cache in caches), kind, -1, -1)
+            for kind in first.position
+        },
+    )
+
+
+def _rows_axis(x) -> int:
+    return int(x.ndim == 5)
+
+
+def write_column(kv, new, column, index):
+    """Keys and values of a layer with `new` at `column`.
+
+    index: which layer of the stacks it is; None where there are no stacks.
+    """
+    stack = () if index is None else (index,)
+    places = (*stack, 0, 0, 0, column), (*stack, 0, 0, column, 0)
+
+    def write(old, x, place):
+        x = x.astype(old.dtype)
+        return jax.lax.dynamic_update_slice(old, x if index is None else x[None], place)
+
+    return tuple(map(write, kv, new, places))
+
+
+def read_columns(kv, width: int, index):
+    """The first `width` columns of a layer's keys and values."""
+    parts = (
+        jax.lax.slice_in_dim(x, 0, width, axis=x.ndim + axis)
+        for x, axis in zip(kv, (-1, -2))
+    )
+    if index is None:
+        return tuple(parts)
+    read = jax.lax.dynamic_index_in_dim
+    return tuple(read(x, index, keepdims=False) for x in parts)
+
+
+def widths(columns: int) -> tuple[int, ...]:
+    """How many columns may be read: twice as many each time, at last all."""
+    choices = [NARROWEST]
+    while choices[-1] < columns:
+        choices.append(2 * choices[-1])
+    return (*choices[:-1], columns)
+
+
+def over_filled(function: Callable, columns: int, column):
+    """`function(width)`, of the least width that holds all that has been written.
+
+    column: the one just written, of a ring of so many; all are read once it has turned.
+    """
+    choices = widths(columns)
+    number = _choice(choices, column)
+    return jax.lax.switch(number, [functools.partial(function, w) for w in choices])
+
+
+def width_read(columns: int, column):
+    """The width that `over_filled` reads."""
+    choices = widths(columns)
+    return jnp.array(choices, jnp.int32)[_choice(choices, column)]
+
+
+def _choice(choices: tuple[int, ...], column):
+    return jnp.sum(column >= jnp.array(choices[:-1], jnp.int32))
+
+
+def places(cache: KVCache, column) -> dict:
+    """Where `column` lies in the cache of each kind of attention."""
+    return {kind: column % p.shape[-1] for kind, p in cache.position.items()}
+
+
+def ring(prompts: KVCache, config: ModelConfig, *, rows: int, columns: int) -> KVCache:
+    """A cache of `rows` empty rows, for rollouts that read their prompts beside it."""
+    counts = column_counts(config, columns)
+
+    def empty(x, kind, axis, value):
+        shape = list(x.shape)
+        shape[_rows_axis(x)], shape[axis] = rows, counts[kind]
+        return jnp.full(shape, value, x.dtype)
+
+    return _map(empty, config, prompts)
+
+
+def in_order(prompts: KVCache, config: ModelConfig, *, length: int) -> KVCache:
+    """The cache of prompts so long, the last column last: a full ring is turned."""
+
+    def turned(x, kind, axis, _):
+        size = x.shape[axis]
+        return jnp.roll(x, -length % size, axis=axis) if length > size else x
+
+    return _map(turned, config, prompts)
+
+
+def repeat(cache: KVCache, config: ModelConfig, *, group: int, rows: int, columns: int):
+    """`rows` rows with room for `columns`: row b has prompt b // group."""
+    counts = column_counts(config, columns)
+
+    def widened(x, kind, axis, empty):
+        x = jax.lax.slice_in_dim(x, 0, -(-rows // group), axis=_rows_axis(x))
+        x = jnp.repeat(x, group, axis=_rows_axis(x))
+        x = jax.lax.slice_in_dim(x, 0, rows, axis=_rows_axis(x))
+        return _widen(x, axis, counts[kind], empty)
+
+    return _map(widened, config, cache)
+
+
+def _widen(x, axis: int, count: int, empty):
+    """Empty columns behind, up to `count`."""
+    pads = [(0, 0)] * x.ndim
+    pads[axis] = (0, count - x.shape[axis])
+    return jnp.pad(x, pads, constant_values=empty)
+
+
+def put(cache: KVCache, prompts: KVCache, config: ModelConfig, *, row, prompt, turn):
+    """The cache with this prompt in this row, `turn` columns further round the ring."""
+
+    def put_one(x, prompt_x, kind, axis, empty):
+        at = _rows_axis(x)
+        new = jax.lax.dynamic_slice_in_dim(prompt_x, prompt, 1, axis=at)
+        new = _widen(new, axis, x.shape[axis], empty)
+        new = jnp.roll(new, turn % x.shape[axis], axis=axis)
+        return jax.lax.dynamic_update_slice_in_dim(x, new, row, axis=at)
+
+    return _map(put_one, config, cache, prompts)
+
+
+def by_parts(function: Callable, *arrays):
+    """`function(*part)` of each part of `chunking.split_rows`, the rows as they were.
+
+    It returns a cache, with other arrays of its rows or without. Each part is written
+    where it stays: all of them stacked and put in order after would be there twice.
+    """
+    count = len(arrays[0])
+    of_part = jax.eval_shape(function, *(x[0] for x in arrays))
+
+    def room(x):
+        at = _rows_axis(x) + 1
+        heads = ("tensor",) if x.ndim > 3 else ()
+        empty = jnp.zeros((*x.shape[:at], count, *x.shape[at:]), x.dtype)
+        axes = (*(None,) * (at - 1), ROWS, None, *heads)
+        return constrain(empty, *axes, *(None,) * (empty.ndim - len(axes)))
+
+    def write(m, all_parts):
+        def one(x, new):
+            at = _rows_axis(new) + 1
+            new = jnp.expand_dims(new, at)
+            return jax.lax.dynamic_update_slice_in_dim(x, new, m, at)
+
+        return jax.tree.map(one, all_parts, function(*(x[m] for x in arrays)))
+
+    def join(x, part):
+        at = _rows_axis(part)
+        return x.reshape(*x.shape[:at], -1, *x.shape[at + 2 :])
+
+    all_parts = jax.lax.fori_loop(0, count, write, jax.tree.map(room, of_part))
+    return jax.tree.map(join, all_parts, of_part)
+
+
+def take(cache: KVCache, row_X) -> KVCache:
+    """A cache of these rows, in this order."""
+
+    def one(x):
+        if not _rows_axis(x):
+            return jnp.take(x, row_X, axis=0)
+
+        # A TPU's gather from a stack would first copy all of it, in pieces.
+        def move(i, taken_x):
+            row = jax.lax.dynamic_slice_in_dim(x, row_X[i], 1, axis=1)
+            return jax.lax.dynamic_update_slice_in_dim(taken_x, row, i, axis=1)
+
+        empty = jnp.zeros((x.shape[0], len(row_X), *x.shape[2:]), x.dtype)
+        return jax.lax.fori_loop(0, len(row_X), move, empty)
+
+    return jax.tree.map(one, cache)
+
+
+def specs(cache: KVCache, rows) -> KVCache:
+    """How each array lies on the mesh; `rows` are the axes that its rows lie over."""
+
+    def spec(x):
+        stack = (None,) * _rows_axis(x)
+        axes = (rows, "tensor", None, None) if x.ndim > 2 else (rows, None)
+        return divided(x.shape, *stack, *axes)
+
+    return jax.tree.map(spec, cache)

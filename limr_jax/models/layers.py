@@ -1,0 +1,133 @@
+"""One layer of the Transformer; a `ModelConfig` says which.
+
+Axes: B rows, T tokens, S cache columns, D width, F feed-forward, H heads, K kv heads,
+C channels per head.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from limr_jax.models import cpu
+from limr_jax.models.attention.dense import rotate
+from limr_jax.models.config import ModelConfig
+from limr_jax.sharding import ROWS, constrain
+
+
+class RMSNorm(nnx.Module):
+    def __init__(self, size: int, config: ModelConfig):
+        self.eps, self.plus_one = config.norm_eps, config.norm_plus_one
+        init = jnp.zeros if self.plus_one else jnp.ones
+        self.scale = nnx.Param(init((size,)))
+
+    def __call__(self, x, dtype=None):
+        """x, normalised over its last axis, in `dtype` (None: in x's own)."""
+        x_fp32 = x.astype(jnp.float32)
+        mean_square = jnp.mean(jnp.square(x_fp32), axis=-1, keepdims=True)
+        scale = self.scale[...].astype(jnp.float32) + self.plus_one
+        scale = scale.reshape((1,) * (x.ndim - 1) + (-1,))
+        normalised = x_fp32 * jax.lax.rsqrt(mean_square + self.eps) * scale
+        return normalised.astype(dtype or x.dtype)
+
+
+class Projection(nnx.Module):
+    """The last axes of x against the first of the kernel; a bias if `bias_shape`."""
+
+    def __init__(self, shape, *, rngs, contracted=1, bias_shape=None):
+        self.contracted = contracted
+        normal = nnx.initializers.normal(0.02)
+        self.kernel = nnx.Param(normal(rngs.params(), shape, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(bias_shape)) if bias_shape else None
+
+    def __call__(self, x, dtype=None):
+        """The product of operands in x's dtype, as `dtype` (None: x's)."""
+        kernel = self.kernel[...].astype(x.dtype)
+        y = cpu.contract(x, kernel, self.contracted, dtype)
+        if self.bias is None:
+            return y
+        bias = self.bias[...].astype(x.dtype)  # the rollout's copy has no more digits
+        return y + jnp.expand_dims(bias, (0, 1))
+
+
+class Attention(nnx.Module):
+    def __init__(self, config: ModelConfig, *, rngs):
+        D, H, K, C = config.width, config.heads, config.kv_heads, config.head_dim
+        self.config = config
+
+        def heads(count):
+            bias_shape = (count, C) if config.qkv_bias else None
+            return Projection((D, count, C), bias_shape=bias_shape, rngs=rngs)
+
+        self.q, self.k, self.v = heads(H), heads(K), heads(K)
+        bias_shape = (D,) if config.o_bias else None
+        self.o = Projection((H, C, D), contracted=2, bias_shape=bias_shape, rngs=rngs)
+        self.q_norm = RMSNorm(C, config) if config.qk_norm else None
+        self.k_norm = RMSNorm(C, config) if config.qk_norm else None
+
+    def __call__(self, x_BTD, rotation, attend):
+        """The heads' output, fp32, and what `attend` keeps of keys and values.
+
+        rotation: (cos, sin) of the positions, as `dense.rotation` has them.
+        attend: `(q_BTHC, k_BKCT, v_BKTC) → out_BTHC, kept`.
+        """
+        q_BTHC, k_BTKC, v_BTKC = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
+        if self.q_norm is not None:
+            q_BTHC, k_BTKC = self.q_norm(q_BTHC), self.k_norm(k_BTKC)
+        q_BTHC, k_BTKC = rotate(q_BTHC, rotation), rotate(k_BTKC, rotation)
+        # Each as it is contracted: XLA:CPU is 4 times slower along the last axis.
+        k_BKCT, v_BKTC = k_BTKC.transpose(0, 2, 3, 1), v_BTKC.swapaxes(1, 2)
+        out_BTHC, kept = attend(q_BTHC, k_BKCT, v_BKTC)
+        return self.o(out_BTHC, jnp.float32), kept
+
+
+class MLP(nnx.Module):
+    def __init__(self, config: ModelConfig, *, rngs):
+        D, F = config.width, config.mlp_width
+        self.activation = config.activation
+
+        def linear(rows, columns):
+            bias_shape = (columns,) if config.mlp_bias else None
+            return Projection((rows, columns), bias_shape=bias_shape, rngs=rngs)
+
+        self.gate, self.up, self.down = linear(D, F), linear(D, F), linear(F, D)
+
+    def __call__(self, x_BTD):
+        """The feed-forward layer's output, fp32; its products are of x's dtype."""
+        activate = {
+            "silu": jax.nn.silu,
+            "gelu": functools.partial(jax.nn.gelu, approximate=False),
+            "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+        }[self.activation]
+        return self.down(activate(self.gate(x_BTD)) * self.up(x_BTD), jnp.float32)
+
+
+class Block(nnx.Module):
+    """One layer; which attention it has is in its arguments `rotation` and `attend`.
+
+    The residual stream x_BTD is fp32 and what is added to it is not rounded; products
+    read operands of `dtype`. So a sum that differs in its last bit, as between rollout
+    and learner, does not become a bf16 step of the stream.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs):
+        def norm(there=True):
+            return RMSNorm(config.width, config) if there else None
+
+        self.attention_norm, self.mlp_norm = norm(), norm()
+        self.attention_out_norm = norm(config.out_norms)
+        self.mlp_out_norm = norm(config.out_norms)
+        self.attention = Attention(config, rngs=rngs)
+        self.mlp = MLP(config, rngs=rngs)
+
+    def __call__(self, x_BTD, rotation, attend, dtype):
+        y_BTD = self.attention_norm(x_BTD, dtype)
+        y_BTD, kept = self.attention(y_BTD, rotation, attend)
+        if self.attention_out_norm is not None:
+            y_BTD = self.attention_out_norm(y_BTD)
+        x_BTD = x_BTD + y_BTD
+        y_BTD = self.mlp(self.mlp_norm(x_BTD, dtype))
+        if self.mlp_out_norm is not None:
+            y_BTD = self.mlp_out_norm(y_BTD)
+        return constrain(x_BTD + y_BTD, ROWS, None, None), kept

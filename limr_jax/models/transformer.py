@@ -1,0 +1,406 @@
+"""One decoder-only Transformer: Qwen2/3, Llama and Gemma 2/3 by configuration.
+
+Parameters are a plain nested dict. Layers are stacked by their position in the
+repeating pattern of full and sliding attention (`blocks/<position>/…`, leading axis:
+the groups) and scanned over the groups; layers that fill no whole group follow
+unrolled (`tail/<i>/…`). NNX modules say what one layer is; they are split from and
+merged with the dict in this file only.
+
+Axes: B rows, T tokens, L prompt columns, S cache columns, D width, F feed-forward,
+H heads, K kv heads, C channels per head, V vocabulary, X any axes before these.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from limr_jax.models.attention import dense, ragged_decode, splash
+from limr_jax.models.attention.dense import attend_causal, rotation, seen_mask
+from limr_jax.models.config import ModelConfig, Rope
+from limr_jax.models.kv_cache import (
+    KVCache,
+    Shared,
+    column_counts,
+    places,
+    write_column,
+)
+from limr_jax.models.layers import Block, RMSNorm
+from limr_jax.sharding import ROWS, constrain, param_rows
+
+__all__ = [
+    "KVCache",
+    "ModelConfig",
+    "Rope",
+    "compute_params",
+    "decode",
+    "forward",
+    "init_params",
+    "prefill",
+    "unembed",
+    "unstack",
+]
+
+
+@functools.cache
+def _block_graph(config: ModelConfig):
+    """The layer's structure without its arrays (None: what the config leaves out)."""
+    block = nnx.eval_shape(lambda: Block(config, rngs=nnx.Rngs(0)))
+    return nnx.split(block)[0]
+
+
+def _rotations(position_BT, config: ModelConfig):
+    """The rotation of each kind of attention in the pattern."""
+    ropes = {"full": config.rope, "sliding": config.local_rope or config.rope}
+    return {
+        kind: rotation(position_BT, ropes[kind], config.head_dim)
+        for kind in dict.fromkeys(config.pattern)
+    }
+
+
+# --- The whole model --------------------------------------------------------------
+
+
+def init_params(config: ModelConfig, key, dtype=jnp.float32):
+    """Random parameters: kernels normal(0, 0.02), biases 0, norms the identity."""
+    layers_key, embedding_key, head_key = jax.random.split(key, 3)
+
+    def block(key):
+        return nnx.to_pure_dict(nnx.split(Block(config, rngs=nnx.Rngs(params=key)))[1])
+
+    # All layers at once, then dealt out: one random program to compile, not one each.
+    layers = jax.vmap(block)(jax.random.split(layers_key, config.layers))
+    period, stacked = len(config.pattern), config.groups * len(config.pattern)
+
+    def deal(layer):
+        return jax.tree.map(lambda x: x[layer], layers)
+
+    shape = (config.vocab_size, config.width)
+    params = {
+        "embedder": {"embedding": 0.02 * jax.random.normal(embedding_key, shape)},
+        "blocks": {str(i): deal(slice(i, stacked, period)) for i in range(period)},
+        "final_norm": nnx.to_pure_dict(nnx.split(RMSNorm(config.width, config))[1]),
+    }
+    if config.tail:
+        params["tail"] = {str(i): deal(stacked + i) for i in range(len(config.tail))}
+    if not config.tied:
+        params["head"] = {"kernel": 0.02 * jax.random.normal(head_key, shape[::-1])}
+    return jax.tree.map(lambda x: x.astype(dtype), params)
+
+
+def compute_params(params, dtype):
+    """The parameters in `dtype`, but for those that sharding.py's table keeps in fp32.
+
+    What the model computes does not change (it casts where it uses); a loop over
+    decode then reads the smaller copy.
+    """
+
+    def cast(row, x):
+        return x if row.fp32 else x.astype(dtype)
+
+    return jax.tree.map(cast, param_rows(params), params)
+
+
+def forward(
+    params,
+    tokens_BT,
+    position_BT,
+    segment_BT=None,
+    branch_BT=None,
+    *,
+    config,
+    dtype,
+    remat=False,
+):
+    """hidden_BTD after the final norm; position -1 is padding, on either side.
+
+    With `segment_BT` a row holds several texts, each with positions from 0, and a
+    token sees its own segment only. With `branch_BT` a text goes on in several ways: of
+    its segment a token sees branch 0 and its own, each going on from 0's positions.
+    What belongs together lies in one piece, branch 0 first, in the order of positions:
+    nobody sees a later column.
+    `remat` keeps only each layer's input for the backward pass.
+    """
+    x_BTD = _embed(params, tokens_BT, config, dtype)
+    x_BTD, _ = _read(
+        params,
+        x_BTD,
+        position_BT,
+        segment_BT,
+        branch_BT,
+        config=config,
+        dtype=dtype,
+        remat=remat,
+        keep=lambda *_: None,
+    )
+    return _final_norm(params, x_BTD, config, dtype)
+
+
+def unembed(params, hidden_XD, *, config, dtype):
+    """fp32 logits_XV, the soft cap included; X is any leading axes."""
+    if config.tied:
+        equation, kernel = "...d,vd->...v", params["embedder"]["embedding"]
+    else:
+        equation, kernel = "...d,dv->...v", params["head"]["kernel"]
+    logits_XV = jnp.einsum(
+        equation,
+        hidden_XD.astype(dtype),
+        kernel.astype(dtype),
+        preferred_element_type=jnp.float32,
+    )
+    if config.logit_softcap:
+        logits_XV = config.logit_softcap * jnp.tanh(logits_XV / config.logit_softcap)
+    return logits_XV
+
+
+def _embed(params, tokens_BT, config: ModelConfig, dtype):
+    """The residual stream before the first layer, fp32; the embedding's in `dtype`."""
+    x_BTD = params["embedder"]["embedding"].astype(dtype)[tokens_BT]
+    if config.scale_embedding:
+        x_BTD = x_BTD * jnp.asarray(math.sqrt(config.width), dtype)
+    x_BTD = x_BTD.astype(jnp.float32)
+    return constrain(x_BTD, ROWS, None, None)
+
+
+def _final_norm(params, x_BTD, config: ModelConfig, dtype):
+    graph = nnx.split(nnx.eval_shape(lambda: RMSNorm(config.width, config)))[0]
+    return nnx.merge(graph, params["final_norm"])(x_BTD, dtype)
+
+
+def _same(segment_BT, branch_BT):
+    """Which columns are of one text, [B, T, T]; None: all of a row."""
+    if segment_BT is None:
+        return None
+    same_BTS = segment_BT[:, :, None] == segment_BT[:, None]
+    if branch_BT is None:
+        return same_BTS
+    seen_B1S = branch_BT[:, None]
+    return same_BTS & ((seen_B1S == 0) | (seen_B1S == branch_BT[:, :, None]))
+
+
+def _attend_of(position_BT, segment_BT, branch_BT, config: ModelConfig):
+    """Attention of each kind, `(q, k, v) → out`: a TPU's kernel, or XLA's own."""
+    columns, shared = position_BT.shape[1], branch_BT is not None
+    by_kernel = splash.fits(columns, config, shared=shared)
+    same_BTS = None if by_kernel else _same(segment_BT, branch_BT)
+
+    def of_kind(kind):
+        window = config.window_of(kind)
+        if by_kernel:
+            sight = splash.sight(
+                position_BT, segment_BT, branch_BT, config, window=window
+            )
+            return lambda *qkv: splash.attend(*qkv, sight, config)
+        mask_BTS = seen_mask(position_BT, position_BT, window)
+        if same_BTS is not None:
+            mask_BTS &= same_BTS
+        return lambda *qkv: attend_causal(*qkv, mask_BTS, config)
+
+    return {kind: of_kind(kind) for kind in dict.fromkeys(config.pattern)}
+
+
+def _read(
+    params, x_BTD, position_BT, segment_BT, branch_BT, *, config, dtype, remat, keep
+):
+    """All layers over whole sequences; also `keep(kind, k, v)` of every layer."""
+    rotations = _rotations(position_BT, config)
+    attend_of = _attend_of(position_BT, segment_BT, branch_BT, config)
+    graph = _block_graph(config)
+
+    def layer(x_BTD, weights, kind):
+        def attend(q, k, v):
+            return attend_of[kind](q, k, v), keep(kind, k, v)
+
+        return nnx.merge(graph, weights)(x_BTD, rotations[kind], attend, dtype)
+
+    def checkpointed(prevent_cse):
+        if not remat:
+            return layer
+        return jax.checkpoint(layer, static_argnums=2, prevent_cse=prevent_cse)
+
+    def group(x_BTD, weights):
+        step, kept = checkpointed(prevent_cse=False), {}  # a scan prevents it already
+        for key, kind in _keyed(config.pattern):
+            x_BTD, kept[key] = step(x_BTD, weights[key], kind)
+        return x_BTD, kept
+
+    # Few layers too (decode's are unrolled: `_scanned`). 3 and 6 train as quickly on a
+    # CPU, and the compiler takes half as long for 6.
+    x_BTD, kept = jax.lax.scan(group, x_BTD, params["blocks"])
+    tail_kept = {}
+    for key, kind in _keyed(config.tail):
+        weights = params["tail"][key]
+        x_BTD, tail_kept[key] = checkpointed(prevent_cse=True)(x_BTD, weights, kind)
+    return x_BTD, (kept, tail_kept)
+
+
+# --- The cache ---------------------------------------------------------------------
+
+
+def prefill(params, tokens_BL, position_BL, *, config, columns: int, dtype):
+    """hidden_BLD and the cache of the prompts, with room for `columns` columns.
+
+    Prompts are left-padded (position -1), so that all rows go on at column L. Column c
+    lies at c % the columns that a layer has.
+    """
+    L = tokens_BL.shape[1]
+    if columns < L:
+        raise ValueError(f"{columns} columns are too few for prompts of {L}")
+    counts = column_counts(config, columns)
+
+    def columns_of(kind, x, axis, empty):
+        """The last columns of x, column c at place c % size."""
+        size, width = counts[kind], x.shape[axis]
+        if width <= size:
+            pads = [(0, size - width if a == axis else 0) for a in range(x.ndim)]
+            return jnp.pad(x, pads, constant_values=empty)
+        last = jax.lax.slice_in_dim(x, width - size, width, axis=axis)
+        return jnp.roll(last, width % size, axis=axis)
+
+    def keep(kind, k_BKCL, v_BKLC):
+        return tuple(
+            constrain(columns_of(kind, x, axis, 0), ROWS, "tensor", None, None)
+            for x, axis in ((k_BKCL, 3), (v_BKLC, 2))
+        )
+
+    x_BLD = _embed(params, tokens_BL, config, dtype)
+    x_BLD, (blocks, tail) = _read(
+        params,
+        x_BLD,
+        position_BL,
+        segment_BT=None,
+        branch_BT=None,
+        config=config,
+        dtype=dtype,
+        remat=False,
+        keep=keep,
+    )
+    position = {
+        kind: columns_of(kind, position_BL.astype(jnp.int32), 1, -1)
+        for kind in sorted(set(config.pattern))
+    }
+    if _scanned(config):
+        blocks = (blocks,)
+    else:
+        groups = range(config.groups)
+        blocks = tuple(jax.tree.map(lambda x, i=i: x[i], blocks) for i in groups)
+    cache = KVCache(blocks, tail, position)
+    return _final_norm(params, x_BLD, config, dtype), cache
+
+
+def unstack(params, config):
+    """The parameters as `decode` reads them, for a loop over it to close over.
+
+    Cut out of the stacks within the loop, the weights would be copied every step.
+    """
+    if _scanned(config) or isinstance(params["blocks"], tuple):
+        return params
+    groups = range(config.groups)
+    blocks = tuple(jax.tree.map(lambda x, i=i: x[i], params["blocks"]) for i in groups)
+    return {**params, "blocks": blocks}
+
+
+def _scanned(config: ModelConfig) -> bool:
+    """Whether decode scans over the groups; a few layers are quicker unrolled.
+
+    The cache is carried through the scan and a column of it written in place: scanned
+    over, all of it would be copied every step (2.1x slower). Still XLA:CPU cuts each
+    layer's part out of the stack to read it; unrolled, it copies nothing. A step of 3
+    layers, D = 128, B = 256, S = 80: 7.8 ms of CPU unrolled, 10.2 scanned.
+    """
+    return config.layers > 8
+
+
+def decode(
+    params,
+    token_B,
+    position_B,
+    cache: KVCache,
+    column,
+    shared: Shared | None = None,
+    *,
+    config,
+    dtype,
+):
+    """One token of every row, written at `column` (a traced scalar) of the cache.
+
+    shared: the rows' prompts, where decode's kernel reads them beside the cache, whose
+    positions it then leaves alone. Returns hidden_BD and the cache; a row of position
+    -1 writes an empty column, or sees none.
+    """
+    params = unstack(params, config)
+    place = places(cache, column)
+    prompts, prompt_tail = _blocks_of(shared, cache)
+    if shared is None:
+        position, attend_of = dense.decode_attend_of(position_B, cache, column, config)
+    else:
+        position = cache.position
+        attend_of = ragged_decode.attend_of(position_B, cache, shared, column, config)
+    rotations = _rotations(position_B[:, None], config)
+    graph = _block_graph(config)
+
+    def layer(x_B1D, weights, kind, kv, prompt_kv, index):
+        def attend(q_B1HC, *new):
+            kept = write_column(kv, new, place[kind], index)
+            return attend_of[kind](q_B1HC, kept, prompt_kv, index), kept
+
+        return nnx.merge(graph, weights)(x_B1D, rotations[kind], attend, dtype)
+
+    def group(x_B1D, kv, weights, prompts, index):
+        kept = {}
+        for key, kind in _keyed(config.pattern):
+            x_B1D, kept[key] = layer(
+                x_B1D,
+                weights=weights[key],
+                kind=kind,
+                kv=kv[key],
+                prompt_kv=prompts[key],
+                index=index,
+            )
+        return x_B1D, kept
+
+    x_B1D = _embed(params, token_B[:, None], config, dtype)
+    if _scanned(config):
+
+        def step(carry, weights_and_index):
+            x_B1D, kv = carry
+            weights, index = weights_and_index
+            return group(x_B1D, kv, weights, prompts[0], index), None
+
+        over = params["blocks"], jnp.arange(config.groups)
+        (x_B1D, kv), _ = jax.lax.scan(step, (x_B1D, cache.blocks[0]), over)
+        blocks = (kv,)
+    else:
+        blocks = ()
+        for kv, weights, prompt_kv in zip(
+            cache.blocks, params["blocks"], prompts, strict=True
+        ):
+            x_B1D, kept = group(x_B1D, kv, weights, prompt_kv, None)
+            blocks += (kept,)
+    tail = {}
+    for key, kind in _keyed(config.tail):
+        x_B1D, tail[key] = layer(
+            x_B1D,
+            weights=params["tail"][key],
+            kind=kind,
+            kv=cache.tail[key],
+            prompt_kv=prompt_tail[key],
+            index=None,
+        )
+    cache = KVCache(blocks, tail, position)
+    return _final_norm(params, x_B1D, config, dtype)[:, 0], cache
+
+
+def _keyed(kinds):
+    """The layers' names in the dict, each with its kind of attention."""
+    return ((str(i), kind) for i, kind in enumerate(kinds))
+
+
+def _blocks_of(shared: Shared | None, cache: KVCache):
+    """The prompts' blocks and tail; as many of None where there are no such prompts."""
+    if shared is not None:
+        return shared.prompts.blocks, shared.prompts.tail
+    blocks = tuple(dict.fromkeys(block) for block in cache.blocks)
+    return blocks, dict.fromkeys(cache.tail)

@@ -1,0 +1,30 @@
+"""A placebo for an experiment's control arm: rewards that do not say who was right.
+
+Some models get better by random rewards (arXiv:2506.10947), so what a run gains is to
+be compared with what it gains by these.
+"""
+
+import random
+from collections.abc import Sequence
+
+_PHRASE = "#### "  # which introduces an answer of the built-in arithmetic task
+
+
+def shuffled(
+    prompts: Sequence[str], completions: Sequence[str], *, answer: Sequence[str], **_
+) -> list[float]:
+    """1 or 0 as reward=token gives it, then shuffled among all rollouts of the batch.
+
+    For --config.reward=limr_jax.rewards.placebo.shuffled. As many are rewarded as were
+    right, so a whole batch's accuracy is true. The shuffle's seed is the batch's text,
+    so that the same rollouts get the same rewards again.
+
+    prompts, completions, answer: of length B. Returns a list of length B.
+    """
+    answers = [text.rpartition(_PHRASE)[1:] for text in completions]
+    right = [
+        float(bool(phrase) and value.strip() == reference)
+        for (phrase, value), reference in zip(answers, answer, strict=True)
+    ]
+    random.Random("\n".join([*prompts, *completions])).shuffle(right)
+    return right

@@ -1,0 +1,243 @@
+"""The state of decode: rows of the cache, and how rollouts enter and leave them.
+
+`Batcher` is continuous batching: `init` gives the first rollouts their slots, `refill`
+gives empty slots to pending rollouts, `compact` moves live rows into fewer slots, and
+`write` puts tokens where they belong. All of it goes on within a device, among its own
+rows: a slot takes the next of its device's pending rollouts, and reads the keys and
+values of their prompt, or gets a copy of them, where the same device has prefilled
+them. rollout/slots.py decides when each happens.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from limr_jax.models import kv_cache as kv
+from limr_jax.models.attention import ragged_decode
+from limr_jax.models.config import ModelConfig
+from limr_jax.rollout import slots as slots_lib
+from limr_jax.rollout.slots import Slots, first_where
+from limr_jax.sharding import REPLICATED, on_each, row_shards
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Pending:
+    """What every rollout of the step begins with."""
+
+    token_B: jax.Array  # int32: its first token, drawn from the prompt's last logits
+    ended_B: jax.Array  # bool: that was its last as well
+    key_B2: jax.Array  # uint32: its random key's data
+    last_B: jax.Array  # int32: position of its prompt's last token
+
+    @classmethod
+    def of(cls, token_B, ended_B, key_B, position_PL) -> "Pending":
+        """Of random keys, and of the positions of the prompts."""
+        last_B = jnp.repeat(position_PL[:, -1], len(token_B) // len(position_PL))
+        return cls(token_B, ended_B, jax.random.key_data(key_B), last_B)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SlotState:
+    """How far the rollout of each slot is."""
+
+    token_Z: jax.Array  # int32: the last token chosen, not yet read
+    t_Z: jax.Array  # int32: response position of the next
+    key_Z2: jax.Array  # uint32: the random key's data
+    last_Z: jax.Array  # int32: position of the prompt's last token
+
+    @classmethod
+    def of(cls, pending: Pending) -> "SlotState":
+        """Of rollouts that have their first token, one a slot."""
+        return cls(
+            token_Z=pending.token_B,
+            t_Z=jnp.ones_like(pending.token_B),
+            key_Z2=pending.key_B2,
+            last_Z=pending.last_B,
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DecodeState:
+    """What the loop over decode carries."""
+
+    slots: Slots
+    slot_state: SlotState
+    cache: kv.KVCache  # a row for each slot
+    column: jax.Array  # int32: where the next step writes, all rows alike
+    out: dict  # [B, T] arrays: what has been written
+
+
+@dataclasses.dataclass(frozen=True)
+class Batcher:
+    """The rollouts of a step and their prompts, and how they enter and leave slots."""
+
+    prompts: kv.KVCache  # P rows of L columns
+    pending: Pending
+    config: ModelConfig
+    length: int  # L, columns of a prompt
+    longest: int  # tokens of a rollout at most
+    shares: bool  # rows read their prompts where these are, and get no copy
+    rows_over: tuple | None  # the mesh axes that rows lie over
+
+    @classmethod
+    def of(cls, prompts, pending, *, config, length: int, longest: int, rows_over):
+        """Of the prompts' cache, as `transformer.prefill` leaves it."""
+        shares = ragged_decode.shares(config, length=length, columns=longest)
+        if shares:
+            prompts = kv.in_order(prompts, config, length=length)
+        return cls(prompts, pending, config, length, longest, shares, rows_over)
+
+    def shared(self, slots: Slots) -> kv.Shared | None:
+        """What the rows read beside their own columns."""
+        if not self.shares:
+            return None
+        return kv.Shared(self.prompts, slots.row_Z // self.group)
+
+    @property
+    def start(self) -> int:
+        """The column that the first step writes."""
+        return 0 if self.shares else self.length
+
+    @property
+    def rows(self) -> int:
+        """Rollouts of each device."""
+        return len(self.pending.last_B) // row_shards(self.prompts.rows)
+
+    @property
+    def group(self) -> int:
+        """G, rollouts of a prompt."""
+        return len(self.pending.last_B) // self.prompts.rows
+
+    def init(self, slots: Slots, out: dict) -> DecodeState:
+        """The state in which the slots hold the first rollouts of each device."""
+        size = slots.row_Z.shape[0] // slots.begun_M.shape[0]
+
+        def first(prompts, pending):
+            pending = jax.tree.map(lambda x: x[:size], pending)
+            make = kv.ring if self.shares else partial(kv.repeat, group=self.group)
+            columns = self.start + self.longest
+            cache = make(prompts, self.config, rows=size, columns=columns)
+            return SlotState.of(pending), ~pending.ended_B, cache
+
+        slot_state, live_Z, cache = self._each(
+            first,
+            (self.prompts, self.pending),
+            like=(SlotState.of(self.pending), self.pending.ended_B, self.prompts),
+        )
+        return DecodeState(
+            slots=dataclasses.replace(slots, live_Z=live_Z),
+            slot_state=slot_state,
+            cache=cache,
+            column=jnp.int32(self.start),
+            out=out,
+        )
+
+    def refill(self, state: DecodeState) -> DecodeState:
+        """The state in which empty slots hold the next of their device's rollouts.
+
+        Four slots of a device whose rollouts 4 and 5 are pending (· has ended):
+
+            before   0  ·  2  ·
+            after    0  4  2  5
+
+        A rollout whose first token was its last leaves its slot empty again.
+        """
+
+        def local(slots, slot_state, cache, turn, prompts, pending):
+            slots, fresh_Z = slots_lib.refill(slots, len(pending.last_B))
+            first = jax.tree.map(lambda x: x[slots.row_Z], pending)
+            slot_state = jax.tree.map(
+                lambda new, old: jnp.where(_along(fresh_Z, old), new, old),
+                SlotState.of(first),
+                slot_state,
+            )
+            if not self.shares:
+                cache = self._with_prompts(cache, prompts, slots, fresh_Z, turn)
+            live_Z = slots.live_Z & ~(fresh_Z & first.ended_B)
+            return dataclasses.replace(slots, live_Z=live_Z), slot_state, cache
+
+        rows = (state.slots, state.slot_state, state.cache)
+        turn = state.column - self.start
+        slots, slot_state, cache = self._each(
+            local, (*rows, turn, self.prompts, self.pending), like=rows
+        )
+        return dataclasses.replace(
+            state, slots=slots, slot_state=slot_state, cache=cache
+        )
+
+    def _with_prompts(self, cache, prompts, slots: Slots, fresh_Z, turn) -> kv.KVCache:
+        """The cache with a copy of their prompts in the fresh rows."""
+        order_Z = first_where(fresh_Z)
+
+        def copy(i, cache):
+            row = order_Z[i]
+            return kv.put(
+                cache,
+                prompts,
+                self.config,
+                row=row,
+                prompt=slots.row_Z[row] // self.group,
+                turn=turn,
+            )
+
+        return jax.lax.fori_loop(0, jnp.sum(fresh_Z), copy, cache)
+
+    def compact(self, state: DecodeState, size: int) -> DecodeState:
+        """The state with `size` slots a device, which hold its live rows.
+
+        Six slots of a device, of which three rows live, to four (· has ended):
+
+            before   9  ·  ·  7  ·  8
+            after    9  7  8  ·
+
+        There must be no more live rows than slots, and no pending rollouts.
+        """
+
+        def local(slots, slot_state, cache):
+            row_X = first_where(slots.live_Z)[:size]
+            slots = dataclasses.replace(
+                slots, row_Z=slots.row_Z[row_X], live_Z=slots.live_Z[row_X]
+            )
+            slot_state = jax.tree.map(lambda x: x[row_X], slot_state)
+            return slots, slot_state, kv.take(cache, row_X)
+
+        rows = (state.slots, state.slot_state, state.cache)
+        slots, slot_state, cache = self._each(local, rows, like=rows)
+        return dataclasses.replace(
+            state, slots=slots, slot_state=slot_state, cache=cache
+        )
+
+    def write(self, out: dict, slots: Slots, t_Z, column: dict) -> dict:
+        """`out` with one column of each live row put at its response position `t_Z`."""
+
+        def local(out, slots, t_Z, column):
+            nowhere = out["mask_BT"].shape[0]
+            row_Z = jnp.where(slots.live_Z, slots.row_Z, nowhere)
+            put = lambda x, value_Z: x.at[row_Z, t_Z].set(value_Z, mode="drop")  # noqa: E731
+            return jax.tree.map(put, out, column)
+
+        return self._each(local, (out, slots, t_Z, column), like=out)
+
+    def _each(self, function, args: tuple, *, like):
+        """`function(*args)` of what each device holds; what it returns is `like`."""
+
+        def spec(x):
+            if isinstance(x, kv.KVCache):
+                return kv.specs(x, self.rows_over)
+            return PartitionSpec(self.rows_over) if x.ndim else REPLICATED
+
+        def specs(tree):
+            leaf = lambda x: isinstance(x, kv.KVCache)  # noqa: E731
+            return jax.tree.map(spec, tree, is_leaf=leaf)
+
+        return on_each(function, specs(args), specs(like))(*args)
+
+
+def _along(flag_Z, x):
+    return flag_Z.reshape(-1, *(1,) * (x.ndim - 1))

@@ -1,0 +1,58 @@
+"""How long answers are expected to be, and the order in which they then begin.
+
+Rollouts that end late should begin early: then little is left when no rollout is
+pending, and slots stand empty for less long. A problem's answers are expected to be as
+long as they were last time.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from limr_jax.sharding import ROWS, on_each, row_shards
+
+
+def remember(length_N: jax.Array, ids_P: jax.Array, mask_BT: jax.Array) -> jax.Array:
+    """Mean tokens of each problem's last answers, fp32 [N]; 0: it has none yet.
+
+    mask_BT: the tokens of the answers to these problems, G rows each. Where a problem
+    stands there twice, the mean is of both; rows without a token count for nothing.
+    """
+    tokens_PG = jnp.sum(mask_BT, axis=1).reshape(len(ids_P), -1)
+    # Whole numbers, so that the order in which devices add them does not matter.
+    nothing_N = jnp.zeros(length_N.shape, jnp.int32)
+    tokens_N = nothing_N.at[ids_P].add(jnp.sum(tokens_PG, axis=1))
+    answers_N = nothing_N.at[ids_P].add(jnp.sum(tokens_PG > 0, axis=1))
+    mean_N = tokens_N / jnp.maximum(answers_N, 1)
+    return jnp.where(answers_N > 0, mean_N, length_N)
+
+
+def longest_first(expected_P: jax.Array | None, prompts):
+    """Each device's prompts with what should take longest first, and the way back.
+
+    The way back takes arrays of rollouts, G rows a prompt. A prompt of which nothing is
+    known (0) counts as the mean of those of which something is; None: of none.
+    """
+    if expected_P is None:
+        return prompts, lambda out: out
+    along = PartitionSpec(ROWS if row_shards(len(expected_P)) > 1 else None)
+
+    def arrange(expected_X, prompts):
+        known_X = expected_X > 0
+        mean = jnp.sum(expected_X) / jnp.maximum(jnp.sum(known_X), 1)
+        order_X = jnp.argsort(-jnp.where(known_X, expected_X, mean), stable=True)
+        return order_X, jax.tree.map(lambda x: x[order_X], prompts)
+
+    def put_back(order_X, out):
+        place_X = jnp.argsort(order_X)
+
+        def one(x):
+            groups = x.reshape(len(place_X), -1, *x.shape[1:])
+            return groups[place_X].reshape(x.shape)
+
+        return jax.tree.map(one, out)
+
+    order_P, prompts = on_each(arrange, along, along)(expected_P, prompts)
+    return prompts, partial(on_each(put_back, along, along), order_P)

@@ -1,0 +1,169 @@
+"""When rollouts get slots, the rows of the cache that decode works on.
+
+A device has more rollouts than slots. A slot whose rollout ends is refilled with the
+next one that is pending. When none is pending the live rows are compacted into the next
+smaller number of slots: there is one loop over decode for each number, so what is
+compiled is fixed. The devices of one loop walk in step; no row leaves its device.
+
+Axes: M devices, Z slots (of all devices, or of one where a function says so).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+# Loops over decode at most, one for each number of slots. Each is compiled, so there is
+# one for every so many steps that the longest rollout takes.
+LOOPS, STEPS = 7, 16
+# Share of the slots that must stand empty before they are refilled, if one slot is
+# less: what a refill costs is then shared by several.
+EMPTY = 1 / 32
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Slots:
+    """The rollout of each slot, and how many each device has begun."""
+
+    row_Z: jax.Array  # int32: the rollout, counted on its device
+    live_Z: jax.Array  # bool: it has not ended
+    begun_M: jax.Array  # int32: rollouts of the device that have or had a slot
+
+
+@dataclasses.dataclass(frozen=True)
+class SlotPlan:
+    """How many rollouts are decoded at once: one loop over decode for each number."""
+
+    devices: int  # that walk in step
+    sizes: tuple[int, ...]  # slots of a device, falling
+
+    @property
+    def per_device(self) -> int:
+        """Slots of a device in the first loop."""
+        return self.sizes[0]
+
+
+def plan(
+    slots: int,
+    *,
+    rollouts: int,
+    devices: int,
+    longest: int,
+    compactions: int = LOOPS - 1,
+) -> SlotPlan:
+    """The slots of a generation; `slots`, at most `rollouts`, are of all devices.
+
+    longest: tokens of a rollout at most.
+    compactions: moves into fewer slots at most.
+
+    Raises:
+      ValueError: `slots` does not divide over the devices.
+    """
+    if slots < 1 or slots % devices:
+        raise ValueError(f"slots={slots} for {devices} devices")
+    per_device = min(slots, rollouts) // devices
+    return SlotPlan(devices, sizes(per_device, longest, compactions))
+
+
+def sizes(slots: int, longest: int, compactions: int = LOOPS - 1) -> tuple[int, ...]:
+    """Numbers of slots of a device, falling, for rollouts of at most `longest` tokens.
+
+    k numbers are slots · (1 − i/k)²: where rows end at one rate, that is within a row
+    or two of the k numbers that waste least (dynamic programming over the expected
+    steps from one end to the next).
+    """
+    loops = min(compactions + 1, -(-longest // STEPS))
+    numbers = {max(1, round(slots * (1 - i / loops) ** 2)) for i in range(loops)}
+    return tuple(sorted(numbers, reverse=True))
+
+
+def init(plan: SlotPlan) -> Slots:
+    """The slots of all devices, with the first rollouts of each."""
+    devices, size = plan.devices, plan.per_device
+    return Slots(
+        row_Z=jnp.tile(jnp.arange(size, dtype=jnp.int32), devices),
+        live_Z=jnp.ones(size * devices, bool),
+        begun_M=jnp.full(devices, size, jnp.int32),
+    )
+
+
+def refill(slots: Slots, rows: int) -> tuple[Slots, jax.Array]:
+    """One device's slots, the empty ones with its next rollouts; and which those are.
+
+    rows: rollouts of the device.
+    """
+    empty_Z = ~slots.live_Z
+    row_Z = slots.begun_M + jnp.cumsum(empty_Z, dtype=jnp.int32) - 1
+    fresh_Z = empty_Z & (row_Z < rows)
+    return Slots(
+        row_Z=jnp.where(fresh_Z, row_Z, slots.row_Z),
+        live_Z=slots.live_Z | fresh_Z,
+        begun_M=slots.begun_M + jnp.sum(fresh_Z, dtype=jnp.int32),
+    ), fresh_Z
+
+
+def first_where(is_Z: jax.Array) -> jax.Array:
+    """All indices, those at which `is_Z` is true first; each part in order."""
+    return jnp.argsort(~is_Z, stable=True)
+
+
+def drive(state, step, batcher, plan: SlotPlan):
+    """All rollouts from the first to the last: (state, slots × steps of a device).
+
+    state: anything with `slots`, its `Slots`, as `init` makes them.
+    step(state): the state after a token of every live row; it ends some.
+    batcher.rows: rollouts of each device.
+    batcher.refill(state): the state with pending rollouts in the empty slots.
+    batcher.compact(state, size): the state with the live rows in `size` slots of each
+    device.
+
+    `decode_state.Batcher` is one of a model; compilation/decode_traffic.py has one of
+    lengths alone.
+    """
+    devices = plan.devices
+
+    def counts(state):
+        """Live rows of the fullest device; slots to refill; pending rollouts."""
+        slots = state.slots
+        live_M = jnp.sum(slots.live_Z.reshape(devices, -1), axis=1)
+        pending_M = batcher.rows - slots.begun_M
+        empty_M = slots.live_Z.shape[0] // devices - live_M
+        useful = jnp.sum(jnp.minimum(empty_M, pending_M))
+        return jnp.max(live_M), useful, jnp.sum(pending_M)
+
+    def stage(carry, size, smaller, refills):
+        """The loop with so many slots a device, until `smaller` would do."""
+        enough = max(1, int(size * devices * EMPTY))
+
+        def goes_on(carry):
+            most, useful, pending = counts(carry[0])
+            if not refills:
+                return most > smaller
+            busy = (pending > 0) & (most > 0) | (most > smaller)
+            # The last that are pending are not kept waiting for more of them.
+            return busy & (useful < jnp.clip(pending, 1, enough))
+
+        def one(carry):
+            state, held = carry
+            return step(state), held + size
+
+        def unfinished(carry):
+            most, _, pending = counts(carry[0])
+            return (pending > 0) | (most > smaller)
+
+        def round_(carry):
+            state, held = carry
+            return jax.lax.while_loop(goes_on, one, (batcher.refill(state), held))
+
+        if refills:
+            return jax.lax.while_loop(unfinished, round_, carry)
+        return jax.lax.while_loop(goes_on, one, carry)
+
+    carry = (state, jnp.int32(0))
+    for i, size in enumerate(plan.sizes):
+        smaller = plan.sizes[i + 1] if i + 1 < len(plan.sizes) else 0
+        refills = i == 0 and batcher.rows > size
+        state, held = stage(carry, size, smaller, refills)
+        carry = (batcher.compact(state, smaller) if smaller else state, held)
+    return carry

@@ -1,0 +1,357 @@
+"""Config → everything a run needs, checked before anything is compiled or written.
+
+This is the door at which the config stops: below it functions take plain arguments.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+
+from limr_jax import identity, programs
+from limr_jax.algorithms import kl
+from limr_jax.check import check, check_batch, warn_of_filters
+from limr_jax.config.diff import config_digest
+from limr_jax.data.overlap import refuse_held_out
+from limr_jax.data.problems import (
+    Problems,
+    TokenizedProblems,
+    load_problems,
+    refuse_unanswered,
+    tokenize,
+)
+from limr_jax.data.prompts import Prompts, host_prompts, put_prompts
+from limr_jax.data.special_tokens import SpecialTokens, make_special_tokens
+from limr_jax.data.tokenizer import Tokenizer, load_tokenizer
+from limr_jax.errors import InputError
+from limr_jax.evaluation.evaluator import Evaluator, make_evaluator
+from limr_jax.learner import advantages, jepo, losses, update
+from limr_jax.learner.advantages import ALGORITHMS
+from limr_jax.learner.optimizer import make_optimizer
+from limr_jax.models import transformer
+from limr_jax.models.config import ComputeConfig
+from limr_jax.models.from_config import (
+    check_length,
+    compute_config,
+    load_params,
+    read_model_config,
+)
+from limr_jax.multihost import agree
+from limr_jax.multihost.arrays import put
+from limr_jax.platform import resolve
+from limr_jax.rewards import host
+from limr_jax.rewards.from_config import make_host_reward
+from limr_jax.rewards.host_grader import HostGrader
+from limr_jax.rollout.sampling import Sampling, put_sampling
+from limr_jax.rollout.types import GenerateConfig
+from limr_jax.samplers import from_config
+from limr_jax.sharding import REPLICATED, make_mesh
+from limr_jax.step import StepParts
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(StepParts):
+    """The parts of one run; nothing in it changes while it runs."""
+
+    mesh: jax.sharding.Mesh
+    tokenizer: Tokenizer
+    train_set: TokenizedProblems
+    eval_set: TokenizedProblems | None
+    generation: GenerateConfig
+    compute: ComputeConfig
+    grade_eval: Callable  # (Rollout, PromptBatch) → Graded, of the held-out set
+    load_params: Callable[[], Any]  # the policy's first parameters
+    close: Callable[[], None]  # ends the graders' processes; they may start again
+    identity: dict  # whose workdir it is
+
+
+def set_up(config) -> Run:
+    """Check the whole config and make the run's parts; InputError in one line."""
+    check(config)
+    mesh = make_mesh(**config.mesh)
+    check_batch(config, mesh)
+    sampling = put_sampling(mesh, **training_sampling(config))
+    in_graph = config.reward in ("token", "none")
+    host_reward = None if in_graph else make_host_reward(config)
+    held_out_reward = host_reward and host_reward.verifier()
+    tokenizer = load_tokenizer(resolve(config.tokenizer))
+    train_set, eval_set = load_sets(config, tokenizer)
+    model_config = read_model_config(config.model, tokenizer.vocab_size)
+    generation, compute, jitted = make_programs(
+        config,
+        mesh,
+        model_config,
+        make_special_tokens(config, tokenizer),
+        train_set.problems,
+        host_prompts(train_set),
+    )
+
+    def grader(problem_set, by_tokens, graded=host_reward):
+        if graded is None or problem_set is None:
+            return by_tokens
+        return HostGrader(mesh, tokenizer, problem_set.problems, graded)
+
+    warn_of_filters(config.rollout)
+    return Run(
+        mesh=mesh,
+        tokenizer=tokenizer,
+        train_set=train_set,
+        eval_set=eval_set,
+        generation=generation,
+        compute=compute,
+        programs=jitted,
+        max_rounds=config.sampler.dynamic.max_rounds if jitted.collect else 1,
+        grade=grader(train_set, jitted.grade),
+        grade_eval=grader(eval_set, jitted.grade_eval, held_out_reward),
+        sampling=sampling,
+        seed=put(np.uint32(config.seed), NamedSharding(mesh, REPLICATED)),
+        load_params=partial(load_params, config, model_config, mesh),
+        close=host_reward.close if host_reward else lambda: None,
+        identity=identity.of_run(config, train_set, eval_set),
+        fingerprint=fingerprint(config),
+    )
+
+
+def make_programs(
+    config,
+    mesh,
+    model_config,
+    special_tokens: SpecialTokens,
+    problems: Problems,
+    prompts: Prompts,
+) -> tuple[GenerateConfig, ComputeConfig, programs.Programs]:
+    """How rollouts are written and computed, and the run's programs on `mesh`.
+
+    prompts: the set's arrays or their shapes. Nothing is put on the mesh's devices: it
+    may be a slice that is not there.
+    """
+    lengths = config.rollout.max_prompt_length, config.rollout.max_response_length
+    check_length(
+        config.model,
+        model_config,
+        tokens=sum(lengths),
+        what="rollout.max_prompt_length={} + rollout.max_response_length={}".format(
+            *lengths
+        ),
+    )
+    compute = compute_config(config.model, model_config, mesh)
+    generation = GenerateConfig(
+        group=config.group_size,
+        response_length=config.rollout.max_response_length,
+        slots=config.rollout.slots or config.prompts_per_step * config.group_size,
+        compactions=config.rollout.compactions,
+        stop_ids=special_tokens.stop_ids,
+        pad_id=special_tokens.pad_id,
+    )
+    shapes = jax.eval_shape(
+        partial(transformer.init_params, model_config), jax.random.key(0)
+    )
+    jitted = programs.build(
+        mesh,
+        shapes,
+        sampler=from_config.make_sampler(
+            config.sampler,
+            problems,
+            prompts=config.prompts_per_step,
+            seed=config.seed,
+        ),
+        problems=len(problems),
+        learning=_learning(config, compute, special_tokens),
+        prompts=prompts,
+        max_age=config.sampler.dynamic.max_age,
+        generation=generation,
+        calls=config.rollout.calls,
+        phrase=special_tokens.answer_phrase,
+        with_reference=config.kl.coefficient > 0,
+        with_reward=config.reward != "none",
+    )
+    return generation, compute, jitted
+
+
+def fingerprint(config) -> dict[str, str]:
+    """Seed, config and code, as the processes of one run compare them."""
+    return {
+        "seed": config.seed,
+        "config": config_digest(config),
+        "code": agree.code_digest(),
+    }
+
+
+def training_sampling(config) -> dict[str, float]:
+    """What `sampling_of` takes, of the training rollouts."""
+    names = [field.name for field in dataclasses.fields(Sampling)]
+    return {name: config.rollout[name] for name in names}
+
+
+def evaluator(run: Run, k: int, seed: int) -> Evaluator:
+    """The evaluator of the run's held-out set with k responses a problem."""
+    return make_evaluator(
+        run.mesh,
+        put_prompts(run.eval_set, run.mesh),
+        count=len(run.eval_set),
+        k=k,
+        seed=seed,
+        generation=run.generation,
+        compute=run.compute,
+        grade=run.grade_eval,
+    )
+
+
+def load_sets(config, tokenizer):
+    """The training set and the held-out one (or None), tokenized; they are disjoint."""
+    data = config.data
+    places = {
+        "data_dir": resolve(data.cache_dir),
+        "manual_dir": resolve(data.manual_dir) if data.manual_dir else None,
+    }
+
+    def fit(problems):
+        return tokenize(
+            problems,
+            tokenizer,
+            max_prompt_length=config.rollout.max_prompt_length,
+            too_long=data.too_long,
+        )
+
+    train_set = load_problems(data.train, **places)
+    eval_set = load_problems(data.eval, **places) if data.eval else None
+    if not data.allow_overlap:
+        refuse_held_out(train_set, *filter(None, [eval_set]), **places)
+    train_set, eval_set = fit(train_set), fit(eval_set) if eval_set else None
+    compares = {"token", "math", "limr", "judge"} & host.parse_spec(
+        config.reward
+    ).keys()
+    if compares or ALGORITHMS[config.algorithm].learns_answers:
+        refuse_unanswered(train_set)
+    if compares and eval_set:
+        refuse_unanswered(eval_set)
+    if config.prompts_per_step > len(train_set):
+        raise InputError(
+            f"prompts_per_step={config.prompts_per_step} is more than the "
+            f"{len(train_set)} problems of {data.train}; lower it"
+        )
+    return train_set, eval_set
+
+
+def _learning(
+    config, compute: ComputeConfig, special_tokens: SpecialTokens
+) -> update.Learning:
+    """What the update is put together from."""
+    kl_config = config.kl
+    algorithm = ALGORITHMS[config.algorithm]
+    kl_estimator = kl_config.estimator or losses.KL_PLACEMENTS[kl_config.placement]
+    placed = {"kl_estimator": kl_estimator, "kl_placement": kl_config.placement}
+    adapt_kl = partial(kl.adapt, target=kl_config.target, gain=kl_config.gain)
+    optimizer, critic_rate = dict(config.optimizer), config.critic.learning_rate
+    objective = partial(
+        losses.policy_gradient,
+        **_prefixed("clip", config.clip),
+        entropy_coefficient=config.entropy_coefficient,
+        **placed,
+    )
+    if algorithm.learns_answers:
+        parts = _jepo(config, objective, kl_estimator, special_tokens)
+    else:
+        parts = {"objective": objective, "batch": _rl_batch(config, placed)}
+    return update.Learning(
+        kl_coefficient=kl_config.coefficient,
+        adapt_kl=adapt_kl if kl_config.target else None,
+        optimizer=make_optimizer(**optimizer),
+        critic_optimizer=(
+            make_optimizer(**optimizer | {"learning_rate": critic_rate})
+            if algorithm.needs_critic
+            else None
+        ),
+        value_clip=config.critic.value_clip,
+        normaliser=advantages.normaliser(config.loss_normaliser, config.algorithm),
+        group=config.group_size,
+        minibatches=config.minibatches_per_step,
+        passes=config.updates_per_minibatch,
+        micro_batch_rows=config.micro_batch_rows,
+        row_responses=config.row_responses,
+        compute=compute,
+        **parts,
+    )
+
+
+def _prefixed(section: str, fields) -> dict:
+    """A section's fields as arguments, `clip.low` as `clip_low`.
+
+    All of them, so that a new field needs no line here: a function that does not take
+    it raises TypeError.
+    """
+    return {f"{section}_{name}": fields[name] for name in fields}
+
+
+def _rl_batch(config, placed: dict) -> Callable:
+    """How rewards become advantages."""
+    algorithm = ALGORITHMS[config.algorithm]
+    own = {name: config[algorithm.section][name] for name in algorithm.own}
+    return partial(
+        advantages.rl_batch,
+        advantage=partial(algorithm.advantage, **own),
+        mask_truncated=config.mask_truncated,
+        entropy_coefficient=config.entropy_coefficient,
+        **_prefixed("filter", config.filter),
+        **placed,
+    )
+
+
+def _jepo(
+    config, objective: Callable, kl_estimator: str, special_tokens: SpecialTokens
+) -> dict:
+    """JEPO's parts of the learner."""
+    jepo_config, forced = config.jepo, config.jepo.estimator in jepo.FORCED
+    estimator = jepo.ESTIMATORS[jepo_config.estimator]
+    estimator = partial(estimator, beta_sup=jepo_config.beta_sup)
+    if jepo_config.estimator == "practical":
+        estimator = partial(estimator, format_penalty=jepo_config.format_penalty)
+    return {
+        "objective": partial(jepo.jensen_loss, objective=objective),
+        "batch": partial(
+            jepo.jepo_batch,
+            estimator=estimator,
+            kl_estimator=kl_estimator,
+        ),
+        "thoughts": partial(
+            jepo.make_thoughts,
+            phrase=special_tokens.answer_phrase,
+            eos_id=special_tokens.eos_id,
+            forced=forced,
+        ),
+        "semi_verifiable": jepo_config.semi_verifiable,
+    }
+
+
+def describe(run: Run, config) -> str:
+    """The resolved config, the mesh, the data and the sizes, as a few lines."""
+    shapes = jax.tree.leaves(run.programs.state.train.params)
+    parameters = sum(x.size for x in shapes)
+    shape = " x ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
+    dtype = jnp.dtype(run.compute.dtype).name
+    lines = [
+        str(config).strip(),
+        f"mesh: {shape} on {run.mesh.devices.flat[0].device_kind}",
+        f"policy: {parameters:,} parameters, compute in {dtype}",
+        f"reference: {'loaded' if run.programs.reference else 'none (no KL)'}",
+        f"critic: {'a copy of the policy' if run.programs.values else 'none'}",
+        "loss: normalised as "
+        + advantages.normaliser(config.loss_normaliser, config.algorithm),
+        f"problems: {len(run.train_set):,} of {config.data.train}",
+    ]
+    if run.eval_set:
+        lines.append(f"held out: {len(run.eval_set):,} of {config.data.eval}")
+    for tokenized in filter(None, (run.train_set, run.eval_set)):
+        if left_out := tokenized.left_out:
+            more = "; all: left_out.json" * (len(left_out) > 5)
+            named = ", ".join(left_out[:5]) + more
+            lines.append(
+                f"left out of {tokenized.problems.source}, prompts too long: "
+                f"{len(left_out):,} ({named})"
+            )
+    return "\n".join(lines)

@@ -1,0 +1,63 @@
+"""A local folder that a remote one follows.
+
+Files on gs:// cannot grow, and metrics are files that do. So they are written on this
+host's disk, and each one that has changed is copied whole; a new host fetches them.
+"""
+
+import itertools
+import pathlib
+import tempfile
+
+from etils import epath
+
+from limr_jax.errors import InputError
+from limr_jax.storage import gcs
+
+
+class Mirror:
+    """`folder` is where to write; it is `workdir` itself where that is local.
+
+    patterns: the files that are followed, as in glob. Fetched at once, where the remote
+    folder has some; `push` copies what has changed since, and removes what is gone.
+    InputError where that cannot be done.
+    """
+
+    def __init__(self, workdir, *patterns: str):
+        self._remote = epath.Path(workdir) if gcs.remote(workdir) else None
+        self._patterns = patterns
+        self._pushed: dict[str, tuple[int, int]] = {}  # name → size, time of change
+        if self._remote is None:
+            self.folder = pathlib.Path(workdir)
+            return
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="limr_jax_"))
+        with gcs.reading(workdir):
+            for path in itertools.chain(*map(self._remote.glob, patterns)):
+                here = self.folder / path.relative_to(self._remote)
+                here.parent.mkdir(parents=True, exist_ok=True)
+                here.write_bytes(path.read_bytes())
+        self._pushed = self._stamps()
+
+    def _stamps(self) -> dict[str, tuple[int, int]]:
+        paths = [path for x in self._patterns for path in self.folder.glob(x)]
+        stats = {str(path.relative_to(self.folder)): path.stat() for path in paths}
+        return {name: (x.st_size, x.st_mtime_ns) for name, x in stats.items()}
+
+    def push(self) -> None:
+        """Make the remote files like the local ones; InputError if that fails."""
+        if self._remote is None:
+            return
+        now = self._stamps()
+        try:
+            for name in now:
+                if now[name] != self._pushed.get(name):
+                    path = self._remote / name
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes((self.folder / name).read_bytes())
+            for name in self._pushed.keys() - now.keys():
+                (self._remote / name).unlink(missing_ok=True)
+        except gcs.failures() as error:
+            raise InputError(
+                f"{self._remote} could not be written ({error}); mend it, then give "
+                "the same command again"
+            ) from error
+        self._pushed = now

@@ -1,0 +1,283 @@
+"""The numbers of a run by step, as JSON lines and as TensorBoard events.
+
+In the workdir (local, or gs://…), written by process 0 alone:
+
+    metrics.jsonl          one line a step: {"step": 3, "reward": 0.4, …}
+    evals.jsonl            one line an evaluation, likewise
+    tensorboard/           the same numbers as train/<name> and eval/<name>
+
+A resumed run cuts them back to its checkpoint's step, so that no step stands
+twice. The event file is not cut but written anew from the JSON lines. A number that is
+not finite is null in JSON.
+"""
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+import socket
+import struct
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+from etils import epath
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import masked_crc32c
+
+from limr_jax import console
+from limr_jax.errors import InputError
+from limr_jax.multihost import agree
+from limr_jax.storage import files, gcs
+from limr_jax.storage.gcs_mirror import Mirror
+from limr_jax.storage.rollout_dump import is_of_a_step
+
+METRICS, EVALS = "metrics.jsonl", "evals.jsonl"
+_LONGEST = 2**24  # bytes of a line
+_TAGS = {METRICS: "train/", EVALS: "eval/"}
+_EVENTS, _COPY, _EVENT_PREFIX = "tensorboard", "", "events.out.tfevents."
+# Where a log cannot be written: what becomes of it.
+_CONSEQUENCES = {
+    METRICS: "its lines wait in memory until there is room",
+    EVALS: "its lines wait in memory until there is room",
+    _EVENTS: "TensorBoard lacks these steps until the run is taken up anew",
+    _COPY: "the files there lag behind until they can be",
+}
+
+
+class Metrics:
+    """Numbers by step as JSON lines and TensorBoard events.
+
+    step: the last step that is done (0 = none); what stands there of later steps, and
+    a line that a kill tore, is dropped at once.
+    write: whether this process writes; by default process 0 does.
+
+    A log that cannot be written later on (a full disk) ends nothing; it is said once.
+    Lines of metrics.jsonl and evals.jsonl then wait in memory until there is room, at
+    the latest until `close`. TensorBoard's events are lost: whoever takes the run up
+    writes them anew from the lines.
+    """
+
+    def __init__(self, workdir, *, step: int = 0, write: bool | None = None):
+        self._write = jax.process_index() == 0 if write is None else write
+        if self._write:
+            self._mirror = Mirror(workdir, METRICS, EVALS, "tensorboard/*")
+            self._lenient = {
+                name: files.Lenient(f"{workdir}/{name}", consequence)
+                for name, consequence in _CONSEQUENCES.items()
+            }
+        self._workdir = self._mirror.folder if self._write else epath.Path(workdir)
+        self._waiting: list[tuple[str, str]] = []  # (file, line) that is not written
+        self._evaluated: dict[int, dict[str, Any]] = {}
+        self.last: dict[str, Any] = {}  # the last step's line; empty where it is lost
+        self.truncate(step)
+
+    def truncate(self, step: int) -> None:
+        """Drop every line of a step after this one."""
+        if self._write:
+            self._waiting = []
+            self._cut(step)
+            self._mirror.push()
+        # As process 0 sees them: all processes must skip the same evaluations.
+        first = jax.process_index() == 0
+        rows = read_metrics(self._workdir, EVALS) if first else ()
+        done = [x for x in rows if x["step"] <= step]
+        self._evaluated = {x["step"]: x for x in agree.broadcast("evaluations", done)}
+        rows = read_metrics(self._workdir) if first else ()
+        self.last = next((x for x in rows if x["step"] == step), {})
+
+    def _cut(self, step: int) -> None:
+        """The files as they were after this step; the events are written anew."""
+        try:
+            self._workdir.mkdir(parents=True, exist_ok=True)
+            for name in (METRICS, EVALS):
+                _cut_lines(self._workdir / name, step)
+                files.append(self._workdir / name, b"")
+        except OSError as error:
+            raise InputError(
+                f"{self._workdir} cannot be written ({error.strerror or error}); check "
+                "path, rights and room"
+            ) from error
+        self._events = self._workdir / "tensorboard" / _event_file()
+        with self._lenient[_EVENTS]:
+            self._events.parent.mkdir(exist_ok=True)
+            for old in self._events.parent.glob(f"{_EVENT_PREFIX}*"):
+                old.unlink()
+            rows = [
+                _event(name, row)
+                for name in (METRICS, EVALS)
+                for row in read_metrics(self._workdir, name)
+            ]
+            files.append(self._events, _first_event() + b"".join(rows))
+
+    def step(self, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Write one step's numbers; returns the line as a dict."""
+        return self._append(METRICS, step, values)
+
+    def evaluation(self, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Write one evaluation; one that stands there already is not written twice."""
+        if step not in self._evaluated:
+            self._evaluated[step] = self._append(EVALS, step, values)
+        return self._evaluated[step]
+
+    def evaluated(self, step: int) -> dict[str, Any] | None:
+        """The evaluation of this step, where one stands: it need not be repeated."""
+        return self._evaluated.get(step)
+
+    def close(self) -> None:
+        """Write what waits; lines that find no room are lost, with a warning."""
+        if self._write:
+            self._flush()
+            for name in dict.fromkeys(name for name, _ in self._waiting):
+                count = [file for file, _ in self._waiting].count(name)
+                console.warn(
+                    f"{self._workdir / name} lacks {count} of its lines: no room"
+                )
+            self._waiting = []
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _append(self, name: str, step: int, values: Mapping[str, Any]):
+        row = {"step": int(step)} | files.plain(values)
+        # What is returned is what a resumed run reads: None where there is no number.
+        shown = files.finite(row)
+        if name == METRICS:
+            self.last = shown
+        if self._write:
+            self._waiting.append((name, json.dumps(shown, allow_nan=False) + "\n"))
+            with self._lenient[_EVENTS]:
+                files.append(self._events, _event(name, row))
+            self._flush()
+        return shown
+
+    def _flush(self) -> None:
+        """Write what waits, as far as there is room."""
+        for name in (METRICS, EVALS):
+            with self._lenient[name]:
+                for entry in [x for x in self._waiting if x[0] == name]:
+                    files.append(self._workdir / name, entry[1].encode())
+                    self._waiting.remove(entry)
+        with self._lenient[_COPY]:
+            self._mirror.push()
+
+
+def _event_file() -> str:
+    return f"{_EVENT_PREFIX}{int(time.time())}.{socket.gethostname()}"
+
+
+def _first_event() -> bytes:
+    return _record(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+
+def _event(name: str, row: Mapping[str, Any]) -> bytes:
+    """All numbers of a line as one of TensorBoard's events."""
+    values = [
+        Summary.Value(tag=_TAGS[name] + key, simple_value=value)
+        for key, value in _numbers(row)
+        if key != "step"
+    ]
+    summary = Summary(value=values)
+    return _record(Event(wall_time=time.time(), step=row["step"], summary=summary))
+
+
+def _record(event: Event) -> bytes:
+    """An event as TFRecord frames it.
+
+    tensorboardX's own writer has a thread and a queue: after a write that failed the
+    thread is gone, and when the queue is full the run would wait for it for ever.
+    """
+    data = event.SerializeToString()
+    length = struct.pack("<Q", len(data))
+    sums = [struct.pack("<I", masked_crc32c(part)) for part in (length, data)]
+    return length + sums[0] + data + sums[1]
+
+
+def read_metrics(workdir, name: str = METRICS) -> Iterator[dict[str, Any]]:
+    """The lines of metrics.jsonl (or EVALS) as dicts; a torn last line is left out."""
+    gcs.check(workdir)
+    path = epath.Path(workdir) / name
+    with gcs.reading(path):
+        rows = [*_whole_lines(path)] if path.exists() else []
+    for _, row in rows:
+        yield row
+
+
+def refuse_lost(workdir, every: int) -> None:
+    """InputError where a run without a checkpoint has logged more than it can have.
+
+    A run waits for each of its checkpoints before it begins the next, so that without
+    one it has logged two intervals at most. To start anew would drop what is logged.
+    """
+    rows = read_metrics(workdir) if jax.process_index() == 0 else ()
+    logged = agree.broadcast("steps logged", max((x["step"] for x in rows), default=0))
+    if logged > 2 * every:
+        raise InputError(
+            f"{workdir} has logged {logged} steps, with a checkpoint every {every}, "
+            "but holds none: put checkpoints/ back, or give another --workdir to start "
+            "anew"
+        )
+
+
+def damaged_lines(workdir, name: str = METRICS) -> int:
+    """Lines of metrics.jsonl (or EVALS) that `read_metrics` leaves out."""
+    path = epath.Path(workdir) / name
+    with gcs.reading(path):
+        if not path.exists():
+            return 0
+        return sum(1 for _ in _lines(path)) - sum(1 for _ in _whole_lines(path))
+
+
+def number(row: Mapping[str, Any], name: str) -> float | None:
+    """A row's number of this name; None where there is none that a plot can show."""
+    value = row.get(name)
+    drawn = type(value) in (int, float) and abs(value) < 1e18
+    return float(value) if drawn else None
+
+
+def _lines(path) -> Iterator[bytes]:
+    """The lines of a file; a very long one in pieces."""
+    gcs.refuse_pipe(path)
+    # What gcsfs opens has no limit for a line.
+    remote = gcs.remote(path)
+    with io.BytesIO(path.read_bytes()) if remote else path.open("rb") as file:
+        yield from iter(lambda: file.readline(_LONGEST), b"")
+
+
+def _whole_lines(path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """(line, its object) of each line that is whole and of a step; others are left."""
+    for text in _lines(path):
+        row = None
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(text) if text.endswith(b"\n") else None
+        if is_of_a_step(row):
+            yield text, row
+
+
+def _cut_lines(path: pathlib.Path, step: int) -> None:
+    """Drop later steps, and lines that are none; as a rule no room is needed for it."""
+    if not path.exists():
+        return
+    kept = b"".join(text for text, row in _whole_lines(path) if row["step"] <= step)
+    with path.open("rb") as file:
+        first = file.read(len(kept))
+    if first == kept:
+        os.truncate(path, len(kept))
+    else:
+        with files.replacing(path) as temporary:
+            temporary.write_bytes(kept)
+
+
+def _numbers(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """(a/b, number) of every number in a nested row, lists left out."""
+    for key, value in row.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{key}/")
+        elif isinstance(value, (bool, int, float)):
+            yield prefix + key, float(value)

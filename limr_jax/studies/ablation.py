@@ -1,0 +1,170 @@
+"""Statistics of a grid of arms × seeds: means, intervals, paired differences.
+
+An interval is Student's t over seeds: how far the mean would move with other seeds, on
+the same held-out problems. A difference is paired: arm minus first arm, seed by seed,
+so what a seed does to every arm alike falls out. Its p is that of the paired t-test;
+of several arms one is below .05 by chance, so it stands beside Holm's, adjusted for all
+differences of that figure.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from limr_jax.errors import InputError
+from limr_jax.evaluation import statistics
+from limr_jax.storage import metrics
+from limr_jax.storage.workdir import read_result
+
+# Figure → (its column's head, what it is multiplied by there, digits after the point).
+FIGURES = {
+    "accuracy": ("accuracy after, %", 100, 1),
+    "accuracy_before": ("accuracy before, %", 100, 1),
+    "well_formed": ("well formed after, %", 100, 1),
+    "response_length": ("tokens a response after", 1, 1),
+    "response_length_before": ("tokens a response before", 1, 1),
+    "rollouts": ("rollouts", 1, 0),
+    "tokens": ("tokens", 1, 0),
+    "step_seconds": ("seconds a step", 1, 2),
+    "seconds": ("seconds", 1, 0),
+}
+
+
+def figures(workdir) -> dict[str, float]:
+    """The FIGURES of a finished run, nan for what it has none of.
+
+    Shares are from 0 to 1, times in seconds. Raises InputError where it was not
+    evaluated before and after.
+    """
+    rows = list(metrics.read_metrics(workdir))
+    evals = list(metrics.read_metrics(workdir, metrics.EVALS))
+    if not rows or len(evals) < 2:
+        raise InputError(
+            f"{workdir} has no evaluation before and after; set data.eval and let it "
+            "finish"
+        )
+    before, after = evals[0], evals[-1]
+    # A step in which something was compiled, as in a process's first, is no steady one.
+    counts = [row["compile_count"] for row in rows]
+    steady = [
+        row["seconds"]
+        for row, last, count in zip(rows[1:], counts, counts[1:])
+        if count == last
+    ]
+    values = {
+        "accuracy": after["accuracy"],
+        "accuracy_before": before["accuracy"],
+        "well_formed": after["well_formed"],
+        "response_length": after["response_length"],
+        "response_length_before": before["response_length"],
+        "rollouts": sum(row["rollouts"] for row in rows),
+        "tokens": sum(row["tokens"] for row in rows),
+        "step_seconds": float(np.mean(steady)) if steady else math.nan,
+        "seconds": read_result(workdir)["seconds"],
+    }
+    return {name: math.nan if x is None else float(x) for name, x in values.items()}
+
+
+def compare(values_by_arm: np.ndarray) -> list[dict]:
+    """For each arm: mean and 95 % interval, and those of its difference to the first.
+
+    values_by_arm: a figure by arm and seed; not a number where there is no run. A pair
+    is of seeds that both have. A difference, None for the first arm, has the p of the
+    paired t-test, and `p_holm`, adjusted for the differences of all arms. Of less than
+    two seeds there is no interval and no p: None.
+    """
+    differences_by_arm = values_by_arm - values_by_arm[0]
+    p_by_arm = [math.nan, *map(statistics.t_test, differences_by_arm[1:])]
+    p_holm_by_arm = statistics.holm(p_by_arm)
+    figures = []
+    for a, value_X in enumerate(values_by_arm):
+        difference = None
+        if a:
+            p_values = {"p": _number(p_by_arm[a]), "p_holm": _number(p_holm_by_arm[a])}
+            difference = _mean(differences_by_arm[a]) | p_values
+        figures.append(_mean(value_X) | {"difference": difference})
+    return figures
+
+
+def _mean(value_X: np.ndarray) -> dict:
+    estimate = statistics.mean(value_X).as_json()
+    seeds = int(np.isfinite(value_X).sum())
+    return {"seeds": seeds, "mean": estimate.pop("value")} | estimate
+
+
+def comparisons(compared: Sequence[Mapping]) -> int:
+    """How many of `compare`'s differences have a p: as many as Holm adjusts for."""
+    differences = [figure["difference"] for figure in compared]
+    return sum(x is not None and x["p"] is not None for x in differences)
+
+
+def resolvable(values_by_arm: np.ndarray) -> float | None:
+    """The smallest true difference to the first arm that so many seeds would show.
+
+    With a chance of 80 %, by a paired t-test at 5 % of one arm; for the standard
+    deviation of the paired differences, pooled over arms, and the fewest pairs of an
+    arm. None where no two pairs of an arm differ.
+    """
+    squares, freedom, fewest = 0.0, 0, math.inf
+    for difference_X in (values_by_arm - values_by_arm[0])[1:]:
+        known = difference_X[np.isfinite(difference_X)]
+        if len(known) > 1:
+            squares += float(np.sum((known - known.mean()) ** 2))
+            freedom += len(known) - 1
+            fewest = min(fewest, len(known))
+    if not squares:
+        return None
+    return statistics.resolvable(math.sqrt(squares / freedom), fewest)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """One run of the grid, finished, failed or not begun."""
+
+    arm: str
+    seed: int
+    folder: str  # its workdir, below the comparison's folder
+    command: str
+    commits: tuple[str, ...]  # that it was started from; '… dirty': with changes
+    figures: Mapping[str, float] | None  # None: not finished
+    error: str | None  # why it failed
+
+
+def summary(runs: Sequence[RunRecord], arms: Sequence[str]) -> dict:
+    """All figures of all arms, and every run, as one JSON object.
+
+    arms: their names, the first of which the others are compared with.
+    """
+    seeds = sorted({run.seed for run in runs})
+    by_place = {(run.arm, run.seed): run for run in runs}
+    figures: dict[str, dict] = {arm: {} for arm in arms}
+    smallest, count = {}, {}
+    for name in FIGURES:
+
+        def value(arm, seed, name=name):
+            run = by_place.get((arm, seed))
+            return run.figures[name] if run and run.figures else math.nan
+
+        values_by_arm = np.array([[value(arm, seed) for seed in seeds] for arm in arms])
+        compared = compare(values_by_arm)
+        for arm, figure in zip(arms, compared):
+            figures[arm][name] = figure
+        count[name], smallest[name] = comparisons(compared), resolvable(values_by_arm)
+    return {
+        "arms": figures,
+        "comparisons": count,
+        "resolvable": smallest,
+        "runs": [dataclasses.asdict(run) | {"figures": _finite(run)} for run in runs],
+    }
+
+
+def _finite(run: RunRecord) -> dict | None:
+    if run.figures is None:
+        return None
+    return {name: _number(x) for name, x in run.figures.items()}
+
+
+def _number(x: float) -> float | None:
+    return x if math.isfinite(x) else None

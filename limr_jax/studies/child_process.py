@@ -1,0 +1,31 @@
+"""python -m limr_jax.studies.child_process SCRIPT …: it ends when its parent does.
+
+The parent holds the other end of stdin. However the parent ends, the kernel closes that
+end, and the script is killed, as nobody would be left who waits for it.
+"""
+
+import os
+import pathlib
+import runpy
+import signal
+import sys
+import threading
+
+
+def _end_with_parent() -> None:
+    """Block until stdin is closed, then kill this process."""
+    while os.read(0, 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main() -> None:
+    """Run the script as if it had been started itself."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.argv = sys.argv[1:]
+    sys.path[0] = str(pathlib.Path(sys.argv[0]).parent)
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

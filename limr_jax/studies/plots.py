@@ -1,0 +1,97 @@
+"""Plots: learning curves of several runs, and how a step's cost grows."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib import ticker
+from matplotlib.figure import Figure
+
+from limr_jax.storage import files, metrics
+
+# Panel → (the workdir's file, the number in its rows).
+_PANELS = {
+    "held-out accuracy": (metrics.EVALS, "accuracy"),
+    "pass rate of the rollouts": (metrics.METRICS, "pass_rate"),
+    "tokens a rollout": (metrics.METRICS, "response_length"),
+}
+_BAND = "mean of the runs; band: least to most, no interval"
+_POINTS = 20  # what is noisy step by step is shown as means of a twentieth of the run
+
+
+def learning_curves(runs: Mapping[str, Sequence]) -> Figure:
+    """The mean over each arm's runs, by step, and a band from the least to the most.
+
+    runs: arm → workdirs. Where samplers differ so do the problems drawn, and with them
+    the pass rate of the rollouts.
+    """
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    for axes, (title, (file, name)) in zip(figure.subplots(1, 3), _PANELS.items()):
+        for i, (arm, workdirs) in enumerate(runs.items()):
+            curves = [c for c in (_curve(w, file, name) for w in workdirs) if len(c)]
+            if not curves:
+                continue
+            length = min(map(len, curves))
+            steps = curves[0][:length, 0]
+            values_of_seeds = np.stack([curve[:length, 1] for curve in curves])
+            color = f"C{i % 10}"
+            axes.plot(steps, values_of_seeds.mean(0), ".-", color=color, label=arm)
+            axes.fill_between(
+                steps,
+                values_of_seeds.min(0),
+                values_of_seeds.max(0),
+                color=color,
+                alpha=0.15,
+                lw=0,
+            )
+        axes.set(title=title, xlabel="step")
+        axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:  # a run may have no number to draw
+        legend = axes.legend(fontsize="small", title=_BAND, title_fontsize="small")
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # a name with dollars is a name
+    return figure
+
+
+def growth(axes: Mapping[str, Sequence[Mapping]]) -> Figure:
+    """Seconds, memory and work of a step along each axis, over its first point's.
+
+    axes: name → rows with `value`, `work`, `growth` (seconds) and `memory_growth`.
+    """
+    figure = Figure(figsize=(3.6 * len(axes), 3.6), layout="constrained")
+    lines = {"work": "k--", "growth": "C0.-", "memory_growth": "C1.-"}
+    names = {"growth": "seconds", "memory_growth": "memory"}
+    for axes_, (axis, rows) in zip(
+        figure.subplots(1, len(axes), squeeze=False)[0], axes.items()
+    ):
+        value_X = [row["value"] for row in rows]
+        for field, style in lines.items():
+            label = names.get(field, field)
+            axes_.loglog(value_X, [row[field] for row in rows], style, label=label)
+        axes_.set(title=axis, ylabel="times the first")
+        axes_.set_xticks(value_X, [f"{value:,}" for value in value_X])
+        axes_.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5)))
+        axes_.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+        for each in (axes_.xaxis, axes_.yaxis):
+            each.set_minor_locator(ticker.NullLocator())
+        axes_.grid(alpha=0.3)
+    axes_.legend(fontsize="small")
+    return figure
+
+
+def _curve(workdir, file: str, name: str) -> np.ndarray:
+    """[points, 2]: step and value; of metrics.jsonl, means over some steps each."""
+    rows = [
+        (row["step"], value)
+        for row in metrics.read_metrics(workdir, file)
+        if (value := metrics.number(row, name)) is not None
+    ]
+    width = max(1, len(rows) // _POINTS) if file == metrics.METRICS else 1
+    whole = len(rows) // width * width
+    return np.array(rows[:whole], float).reshape(-1, width, 2).mean(axis=1)
+
+
+def save(figure: Figure, path: pathlib.Path) -> None:
+    """Write the figure as an image, whole or not at all."""
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)

@@ -1,0 +1,245 @@
+"""Recorded reward curves on the host: from dumps or JSON lines, to scores and subsets.
+
+A curve is a problem's mean accuracy (or reward) in each epoch; `algorithms.lim` has
+the mathematics. Nothing here needs the problems themselves, only their ids.
+"""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from limr_jax.algorithms import lim, std
+from limr_jax.errors import InputError
+from limr_jax.samplers import score_file
+from limr_jax.storage import metrics, rollout_dump
+
+# What becomes of a missing cell. `backfill` is what LIMR's released script does: see
+# algorithms/lim.py.
+MISSING = {
+    "backfill": lambda *cells: lim.drop(*lim.backfill(*cells)),
+    "carry": lim.carry,
+    "drop": lim.drop,
+}
+# A dump's field for each value that a curve can be of.
+VALUES = {"accuracy": "correct", "reward": "reward"}
+SCORES = {"lim_score": lim.score, "linear_score": lim.linear_score, "std": std.score}
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """The reward curves of N problems over E epochs."""
+
+    ids: tuple[str, ...]
+    value_NE: np.ndarray  # float64; 0 where missing
+    seen_NE: np.ndarray  # bool: the cell is not missing
+
+
+@dataclasses.dataclass(frozen=True)
+class CurveScores:
+    """A score for each of N problems, and how many epochs it rests on."""
+
+    ids: tuple[str, ...]
+    score_N: np.ndarray  # float64; −inf: no score
+    epochs_N: np.ndarray  # int: epochs that the score is over, filled ones included
+    filled_N: np.ndarray  # int: how many of these were filled
+
+
+def score(curves: Curves, *, missing: str, name: str = "lim_score") -> CurveScores:
+    """Scores of the curves, in float64 so that a threshold is not missed by rounding.
+
+    missing: of MISSING; name: of SCORES. Raises InputError where no problem has one.
+    """
+
+    @jax.jit
+    def fill_and_score(value_NE, seen_NE):
+        filled_NE, known_NE = MISSING[missing](value_NE, seen_NE)
+        epochs_N = jnp.sum(known_NE, axis=1)
+        filled_N = jnp.sum(known_NE & ~seen_NE, axis=1)
+        return SCORES[name](filled_NE, known_NE), epochs_N, filled_N
+
+    with jax.enable_x64(True):
+        arrays = fill_and_score(curves.value_NE, curves.seen_NE)
+        score_N, epochs_N, filled_N = (np.asarray(array) for array in arrays)
+    if not np.any(curves.seen_NE):
+        raise InputError(
+            f"all values of all {len(curves.ids)} problems are missing; give curves "
+            "with at least one"
+        )
+    if not np.any(np.isfinite(score_N)):
+        raise InputError(
+            f"each of {len(curves.ids)} problems misses an epoch, so that --missing "
+            f"{missing} leaves none to score; give --missing carry"
+        )
+    # Where a rule leaves a problem out, its curve is what was recorded.
+    known_N, recorded_N = np.isfinite(score_N), np.sum(curves.seen_NE, axis=1)
+    return CurveScores(
+        ids=curves.ids,
+        score_N=score_N,
+        epochs_N=np.where(known_N, epochs_N, recorded_N),
+        filled_N=np.where(known_N, filled_N, 0),
+    )
+
+
+def read_run(workdir, *, value: str) -> Curves:
+    """The curves of a run's rollout dump: means over the valid rollouts of an epoch.
+
+    value: of VALUES. Only problems that were drawn have a curve. Raises InputError
+    where there is no dump, where its rows lack fields that are needed, or where it
+    lacks rollouts of a step that metrics.jsonl has.
+    """
+    rows_at: collections.Counter = collections.Counter()  # step → rows
+    cells: dict[str, dict[int, list[float]]] = {}  # id → epoch → [sum, count]
+    epoch_of = _epochs(workdir)
+    for row in rollout_dump.read_dump(workdir):
+        if not isinstance(row.get("id"), str):
+            raise InputError(
+                f"{workdir}: a rollout of step {row['step']} has no id; the dump was "
+                "changed: take another run's, or make it anew"
+            )
+        rows_at[row["step"]] += 1
+        cell = cells.setdefault(row["id"], {}).setdefault(epoch_of(row), [0.0, 0])
+        number = _dumped(row, VALUES[value], workdir)
+        if number is not None:
+            cell[0] += number
+            cell[1] += 1
+    if not cells:
+        raise InputError(
+            f"{workdir}: holds no rollouts (rollouts/*.jsonl.gz); give the workdir of "
+            "a run that dumped them"
+        )
+    _check_whole(workdir, rows_at)
+    column = {
+        epoch: k
+        for k, epoch in enumerate(sorted({e for cell in cells.values() for e in cell}))
+    }
+    sum_NE = np.zeros((len(cells), len(column)))
+    count_NE = np.zeros(sum_NE.shape, int)
+    for i, cell in enumerate(cells.values()):
+        for epoch, (total, count) in cell.items():
+            sum_NE[i, column[epoch]] = total
+            count_NE[i, column[epoch]] = count
+    return Curves(tuple(cells), sum_NE / np.maximum(count_NE, 1), count_NE > 0)
+
+
+def _check_whole(workdir, rows_at: Mapping[int, int]) -> None:
+    """InputError where a step's rollouts are gone, or were never all kept."""
+    for line in metrics.read_metrics(workdir):
+        step, written = line["step"], metrics.number(line, "rollouts") or 1
+        if rows_at[step] < written:
+            raise InputError(
+                f"{workdir}: the dump holds {rows_at[step]} of {written:.0f} rollouts "
+                f"of step {step}, and curves are made of all; run it with "
+                f"dump.rows_per_step=0 and dump.max_bytes={2**62}"
+            )
+
+
+def _epochs(workdir) -> Callable[[Mapping], int]:
+    """The epoch of each row of a dump, which are asked for in the dump's order.
+
+    It is the row's own `epoch`, or else the epochs that metrics.jsonl has finished
+    before the row's step. The step that ends an epoch fills its batch from the next
+    one's order, so who comes in it for the second time in that epoch came for the next;
+    but where somebody came twice before that step, problems are drawn by weight, and
+    nothing is filled. Without either, a problem's k-th visit is its k-th epoch.
+    """
+    steps, finished = {}, 0  # step → its epoch, and whether it ends it
+    for line in metrics.read_metrics(workdir):
+        if (epoch := metrics.number(line, "epoch")) is not None:
+            after = math.floor(epoch)
+            steps[line["step"]] = finished, after > finished
+            finished = after
+    last: dict[
+        str, tuple[int, int | None]
+    ] = {}  # id → epoch and step of its last visit
+    by_weight = set()
+
+    def epoch_of(row: Mapping) -> int:
+        if type(row.get("epoch")) is int:
+            return row["epoch"]
+        before, at = last.get(row["id"], (-1, None))
+        if row["step"] == at:
+            return before
+        epoch, ends = steps.get(row["step"], (before + 1, False))
+        if epoch == before:
+            if ends and epoch not in by_weight:
+                epoch += 1
+            else:
+                by_weight.add(epoch)
+        last[row["id"]] = epoch, row["step"]
+        return epoch
+
+    return epoch_of
+
+
+def _dumped(row: Mapping, field: str, workdir) -> float | None:
+    """A sample's value; None where it is invalid."""
+    if field not in row:
+        raise InputError(
+            f"{workdir}: the rollouts of step {row['step']} have no {field!r}; give "
+            "--value " + next(name for name in VALUES if VALUES[name] != field)
+        )
+    value = row[field] if row.get("valid", 1) else None
+    if not isinstance(value, int | float | None):
+        raise InputError(
+            f"{workdir}: the {field} of {row['id']!r} at step {row['step']} is no "
+            "number; the dump was changed: take another run's, or make it anew"
+        )
+    return None if value is None else float(value)
+
+
+def read_rewards(path) -> Curves:
+    """The curves of a JSONL of {id, rewards: [a number or null, by epoch]}."""
+    ids, curves = [], []
+    for where, problem, row in score_file.rows_by_id(path):
+        curve = row.get("rewards")
+        if not isinstance(curve, list) or not curve:
+            raise InputError(
+                f"{where}: the field 'rewards' is missing or no list; give a number, "
+                "or null, for each epoch"
+            )
+        if curves and len(curve) != len(curves[0]):
+            raise InputError(
+                f"{where}: {len(curve)} epochs, where the first row has "
+                f"{len(curves[0])}; write null for a missing one"
+            )
+        ids.append(problem)
+        curves.append([score_file.number(entry, "rewards", where) for entry in curve])
+    value_NE = np.array(curves, float)  # None becomes nan
+    return Curves(tuple(ids), np.nan_to_num(value_NE), ~np.isnan(value_NE))
+
+
+def keep_top(score_N: np.ndarray, count: int) -> np.ndarray:
+    """keep_N, bool: the `count` largest; of equal ones, the first.
+
+    Raises InputError where fewer have a score.
+    """
+    _check_count(score_N, count)
+    keep_N = np.zeros(score_N.shape, bool)
+    keep_N[np.argsort(-score_N, kind="stable")[:count]] = True
+    return keep_N
+
+
+def keep_random(score_N: np.ndarray, count: int, *, seed: int) -> np.ndarray:
+    """keep_N, bool: LIMR's RAND, `count` at random among those that have a score.
+
+    Raises InputError where fewer have a score.
+    """
+    _check_count(score_N, count)
+    index_K = np.flatnonzero(np.isfinite(score_N))
+    keep_N = np.zeros(score_N.shape, bool)
+    keep_N[np.random.default_rng(seed).permutation(index_K)[:count]] = True
+    return keep_N
+
+
+def _check_count(score_N: np.ndarray, count: int) -> None:
+    scored = int(np.isfinite(score_N).sum())
+    if not 1 <= count <= scored:
+        raise InputError(
+            f"{count} problems cannot be kept of {scored} that have a score; "
+            f"give a number from 1 to {scored}"
+        )

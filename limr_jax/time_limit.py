@@ -1,0 +1,29 @@
+"""The processor time that one item of a worker process may take.
+
+A signal first, which raises `OutOfTime` in the item; the kernel's kill after it.
+"""
+
+import resource
+import signal
+
+
+class OutOfTime(BaseException):
+    """The item used up its processor time. Not an Exception: sympy catches those."""
+
+
+def stop(signum, frame):
+    """The handler of SIGPROF, which ends the item that runs: raises OutOfTime."""
+    raise OutOfTime
+
+
+def limit(cpu_seconds: float, start: bool) -> None:
+    """Arm (`start`) or disarm an item's limit of so many seconds of processor time.
+
+    SIGPROF comes first, and again every half second; the kernel's kill 2 to 3 s later.
+    """
+    signal.setitimer(signal.ITIMER_PROF, cpu_seconds if start else 0.0, 0.5)
+    if start:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        ceiling = usage.ru_utime + usage.ru_stime + cpu_seconds + 2
+        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        resource.setrlimit(resource.RLIMIT_CPU, (int(ceiling) + 1, hard))

@@ -1,0 +1,226 @@
+"""A pool of worker processes that may hang, die or run out of memory at any item.
+
+Plain subprocesses that speak JSON lines over pipes: no pickle, no fork of a process
+that has JAX's threads in it. Each has its own session, so that Ctrl-C reaches the
+parent only; a parent that dies, however it dies, closes the pipes, and its workers
+end. Workers start at the first use and are replaced when an item kills them.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+
+from limr_jax.errors import InputError
+
+_ROOT = str(pathlib.Path(__file__).resolve().parents[1])
+_START_SECONDS = 600.0  # a cold disk and two cores with ten others are no failure
+_PAUSES = (1.0, 5.0)  # seconds before a start that failed is tried again
+
+
+class _Worker:
+    """One process, or none yet. Used by one thread at a time."""
+
+    def __init__(self, command: Sequence[str], wall_seconds: float):
+        self.command = list(command)
+        self.wall_seconds = wall_seconds
+        self.process: subprocess.Popen | None = None
+        self._buffer = b""
+
+    def start(self) -> None:
+        """Start the process and wait until it has loaded its libraries.
+
+        One that ends meanwhile is started again: the memory, say, may be another's for
+        a moment. Raises InputError when the last try has failed, or the process is not
+        ready in ten minutes.
+        """
+        for pause in (*_PAUSES, None):
+            try:
+                reason, late = self._try()
+            except OSError as error:  # no process, or no file, can be had
+                reason, late = str(error), False
+            if reason is None:
+                return
+            if late or pause is None:
+                break
+            time.sleep(pause)
+        command, times = " ".join(self.command), len(_PAUSES) + 1
+        how = f"was not ready in {_START_SECONDS} s" if late else f"ended {times} times"
+        raise InputError(
+            f"a grading process ({command}) {how} while it started: {reason}; free "
+            "processors or memory, or give fewer workers"
+        )
+
+    def _try(self) -> tuple[str | None, bool]:
+        """(why the start failed, None if it did not; whether for its length)."""
+        paths = [_ROOT, os.environ.get("PYTHONPATH", "")]
+        settings = {"PYTHONPATH": os.pathsep.join(p for p in paths if p)}
+        settings |= {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+        with tempfile.TemporaryFile() as complaints:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", *self.command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=complaints,
+                env=os.environ | settings,
+                start_new_session=True,
+                bufsize=0,
+            )
+            self._buffer = b""
+            os.set_blocking(self.process.stdin.fileno(), False)
+            deadline = time.monotonic() + _START_SECONDS
+            if self._read_line(deadline) is not None:
+                return None, False
+            late = time.monotonic() >= deadline
+            self.kill()
+            complaints.seek(0)
+            lines = complaints.read()[-2_000:].decode(errors="replace").split("\n")
+            last = [line for line in map(str.strip, lines) if line][-1:]
+            return last[0] if last else "it said nothing", late
+
+    def ask(self, job: dict) -> dict:
+        """The reply to one job; `{"error": …}` if the worker did not live to give it.
+
+        The clock starts when the job is handed to a process that is ready for it.
+        """
+        if self.process is None or self.process.poll() is not None:
+            self.kill()
+            self.start()
+        deadline = time.monotonic() + self.wall_seconds
+        line = json.dumps(job).encode("ascii") + b"\n"
+        reply = self._read_line(deadline) if self._write(line, deadline) else None
+        if reply is None:
+            late = time.monotonic() >= deadline or self._out_of_time()
+            self.kill()
+            return {"error": "timeout" if late else "died"}
+        return json.loads(reply)
+
+    def _out_of_time(self) -> bool:
+        """Whether the kernel has ended the process for its processor time."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.process.wait(timeout=1.0) == -signal.SIGXCPU
+        return False
+
+    def _write(self, data: bytes, deadline: float) -> bool:
+        pipe = self.process.stdin.fileno()
+        while data:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([], [pipe], [], left)[1]:
+                return False
+            try:
+                data = data[os.write(pipe, data) :]
+            except BlockingIOError:
+                continue
+            except OSError:  # it died between two items
+                return False
+        return True
+
+    def _read_line(self, deadline: float) -> bytes | None:
+        pipe = self.process.stdout.fileno()
+        while b"\n" not in self._buffer:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([pipe], [], [], left)[0]:
+                return None
+            data = os.read(pipe, 65_536)
+            if not data:
+                return None
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+    def kill(self) -> None:
+        """End the process, if there is one; the next job starts another."""
+        process, self.process = self.process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+
+def _kill_all(workers: list[_Worker]) -> None:
+    for worker in workers:
+        worker.kill()
+
+
+class WorkerPool:
+    """Jobs in, replies out, in order, whatever the jobs do to the workers.
+
+    workers: processes, default the cores this process may use; wall_seconds: for one
+    item, from when grading starts; cpu_seconds: for one item; memory_mib: for a worker.
+    """
+
+    def __init__(
+        self,
+        *,
+        workers: int | None = None,
+        wall_seconds: float = 20.0,
+        cpu_seconds: float = 3.0,
+        memory_mib: int = 1024,
+        module: str = "limr_jax.rewards.math.worker",
+    ):
+        count = len(os.sched_getaffinity(0)) if workers is None else workers
+        if count < 1:
+            raise InputError(f"workers={count} must be at least 1; give 1 or more")
+        command = ["-m", module, str(cpu_seconds), str(memory_mib)]
+        self._workers = [_Worker(command, wall_seconds) for _ in range(count)]
+        self._lock = threading.Lock()
+        self._failures: list[BaseException] = []  # of the `map` under way
+        weakref.finalize(self, _kill_all, self._workers)  # at exit at the latest
+
+    def close(self) -> None:
+        """End the processes, and a `map` under way; the next one starts fresh ones."""
+        self._failures.append(InputError("the grading processes were ended"))
+        _kill_all(self._workers)
+
+    def map(self, jobs: Sequence[dict]) -> list[dict]:
+        """The reply to every job, in order; `{"error": …}` where it killed its worker.
+
+        Raises:
+          InputError: workers cannot be started at all, or `close` was called meanwhile.
+        """
+        with self._lock:
+            replies: list[dict | None] = [None] * len(jobs)
+            queue = iter(range(len(jobs)))
+            failures = self._failures = []
+            threads = [
+                threading.Thread(
+                    target=_serve, args=(w, queue, jobs, replies, failures), daemon=True
+                )
+                for w in self._workers[: len(jobs)]
+            ]
+            try:
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+            except BaseException:  # Ctrl-C: no worker is left with half an item
+                failures.append(KeyboardInterrupt())
+                _kill_all(self._workers)
+                raise
+        if failures:
+            raise failures[0]
+        return replies
+
+
+def _serve(worker, queue, jobs, replies, failures) -> None:
+    """One thread: hand a worker one job after another until none is left."""
+    for k in queue:
+        if failures:
+            return
+        try:
+            replies[k] = worker.ask(jobs[k])
+        except Exception as error:
+            failures.append(error)
+            return

@@ -1,0 +1,115 @@
+"""The schedule without a model, and the bytes that it reads."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rollout.test_slots import simulated
+
+from limr_jax.compilation import decode_traffic
+from limr_jax.models import kv_cache
+from limr_jax.models.attention import ragged_decode
+from limr_jax.rollout import slots
+
+
+def whole(row_Z, count_Z, column):
+    return jnp.full(len(count_Z), 64)
+
+
+def sizes(rollouts, size=32, compactions=6, longest=128):
+    return slots.plan(
+        size, rollouts=rollouts, devices=1, longest=longest, compactions=compactions
+    ).sizes
+
+
+def parts(length_B, read=whole, group=1, **plan):
+    return decode_traffic.simulated(
+        length_B,
+        np.full(len(length_B), 3),
+        sizes=sizes(len(length_B), **plan),
+        length=8,
+        read=read,
+        group=group,
+    )
+
+
+@pytest.mark.parametrize("rollouts, size", [(64, 32), (32, 32), (200, 48), (5, 8)])
+def test_it_is_the_schedule_of_the_loop(rollouts, size):
+    random = np.random.default_rng(rollouts)
+    length_B = np.minimum(random.geometric(1 / 32, rollouts), 128)
+    # The loop's own state counts a first token as a step; decode begins after it.
+    made_MB, held, steps = simulated(
+        np.maximum(length_B - 1, 1)[None].astype(np.int32),
+        min(size, rollouts),
+        rollouts,
+        128,
+    )
+    length_B = np.maximum(length_B, 2)
+    found = parts(length_B, size=size)
+    assert sum(p.steps for p in found) == steps
+    assert sum(p.steps * p.slots for p in found) == held
+    assert made_MB.sum() == (length_B - 1).sum()
+
+
+def test_columns_by_hand():
+    """Prompts of 3, rollouts of 3, 2 and 2 tokens in two slots, the ring of 64 whole.
+
+    Columns after each step: 4 + 4; then 5, and the third's 4; nobody is left.
+    """
+    found = parts(np.array([3, 2, 2]), size=2, compactions=0)
+    assert found == [decode_traffic.Steps(slots=2, steps=2, live=17, read=256)]
+    assert decode_traffic.ratio(found, weights=100, column=1) == (200 + 256) / (
+        200 + 17
+    )
+
+
+def test_shared_columns_are_live_once():
+    """As above, the second and third of one prompt: 3 of 4 + 4, and of 5 + 4 both."""
+    found = parts(np.array([3, 2, 2]), size=2, compactions=0, group=2)
+    assert found == [decode_traffic.Steps(slots=2, steps=2, live=14, read=256)]
+
+
+def test_first_tokens_that_end_need_no_step():
+    found = parts(np.array([1, 1, 1, 2]), size=2, compactions=0)
+    assert sum(p.steps for p in found) == 1 and found[0].live == 4
+
+
+def test_lengths_are_as_they_are_said_to_be():
+    length_B = decode_traffic.lengths(8192, 3072)
+    assert abs(np.median(length_B) - 600) < 20
+    assert length_B.min() >= 1 and length_B.max() == 3072
+    assert np.array_equal(length_B, decode_traffic.lengths(8192, 3072))
+
+
+@pytest.mark.parametrize(
+    "prompt, figures",
+    [
+        (1024, {"xla": (1.69, 1.36, 1.67), "kernel": (1.18, 1.06, 1.17)}),
+        (115, {"xla": (2.27, 1.41, 2.18), "kernel": (1.30, 1.09, 1.27)}),
+    ],
+)
+def test_a_step_of_the_paper_on_v4_32(prompt, figures):
+    """A chip of 16, 128 slots, a head's cache, a quarter of the weights.
+
+    Of 512 slots, of 128 as the last rows end, and of all steps; the figures are those
+    of limr_jax/rollout/RECORDS.md.
+    """
+    length_B = decode_traffic.lengths(8192, 3072)[:2048]
+    given = {"sizes": sizes(2048, 128, 1, 3072), "length": 1024}
+    costs = {"weights": 7.07e9 * 2 / 4, "column": 28 * 2 * 128 * 2}
+
+    def by_widths(_, count_Z, column):
+        return jnp.full(len(count_Z), kv_cache.width_read(4096, column))
+
+    cuts = ragged_decode.Cut(1024, 1024), ragged_decode.Cut(3072, 512)
+
+    def by_rows(row_Z, count_Z, column):
+        seen_Z = jnp.where(count_Z > 0, prompt, 0)
+        given = count_Z - seen_Z, seen_Z, row_Z // 8, column - 1024
+        return ragged_decode.columns_read(*given, *cuts)
+
+    prompt_B = np.full(len(length_B), prompt)
+    for read, group, wanted in ((by_widths, 1, "xla"), (by_rows, 8, "kernel")):
+        how = {"read": read, "group": group}
+        found = decode_traffic.simulated(length_B, prompt_B, **how, **given)
+        ratios = [decode_traffic.ratio(some, **costs) for some in (*zip(found), found)]
+        assert np.allclose(ratios, figures[wanted], atol=0.005), ratios

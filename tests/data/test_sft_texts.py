@@ -1,0 +1,166 @@
+"""Texts to fine-tune on: by hand, and as a program."""
+
+import json
+import runpy
+
+import pytest
+from tiny_run import ROOT
+
+from limr_jax.data import sft_texts
+from limr_jax.data.problems import load_problems
+from limr_jax.data.tokenizer import load_tokenizer
+from limr_jax.errors import InputError
+from limr_jax.storage import rollout_dump
+
+MAIN = runpy.run_path(str(ROOT / "launch/texts.py"))["main"]
+TOKENIZER = ROOT / "limr_jax/assets/arithmetic"
+
+
+def proofs(path, answers):
+    rows = [
+        {"id": str(i), "problem": f"p{i}", "reference": answer, "level": i}
+        for i, answer in enumerate(answers)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return load_problems(str(path), data_dir=None)
+
+
+def test_terms_are_frequent_here_and_rare_elsewhere():
+    found = sft_texts.terms(
+        [
+            "even then even since \\mid of",
+            "then \\mid odd since",
+            "even then only",
+            "then since",
+        ],
+        count=2,
+        least=2,
+    )
+    # 'then' is in all four, worth 0; 'only' in one; 'odd', 'of' are too short.
+    assert found == [["even", "\\mid"], ["\\mid", "since"], ["even", "then"]] + [
+        ["then", "since"]
+    ]
+
+
+def test_a_plan_the_phrase_and_the_reference(tmp_path):
+    problems = proofs(tmp_path / "p.jsonl", ["Proof of gcd"] * 3 + ["Proof, other"])
+    rows = list(sft_texts.planned(problems, phrase="#### ", count=1, plain=3))
+    assert [row["solution"] for row in rows] == [
+        "#### Proof of gcd",  # every third without a plan
+        "\nProof\n#### Proof of gcd",
+        "\nProof\n#### Proof of gcd",
+        "#### Proof, other",
+    ]
+    assert rows[1]["prompt"] == "p1" and rows[1]["level"] == 1
+    bare = sft_texts.planned(problems, phrase="#### ", count=0, plain=0)
+    assert all(row["solution"].startswith("#### Proof") for row in bare)
+
+
+def test_short_counts_problem_and_answer(tmp_path):
+    problems = proofs(tmp_path / "p.jsonl", ["1" * n for n in (2, 3, 4)])
+    tokenizer = load_tokenizer(TOKENIZER)  # a token a character
+    assert sft_texts.short(problems, tokenizer, tokens=5).ids == ("0", "1")
+
+
+def write(response, **changes):
+    row = {"id": "a", "prompt": "1+1=", "response": response, "correct": 1.0}
+    return row | {"valid": True, "truncated": False} | changes
+
+
+CHAT = [
+    {"role": "system", "content": "Add."},
+    {"role": "user", "content": "1+1="},
+]
+
+
+def test_right_responses_once_each():
+    rows = [
+        write("2"),
+        write("3", correct=0.0),
+        write("2"),
+        write("so 2"),
+        write("2.", valid=False),
+        write("2!", truncated=True),
+        write("2", prompt="0+2=", id="b"),
+        write("2", prompt=CHAT, id="c"),
+        write("2", prompt=CHAT, id="c"),
+    ]
+    kept = list(sft_texts.right(rows))
+    assert [(row["prompt"], row["solution"]) for row in kept] == [
+        ("1+1=", "2"),
+        ("1+1=", "so 2"),
+        ("0+2=", "2"),
+        (CHAT, "2"),
+    ]
+    assert len({row["id"] for row in kept}) == 4
+
+
+def test_a_chat_stays_a_chat(tmp_path):
+    """From the dump of a run to the texts that fine-tuning reads."""
+    rollout_dump.Dump(tmp_path / "run").add(1, [write("2", prompt=tuple(CHAT))])
+    out = tmp_path / "own.jsonl"
+    MAIN(["right", str(tmp_path / "run"), "--out", str(out)])
+    read = load_problems(str(out), data_dir=None)
+    assert list(read.messages[0]) == CHAT
+
+
+def test_as_a_program(tmp_path, capsys):
+    """From problems to texts that fine-tuning reads; what goes wrong is one line."""
+    proofs(tmp_path / "p.jsonl", ["gcd gcd", "lcm, and much more"])
+    said = []
+    for argv in (
+        ["short", tmp_path / "p.jsonl", "--tokenizer", TOKENIZER, "--tokens=12"],
+        ["plans", tmp_path / "p.jsonl", "--terms=0"],
+    ):
+        MAIN([*map(str, argv), f"--out={tmp_path / argv[0]}.jsonl"])
+        said.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+    assert [(x["read"], x["written"]) for x in said] == [(2, 1), (2, 2)]
+    read = load_problems(str(tmp_path / "plans.jsonl"), data_dir=None)
+    assert read.columns["solution"] == ("#### gcd gcd", "#### lcm, and much more")
+    rollout_dump.Dump(tmp_path / "run").add(1, [write("3", correct=0.0)])
+    out = tmp_path / "right.jsonl"
+    run, given = str(tmp_path / "run"), str(tmp_path / "p.jsonl")
+    folder = "give a folder with rollouts/ of which some are"
+    for argv, line in (
+        (["right", run], f"{run}: none of 1 responses is right and whole; {folder}"),
+        (
+            ["right", str(tmp_path)],
+            f"{tmp_path}: none of 0 responses is right and whole; {folder}",
+        ),
+        (
+            ["short", given, "--tokenizer", str(TOKENIZER), "--tokens=1"],
+            f"{given}: none of 2 problems has at most --tokens=1 tokens; give more",
+        ),
+        (["plans", given, "--terms=-1"], "--terms=-1 must be 0 or more"),
+        (["plans", given, "--plain=-1"], "--plain=-1 must be 0 or more"),
+    ):
+        with pytest.raises(InputError) as caught:
+            MAIN([*argv, f"--out={out}"])
+        assert str(caught.value) == line
+    assert not out.exists()
+    given = tmp_path / "p.jsonl"
+    for out, said in (
+        (given, "is what is read"),
+        (tmp_path / "no/o.jsonl", "no such folder"),
+        ("gs://b/o.jsonl", "not on this machine"),
+    ):
+        with pytest.raises(InputError, match=said):
+            # Nothing is read for it: there is no such tokenizer.
+            MAIN(["short", f"{given}[:1]", "--tokenizer=nowhere", f"--out={out}"])
+    assert load_problems(str(given), data_dir=None)
+
+
+def test_a_tokenizer_of_short_texts(tmp_path):
+    """What SentencePiece cannot train is the pieces, not the texts' length."""
+    main = runpy.run_path(str(ROOT / "launch/tokenizer.py"))["main"]
+    proofs(tmp_path / "p.jsonl", ["gcd", "lcm"])
+    argv = [str(tmp_path / "t.model"), f"--texts={tmp_path / 'p.jsonl'}"]
+    main([*argv, "--pieces=276"])
+    assert load_tokenizer(tmp_path / "t.model").vocab_size == 276
+    with pytest.raises(
+        InputError, match=r"^--pieces=3 cannot be trained \(.*\); give another number$"
+    ):
+        main([*argv, "--pieces=3"])
+    with pytest.raises(InputError) as caught:
+        main([argv[0], "--pieces=300"])
+    assert str(caught.value) == "--pieces=300 does nothing without --texts"

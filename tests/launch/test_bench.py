@@ -1,0 +1,154 @@
+"""launch/bench.py on a workload small enough for a test."""
+
+import json
+import runpy
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tiny_run import ROOT
+
+from limr_jax.errors import InputError
+
+SCRIPT = runpy.run_path(str(ROOT / "launch/bench.py"))
+WORKLOAD = {
+    "name": "test",
+    "seed": 0,
+    "dtype": "float32",
+    "model": {
+        "arch": "qwen2",
+        "hidden_size": 16,
+        "num_layers": 1,
+        "num_heads": 2,
+        "num_kv_heads": 1,
+        "head_dim": 8,
+        "intermediate_size": 24,
+        "vocab_size": 48,
+        "rope_theta": 1e6,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 512,
+        "init_std": 0.02,
+    },
+    "tokens": {"pad": 0, "bos": 1, "eos": 2, "first_normal": 3},
+    "prompt_len": 6,
+    "prompts_per_batch": 8,
+    "group_size": 4,
+    "max_new_tokens": 12,
+    "sampling": {"temperature": 1.0},
+    "variants": {"fixed": {}, "ragged": {"mean_len": 4}},
+    "train": {
+        "lr": 1e-6,
+        "adam": [0.9, 0.999, 1e-8],
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "epsilon": 0.2,
+    },
+    "warmup": 1,
+    "repeats": 5,
+}
+
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+
+@pytest.fixture
+def bench(shared, tmp_path, monkeypatch, capsys):
+    """Arguments → the printed object; the workload's folder cannot be written to."""
+    folder = tmp_path / "bench"
+    folder.mkdir()
+    shutil.copy(shared / "bench/benchlib.py", folder)
+    (folder / "workload.json").write_text(json.dumps(WORKLOAD))
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+    before = sorted(folder.iterdir())
+
+    def run(*arguments):
+        # It reads its environment, and where to print, when it is imported.
+        sys.modules.pop("benchlib", None)
+        SCRIPT["main"](["--workload", str(folder / "workload.json"), *arguments])
+        assert sorted(folder.iterdir()) == before
+        said = capsys.readouterr().out
+        assert said.count("\n") == 1
+        return json.loads(said)
+
+    yield run
+    sys.modules.pop("benchlib", None)
+
+
+def test_a_step_with_kl_and_a_peer_beside_it(bench, tmp_path):
+    peers = {
+        "trl": {"step_s": {"median": 1e3}, "peak_rss_mib": 1e6, "first_step_s": 1e3},
+        "hf": {"results": {"static": {"seconds": {"median": 1e3}}, "bad": {}}},
+    }
+    for name, result in peers.items():
+        (tmp_path / f"{name}.json").write_text(f"chatter\n{json.dumps(result)}\n")
+    files = ",".join(str(tmp_path / f"{name}.json") for name in peers)
+    said = bench("--kl", "0.04", "--repeats", "2", "--against", files)
+    for name in ("step_s", "generate_s", "ref_s", "update_s", "tokens"):
+        figure = said[name]
+        assert figure["n"] == 2
+        assert 0 < figure["min"] <= figure["median"] <= figure["max"]
+    phases = ("draw_s", "generate_s", "ref_s", "update_s")
+    assert sum(said[name]["min"] for name in phases) <= said["step_s"]["max"]
+    assert said["tokens"]["median"] == 8 * 4 * 12  # nothing ends before the limit
+    assert said["compile_count"] > 0 and said["compiles_while_timed"] == 0
+    assert said["compile_s"] > 0 and said["peak_rss_mib"] > 0
+    assert said["first_step_s"] < said["start_to_first_step_s"]
+    assert said["problems"] == 8 * (1 + 2 * 2)
+    assert set(said["ratios"]["trl"]) == {"step_s", "peak_rss_mib", "first_step_s"}
+    step = round(said["step_s"]["median"] / 1e3, 3)
+    assert said["ratios"]["trl"]["step_s"] == step
+    assert set(said["ratios"]["hf static"]) == {"generate_s"}
+    assert said["ratios"]["hf bad"] == {}
+
+
+def test_ragged_without_kl_and_with_other_fields(bench, tmp_path):
+    said = bench(
+        *("--variant", "ragged", "--repeats", "1", "--problems", "100"),
+        "--config.prompts_per_step=16",
+    )
+    assert said["ref_s"] is None
+    assert (said["rollouts"], said["problems"]) == (64, 100)
+    # Geometric of mean 4, cut at 12.
+    assert 2 * 64 < said["tokens"]["median"] < 8 * 64
+    ours = load_file(tmp_path / "cache/limr_jax-test-ragged/model.safetensors")
+    with np.load(tmp_path / "cache/weights-test-ragged.npz") as theirs:
+        assert set(ours) == set(theirs.files)
+        for name in ours:
+            np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--variant", "long"], "--variant=long: the workload has fixed or ragged"),
+        (["--workers", "2"], "unknown argument '--workers'; see --help"),
+        (["--kl", "-1"], "--kl=-1.0 must be 0 or more, and finite"),
+        (["--kl", "nan"], "--kl=nan must be 0 or more, and finite"),
+        (["--repeats", "-1"], "--repeats=-1 must be 0 or more, and finite"),
+        (
+            ["--problems", "3"],
+            "--problems=3 must be at least 8, as many as a step draws",
+        ),
+        (
+            ["--config.kl.coeficient=1"],
+            "--config.kl.coeficient=1: no field 'kl.coeficient'; the nearest is "
+            "kl.coefficient",
+        ),
+        (
+            ["--workload", "nowhere.json"],
+            "--workload=nowhere.json: no such file with benchlib.py beside",
+        ),
+        (
+            ["--repeats", "1", "--against", "nowhere.json"],
+            "--against=nowhere.json: no result ([Errno 2] No such file or directory: "
+            "'nowhere.json')",
+        ),
+    ],
+)
+def test_what_is_wrong_is_one_line(bench, arguments, said):
+    with pytest.raises(InputError) as error:
+        bench(*arguments)
+    assert str(error.value) == said

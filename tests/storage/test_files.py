@@ -1,0 +1,91 @@
+"""Files that a command writes: whole, and where they may lie."""
+
+import os
+
+import pytest
+
+from limr_jax.errors import InputError
+from limr_jax.storage import files
+
+
+def test_a_file_is_there_whole_or_as_it_was(tmp_path):
+    path = tmp_path / "kept.json"
+    files.write_text(path, "old \ud800")
+    assert path.read_bytes() == b"old \\ud800"
+    with pytest.raises(KeyboardInterrupt), files.replacing(path) as temporary:
+        temporary.write_text("half of the new")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"old \\ud800"
+    with pytest.raises(InputError, match="kept.json/x: cannot be written .*check path"):
+        files.write_text(path / "x", "its folder is a file")
+    files.write_rows(path, [{"a": "ü"}, {"a": None}])
+    assert path.read_text("utf-8") == '{"a": "ü"}\n{"a": null}\n'
+    assert [each.name for each in tmp_path.iterdir()] == ["kept.json"]
+
+
+def test_two_texts_never_share_a_folder(tmp_path):
+    texts = [
+        *("ev/x.jsonl@1", "ev_x.jsonl@1", "x[:3]@1", "x[3:]@1", "x_3:_@1"),
+        *("x%5B:3%5D@1", "x[:3]@11", "a b", "a_b", "a,b", "ü", "u\u0308", "\ud800"),
+        *("n" * 180, "n" * 181, "n" * 4000, "n" * 4000 + "/", "n" * 181 + "/"),
+    ]
+    texts.append(files.folder_name("n" * 4000))
+    names = [files.folder_name(text) for text in texts]
+    assert len(set(names)) == len(texts)
+    for name in names:
+        (tmp_path / name).mkdir()
+    assert sorted(each.name for each in tmp_path.iterdir()) == sorted(names)
+    assert files.folder_name("arithmetic:eval@8") == "arithmetic:eval@8"
+    assert files.folder_name("ev/x.jsonl[:3]@1") == "ev%2Fx.jsonl%5B:3%5D@1"
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("gs://bucket/x", "--out=gs://bucket/x is not on this machine"),
+        ("read", "--out read is what is read"),
+        ("./folder/../read", "is what is read"),
+        ("folder", "--out folder is a folder; give a file in it"),
+        ("nowhere/x", "--out nowhere/x: no such folder; make it first"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(tmp_path, monkeypatch, path, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "read").write_text("")
+    with pytest.raises(InputError, match=said):
+        files.output(path, None, "read")
+    assert files.output("folder/new", None, "read") == files.local("folder/new", "")
+
+
+@pytest.mark.parametrize(
+    ("path", "cause"),
+    [
+        ("folder", "it is a folder"),
+        ("file/run.json", "{here}/file is no folder"),
+        ("file/a/b/run.json", "{here}/file is no folder"),
+        ("link/run.json", "{here}/link is no folder"),
+        ("shut/a/run.json", "no right to write in {here}/shut"),
+        ("n" * 300 + "/run.json", "File name too long"),
+    ],
+)
+def test_what_cannot_be_written_is_known_before_it_is_made(
+    tmp_path, monkeypatch, path, cause
+):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "shut").mkdir()
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("nowhere")
+    may = os.access  # which says yes to root
+    monkeypatch.setattr(
+        os, "access", lambda x, how: may(x, how) and not str(x).endswith("shut")
+    )
+    with pytest.raises(InputError) as caught:
+        files.check_writable(tmp_path / path)
+    cause = cause.replace("{here}", str(tmp_path))
+    assert str(caught.value) == (
+        f"{tmp_path / path} cannot be written: {cause}; give another --workdir"
+    )
+    files.check_writable(tmp_path / "new/folders/run.json")
+    files.check_writable("gs://bucket/run.json")
+    assert not (tmp_path / "new").exists()
