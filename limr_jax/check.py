@@ -16,6 +16,7 @@ def check(config) -> None:
     Raises:
       InputError: a field is out of its limits, or fields do not go together.
     """
+    # First: below, values are looked up in tables and compared as numbers.
     check_fields(config)
     algorithm = ALGORITHMS[config.algorithm]
     _check_names(config)
@@ -66,6 +67,7 @@ def _check_optimizer(optimizer) -> None:
 def _check_filter(config, algorithm: Algorithm) -> None:
     """The filter of a group's advantages leaves something where they differ most."""
     tau, group = config.filter.tau, config.group_size
+    # |A| ≤ tau is dropped, and no |A| of GRPO in a group of G is above (G − 1) / √G.
     largest = algorithm.largest(group)
     if tau >= largest:
         raise InputError(
@@ -95,6 +97,7 @@ def warn_of_filters(rollout) -> None:
 
 def _check_reward(config) -> None:
     """What is for rewards graded on the hosts only, and how these are named."""
+    # Called for its errors alone: a spec that cannot be read.
     if config.reward not in ("token", "none"):
         host.parse_spec(config.reward)
     if config.reward in ("token", "none") and config.overlong.buffer:
@@ -110,11 +113,14 @@ def _check_reward(config) -> None:
 
 
 def _check_kl(kl) -> None:
+    # Of k1 = log π/π_ref the gradient is ∇log π, whose mean under π is 0.
     if (kl.estimator, kl.placement) == ("k1", "loss"):
         raise InputError(
             "kl.estimator=k1 with kl.placement=loss has no gradient in expectation; "
             "take k2 or k3, or kl.placement=reward"
         )
+    # A KL in the reward brings E[k ∇log π]. With k1 that is the KL's own gradient; k2
+    # and k3 are of second order near the reference.
     if kl.placement == "reward" and kl.estimator in ("k2", "k3"):
         raise InputError(
             f"kl.estimator={kl.estimator} with kl.placement=reward has near the "
@@ -167,6 +173,7 @@ def _check_jepo(config, algorithm: Algorithm, sampler: SamplerRow) -> None:
             f"jepo.semi_verifiable=True with algorithm={config.algorithm}, "
             f"reward={config.reward}: it needs jepo and a verifier; set it to False"
         )
+    # (field, whether it asks for what JEPO has no place for, remedy)
     for name, wrong, remedy in (
         ("filter.tau", config.filter.tau >= 0, "set it to -1"),
         ("mask_truncated", config.mask_truncated, "set it to False"),
@@ -178,6 +185,7 @@ def _check_jepo(config, algorithm: Algorithm, sampler: SamplerRow) -> None:
         ),
     ):
         if jepo and wrong:
+            # "kl.placement" stands in a section, "mask_truncated" in none.
             section, _, field = name.rpartition(".")
             value = config[section][field] if section else config[field]
             raise InputError(
@@ -218,13 +226,16 @@ def check_batch(config, mesh) -> None:
     Raises:
       InputError: the field, its value and what it must be a multiple of.
     """
+    # Rows lie over data and fsdp; the devices along tensor share theirs.
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     rows = config.prompts_per_step * config.group_size
+    # Whole prompts a device: a rollout reads its prompt where that was prefilled.
     if config.prompts_per_step % devices:
         raise InputError(
             f"prompts_per_step={config.prompts_per_step} does not divide over "
             f"data x fsdp = {devices} devices; use a multiple of {devices}"
         )
+    # Likewise of each call of generate, which gets as many prompts as any other.
     calls = config.rollout.calls
     if config.prompts_per_step % (calls * devices):
         raise InputError(
@@ -246,6 +257,7 @@ def check_batch(config, mesh) -> None:
             f"rollout.slots={slots} must be a multiple of data x fsdp = {devices} "
             "devices, which have as many each; 0 is all of the step's rollouts"
         )
+    # Rollouts are counted, not prompts: a minibatch may be smaller than a group.
     minibatches = config.minibatches_per_step
     if rows % (minibatches * devices):
         raise InputError(
@@ -278,6 +290,7 @@ def check_rows(config, mesh) -> None:
 
 
 def _check_micro_batch(config, rows: int, devices: int, name: str) -> None:
+    # 0: one micro-batch of all rows.
     micro = config.micro_batch_rows or rows
     if micro % devices or rows % micro:
         raise InputError(

@@ -19,9 +19,11 @@ def chunk_size(columns: int, elements: int) -> int:
     columns are one chunk where they fit at once. Else the chunks are as even as they
     can be, multiples of 8 where that many fit: what a TPU's registers hold.
     """
+    # All devices share a column, so together they have room for more columns.
     most = max(1, ELEMENTS * device_count() // elements)
     if most >= columns:
         return columns
+    # Of 100 columns, 30 at most: units of 8 allow 24, so there are 5 chunks, of 24.
     unit = 8 if most >= 8 else 1
     count = -(-columns // (most // unit * unit))
     return -(-columns // (count * unit)) * unit
@@ -40,6 +42,7 @@ def by_chunks(function, *arrays, size: int):
 
     def split(x):
         """[B, T, …] → [chunks, B, size, …], filled up behind."""
+        # Zeros fill the last chunk; `join` cuts off what becomes of them.
         x = jnp.pad(x, [(0, 0), (0, -columns % size), *[(0, 0)] * (x.ndim - 2)])
         return jnp.swapaxes(x.reshape(rows, -1, size, *x.shape[2:]), 0, 1)
 
@@ -48,6 +51,7 @@ def by_chunks(function, *arrays, size: int):
 
     # A scan prevents common subexpressions from being merged already.
     again = jax.checkpoint(function, prevent_cse=False)
+    # One after another: a vmap would make all chunks at once, the whole array.
     chunks = jax.lax.map(lambda chunk: again(*chunk), tuple(map(split, arrays)))
     return jax.tree.map(join, chunks)
 
@@ -60,6 +64,7 @@ def row_parts(rows: int, elements: int) -> int:
     """
     each, parts = rows // row_shards(rows), 1
     most = ELEMENTS * device_count()
+    # Only what divides a device's rows: `split_rows` then moves none of them.
     while rows * elements > parts * most and each % (2 * parts) == 0:
         parts *= 2
     return parts
@@ -71,4 +76,5 @@ def split_rows(x, count: int):
     Parts of rows that follow one another would each lie on a few of the devices; of
     these, each device has its share, and no row moves.
     """
+    # Row b = k · count + m is at [k, m]: devices divide axis 0, and m is its part.
     return jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1)

@@ -56,6 +56,7 @@ def guarded() -> Iterator[None]:
     Where the reader has gone (`| head`) the rest is not written. Where it cannot be
     written for another reason (a full disk) that is said once, on stderr.
     """
+    # stderr as it is: a progress bar moves the cursor, and `warn` escapes its text.
     streams = Stream(sys.stdout, escape=True), Stream(sys.stderr, escape=False)
     with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
         try:
@@ -77,6 +78,7 @@ class Stream:
         shape = shown(text) if self._escape else text
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
         with self._tolerant():
+            # "→" becomes "\u2192" where the stream is ASCII, and no exception.
             self._stream.write(
                 shape.encode(encoding, "backslashreplace").decode(encoding)
             )
@@ -94,6 +96,7 @@ class Stream:
         except (OSError, ValueError):
             self._drop()
 
+    # What else callers ask of a stream: isatty, fileno, encoding.
     def __getattr__(self, name: str):
         return getattr(self._stream, name)
 
@@ -104,6 +107,7 @@ class Stream:
         except BrokenPipeError:
             self._drop()
         except (OSError, ValueError) as error:  # ValueError: it is closed
+            # A stderr that fails has nowhere to say so; that stdout does is said once.
             if self._stream is not sys.__stderr__ and not self._complained:
                 self._complained = True
                 cause = getattr(error, "strerror", None) or error
@@ -112,6 +116,8 @@ class Stream:
     def _drop(self) -> None:
         """From here on the stream leads nowhere."""
         with contextlib.suppress(OSError, ValueError):
+            # Under the same descriptor: what is buffered, and Python's flush at exit,
+            # then go nowhere instead of failing again.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
@@ -140,9 +146,11 @@ def step_line(
     steps the run has, where that is to be shown.
     """
     of = "" if num_steps is None else f"/{num_steps}"
+    # As wide as the last step's number, so that lines stand in columns.
     parts = [f"step {step:>{len(of) - 1 if of else 5}}{of}"]
     for name, (label, form) in _COLUMNS.items():
         if name in values:
+            # "8,.0f" is 8 wide: a dash takes as much room as a number would.
             width = int(form.split(".")[0].rstrip(","))
             value = values[name]
             text = f"{'-':>{width}}" if value is None else f"{float(value):{form}}"
@@ -212,4 +220,5 @@ def _speaks() -> bool:
 def _write(text: str, stream) -> None:
     import tqdm
 
+    # It takes a bar off the terminal first, and draws it again below the text.
     tqdm.tqdm.write(text, file=stream)

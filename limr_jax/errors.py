@@ -23,6 +23,7 @@ def choose(table: Mapping[str, Any], name: str, field: str):
     if name in table:
         return table[name]
     lower = {each.lower(): each for each in table}
+    # At cutoff 0 some name is always the nearest, however far off.
     near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.0)
     raise InputError(
         f"{field}={name!r} is unknown; did you mean {lower[near[0]]!r}? "
@@ -35,6 +36,7 @@ def shown(text, limit: int = 100) -> str:
 
     Control characters are shown as Python's escapes, and a cut as an ellipsis.
     """
+    # New lines become blanks: an error is one line.
     line = " ".join(str(text).split())
     line = line if line.isprintable() else repr(line)
     return line if len(line) <= limit else f"{line[:limit]}…"

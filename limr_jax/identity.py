@@ -37,6 +37,7 @@ def of_run(config, train_set, eval_set) -> dict[str, Any]:
     return _identity(
         config,
         {
+            # With the columns, which samplers and reward functions read.
             "data.train": _problems(train_set),
             "data.eval": _problems(eval_set),
             "sampler.lim.scores": _file(scores) if scores else None,
@@ -82,6 +83,7 @@ def tokenizer_digest(path) -> str:
         files.append(path)
     for file in files:
         if file.is_file():
+            # Name and size first, so that no byte can pass from one file to the next.
             digest.update(f"{file.name} {file.stat().st_size}\n".encode())
             digest.update(file.read_bytes())
     return digest.hexdigest()

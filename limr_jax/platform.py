@@ -51,6 +51,7 @@ _SET_ASIDE: dict[str, tuple[Any, tuple[str, ...], str]] = {
 }
 _PROBE = "import jax; jax.devices()"
 _PROBE_SECONDS = 60
+# "F0101 00:00:00.0 7 flags.cc:9] Unknown flag" says "Unknown flag".
 _LOGGED = re.compile(r"[EF]\d{4} .*?\] (.*)")  # of absl, in the compiler
 # Files of JAX → the variables that what is raised there may come from; (): any.
 _READERS = {
@@ -74,6 +75,7 @@ def set_aside() -> list[str]:
         value = os.environ.pop(name, None)
         if value is not None and value.lower() not in usual:
             lines.append(f"{name}={value} is set aside: {why}")
+            # An imported JAX has read the variable already.
             if "jax" in sys.modules:
                 # A later JAX may have no such option any more.
                 with contextlib.suppress(AttributeError):
@@ -92,6 +94,7 @@ def importing_jax() -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        # A fault that is not the environment's keeps its traceback.
         if (line := complaint(error)) is None:
             raise
         print(f"error: {console.shown(line)}", file=sys.stderr)
@@ -104,6 +107,7 @@ def check_options() -> None:
     `set_aside` has seen to that in what people launch; this is for other programs, such
     as a notebook. Transfers are guarded where a run needs it.
     """
+    # Whoever calls has imported JAX; this module itself must load without it.
     options = sys.modules["jax"].config
     for name, (option, _, why) in _SET_ASIDE.items():
         value = getattr(options, name.lower(), option)
@@ -125,6 +129,7 @@ def check_compiler_flags() -> None:
     try:
         probe = subprocess.run(
             [sys.executable, "-c", _PROBE],
+            # The CPU's compiler parses the flags, too, and holds no accelerator.
             env=os.environ | {"JAX_PLATFORMS": "cpu"},
             capture_output=True,
             text=True,
@@ -151,6 +156,7 @@ def complaint(error: BaseException) -> str | None:
     names = _READERS[reader] or [
         name
         for name in sorted(os.environ)
+        # JAX names the variable or its option: JAX_ENABLE_X64, enable_x64.
         if name.startswith("JAX_") and name[4:].lower() in message.lower()
     ]
     settings = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
@@ -167,6 +173,7 @@ def has_libtpu() -> bool:
 
 def attached() -> bool:
     """Whether this machine has TPU chips."""
+    # Older TPU machines have /dev/accel0, newer ones /dev/vfio/0.
     return bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
 
 
@@ -176,6 +183,7 @@ def spare_libtpu() -> None:
     It would ask libtpu first, which says in five lines that it finds no TPU. To be
     called before JAX is asked for a device; it may be imported.
     """
+    # NVIDIA (two), a GPU as Linux within Windows sees it, AMD.
     gpus = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
     if (
         os.environ.get("JAX_PLATFORMS")
@@ -256,6 +264,7 @@ def refusal(error: BaseException) -> str | None:
     if not isinstance(error, OSError) or error.errno not in _SYSTEMS:
         return None
     frame = traceback.extract_tb(error.__traceback__)[-1]
+    # Not every OSError is of a file: writing to a pipe names none.
     place = error.filename or f"line {frame.lineno} of {frame.filename}"
     return f"{place}: {os.strerror(error.errno)}; check path, rights and room"
 

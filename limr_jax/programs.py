@@ -107,6 +107,7 @@ def _writing(
         return sampler_state, dataclasses.replace(drawn, expected_P=expected_P)
 
     def split(drawn):
+        # A PromptBatch of lists becomes a list of PromptBatches.
         pieces = jax.tree.map(lambda x: jnp.split(x, calls), drawn)
         return jax.tree.transpose(
             jax.tree.structure(drawn), jax.tree.structure([0] * calls), pieces
@@ -127,6 +128,7 @@ def _writing(
         )
 
     def join(parts):
+        # One entry a device (M): calls are added up, not put one after another.
         slot_steps_M = sum(part.slot_steps_M for part in parts)
         return dataclasses.replace(join_grades(parts), slot_steps_M=slot_steps_M)
 
@@ -167,6 +169,7 @@ def _scoring(learning: learner_update.Learning) -> tuple[Callable, ...]:
         return critic.values(params, tokens_BS, position_BS, **packed(written))
 
     def thoughts(params, written, drawn, graded, sampling):
+        # Prompts with a right rollout are RLOO's, where the data is semi-verifiable.
         whole_P = ~jepo.unsolved(graded.correct_PG, graded.valid_PG)
         rows = learning.thoughts(
             written,
@@ -243,6 +246,7 @@ def _nothing_waits(generate, *, sampler: PromptSampler, params, prompts, phrase)
         return None
 
     def one_round(params, prompts):
+        # Only shapes are asked for, so seed and step do not matter.
         _, ids_P = sampler.sample(sampler.init(), stream_key(0, "sampler"))
         drawn = prompt_batch(prompts, ids_P)
         written = generate(params, 0, drawn, Sampling(), 0)
@@ -324,6 +328,7 @@ def build(
     rows = NamedSharding(mesh, BATCH)
     whole = NamedSharding(mesh, REPLICATED)
     by_prompt = PromptBatch(
+        # A device looks the ids up among the rows that it holds, so it needs them all.
         ids_P=whole,
         prompt_PL=rows,
         position_PL=rows,
@@ -343,6 +348,8 @@ def build(
 
     several = calls > 1
     return Programs(
+        # Donated: the loaded parameters become the state's; an update takes the old
+        # state's memory.
         init=jitted(init, shardings, donate_argnums=0),
         draw=jitted(draw, (shardings.sampler, by_prompt)),
         split=jitted(split, [by_prompt] * calls) if several else None,

@@ -72,12 +72,15 @@ class Run(StepParts):
 
 def set_up(config) -> Run:
     """Check the whole config and make the run's parts; InputError in one line."""
+    # What costs least is refused first: the config, the mesh, then what must be read.
     check(config)
     mesh = make_mesh(**config.mesh)
     check_batch(config, mesh)
     sampling = put_sampling(mesh, **training_sampling(config))
+    # These two stay on the devices: answers are compared as tokens, or not at all.
     in_graph = config.reward in ("token", "none")
     host_reward = None if in_graph else make_host_reward(config)
+    # Held-out answers are right or wrong: what shapes the reward is left out.
     held_out_reward = host_reward and host_reward.verifier()
     tokenizer = load_tokenizer(resolve(config.tokenizer))
     train_set, eval_set = load_sets(config, tokenizer)
@@ -88,6 +91,7 @@ def set_up(config) -> Run:
         model_config,
         make_special_tokens(config, tokenizer),
         train_set.problems,
+        # Only shapes are read here; `train` puts the arrays on the devices.
         host_prompts(train_set),
     )
 
@@ -105,11 +109,14 @@ def set_up(config) -> Run:
         generation=generation,
         compute=compute,
         programs=jitted,
+        # Only where a sampler keeps some groups is there a second round.
         max_rounds=config.sampler.dynamic.max_rounds if jitted.collect else 1,
         grade=grader(train_set, jitted.grade),
         grade_eval=grader(eval_set, jitted.grade_eval, held_out_reward),
         sampling=sampling,
+        # On the devices once: in the loop a NumPy value in a call is an error.
         seed=put(np.uint32(config.seed), NamedSharding(mesh, REPLICATED)),
+        # Not yet loaded: without KL a run that goes on needs its checkpoint alone.
         load_params=partial(load_params, config, model_config, mesh),
         close=host_reward.close if host_reward else lambda: None,
         identity=identity.of_run(config, train_set, eval_set),
@@ -143,11 +150,13 @@ def make_programs(
     generation = GenerateConfig(
         group=config.group_size,
         response_length=config.rollout.max_response_length,
+        # 0: every rollout of the step has its own slot.
         slots=config.rollout.slots or config.prompts_per_step * config.group_size,
         compactions=config.rollout.compactions,
         stop_ids=special_tokens.stop_ids,
         pad_id=special_tokens.pad_id,
     )
+    # Shapes alone: no weight is made or read for them.
     shapes = jax.eval_shape(
         partial(transformer.init_params, model_config), jax.random.key(0)
     )
@@ -184,6 +193,7 @@ def fingerprint(config) -> dict[str, str]:
 
 def training_sampling(config) -> dict[str, float]:
     """What `sampling_of` takes, of the training rollouts."""
+    # The section `rollout` has a field for each of Sampling's, of the same name.
     names = [field.name for field in dataclasses.fields(Sampling)]
     return {name: config.rollout[name] for name in names}
 
@@ -220,9 +230,11 @@ def load_sets(config, tokenizer):
 
     train_set = load_problems(data.train, **places)
     eval_set = load_problems(data.eval, **places) if data.eval else None
+    # Before `fit` leaves out long prompts, so that these are compared as well.
     if not data.allow_overlap:
         refuse_held_out(train_set, *filter(None, [eval_set]), **places)
     train_set, eval_set = fit(train_set), fit(eval_set) if eval_set else None
+    # These compare with a reference; a function of a user's need not.
     compares = {"token", "math", "limr", "judge"} & host.parse_spec(
         config.reward
     ).keys()
@@ -244,6 +256,7 @@ def _learning(
     """What the update is put together from."""
     kl_config = config.kl
     algorithm = ALGORITHMS[config.algorithm]
+    # Where none is named: k3 in the loss, k1 in the reward.
     kl_estimator = kl_config.estimator or losses.KL_PLACEMENTS[kl_config.placement]
     placed = {"kl_estimator": kl_estimator, "kl_placement": kl_config.placement}
     adapt_kl = partial(kl.adapt, target=kl_config.target, gain=kl_config.gain)
@@ -262,6 +275,7 @@ def _learning(
         kl_coefficient=kl_config.coefficient,
         adapt_kl=adapt_kl if kl_config.target else None,
         optimizer=make_optimizer(**optimizer),
+        # The policy's optimiser, but for its learning rate.
         critic_optimizer=(
             make_optimizer(**optimizer | {"learning_rate": critic_rate})
             if algorithm.needs_critic
@@ -291,6 +305,7 @@ def _prefixed(section: str, fields) -> dict:
 def _rl_batch(config, placed: dict) -> Callable:
     """How rewards become advantages."""
     algorithm = ALGORITHMS[config.algorithm]
+    # The numbers of the algorithm's own, which `advantage` takes by these names.
     own = {name: config[algorithm.section][name] for name in algorithm.own}
     return partial(
         advantages.rl_batch,
@@ -309,6 +324,7 @@ def _jepo(
     jepo_config, forced = config.jepo, config.jepo.estimator in jepo.FORCED
     estimator = jepo.ESTIMATORS[jepo_config.estimator]
     estimator = partial(estimator, beta_sup=jepo_config.beta_sup)
+    # The others force the phrase, so no row of theirs lacks it.
     if jepo_config.estimator == "practical":
         estimator = partial(estimator, format_penalty=jepo_config.format_penalty)
     return {
@@ -348,6 +364,7 @@ def describe(run: Run, config) -> str:
         lines.append(f"held out: {len(run.eval_set):,} of {config.data.eval}")
     for tokenized in filter(None, (run.train_set, run.eval_set)):
         if left_out := tokenized.left_out:
+            # A few ids here; the file has all of them.
             more = "; all: left_out.json" * (len(left_out) > 5)
             named = ", ".join(left_out[:5]) + more
             lines.append(

@@ -56,6 +56,7 @@ class Texts:
     def digest(self) -> str:
         """sha256 over the arrays: two equal ones are learned alike."""
         sha = hashlib.sha256(repr(self.tokens_RW.shape).encode())
+        # Positions are left out: they follow from the segments.
         for array in (self.tokens_RW, self.segment_RW, self.learned_RW):
             sha.update(np.ascontiguousarray(array))
         return sha.hexdigest()
@@ -115,6 +116,7 @@ def pack(
             packed.tokens_RW[here] = text
             packed.position_RW[here] = np.arange(len(text))
             packed.segment_RW[here] = segment
+            # The prompt is read, the completion is learned.
             packed.learned_RW[row, start + len(prompts[i]) : start + len(text)] = True
             start += len(text)
     return packed
@@ -132,22 +134,26 @@ def batches(texts: Texts, *, rows: int, seed: int) -> Iterator[PackedBatch]:
             f"{count} packed rows do not fill a batch of {rows}; give more texts or "
             "a smaller batch"
         )
+    # By the seed alone: a run that goes on finds the same batches.
     rng = np.random.default_rng(seed)
     orders = (rng.permutation(count) for _ in itertools.count())
     return (
         _batch(texts, order[i : i + rows])
         for order in orders
+        # Rows that do not fill an order's last batch are not in that epoch.
         for i in range(0, count - rows + 1, rows)
     )
 
 
 def _batch(texts: Texts, chosen: np.ndarray) -> PackedBatch:
+    # Column w predicts column w + 1, so that Y = W − 1.
     mask_RY = texts.learned_RW[chosen, 1:]
     return PackedBatch(
         tokens_RW=texts.tokens_RW[chosen],
         position_RW=texts.position_RW[chosen],
         segment_RW=texts.segment_RW[chosen],
         mask_RY=mask_RY,
+        # A mean over the batch's tokens, divided before micro-batches cut it up.
         weight_RY=np.asarray(mask_RY / max(mask_RY.sum(), 1), np.float32),
     )
 
@@ -209,6 +215,7 @@ def checked_mesh(config, workdir):
     """
     check_fine_tuning(config)
     folder = files.local(workdir, "--workdir")  # the export writes no gs://
+    # Only a look: the config may still be refused, and then nothing was written.
     files.check_writable(folder / "run.json")
     mesh = make_mesh(**config.mesh)
     check_rows(config, mesh)
@@ -234,6 +241,7 @@ def train(config, workdir: str) -> dict:
         micro_batch_rows=config.micro_batch_rows,
         compute=compute_config(config.model, model_config, mesh),
     )
+    # Not earlier: what was refused above has written nothing.
     claim(workdir, identity.of_fine_tuning(config, texts.digest))
     with checkpoint.Checkpointer(workdir, **config.checkpoint) as saver:
         _refuse_foreign(folder / "model")
@@ -242,6 +250,7 @@ def train(config, workdir: str) -> dict:
         )
         if start < config.num_steps:  # a run that has grown: its old export is stale
             shutil.rmtree(folder / "model", ignore_errors=True)
+        # The batches of the steps that are done are made once more, and dropped.
         feed = itertools.islice(feed, start, config.num_steps)
         with metrics.Metrics(workdir, step=start) as log, jax.set_mesh(mesh):
             began = time.perf_counter()
@@ -251,6 +260,7 @@ def train(config, workdir: str) -> dict:
                 )
                 last = step == config.num_steps
                 logs, saves = step % config.log_every == 0, saver.due(step)
+                # To fetch numbers is to wait for the devices: only where they are used.
                 if logs or saves or last:
                     numbers = jax.device_get(numbers)
                 if logs or last:
@@ -259,9 +269,11 @@ def train(config, workdir: str) -> dict:
                     console.say(
                         console.step_line(step, shown, num_steps=config.num_steps)
                     )
+                # A diverged state is refused: a save may remove the last good one.
                 if saves or last:
                     update_lib.refuse_divergence(step, numbers, saver.latest)
                     saver.save(step, state, {})
+    # The checkpoint is whole by now: a kill in the export costs no training.
     digest = params_digest(state.train.params)
     return {
         "steps": config.num_steps,
@@ -302,6 +314,7 @@ def _first_state(saver, shapes: SftState, make) -> tuple[int, SftState]:
 def _refuse_foreign(out: pathlib.Path) -> None:
     """InputError where the export's folder is there and no run has written it."""
     ours = (out / hf_weights.ABOUT).exists() and not out.is_symlink()
+    # lexists: a link that leads nowhere is no export of ours either.
     if os.path.lexists(out) and not ours:
         raise InputError(
             f"{out} was not written by this run, whose export would take its place; "
@@ -346,6 +359,7 @@ def _texts(config):
     for problem, solution in zip(problems.ids, solutions, strict=True):
         jsonl.text_value(solution, f"{section.train}: the solution of {problem!r}")
     prompts = tokenizer.encode_chats(chats(problems, tokenizer))
+    # It goes on after the prompt: no blank comes before it as at a text's start.
     completions = tokenizer.encode_batch(solutions, continued=True)
     return (
         pack(

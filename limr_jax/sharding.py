@@ -91,7 +91,9 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
             f"mesh {written}: each axis must be 1 or more, one of them may be -1"
         )
     if -1 in sizes:
+        # One factor is −1: the negative product is that of the other two.
         known = -data * fsdp * tensor
+        # At least 1; where it does not come out even, the next check refuses it.
         sizes[sizes.index(-1)] = max(len(devices) // known, 1)
     if sizes[0] * sizes[1] * sizes[2] != len(devices):
         raise InputError(
@@ -147,6 +149,7 @@ def _find_row(path: str) -> tuple[ParamRow, bool]:
     Keys before the model's own (an optimiser state's) are left out.
     """
     parts = path.split("/")
+    # "0/mu/blocks/0/mlp/up/kernel" → "mlp/up/kernel", which is a stack.
     root = next((i for i, part in enumerate(parts) if part in _ROOTS), 0)
     parts = parts[root:]
     in_layer = parts[0] in ("blocks", "tail")
@@ -157,6 +160,7 @@ def _find_row(path: str) -> tuple[ParamRow, bool]:
 
 
 def _spec(mesh: Mesh, path: str, leaf) -> PartitionSpec:
+    # The optimiser's count of updates, say, which has no row.
     if leaf.ndim == 0:
         return REPLICATED
     row, stacked = _find_row(path)
@@ -176,6 +180,7 @@ def _mesh_axis(mesh: Mesh, path: str, axis: str | None, size: int) -> str | None
     mesh_axis = _MESH_AXIS[axis] if axis else None
     if mesh_axis is None or mesh.shape[mesh_axis] == 1:
         return None
+    # Divided only where every device gets an equal part.
     if size % mesh.shape[mesh_axis] == 0:
         return mesh_axis
     if axis in _MAY_REPLICATE:

@@ -62,7 +62,7 @@ class Collected(NamedTuple):
     """The groups to learn from, as far as a step has come."""
 
     groups: Groups
-    pool: Any  # group_buffer.Pool; None where a sampler keeps whatever it draws
+    pool: Any  # group_buffer.GroupBuffer; None where a sampler keeps all it draws
     numbers: dict[str, jax.Array]  # metrics
     whole: bool  # there are enough, or no further round is allowed
 
@@ -70,6 +70,7 @@ class Collected(NamedTuple):
 def draw(run: StepParts, phases, state: State, prompts) -> tuple[State, PromptBatch]:
     """The step's problems, as the sampler chooses them; all hosts agree on them."""
     sampler, drawn = phases("draw", run.programs.draw, state, prompts, run.seed)
+    # Hosts that drew other problems would hang in the next collective, or spoil it.
     phases.agree(run.fingerprint, state.step, drawn.ids_P)
     return dataclasses.replace(state, sampler=sampler), drawn
 
@@ -96,9 +97,12 @@ def generate(run: StepParts, phases, state: State, drawn: PromptBatch) -> Genera
     if programs.split:
         parts = phases.queue("split", programs.split, drawn)
     queued, rollouts, grades = start(parts[0]), [], []
+    # devices  generate 1  generate 2  generate 3
+    # hosts                grade 1     grade 2     grade 3, which `grade` begins
     for part, following in zip(parts, [*parts[1:], None]):
         rollouts.append(phases.wait("generate", queued))
         if following is not None:
+            # Queued before the hosts grade, lest the devices wait for them.
             queued = start(following)
             grades.append(phases.start("grade", run.grade, rollouts[-1], part))
     whole = rollouts[0]
@@ -113,6 +117,7 @@ def grade(run: StepParts, phases, generated: Generated, queued: dict) -> Graded:
     queued: what `queue_scores` has queued on the devices; it is waited for first, so
     that each phase has its own seconds.
     """
+    # Hosts grade in this line, while the devices are at what is queued.
     last = phases.start("grade", run.grade, *generated.ungraded)
     for name, scores in queued.items():
         phases.wait(name, scores)
@@ -146,6 +151,7 @@ def collect(
     pool, surplus, numbers = phases(
         "collect",
         run.programs.collect,
+        # A step begins with the groups that the one before it has left over.
         before.pool if before else state.surplus,
         state.sampler,
         state.step,
@@ -153,8 +159,10 @@ def collect(
         rollout,
         graded,
     )
+    # The host waits here: whether to generate once more is its decision.
     enough = phases.reached(numbers["dynamic/used_groups"], len(pool.kept_P))
     whole = enough or len(rounds) == run.max_rounds
+    # No earlier round's surplus is lost: until P groups are kept there is none.
     state = dataclasses.replace(state, surplus=surplus)
     return state, Collected(Groups(*pool.groups), pool, numbers, whole)
 
@@ -224,6 +232,7 @@ def update(
 
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+# A count that still grows after the first step shows a program compiled anew.
 _compilations: list[float] = []  # seconds of each one in this process
 
 
@@ -249,6 +258,7 @@ class Phases:
     def start(self, name, program, *args):
         """Queue it on the devices; what the hosts do in it is done on return."""
         start = time.perf_counter()
+        # A jitted program returns once it is queued; `wait` adds what it then takes.
         out = program(*args)
         spent = time.perf_counter() - start
         self._seconds[name] = self._seconds.get(name, 0.0) + spent
@@ -284,6 +294,7 @@ class Phases:
             for name, x in numbers.items()
         } | over_rounds(stats)
         tokens = float(numbers.pop("tokens"))
+        # With dynamic sampling more is generated than learned.
         learned = float(numbers.pop("dynamic/used_tokens", tokens))
         seconds = {f"seconds_{name}": s for name, s in self._seconds.items()}
         whole = time.perf_counter() - self._start

@@ -23,6 +23,7 @@ def limit(cpu_seconds: float, start: bool) -> None:
     """
     signal.setitimer(signal.ITIMER_PROF, cpu_seconds if start else 0.0, 0.5)
     if start:
+        # RLIMIT_CPU counts from the process's start, so what is spent comes on top.
         usage = resource.getrusage(resource.RUSAGE_SELF)
         ceiling = usage.ru_utime + usage.ru_stime + cpu_seconds + 2
         hard = resource.getrlimit(resource.RLIMIT_CPU)[1]

@@ -57,6 +57,7 @@ def train(run: Run, config, workdir: str, ahead=None) -> dict | None:
         release(workdir)
         return finished
     _name_left_out(run, workdir)
+    # Left in reverse: logs are whole before the checkpointer gives up the workdir.
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
         stack.callback(run.close)
@@ -65,6 +66,7 @@ def train(run: Run, config, workdir: str, ahead=None) -> dict | None:
         enter(preemption.listening())
         state, reference, clock = _first_state(run, config, saver)
         start = _done(state)
+        # It drops the lines of steps after the checkpoint, which will come again.
         log = enter(metrics.Metrics(workdir, step=start))
         dump = rollout_dump.Dump(workdir, step=start, **config.dump)
         prompts = put_prompts(run.train_set, run.mesh)
@@ -78,8 +80,10 @@ def train(run: Run, config, workdir: str, ahead=None) -> dict | None:
 
         try:
             preemption.obey()
+            # After the restore: hosts that found other data or checkpoints end here.
             agree.require_same("data and first step", run.identity | {"step": start})
             ready = None
+            # The step's programs compile in threads during the first evaluation.
             if ahead and start < config.num_steps:
                 ready = enter(ahead(run, prompts))
             held_out.before_training(start, state.train.params)
@@ -98,14 +102,17 @@ def train(run: Run, config, workdir: str, ahead=None) -> dict | None:
                 del rounds  # the next evaluation's rollouts take their memory
                 shown = log.step(done, numbers)
                 console.say(console.step_line(done, shown, num_steps=config.num_steps))
+                # After the log, which shows it, and before the save, which must not.
                 refuse_divergence(done, numbers, saver.latest)
                 if saver.due(done) or done == config.num_steps:
                     save()
                 held_out.evaluate_where_due(done, state.train.params)
                 tick()
+            # Nothing happens if the last step was evaluated where it was due.
             held_out.evaluate(config.num_steps, state.train.params)
             return _finish(run, config, saver, state, log, clock)
         except preemption.Stopped:  # rollouts that wait for their update are dropped
+            # `one_step` gave nothing back: state and digests are the last update's.
             save()
             return None
         except GradingFailed as error:
@@ -206,7 +213,9 @@ def _first_state(run: Run, config, saver):
     old = saver.restore_newest(run.programs.state, say=console.say)
     if old is None:
         metrics.refuse_lost(saver.workdir, saver.every)
+    # The reference is the first policy, so with KL it is loaded at every start.
     params = run.load_params() if old is None or run.programs.reference else None
+    # Before `init`, which takes the memory of `params`.
     reference = reference_of(run, params)
     if old is None:
         state, seconds_before = run.programs.init(params), 0.0
@@ -225,6 +234,7 @@ def process_seconds() -> float:
     """Wall time since this process started, imports included."""
     try:
         with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
+            # Field 22, clock ticks after boot; the name may hold blanks and ")" itself.
             started = int(file.read().rsplit(")", 1)[1].split()[19])
         return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf(
             "SC_CLK_TCK"
@@ -270,6 +280,7 @@ def _rows_of(run: Run, *, graded, **arrays) -> Iterator[dict]:
 
 def _result(run: Run, config, workdir, state, log: metrics.Metrics) -> dict:
     """The run's one JSON object, all but the seconds; process 0 puts it together."""
+    # Before the others return: every process takes part in the digest.
     digest = params_digest(state.train.params)
     if jax.process_index() > 0:
         return agree.broadcast("result", None)

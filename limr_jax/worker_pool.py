@@ -43,6 +43,7 @@ class _Worker:
         a moment. Raises InputError when the last try has failed, or the process is not
         ready in ten minutes.
         """
+        # After the last pause comes one more try, and then no other.
         for pause in (*_PAUSES, None):
             try:
                 reason, late = self._try()
@@ -50,6 +51,7 @@ class _Worker:
                 reason, late = str(error), False
             if reason is None:
                 return
+            # A start that was too slow has had its ten minutes already.
             if late or pause is None:
                 break
             time.sleep(pause)
@@ -64,18 +66,23 @@ class _Worker:
         """(why the start failed, None if it did not; whether for its length)."""
         paths = [_ROOT, os.environ.get("PYTHONPATH", "")]
         settings = {"PYTHONPATH": os.pathsep.join(p for p in paths if p)}
+        # One thread, as there is a worker a core; sets have one order in all workers.
         settings |= {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+        # A file: nobody reads stderr meanwhile, and a full pipe would stop the worker.
         with tempfile.TemporaryFile() as complaints:
             self.process = subprocess.Popen(
+                # -P: what lies in the current folder is not imported.
                 [sys.executable, "-P", *self.command],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=complaints,
                 env=os.environ | settings,
                 start_new_session=True,
+                # `select` knows what the pipe holds, not what a buffer of ours does.
                 bufsize=0,
             )
             self._buffer = b""
+            # A worker that does not read must not hold us: `_write` goes by the clock.
             os.set_blocking(self.process.stdin.fileno(), False)
             deadline = time.monotonic() + _START_SECONDS
             if self._read_line(deadline) is not None:
@@ -84,6 +91,7 @@ class _Worker:
             self.kill()
             complaints.seek(0)
             lines = complaints.read()[-2_000:].decode(errors="replace").split("\n")
+            # The last line of a traceback says what was raised.
             last = [line for line in map(str.strip, lines) if line][-1:]
             return last[0] if last else "it said nothing", late
 
@@ -96,10 +104,13 @@ class _Worker:
             self.kill()
             self.start()
         deadline = time.monotonic() + self.wall_seconds
+        # In ASCII halves of characters and new lines are JSON's escapes.
         line = json.dumps(job).encode("ascii") + b"\n"
         reply = self._read_line(deadline) if self._write(line, deadline) else None
         if reply is None:
+            # The kernel's own limit may end it before our clock does.
             late = time.monotonic() >= deadline or self._out_of_time()
+            # Its late reply would be taken for that of the next job.
             self.kill()
             return {"error": "timeout" if late else "died"}
         return json.loads(reply)
@@ -131,6 +142,7 @@ class _Worker:
             if left <= 0 or not select.select([pipe], [], [], left)[0]:
                 return None
             data = os.read(pipe, 65_536)
+            # The end of the file: the worker has gone.
             if not data:
                 return None
             self._buffer += data
@@ -139,6 +151,7 @@ class _Worker:
 
     def kill(self) -> None:
         """End the process, if there is one; the next job starts another."""
+        # Taken out first: `close` and the thread that serves it may both come here.
         process, self.process = self.process, None
         if process is None:
             return
@@ -177,10 +190,12 @@ class WorkerPool:
         self._workers = [_Worker(command, wall_seconds) for _ in range(count)]
         self._lock = threading.Lock()
         self._failures: list[BaseException] = []  # of the `map` under way
+        # It holds the list, not the pool, which could else never be collected.
         weakref.finalize(self, _kill_all, self._workers)  # at exit at the latest
 
     def close(self) -> None:
         """End the processes, and a `map` under way; the next one starts fresh ones."""
+        # Before the kill: so `map` raises this, and not what threads then meet.
         self._failures.append(InputError("the grading processes were ended"))
         _kill_all(self._workers)
 
@@ -190,14 +205,18 @@ class WorkerPool:
         Raises:
           InputError: workers cannot be started at all, or `close` was called meanwhile.
         """
+        # One `map` at a time: a worker has one thread that speaks to it.
         with self._lock:
             replies: list[dict | None] = [None] * len(jobs)
+            # All threads take from it: whoever is free has the next job.
             queue = iter(range(len(jobs)))
+            # A list of its own: `close` ends this `map` and no later one.
             failures = self._failures = []
             threads = [
                 threading.Thread(
                     target=_serve, args=(w, queue, jobs, replies, failures), daemon=True
                 )
+                # No more workers start than there are jobs.
                 for w in self._workers[: len(jobs)]
             ]
             try:

@@ -55,6 +55,7 @@ def choose(state: State, key: jax.Array, *, prompts: int) -> jax.Array:
     # A side with fewer problems than its half leaves the rest to the other.
     from_easy = jnp.minimum(easy, jnp.maximum(half, prompts - hard))
     place_P = jnp.arange(prompts)
+    # The easy side begins at index 0 of order_N, the hard one at index `easy`.
     return order_N[jnp.where(place_P < from_easy, place_P, place_P - from_easy + easy)]
 
 
@@ -75,9 +76,11 @@ def update(
     """
     old_P = state.difficulty_N[ids_P]
     visits_P = state.visits_N[ids_P] + 1
+    # d > 0: fewer were right than C and D foretold, so the problem is harder: D rises.
     surprise_P = jax.nn.sigmoid(state.competence - old_P) - pass_rate_P
     # The mean of all observations so far, which needs no history but their number.
     new_P = old_P + (surprise_P - old_P) / (visits_P + initial_count)
     difficulty_N = state.difficulty_N.at[ids_P].set(jnp.where(valid_P, new_P, old_P))
     visits_N = state.visits_N.at[ids_P].set(jnp.where(valid_P, visits_P, visits_P - 1))
+    # The mean is over all N: a problem without a visit counts with its D = 0.
     return State(difficulty_N, visits_N, -jnp.mean(difficulty_N))

@@ -54,5 +54,6 @@ def adapt(
     mean_reward: r̄ of this step's batch, 0 to 1. beta: the mean reward to be held.
     alpha: how sharply a deviation acts. eta: the largest move, in units of difficulty.
     """
+    # Right more often than β: T rises, and the next batch is harder.
     step = eta * jnp.tanh(alpha * (mean_reward - beta))
     return jnp.clip(target + step, low, high)

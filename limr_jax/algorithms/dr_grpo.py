@@ -26,5 +26,6 @@ def advantage(reward_PG: jax.Array, valid_PG: jax.Array) -> jax.Array:
     )  # inf where nothing is valid, and then it is masked below
     above_PG = jnp.where(valid_PG, reward_PG - low_P1, 0)
     count_P1 = jnp.sum(valid_PG, axis=1, keepdims=True)
+    # A group without a valid rollout divides 0 by 1, where 0 / 0 would be nan.
     mean_P1 = jnp.sum(above_PG, axis=1, keepdims=True) / jnp.maximum(count_P1, 1)
     return jnp.where(valid_PG, above_PG - mean_P1, 0)

@@ -24,6 +24,7 @@ def keep(correct_PG: jax.Array, valid_PG: jax.Array) -> jax.Array:
     A group is kept if it has a right and a wrong response among its valid ones.
     correct_PG and valid_PG are bool.
     """
+    # An invalid rollout is neither right nor wrong, so it makes no group mixed.
     right_P = jnp.any(valid_PG & correct_PG, axis=1)
     wrong_P = jnp.any(valid_PG & ~correct_PG, axis=1)
     return right_P & wrong_P

@@ -37,6 +37,7 @@ def skip_probability(state: State, *, floor: float = 0.01) -> jax.Array:
     It is 1 − p^z of arXiv:2506.02177, at most 1 − `floor`.
     """
     explore_N = jnp.where(state.all_right_N, state.explore_right, state.explore_wrong)
+    # p^0 = 1: after a visit that varied, or before any, a problem is never skipped.
     return 1 - jnp.maximum(explore_N**state.streak_N, floor)
 
 
@@ -57,10 +58,12 @@ def update(
     step's visits that are to be held. step: by how much p moves.
     """
     visited_P = jnp.sum(valid_PG, axis=1) >= 2  # one rollout alone cannot vary
+    # Only valid rollouts have a say: an invalid one counts as what the others are.
     right_P = visited_P & jnp.all(correct_PG | ~valid_PG, axis=1)
     wrong_P = visited_P & ~jnp.any(correct_PG & valid_PG, axis=1)
     flat_P = right_P | wrong_P
     old_P = state.streak_N[ids_P]
+    # Flat goes on, varied starts again at 0, and without a visit nothing changes.
     streak_P = jnp.where(flat_P, old_P + 1, jnp.where(visited_P, 0, old_P))
     all_right_P = jnp.where(flat_P, right_P, state.all_right_N[ids_P])
     visits = jnp.sum(visited_P)

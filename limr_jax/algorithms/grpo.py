@@ -23,6 +23,7 @@ def zero_variance(reward_PG: jax.Array, valid_PG: jax.Array) -> jax.Array:
     """
     high_P = jnp.max(jnp.where(valid_PG, reward_PG, -jnp.inf), axis=1)
     low_P = jnp.min(jnp.where(valid_PG, reward_PG, jnp.inf), axis=1)
+    # Where nothing is valid this is −inf ≤ inf, so that group is flat as well.
     return high_P <= low_P
 
 
@@ -44,6 +45,7 @@ def advantage(
     mean_P1 = total_P1 / jnp.maximum(count_P1, 1)
     centred_PG = jnp.where(valid_PG, reward_PG - mean_P1, 0)
     squares_P1 = jnp.sum(centred_PG**2, axis=1, keepdims=True)
+    # A single valid rollout divides 0 by 1, not by 1 − ddof = 0.
     std_P1 = jnp.sqrt(squares_P1 / jnp.maximum(count_P1 - ddof, 1))
     # By max and min, not by the std: rounding of the mean would leave a residue there.
     flat_P1 = zero_variance(reward_PG, valid_PG)[:, None]
@@ -55,4 +57,5 @@ def largest_advantage(group: int) -> float:
 
     It is that of one right response among wrong ones, at ddof 1 and ε = 0.
     """
+    # One 1 among G rewards: mean 1/G and variance 1/G, so A = (1 − 1/G) · √G.
     return float((group - 1) / np.sqrt(group))

@@ -85,11 +85,14 @@ def multi_sample_advantage(answer_PG: jax.Array, valid_PG: jax.Array) -> jax.Arr
     known_PG = jnp.where(valid_PG, answer_PG, -jnp.inf)
     # From the best ℓ, so that differences lose no digits to its size.
     below_PG = known_PG - jnp.max(known_PG, axis=1, keepdims=True)
+    # Row i of [P, G, G] has the group without its own ℓ_i: the j ≠ i of ṽ_i.
     itself_1GG = jnp.eye(below_PG.shape[1], dtype=bool)[None]
     others_PGG = jnp.where(itself_1GG, -jnp.inf, below_PG[:, None])
     count_P1 = jnp.sum(valid_PG, axis=1, keepdims=True)
     rest_P1 = jnp.maximum(count_P1 - 1, 1)
     baseline_PG = jax.nn.logsumexp(others_PGG, axis=2) - jnp.log(rest_P1)
+    # L̂ and ṽ are shifted by the same ℓ, which their difference does not see. Without a
+    # second valid rollout ṽ is −inf, and of none all is nan: masked below.
     bound_P1 = bound(below_PG, valid_PG)[:, None]
     return jnp.where(valid_PG & (count_P1 > 1), bound_P1 - baseline_PG, 0)
 
@@ -101,6 +104,7 @@ def answer_weight(answer_PG: jax.Array, valid_PG: jax.Array) -> jax.Array:
     weight_PG, which sums to 1 over a group.
     """
     known_PG = jnp.where(valid_PG, answer_PG, -jnp.inf)
+    # softmax of −inf alone is nan; the where makes it 0.
     return jnp.where(valid_PG, jax.nn.softmax(known_PG, axis=1), 0)
 
 
@@ -114,6 +118,7 @@ def normalise(
     """
     count_P1 = jnp.sum(valid_PG, axis=1, keepdims=True)
     total_P1 = jnp.sum(jnp.where(valid_PG, advantage_PG, 0), axis=1, keepdims=True)
+    # For the std alone: the advantage itself stays uncentred.
     mean_P1 = total_P1 / jnp.maximum(count_P1, 1)
     squares_PG = jnp.where(valid_PG, (advantage_PG - mean_P1) ** 2, 0)
     squares_P1 = jnp.sum(squares_PG, axis=1, keepdims=True)
@@ -150,6 +155,7 @@ def practical(
     supervised term. format_penalty: taken off the format reward of a response without
     the phrase.
     """
+    # ℓ is a weight here; what is learned of ℓ_i itself is the answers' own loss term.
     answer_PG = jax.lax.stop_gradient(answer_PG)
     # Without the phrase there is no ℓ: the bound is that of the group's other thoughts.
     answered_PG = formatted_PG & valid_PG
@@ -159,6 +165,7 @@ def practical(
     return Coefficients(
         thought_PG=normalise(raw_PG, answered_PG, epsilon=epsilon),
         format_PG=normalised_rloo(reward_PG, valid_PG, epsilon=epsilon),
+        # The paper's Σ_i has no 1/n, and the coefficients are averaged: hence n times.
         answer_PG=beta_sup * count_P1 * answer_weight(answer_PG, answered_PG),
     )
 
@@ -195,6 +202,8 @@ def format_end(
     """
     end_BS = _phrase_ends(response_BT, mask_BT, phrase_X)
     length_B = jnp.sum(mask_BT, axis=1, dtype=jnp.int32)
+    # No phrase ends behind the response, so the least is the first one's end, or the
+    # length where there is none.
     end_BS = jnp.where(end_BS > 0, end_BS, length_B[:, None])
     return jnp.min(end_BS, axis=1)
 
@@ -203,9 +212,10 @@ def _phrase_ends(response_BT, mask_BT, phrase_X):
     """Columns up to and with the phrase that starts at s, end_BS; 0 where none does."""
     T, X = response_BT.shape[1], phrase_X.shape[0]
     starts = T - X + 1
-    if starts < 1:
+    if starts < 1:  # the phrase is longer than any response
         return jnp.zeros((response_BT.shape[0], 1), jnp.int32)
     here_BS = jnp.ones((response_BT.shape[0], starts), bool)
+    # The phrase is a few tokens: one comparison each, for all starts at once.
     for k in range(X):
         token_BS = response_BT[:, k : k + starts]
         here_BS &= mask_BT[:, k : k + starts] & (token_BS == phrase_X[k])

@@ -63,6 +63,7 @@ def k3(logprob_BT: jax.Array, reference_BT: jax.Array) -> jax.Array:
     It is unbiased but for its bounds, 0 to 10. The arguments are as for `k1`.
     """
     log_ratio_BT = _bounded(reference_BT - logprob_BT)
+    # exp(−x) + x − 1; near x = 0 expm1 keeps the digits that exp − 1 loses.
     return jnp.minimum(jnp.expm1(log_ratio_BT) - log_ratio_BT, K3)
 
 
@@ -86,9 +87,12 @@ def loss_term(
     now_BT = jax.lax.stop_gradient(logprob_BT)
     reference_BT = jnp.where(mask_BT, reference_BT, 0)
     old_BT = jnp.where(mask_BT, old_logprob_BT, 0)
+    # Of constants: neither ρ, x nor the estimate is differentiated. Off the mask ρ is 1
+    # and x is 0, so value and slope are 0.
     ratio_BT = jnp.exp(_bounded(now_BT - old_BT))
     slope_BT = ratio_BT * _bounded(now_BT - reference_BT)
     value_BT = ratio_BT * estimator(now_BT, reference_BT)
+    # The bracket is 0 in value and ∇log π in gradient.
     return value_BT + slope_BT * (logprob_BT - now_BT)
 
 

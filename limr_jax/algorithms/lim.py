@@ -39,6 +39,7 @@ def backfill(value_NE: jax.Array, seen_NE: jax.Array) -> tuple[jax.Array, jax.Ar
     The cell stays missing where the next one is missing too. It is the "forward fill"
     of LIMR's released code.
     """
+    # Nothing comes after the last epoch: it has itself as its next, and stays as it is.
     later_NE = jnp.concatenate([value_NE[:, 1:], value_NE[:, -1:]], axis=1)
     later_seen_NE = jnp.concatenate([seen_NE[:, 1:], seen_NE[:, -1:]], axis=1)
     return jnp.where(seen_NE, value_NE, later_NE), seen_NE | later_seen_NE
@@ -54,6 +55,8 @@ def carry(value_NE: jax.Array, seen_NE: jax.Array) -> tuple[jax.Array, jax.Array
     # The last epoch with a value up to this one; −1 before the first.
     last_NE = jax.lax.cummax(jnp.where(seen_NE, epoch_1E, -1), axis=1)
     carried_NE = jnp.take_along_axis(value_NE, jnp.maximum(last_NE, 0), axis=1)
+    # Else values would be carried into epochs that nobody has seen, such as those to
+    # come.
     begun_1E = jnp.any(seen_NE, axis=0, keepdims=True)
     return carried_NE, (last_NE >= 0) & begun_1E
 
@@ -75,6 +78,7 @@ def terms(value_NE: jax.Array, seen_NE: jax.Array) -> tuple[jax.Array, jax.Array
     """
     count_1E = jnp.sum(seen_NE, axis=0, keepdims=True)
     total_1E = jnp.sum(jnp.where(seen_NE, value_NE, 0), axis=0, keepdims=True)
+    # r_avg^k, over the problems that epoch k has seen.
     mean_1E = total_1E / jnp.maximum(count_1E, 1)
     apart_N = jnp.sum(jnp.where(seen_NE, (value_NE - mean_1E) ** 2, 0), axis=1)
     room_N = jnp.sum(jnp.where(seen_NE, (1 - mean_1E) ** 2, 0), axis=1)
@@ -121,10 +125,11 @@ def linear_score(value_NE: jax.Array, seen_NE: jax.Array) -> jax.Array:
     middle_N1 = jnp.sum(jnp.where(seen_NE, epoch_1E, 0), axis=1, keepdims=True)
     rise_NE = jnp.where(seen_NE, above_NE - mean_N1, 0)
     run_NE = jnp.where(seen_NE, epoch_1E - middle_N1 / count_N1, 0)
+    # Pearson's r of value and epoch: Σ rise · run / √(Σ rise² · Σ run²).
     squares_N = jnp.sum(rise_NE**2, axis=1) * jnp.sum(run_NE**2, axis=1)
     flat_N = squares_N == 0
     products_N = jnp.sum(rise_NE * run_NE, axis=1)
-    score_N = products_N / jnp.sqrt(jnp.where(flat_N, 1, squares_N))
+    score_N = products_N / jnp.sqrt(jnp.where(flat_N, 1, squares_N))  # 0 / 1 if flat
     return jnp.where(jnp.any(seen_NE, axis=1), score_N, -jnp.inf)
 
 
@@ -157,4 +162,5 @@ def softmax_weight(
     best = jnp.max(jnp.where(ever_seen_N, score_N, -jnp.inf))
     best = jnp.maximum(best, jnp.finfo(score_N.dtype).min)  # −inf − −inf is nan
     below_N = jnp.where(ever_seen_N, score_N - best, 0)
+    # A never-seen problem has 0 below the best, so exp gives it the best one's weight.
     return jnp.maximum(jnp.exp(below_N / temperature), floor)

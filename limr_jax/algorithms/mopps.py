@@ -72,6 +72,8 @@ def update(
 
     def posterior(old_N, count_P):
         old_P = old_N[ids_P]
+        # What older policies did fades, towards the prior and not towards 0: so both
+        # pseudo-counts stay above 0, as a Beta distribution's must.
         new_P = decay * old_P + (1 - decay) * prior + count_P
         return old_N.at[ids_P].set(jnp.where(visited_P, new_P, old_P))
 

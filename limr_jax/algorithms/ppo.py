@@ -64,13 +64,14 @@ def gae(
     def earlier(later, token):
         advantage_B, next_value_B = later
         reward_B, value_B, mask_B = token
+        # δ_t, then A_t = δ_t + γλ A_{t+1}; off the mask both pass unchanged.
         delta_B = reward_B + gamma * next_value_B - value_B
         here_B = delta_B + gamma * lam * advantage_B
         advantage_B = jnp.where(mask_B, here_B, advantage_B)
         next_value_B = jnp.where(mask_B, value_B, next_value_B)
         return (advantage_B, next_value_B), advantage_B
 
-    tokens = (reward_BT.T, value_BT.T, mask_BT.T)
+    tokens = (reward_BT.T, value_BT.T, mask_BT.T)  # scan walks axis 0
     after_B = jnp.zeros_like(value_BT[:, 0])  # nothing is worth anything after the end
     _, advantage_TB = jax.lax.scan(earlier, (after_B, after_B), tokens, reverse=True)
     advantage_BT = jnp.where(mask_BT, advantage_TB.T, 0)
@@ -105,5 +106,7 @@ def value_loss(
     move_BT = jnp.clip(value_BT - old_value_BT, -clip, clip)
     error_BT = jnp.where(mask_BT, value_BT - return_BT, 0)
     near_error_BT = jnp.where(mask_BT, old_value_BT + move_BT - return_BT, 0)
+    # Beyond the clip the near error has no gradient. Where it is the larger, the value
+    # has moved far enough, and its token teaches nothing.
     loss_BT = 0.5 * jnp.maximum(error_BT**2, near_error_BT**2)
     return loss_BT, near_error_BT**2 > error_BT**2

@@ -42,4 +42,5 @@ def above_the_others(penalty_PG: jax.Array, valid_PG: jax.Array) -> jax.Array:
     count = jnp.sum(valid_PG)
     mean = jnp.sum(jnp.where(valid_PG, penalty_PG, 0)) / jnp.maximum(count, 1)
     centred_PG = jnp.where(valid_PG, penalty_PG - mean, 0)
+    # x − mean of all = (1 − 1/n) · (x − mean of the others): the factor undoes that.
     return centred_PG * count / jnp.maximum(count - 1, 1)

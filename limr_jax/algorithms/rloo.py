@@ -22,6 +22,7 @@ def advantage(reward_PG: jax.Array, valid_PG: jax.Array) -> jax.Array:
     )  # inf where nothing is valid, and then it is masked below
     above_PG = jnp.where(valid_PG, reward_PG - low_P1, 0)
     count_P1 = jnp.sum(valid_PG, axis=1, keepdims=True)
+    # Σ_{j≠i}: the group's sum without one's own reward.
     others_PG = jnp.sum(above_PG, axis=1, keepdims=True) - above_PG
     baseline_PG = others_PG / jnp.maximum(count_P1 - 1, 1)
     return jnp.where(valid_PG & (count_P1 > 1), above_PG - baseline_PG, 0)

@@ -16,6 +16,7 @@ def score(value_NE: jax.Array, seen_NE: jax.Array) -> jax.Array:
     value_NE: the accuracy in each epoch. seen_NE: bool, False where the problem was not
     seen. A problem never seen has −inf.
     """
+    # From the smallest value, so that a flat curve is exactly 0 and not rounding.
     low_N1 = jnp.min(jnp.where(seen_NE, value_NE, jnp.inf), axis=1, keepdims=True)
     above_NE = jnp.where(seen_NE, value_NE - low_N1, 0)
     count_N1 = jnp.maximum(jnp.sum(seen_NE, axis=1, keepdims=True), 1)

@@ -163,9 +163,11 @@ def _judge(config, devices) -> tuple | None:
             f"judge.init={config.judge.init} is not on this machine; the report needs "
             "its config.json, tokenizer and tensors' sizes"
         )
+    # Each host has a judge of its own, on its own devices.
     here = [d for d in devices if d.process_index == devices[0].process_index]
     program = make_judge(config, here).program()
     rollouts = config.prompts_per_step * config.group_size
+    # A host's share of the rollouts over the judge's rows, both rounded up.
     questions = -(-rollouts * len(here) // len(devices) // program[2][1].shape[0])
     return program, questions if "judge" in host.parse_spec(config.reward) else 1
 
@@ -174,6 +176,7 @@ def _micro_batches(config) -> int:
     """Of one update, where every response is as long as it may be."""
     rows = config.prompts_per_step * config.group_size // config.minibatches_per_step
     size = config.micro_batch_rows or rows
+    # A packed row holds `row_responses` of full length.
     return -(-rows // (config.row_responses * size))
 
 
@@ -216,6 +219,7 @@ def _problems(config, mesh) -> tuple[Problems, Prompts]:
 
 def prompt_shapes(mesh, count: int, length: int, answer_length: int) -> Prompts:
     """`put_prompts` of so many problems, as shapes."""
+    # `put_prompts` fills N up to a multiple of the devices.
     rows = -(-count // mesh.size) * mesh.size
     at = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
@@ -259,6 +263,7 @@ def calls(
     alive: list[Any] = []
 
     def call(name, phase, program, *args, **loops):
+        # A copy of `alive` as it is at this call: the list grows below.
         calls.append(Call(name, phase, mesh, program, args, tuple(alive), **loops))
         with jax.set_mesh(mesh):
             return program.eval_shape(*args)
@@ -281,17 +286,21 @@ def calls(
             _key(mesh),
             **_loops(length, generation),
         )
+        # Where hosts grade in training they grade the held-out set too.
         if hasattr(run.grade, "lower"):
             grade_eval = programs.grade_eval
             call(f"{name}: grade_eval", "evaluation", grade_eval, rollout, drawn)
     recording = Recording()
     with jax.set_mesh(mesh):
         train.one_step(run, recording, state, reference, prompts)
+    # These go over all rollouts of a step, an update over those of a minibatch.
     several_rows = {"turns": (micro_batches * minibatches,)}
     loops = {
         "reference": several_rows,
         "values": several_rows,
         "thoughts": several_rows,
+        # Its scan over minibatches shows its length. Its conditional asks whether there
+        # is anything to learn: the second branch is the one that does.
         "update": {"turns": (micro_batches,), "shares": (0.0, 1.0)},
     }
     for called in recording.calls:
@@ -364,6 +373,7 @@ def _loops(length: int, generation: GenerateConfig, *rounds: int) -> dict:
     reads: prompts fill `length` columns, and once the ring has turned all are read. Two
     widths would be taken for a conditional that is on or off: then nothing is said.
     """
+    # A rollout's first token comes from its prompt, without a decode step.
     steps = generation.response_length - 1
     turns, times = (*rounds, steps, 0), rounds[0] if rounds else 1
     choices = kv_cache.widths(length + generation.response_length)
@@ -374,6 +384,8 @@ def _loops(length: int, generation: GenerateConfig, *rounds: int) -> dict:
     if len(choices) < 3:
         return loops
     steps *= times
+    # Prompts of 500, responses of 100, widths 256, 512 and 600: no step reads the
+    # first, 12 read the second, and 87 the last.
     ends = (max(0, min(width - length, steps)) for width in choices[:-1])
     pairs = itertools.pairwise((0, *ends, steps))
     return loops | {"shares": tuple((end - start) / steps for start, end in pairs)}

@@ -79,6 +79,7 @@ def _compile(call: Call, parts: Sequence[decode_traffic.Steps] = ()) -> Compiled
             compiled = traced.lower().compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as failed:
             error = " ".join(str(failed).split())
+            # That it does not fit is a finding, and is reported; all else is a fault.
             if "RESOURCE_EXHAUSTED" not in error:
                 raise
         else:
@@ -87,8 +88,10 @@ def _compile(call: Call, parts: Sequence[decode_traffic.Steps] = ()) -> Compiled
             moved = hlo_cost.cost(text, **loops)
             steps = _decode_bytes(call, text, traced.jaxpr, parts)
     loops["decoded"] = call.decoded
+    # From the jaxpr, so it is known of a program that did not compile, too.
     kernels = flops.kernel_bytes(traced.jaxpr, **loops)
     leaves = jax.tree.leaves(call.args)
+    # By identity: one shape is one buffer, in however many places it stands.
     ids = {id(shape) for shape in leaves}
     others = {
         id(shape): chip_bytes(shape)
@@ -103,6 +106,7 @@ def _compile(call: Call, parts: Sequence[decode_traffic.Steps] = ()) -> Compiled
         "code": 0,
     }
     if memory:
+        # A donated argument's buffer holds the result, and counts with the arguments.
         output = memory.output_size_in_bytes - memory.alias_size_in_bytes
         temporaries = memory.temp_size_in_bytes
         if laid_out:
@@ -120,6 +124,7 @@ def _compile(call: Call, parts: Sequence[decode_traffic.Steps] = ()) -> Compiled
         error=error,
         **sizes,
         elsewhere=sum(others.values()),
+        # What the jaxpr says is of all chips together, XLA's text of one.
         flops=call.times * flops.flops(traced.jaxpr, **loops) / call.mesh.size,
         hbm_bytes=call.times * (moved.hbm_bytes + kernels / call.mesh.size),
         collectives=(call.times * moved).collectives,
@@ -136,6 +141,7 @@ def _laid_out(dump: str | os.PathLike) -> int:
     that compiles for 30.75.
     """
     for path in pathlib.Path(dump).glob("*memory-usage-report.txt"):
+        # Color 0 is HBM.
         total = re.search(r"\(color=0\)\nTotal bytes: (\d+)", path.read_text())
         if total:
             return int(total[1])
@@ -149,6 +155,7 @@ def _decode_bytes(call: Call, text: str, jaxpr, parts) -> tuple[float, ...]:
     columns as they have in the mean; XLA's own attention reads all of a turned ring.
     """
     refills = len(call.turns) - 2  # the loops around the first part's
+    # Every step reads the widest cache, as it does once the ring has turned.
     widest = (*(0.0 for _ in call.shares[1:]), 1.0)[: len(call.shares)]
 
     def moved(columns, *turns):
@@ -162,6 +169,7 @@ def _decode_bytes(call: Call, text: str, jaxpr, parts) -> tuple[float, ...]:
         if refills and not number:
             before[0] = 1  # a round that refills no row
         columns = part.read / (part.slots * part.steps) if part.steps else 0
+        # The other loops count the same in both: one turn of this one is left.
         step, none = (moved(columns, *before, turn, 0) for turn in (1, 0))
         return step - none
 
@@ -175,6 +183,7 @@ def wanted(error: str, arguments: int) -> int:
     included. 0: it does not say.
     """
     size = r"([\d.]+)([KMG])"
+    # "HLO temporaries (120.00G) exceeds available HBM", or "Used 45.50G of 30.75G hbm"
     temporaries = re.search(rf"\({size}\) exceeds", error)
     used = re.search(rf"Used {size} of", error)
     if not temporaries and not used:

@@ -64,6 +64,7 @@ def planned(
     shared = shares(mesh, length, generation, model)
     read = _FilledColumns(length + longest)
     if shared:
+        # The size of a block depends on how many heads a device has.
         with jax.set_mesh(mesh):
             cuts = ragged_decode.cuts(length, longest, model)
         read = _RaggedColumns(length, group, *cuts)
@@ -84,6 +85,7 @@ class _FilledColumns:
     columns: int
 
     def __call__(self, row_Z, count_Z, column):
+        # Ended rows read as much: attention is one product over all of them.
         return jnp.full(len(count_Z), kv_cache.width_read(self.columns, column))
 
 
@@ -187,6 +189,7 @@ class _Batcher:
 
     def init(self, first: slots.Slots, column: int) -> _Lengths:
         """The state in which the slots hold the first rollouts."""
+        # The first token came with the prompt: a rollout of one token has ended.
         live_Z = self.length_B[first.row_Z] > 1
         return _Lengths(
             slots=dataclasses.replace(first, live_Z=live_Z),
@@ -229,7 +232,9 @@ def _simulated(length_B, prompt_B, *, sizes, length, read, group):
 
     def step(state: _Lengths) -> _Lengths:
         row_Z, live_Z = state.slots.row_Z, state.slots.live_Z
+        # A step reads the last of t tokens and writes its column: t of its own by then.
         count_Z = jnp.where(live_Z, prompt_B[row_Z] + state.t_Z, 0)
+        # Rows that share a prompt need its columns once among them.
         once_Z = ragged_decode.first_of_each(row_Z // group, live_Z)
         live = jnp.sum(jnp.where(live_Z, state.t_Z, 0))
         live += jnp.sum(jnp.where(once_Z, prompt_B[row_Z], 0))
@@ -258,6 +263,7 @@ def _simulated(length_B, prompt_B, *, sizes, length, read, group):
 
 def _added(total_2, count):
     """A total of counts below 2³⁰, in two parts: JAX has 32 bits here."""
+    # Below 2²⁴ + 2³⁰, so it fits; what is above 24 bits is carried.
     low = total_2[1] + count
     return jnp.stack([total_2[0] + (low >> _BITS), low & (2**_BITS - 1)])
 

@@ -49,6 +49,7 @@ class Assumed:
         """The branches by their shares; else one of them, by its count or `key`."""
         if len(counts) != len(self._shares):
             return self._branch(counts, key=key)
+        # Not from 0: what is added up may be an HloCost.
         first, *rest = (share * x for share, x in zip(self._shares, counts))
         return sum(rest, start=first)
 
@@ -81,21 +82,25 @@ def _inside(jaxpr, assumed: Assumed, of: Callable) -> float:
 
 def _equation(equation, assumed: Assumed, of: Callable) -> float:
     name, params = equation.primitive.name, equation.params
+    # Asked first: a kernel's jaxpr is not walked, since its cost is declared.
     counted = of(equation, assumed)
     if counted is not None:
         return counted
     if name == "scan":
         return params["length"] * _inside(params["jaxpr"], assumed, of)
     if name == "shard_map":
+        # The body is what one device does.
         return params["mesh"].size * _inside(params["jaxpr"], assumed, of)
     if name == "while":
         trips = _trips(params["cond_jaxpr"].jaxpr)
+        # Before the body: an outer loop begins before those within it.
         trips = next(assumed.turns) if trips is None else trips
         return trips * _inside(params["body_jaxpr"], assumed, of)
     if name == "cond":
         return assumed.of_branches(
             [_inside(x, assumed, of) for x in params["branches"]]
         )
+    # Whatever else holds a jaxpr (jit, checkpoint, …) runs it once.
     within = jax.tree.leaves(
         list(params.values()), is_leaf=lambda x: isinstance(x, core.Jaxpr)
     )
@@ -129,6 +134,7 @@ def _launch(equation) -> Launch:
     mapping = equation.params["grid_mapping"]
 
     def operand(blocks) -> Operand:
+        # Which block is fetched is a jaxpr too, a function of the place in the grid.
         steps = _steps(blocks.index_map_jaxpr.jaxpr, mapping.grid)
         return Operand(
             shape=blocks.array_aval.shape,
@@ -152,7 +158,9 @@ def _steps(jaxpr, grid) -> list[float] | None:
     None: the map reads a table of the blocks that are visited. An axis that the map
     divides by n makes an n-th of its steps.
     """
+    # Variable → (axis of the grid, what it has been divided by).
     axes = {var: (axis, 1) for axis, var in enumerate(jaxpr.invars[: len(grid)])}
+    # Behind the grid's axes come prefetched tables, known only when it runs.
     tables = set(jaxpr.invars[len(grid) :])
     for equation in jaxpr.eqns:
         known = [v for v in equation.invars if isinstance(v, core.Var)]
@@ -165,12 +173,14 @@ def _steps(jaxpr, grid) -> list[float] | None:
     if any(v in tables for v in used):
         return None
     rarely = dict(axes[v] for v in used)
+    # A block stays while its index does: axes further in move nothing.
     last = max(rarely, default=-1)
     return [grid[axis] / rarely.get(axis, 1) for axis in range(last + 1)]
 
 
 def _trips(condition) -> int | None:
     """The constant that a loop's condition compares a counter with."""
+    # `i < 12`: 12 turns of a counter that begins at 0.
     bounds = [
         int(equation.invars[1].val)
         for equation in condition.eqns

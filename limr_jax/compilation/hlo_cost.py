@@ -35,9 +35,12 @@ _BITS = {
     **dict.fromkeys(("s64", "u64", "f64", "c64"), 64),
     **dict.fromkeys(("s4", "u4"), 4),
 }
+# "f32[8,16]{1,0:T(8,128)S(1)}": dtype, sizes, layout
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
+# "%sum (a: f32[], b: f32[]) -> f32[] {" or "ENTRY %main (…) -> … {"
 _HEAD = re.compile(r"^(?:ENTRY )?%([\w.\-]+) \(.*\{$")
+# They move nothing: most are other names of what is there already.
 _FREE = {
     "parameter",
     "constant",
@@ -51,6 +54,7 @@ _FREE = {
     "iota",
     "add-dependency",
 }
+# They read as much of their first operand as they give.
 _SLICES = {"dynamic-slice", "slice", "gather"}
 _IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}  # which operand is written
 COLLECTIVES = (
@@ -118,8 +122,10 @@ def cost(
     of every conditional with as many branches.
     """
     computations, entry = parse(text)
+    # One for the whole walk: it deals out the turns, loop by loop.
     assumed = flops.Assumed(turns, shares)
 
+    # Not cached: a loop without a constant takes the next turns at every visit.
     def of(name: str) -> HloCost:
         here = computations[name]
         costs = (
@@ -132,6 +138,7 @@ def cost(
 
 def kernels(text: str) -> list[str]:
     """The names of the Pallas kernels for TPU in it."""
+    # '%ragged_decode.3 = … custom_call_target="tpu_custom_call"' is ragged_decode.
     call = re.compile(r'%([\w\-]+)[\w.\-]* = .* custom_call_target="tpu_custom_call"')
     return sorted({found[1] for found in map(call.search, text.splitlines()) if found})
 
@@ -151,7 +158,10 @@ def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
 
 
 def _instruction(line: str) -> Instruction:
+    # "ROOT %w = (s32[], f32[8]{0}) while(%p), condition=%ends, body=%inner": name;
+    # type, opcode, operands, attributes
     left, right = line.strip().split(" = ", 1)
+    # A tuple's type has blanks in it; any other ends at the first.
     stop = _closed(right, 0) if right.startswith("(") else right.index(" ")
     result, right = right[:stop], right[stop:].lstrip()
     opening = right.index("(")
@@ -182,8 +192,10 @@ def _sizes(result: str) -> list[tuple[float, bool]]:
     """(bytes, lies in HBM) of each array of a type."""
     found = []
     for dtype, dims, layout in _ARRAY.findall(result):
+        # What is no array of numbers, such as token[], takes no room.
         if dtype in _BITS:
             elements = math.prod(int(n) for n in dims.split(",") if n)
+            # S(1) and the like are memories on the chip.
             found.append((elements * _BITS[dtype] / 8, "S(" not in layout))
     return found
 
@@ -202,11 +214,13 @@ def _called(instruction: Instruction, key: str) -> str:
 
 def _cost_of(instruction: Instruction, here, computations, of, assumed) -> HloCost:
     opcode = instruction.opcode
+    # An asynchronous instruction counts where it starts.
     if opcode in _FREE or opcode.endswith("-done"):
         return HloCost()
     if opcode == "while":
         condition = _called(instruction, "condition")
         trips = _told(instruction) or _trips(computations[condition])
+        # Before the body: an outer loop begins before those within it.
         trips = next(assumed.turns) if trips is None else trips
         return trips * (of(_called(instruction, "body")) + of(condition))
     if opcode == "conditional":
@@ -233,6 +247,7 @@ def _plain(instruction: Instruction, here) -> list[tuple[float, bool]]:
     operands = [
         _sizes(here[name].type) for name in instruction.operands if name in here
     ]
+    # Names of buffers, and Pallas kernels, whose bytes flops.py counts.
     if instruction.opcode == "custom-call" and re.search(
         r'custom_call_target="(AllocateBuffer|ConcatBitcast|Assume\w*|tpu_custom_call)"',
         instruction.attributes,
@@ -243,9 +258,11 @@ def _plain(instruction: Instruction, here) -> list[tuple[float, bool]]:
     if instruction.opcode.endswith("-start"):  # (to, from, context) or (from, to)
         return result[:2]
     if instruction.opcode in _SLICES:
+        # As many bytes as are taken, from where the operand lies; indices whole.
         read = [(result[0][0], operands[0][0][1])] if operands and operands[0] else []
         return result + read + [x for some in operands[1:] for x in some]
     if instruction.opcode in _IN_PLACE:
+        # The update is read, and written into the array, of which the rest stays.
         written = operands[_IN_PLACE[instruction.opcode]]
         return written + [(written[0][0], operands[0][0][1])]
     return result + [x for some in operands for x in some]
@@ -273,6 +290,7 @@ def _fused(name: str, computations) -> HloCost:
         if line.opcode == "fusion":
             found += _fused(_called(line, "calls"), computations)
         elif kind in COLLECTIVES:
+            # libtpu's own name for a sum of which each chip keeps a part.
             if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"
             found += HloCost(collectives=_sent(kind, line, inner))
@@ -287,6 +305,7 @@ def _results(inner, computations) -> list[float]:
     )
     written = []
     for part in parts:
+        # A bitcast has the same bytes in another shape.
         while part.opcode == "bitcast" and part.operands:
             part = inner[part.operands[0]]
         if part.opcode in _IN_PLACE:
@@ -309,11 +328,13 @@ def _read(inner, number: int, size: float, computations) -> float:
     ]
     while names:
         name = names.pop()
+        # The fusion gives the operand itself back.
         if inner[name].root:
             return size
         for user in inner.values():
             if name not in user.operands:
                 continue
+            # As a later operand it is an index, or the update.
             first = user.operands[0] == name
             if user.opcode == "bitcast":
                 names.append(user.name)
@@ -322,12 +343,15 @@ def _read(inner, number: int, size: float, computations) -> float:
             elif user.opcode == "fusion":
                 nested = computations[_called(user, "calls")]
                 at = user.operands.index(name)
+                # Given back as it is: who reads the result reads the operand.
                 if _passed_on(nested) == at:
                     names.append(user.name)
                 else:
                     taken += _read(nested, at, size, computations)
+            # What is updated in place is not read; anything else reads all of it.
             elif user.opcode not in _IN_PLACE or not first:
                 return size
+    # Slices may overlap: it is read once at most.
     return min(taken, size)
 
 
@@ -351,6 +375,7 @@ def _trips(condition: dict[str, Instruction]) -> int | None:
     for line in condition.values():
         if line.opcode == "compare" and "direction=LT" in line.attributes:
             limit = condition[line.operands[1]]
+            # s32 in loops of the program, u32 in those that libtpu makes.
             if limit.opcode == "constant" and re.match(r"[su]32\[\]", limit.type):
                 bounds.append(int(limit.inside))
     return min(bounds) if bounds else None
@@ -358,12 +383,15 @@ def _trips(condition: dict[str, Instruction]) -> int | None:
 
 def _group_size(attributes: str) -> int:
     """Devices of one group of a collective."""
+    # replica_groups={{0,4},{1,5}} has groups of 2,
     plain = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
     if plain:
         return len(plain[1].split(","))
+    # replica_groups=[2,4]<=[8] has 2 groups of 4,
     iota = re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes)
     if iota:
         return int(iota[1])
+    # replica_groups=mesh['a'=4,'b'=2,'c'=2] {'a','c'} has groups of 8.
     mesh = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes)
     if mesh:
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
@@ -373,6 +401,7 @@ def _group_size(attributes: str) -> int:
 
 def _collective(kind: str, instruction: Instruction, here) -> HloCost:
     sizes = [x for name in instruction.operands for x in _sizes(here[name].type)]
+    # As much is written as is read; a gather writes n parts for the one it reads.
     moved = _moved(sizes + sizes if kind != "all-gather" else sizes)
     if kind == "all-gather":
         size, n = sum(size for size, _ in sizes), _group_size(instruction.attributes)
@@ -385,6 +414,8 @@ def _sent(kind: str, instruction: Instruction, here) -> dict:
     types = [here[name].type for name in instruction.operands]
     size = sum(size for type in types for size, _ in _sizes(type))
     n = _group_size(instruction.attributes)
+    # Round a ring of n: a gather passes n − 1 parts on, a reduce-scatter sends n − 1 of
+    # its n parts, and an all-reduce is the one after the other.
     sent = {
         "all-gather": size * (n - 1),
         "all-reduce": 2 * size * (n - 1) / n,

@@ -26,6 +26,7 @@ def report(config, plan: Plan, programs: list[Compiled], cost: dict) -> dict:
     step = [program for program in programs if program.phase == "step"]
     rollouts = config.prompts_per_step * config.group_size
     tokens = rollouts * config.rollout.max_response_length
+    # Programs run one after another; within one the three may overlap.
     bound = sum(max(p.bound(chip).values()) for p in step)
     at_most = max(programs, key=lambda p: p.total)
     return {
@@ -84,8 +85,10 @@ def _waves(config, plan: Plan, programs: list[Compiled], limit: float) -> dict:
     prompts = config.prompts_per_step * plan.prompt_length  # their columns
     generate = next(p for p in programs if p.name == "generate")
     free = max(0.0, limit - generate.total)
+    # A slot's row lies on one device of data x fsdp, its heads along tensor.
     by_rows = plan.mesh.shape["data"] * plan.mesh.shape["fsdp"]
     unit = by_rows * config.group_size
+    # `each` is a chip's, so every device of by_rows has room for as many more.
     fit = slots + free / each * by_rows
     return {
         "a_step": rollouts,
@@ -114,9 +117,11 @@ def decode(plan: Plan, programs: list[Compiled]) -> dict | None:
         count -= params["embedder"]["embedding"].size
     size = jnp.dtype(plan.compute.dtype).itemsize
     sizes = {
+        # Decode reads a copy that is gathered over fsdp: tensor alone divides it.
         "weights": count * size / plan.mesh.shape["tensor"],
         "column": column_bytes(plan),
     }
+    # None: it did not compile.
     moved = next(p.decode_bytes for p in programs if p.name == "generate") or None
     measured = [
         (part, bytes_)
@@ -152,9 +157,11 @@ def not_compiled(config, plan: Plan) -> list[dict]:
     """
     if len({device.process_index for device in plan.mesh.devices.flat}) == 1:
         return []
+    # `observe` has all of a round's rollouts and grades among its arguments.
     *_, written, graded = next(c.args for c in plan.calls if c.name == "observe")
     dumped = (graded, written.response_BT, written.mask_BT, written.truncated_B)
     copies = {}
+    # Gathered by replicating: every chip holds all of it.
     if config.dump.max_bytes:
         copies["on_host: a step's rollouts, for the dump"] = sum(_whole(dumped))
     if graded.parts:  # the first copy of each device's rows
@@ -177,8 +184,10 @@ def column_bytes(plan: Plan) -> float:
     """Bytes on a chip of a column's keys and values, of one row."""
     config = plan.compute.model
     tensor = plan.mesh.shape["tensor"]
+    # Kv heads that tensor does not divide are whole on every device.
     heads = config.kv_heads / (tensor if config.kv_heads % tensor == 0 else 1)
     size = jnp.dtype(plan.compute.dtype).itemsize
+    # Keys, and as many values.
     return 2 * config.layers * heads * config.head_dim * size
 
 
@@ -200,11 +209,14 @@ def advice(config, plan: Plan, programs: list[Compiled], limit: float) -> list[d
     rows, kept, without_remat = _activations(config, plan) if learning else (0, 0, 0)
     writing = {"generate", "evaluate", "evaluate sampled"} & over
     ring = column_bytes(plan) * own * slots / by_rows if writing else 0
+    # Half of what is kept for the response's share of the columns, and half of what
+    # slots hold for it.
     shorter = (kept / columns + ring / own) * response / 2
     options = [
         (f"--config.rollout.max_response_length={response // 2}", shorter),
         ("twice the chips, on mesh.fsdp", _bytes(arguments["update"][0]) / 2),
     ]
+    # Halves that do not divide over the devices would be refused.
     if learning and rows % (2 * by_rows) == 0:
         options.append((f"--config.micro_batch_rows={rows // 2}", kept / 2))
     if learning and not config.model.remat:
@@ -233,6 +245,7 @@ def _activations(config, plan: Plan) -> tuple[int, float, float]:
     rollouts = config.prompts_per_step * config.group_size
     rows = config.micro_batch_rows or rollouts // config.minibatches_per_step
     size = jnp.dtype(plan.compute.dtype).itemsize
+    # The input of each layer, which is all that remat keeps.
     inputs = rows / by_rows * columns * model.width * size * model.layers
     if config.model.remat:
         return rows, inputs, 0

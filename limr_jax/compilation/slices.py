@@ -68,6 +68,7 @@ def devices(slice_type: str):
             f"slice.type={slice_type}: compiling for a TPU needs its compiler, libtpu, "
             "which is not installed: pip install -e '.[tpu]'"
         )
+    # There is no TPU machine whose metadata could be asked for.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # there is no chip to lock
@@ -75,6 +76,7 @@ def devices(slice_type: str):
     from jax.experimental import topologies
 
     options = {}
+    # megacore: the two cores of a chip are one device.
     if tpu_slice.chip == "v4":
         options = {
             "chip_config_name": "megacore",

@@ -33,17 +33,20 @@ def compiling(run: Run, prompts: Prompts) -> Iterator[Callable]:
 
     def over() -> bool:
         done = [future for future in futures if future.done()]
+        # The first failure ends the wait: no step comes to need the others.
         return len(done) == len(futures) or any(x.exception() for x in done)
 
     def ready() -> None:
         preemption.until(over)
         for future in futures:
+            # After a failure some are still compiling, and are not waited for.
             if future.done():
                 future.result()
 
     try:
         yield ready
     finally:
+        # Compiling cannot be interrupted; what has not begun is dropped.
         pool.shutdown(wait=False, cancel_futures=True)
 
 

@@ -204,11 +204,13 @@ def rl_batch(
     advantage_BT, return_BT = advantage(
         rollout, reward_PG, valid_PG, penalty_BT, scores.value_BT
     )
+    # GAE's differ by token: a rollout is dropped only if none of them exceeds τ.
     advantage_B = jnp.max(jnp.abs(advantage_BT), axis=1)
     in_loss = scores.reference_BT is not None and not in_reward
     keep_B, counted_BT = None, mask_BT
     if filter_tau >= 0 and not (filter_keep_kl and (in_loss or entropy_coefficient)):
         keep_B = dash.keep(advantage_B, learned_B, tau=filter_tau)
+        # `weigh` counts the mask's tokens and rows: what is off it has no share.
         if filter_normaliser == "kept":
             counted_BT = mask_BT & keep_B[:, None]
     batch = Batch(
@@ -217,6 +219,7 @@ def rl_batch(
         mask_BT=counted_BT,
         keep_B=keep_B,
         problem_B=rollout.problem_B,
+        # Truncated rollouts have an advantage, but may not be learned.
         advantage_BT=jnp.where(mask_BT, advantage_BT, 0.0),
         old_logprob_BT=rollout.logprob_BT,
         reference_BT=scores.reference_BT,

@@ -92,6 +92,7 @@ def _per_token(mask_BT):
 def _per_sequence(mask_BT):
     """Normaliser "sequence": every rollout weighs the same, and its tokens do too."""
     length_B1 = jnp.maximum(jnp.sum(mask_BT, axis=1, keepdims=True), 1)
+    # A row's weights sum to 1 / rollouts, whatever its length.
     return mask_BT / (length_B1 * _rollouts(mask_BT))
 
 
@@ -128,5 +129,7 @@ def weigh(batch: Batch, name: str) -> Batch:
     name: one of NORMALISERS. Rows that the filter drops count in the normaliser, but
     with filter.normaliser=kept.
     """
+    # Of mask_BT, not keep_B: with filter.normaliser=all a dropped row changes no
+    # other's weight.
     weight_BT = NORMALISERS[name](batch.mask_BT)
     return dataclasses.replace(batch, weight_BT=weight_BT)

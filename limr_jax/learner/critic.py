@@ -41,6 +41,7 @@ def response_values(
     params: of the critic, with a value head. The other arguments are as for
     `logprobs.response_logprob`. Values are in units of the reward.
     """
+    # fp32: GAE takes differences of values, which bf16 would round away.
     hidden_BTD = response_hidden(
         params,
         tokens_BS,

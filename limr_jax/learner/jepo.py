@@ -97,6 +97,7 @@ def make_thoughts(
     unended_B = length_B - ~rollout.truncated_B  # without the end token
     # What the policy wrote is read up to here; what it chose is learned up to there.
     read_B = jnp.where(formatted_B, end_B, unended_B)
+    # RLOO's rows, and those left without an answer, are read and learned whole.
     read_B = jnp.where(answered_B, read_B, length_B)
     learned_B = jnp.where(answered_B & formatted_B, end_B, length_B)
     begin_B = read_B + jnp.where(answered_B & ~formatted_B, X, 0)
@@ -107,6 +108,7 @@ def make_thoughts(
     answer_BY = columns <= last_B[:, None]
     answer_BY &= (columns >= begin_B[:, None]) & answered_B[:, None]
     before_BY = answer_BY & (columns < last_B[:, None])  # the end token
+    # The answer's end token is what stays where nothing else is put.
     token_BY = jnp.full(answer_BY.shape, eos_id, jnp.int32)
     token_BY = _put(token_BY, read_BY, response_BT, jnp.zeros_like(read_B))
     token_BY = _put(token_BY, forced_BY, phrase_X[None], read_B)
@@ -115,6 +117,7 @@ def make_thoughts(
     thought_BY = columns < learned_B[:, None]
     there_BY = read_BY | forced_BY | answer_BY
     tokens_BS, position_BS = _after_prompts(rollout, token_BY, there_BY)
+    # Thoughts keep the columns of the response: only behind them is it widened.
     written_BY = jnp.pad(response_BT, [(0, 0), (0, columns.size - T)])
     return Thoughts(
         tokens_BS=tokens_BS,
@@ -181,6 +184,7 @@ def score_thoughts(
 
 def _one_sample(answer_PG, formatted_PG, valid_PG, *, beta_sup: float):
     return jepo.Coefficients(
+        # The learner averages over the n rollouts: the paper's 1/n of both terms.
         thought_PG=jepo.one_sample_advantage(answer_PG, valid_PG),
         format_PG=jnp.zeros_like(answer_PG),
         answer_PG=jnp.where(valid_PG, beta_sup, 0.0),
@@ -190,6 +194,7 @@ def _one_sample(answer_PG, formatted_PG, valid_PG, *, beta_sup: float):
 def _multi_sample(answer_PG, formatted_PG, valid_PG, *, beta_sup: float):
     count_P1 = jnp.sum(valid_PG, axis=1, keepdims=True)
     return jepo.Coefficients(
+        # Sums over the group in the paper, averages in the learner: hence n times.
         thought_PG=count_P1 * jepo.multi_sample_advantage(answer_PG, valid_PG),
         format_PG=jnp.zeros_like(answer_PG),
         answer_PG=beta_sup * count_P1 * jepo.answer_weight(answer_PG, valid_PG),
@@ -229,6 +234,7 @@ def jepo_batch(
     coefficients = estimator(
         jax.lax.stop_gradient(rows.answer_B).reshape(shape),
         rows.formatted_B.reshape(shape),
+        # Valid is here what JEPO learns from: it asks for no verifier's verdict.
         ~whole_PG,
     )
     right_PG = rloo.advantage(reward_PG, valid_PG)
@@ -237,9 +243,12 @@ def jepo_batch(
     format_B1 = format_PG.reshape(-1, 1)
     advantage_BY = advantage_PG.reshape(-1, 1)
     advantage_BY = advantage_BY + jnp.where(rows.format_BY, format_B1, 0.0)
+    # An invalid reward says nothing of a row that is not learned by its reward.
     learned_B1 = (valid_PG | ~whole_PG).reshape(-1, 1)
     thought_BY = rows.thought_BY & learned_B1
     mask_BY = thought_BY | rows.answer_BY
+    # Written tokens stand in the same columns of T and of Y, so arrays of the rollout
+    # are filled up behind. Answers have no old log-prob: `chosen_RY` leaves them out.
     widen = [(0, 0), (0, mask_BY.shape[1] - rollout.mask_BT.shape[1])]
     kl_BT = token_kl(rollout, scores.reference_BT, kl_estimator)
     reference_BY = None
@@ -287,4 +296,5 @@ def jensen_loss(
     """
     loss_RY, means, maxima = objective(logprob_RY, entropy_RY, batch, **options)
     answer_RY = -batch.answer_weight_RY * logprob_RY
+    # In its place, not added: `objective` may have an entropy bonus there too.
     return jnp.where(batch.answer_RY, answer_RY, loss_RY), means, maxima

@@ -85,6 +85,7 @@ def response_hidden(
         remat=compute.remat,
     )
     if layout is None:
+        # One column earlier than the tokens: a hidden state predicts what comes next.
         return hidden_BSD[:, -response_length - 1 : -1]
     return jnp.take_along_axis(hidden_BSD, layout.from_RY[..., None], axis=1)
 

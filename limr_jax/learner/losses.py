@@ -79,9 +79,11 @@ def policy_gradient(
         clip_low=clip_low,
         clip_high=clip_high,
     )
+    # In a step's first update what rollout and learner compute differently; later ones
+    # add what the policy has moved.
     drift_RY = jnp.abs(logprob_RY - batch.old_logprob_RY)
     means = {"entropy": entropy_RY, "clipped_share": clipped_RY, "drift": drift_RY}
-    if entropy_coefficient:
+    if entropy_coefficient:  # a Python number: at 0 nothing is compiled
         loss_RY = loss_RY - entropy_coefficient * entropy_RY
     if batch.reference_RY is not None and kl_placement == "loss":
         kl_RY = kl.loss_term(

@@ -15,11 +15,13 @@ def schedule(
     peak, then follows a cosine to `decay_to` × the peak at update `decay_steps` (0: it
     stays at its peak).
     """
+    # From 1 / warmup_steps of the peak, not from 0: update 0 would move nothing.
     warmup = optax.linear_schedule(
         learning_rate / max(warmup_steps, 1), learning_rate, max(warmup_steps - 1, 1)
     )
     after = optax.constant_schedule(learning_rate)
     if decay_steps:
+        # The joined schedule counts the cosine from its own 0, the end of the warm-up.
         span = max(decay_steps - warmup_steps, 1)
         after = optax.cosine_decay_schedule(learning_rate, span, alpha=decay_to)
     return optax.join_schedules([warmup, after], [warmup_steps])
@@ -54,6 +56,7 @@ def make_optimizer(
         b2=b2,
         eps=epsilon,
         weight_decay=weight_decay,
+        # Asked of whatever tree comes: a critic's has no head but a value head.
         mask=lambda params: jax.tree.map(lambda row: row.decay, param_rows(params)),
     )
     if not clip_norm:

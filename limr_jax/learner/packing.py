@@ -73,20 +73,28 @@ def first_fit(
     """
     same_BB = problem_B[:, None] == problem_B[None]
     longest_B = jnp.max(jnp.where(same_BB, response_length_B[None], 0), axis=1)
+    # The last key counts most: problems by their longest response, and of a problem the
+    # longest response first.
     order_B = jnp.lexsort((-response_length_B, problem_B, -longest_B))
     count = problem_B.shape[0]
 
     def put(carry, b):
+        # Columns and predicted tokens that each row holds, and the column at which this
+        # problem's prompt begins in it, -1 where it does not.
         used_R, targets_R, prompt_R, problem = carry
         prompt_R = jnp.where(problem_B[b] == problem, prompt_R, -1)
         length, prompt_length = response_length_B[b], prompt_length_B[b]
         brought_R = jnp.where(prompt_R < 0, prompt_length, 0)
+        # The last token is predicted but never read, so it needs no column.
         needed_R = brought_R + jnp.maximum(length - 1, 0)
         fits_R = (used_R + needed_R <= columns) & (targets_R + length <= targets)
+        # The first that fits. An empty row always does, and there is one a rollout: so
+        # the rows that hold something are the first ones.
         row = jnp.argmax(fits_R).astype(jnp.int32)
         used, fresh = used_R[row], prompt_R[row] < 0
         prompt = jnp.where(fresh, used, prompt_R[row])
         place = _Place(row, prompt, fresh, used + brought_R[row], targets_R[row])
+        # Of a rollout that is not placed nothing may stay behind, its prompt included.
         placed = length > 0
         return (
             used_R.at[row].add(jnp.where(placed, needed_R[row], 0)),
@@ -98,6 +106,7 @@ def first_fit(
     zero_R = jnp.zeros((count,), jnp.int32)
     start = (zero_R, zero_R, zero_R - 1, jnp.int32(-1))
     (_, targets_R, _, _), place = jax.lax.scan(put, start, order_B)
+    # The scan went in order_B; the fields go back to the rollouts' own order.
     place = jax.tree.map(
         lambda x: jnp.zeros_like(x).at[order_B].set(x, unique_indices=True), place
     )
@@ -123,6 +132,8 @@ def pack(
     place, rows = first_fit(problem_B, prompt_length_B, length_B, columns=W, targets=Y)
     row_B1, t_T = place.row[:, None], jnp.arange(T, dtype=jnp.int32)[None]
     length_B1, response_B1 = length_B[:, None], place.response[:, None]
+    # Where each column goes, as row · W + column; B · W, behind the last row, is
+    # nowhere. Positions count a prompt from 0, so its left padding is not packed.
     prompt_BL = jnp.where(
         live_BS[:, : S - T] & (place.fresh & (length_B > 0))[:, None],
         row_B1 * W + place.prompt[:, None] + position_BS[:, : S - T],
@@ -132,6 +143,8 @@ def pack(
     target_BT = jnp.where(
         t_T < length_B1, row_B1 * Y + place.target[:, None] + t_T, B * Y
     )
+    # A response's first token is predicted from the end of its prompt, wherever in the
+    # row that lies; every other from the token before it.
     last_B1 = (place.prompt + prompt_length_B - 1)[:, None]
     from_BT = jnp.where(t_T == 0, last_B1, response_B1 + t_T - 1)
     source_BS = jnp.concatenate([prompt_BL, response_BT], axis=1)
@@ -160,6 +173,7 @@ def _inverse(where_BX, columns: int):
 
 def _read(x, index_RX, empty):
     """The flat x at each index, `empty` where it is -1."""
+    # -1 reads the last element, and the where leaves it out.
     return jnp.where(index_RX >= 0, x.reshape(-1)[index_RX], empty)
 
 
@@ -188,6 +202,7 @@ class Rows:
     def segment_RW(self):
         """The problem of each column."""
         packing = self._packing
+        # Where nothing stands this is some problem; position -1 hides the column.
         return packing.problem_B[self._source_RW // packing.text_columns]
 
     def layout(self, tokens_BS, target_BT=None) -> Layout:
@@ -198,6 +213,7 @@ class Rows:
         S, T = self._packing.text_columns, self._packing.place_BT.shape[1]
         rollout_RW, column_RW = jnp.divmod(self._source_RW, S)
         return Layout(
+            # Branch b + 1 is rollout b's response. -1 has rollout -1: branch 0.
             branch_RW=jnp.where(column_RW < S - T, 0, rollout_RW + 1),
             token_RY=self.targets(
                 tokens_BS[:, S - T :] if target_BT is None else target_BT, 0
@@ -245,6 +261,7 @@ def over_rows(
         )
         return jax.lax.dynamic_update_slice_in_dim(x_RY, part_RY, i * size, axis=0)
 
+    # Rows beyond those that hold something are never read. The count is traced.
     count = -(-packing.rows // size)
     x_RY = jax.lax.fori_loop(0, count, write_rows, jnp.zeros((B, Y), jnp.float32))
     return _read(x_RY, packing.place_BT, 0.0)

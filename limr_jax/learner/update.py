@@ -66,6 +66,7 @@ def _micro_batches(
             padding_share=jnp.mean(batch.position_RW < 0, dtype=jnp.float32),
         )
     size = rows or len(batch.tokens_BS)
+    # A row without a learned token would cost its columns and give no gradient.
     keep_B = jnp.any(batch.mask_BT, axis=1)
     if batch.keep_B is not None:
         keep_B &= batch.keep_B
@@ -135,16 +136,20 @@ def gradients(
 
     def weighted_loss(params, micro: PackedBatch):
         loss_RY, means, maxima = loss(params, micro)
+        # where, not weight 0 alone: 0 · inf of a token off the mask would be nan.
         value = jnp.sum(jnp.where(micro.mask_RY, micro.weight_RY * loss_RY, 0.0))
         chosen_RY = micro.chosen_RY
         sums = {k: jnp.sum(jnp.where(chosen_RY, v, 0)) for k, v in means.items()}
         highs = {k: jnp.max(jnp.where(chosen_RY, v, 0)) for k, v in maxima.items()}
         return value, ({"loss": value, **sums}, highs)
 
+    # Differentiated within the loop: backward through one of traced length JAX cannot
+    # go, and it would keep every micro-batch's activations.
     def gradient_of(i):
         (_, (sums, highs)), grads = jax.value_and_grad(weighted_loss, has_aux=True)(
             params, micro_batches.take(i)
         )
+        # As the parameters lie, else the loop keeps them whole on each device of fsdp.
         return constrain_params(grads), sums, highs
 
     def add(i, so_far):
@@ -217,6 +222,7 @@ def refuse_divergence(
     not_finite = [
         f"{name}={float(x)}"
         for name, x in metrics.items()
+        # Of "critic/loss" the last part, so that the critic is watched as well.
         if name.rpartition("/")[2] in checked and not math.isfinite(x)
     ]
     if not_finite:
@@ -267,6 +273,7 @@ def walk(
     `minibatch_rows` says which rows they are. Metrics are means over the updates, those
     that end in "max" the largest.
     """
+    # One on-policy update, the usual step: no row has to move.
     if minibatches * passes == 1:
         return descend(states, batch)
     rows_UX = minibatch_rows(
@@ -291,6 +298,7 @@ def walk(
 
 def _rows(x, rows_X):
     """These rows, over the devices as a batch's are; whichever devices have them."""
+    # Rows of a permutation: all within bounds, and none twice.
     taken = x.at[rows_X].get(mode="promise_in_bounds", unique_indices=True)
     return constrain(taken, ROWS)
 
@@ -351,8 +359,11 @@ class Learning:
 
         def descend(states, minibatch):
             policy, value = states
+            # The normaliser is of this update's rows, not of the step's.
             weighed = weigh(minibatch, self.normaliser)
             critic_metrics = {}
+            # Advantages are frozen in the batch, so which of the two is updated first
+            # makes no difference.
             if value is not None:
                 value, metrics = update(
                     value,

@@ -75,6 +75,7 @@ class ModelConfig:
 
     @property
     def tail(self) -> tuple[str, ...]:
+        # The 26 layers of Gemma 3 1B are 4 groups of 6 and a tail of 2.
         return self.pattern[: self.layers % len(self.pattern)]
 
 

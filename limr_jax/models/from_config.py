@@ -34,7 +34,7 @@ def read_model_config(section, vocab_size: int) -> ModelConfig:
         else:
             config = hf_weights.read_config(resolve(section.init))
             config = dataclasses.replace(config, **_wanted(section))
-    except InputError:
+    except InputError:  # a ValueError too, with its message complete
         raise
     except ValueError as error:  # of ModelConfig
         raise InputError(f"model: {error}") from error
@@ -58,7 +58,7 @@ def preset_config(section) -> ModelConfig:
 
 
 def _wanted(section) -> dict:
-    # Runs of before there was a kernel have no such field.
+    # A config that was saved without the field means its default.
     kernel = choose(_KERNEL, section.get("attention", "auto"), "model.attention")
     names = (*DIMENSIONS, "vocab_size", "max_length")
     wanted = {name: section[name] for name in names if section.get(name)}
@@ -103,9 +103,11 @@ def _random_model(section, vocab_size: int) -> ModelConfig:
             "model.preset, or all of "
             f"{', '.join('model.' + name for name in DIMENSIONS)}"
         )
+    # Like a checkpoint's config.json, so that the family's own settings come along.
     config = hf_config.parse_config(
         {
             "model_type": section.architecture,
+            # Rounded up to the 128 lanes of a TPU; no token has the ids beyond.
             "vocab_size": section.vocab_size or -(-vocab_size // 128) * 128,
             "hidden_size": section.width,
             "num_hidden_layers": section.layers,
@@ -125,6 +127,7 @@ def load_params(config, model_config: ModelConfig, mesh):
         return hf_weights.load_params(resolve(config.model.init), model_config, mesh)
     make = partial(transformer.init_params, model_config)
     shapes = jax.eval_shape(make, jax.random.key(0))
+    # Laid out by the program that makes them, so nothing has to be moved after.
     make = jax.jit(make, out_shardings=param_shardings(mesh, shapes))
     return make(stream_key(config.seed, "init"))
 
@@ -148,6 +151,7 @@ def init_digest(init: str) -> str | None:
                 digest.update(file.read())
                 continue
             for i in range(_PLACES):
+                # Evenly spread, the first piece at the start and the last at the end.
                 file.seek(i * (size - piece) // (_PLACES - 1))
                 digest.update(file.read(piece))
     return digest.hexdigest()

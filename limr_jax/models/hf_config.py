@@ -188,6 +188,8 @@ def parse_config(written: dict) -> ModelConfig:
         base=_DEFAULTS[family]["rope_theta"],
         local_base=_DEFAULTS[family].get("rope_local_base_freq", 0.0),
     )
+    # None where it changes nothing: equal models have equal configs, which
+    # `describe_config` and a preset's check compare.
     if "sliding" not in pattern or local_rope == rope:
         local_rope = None
     bias = values["attention_bias"]
@@ -210,6 +212,7 @@ def parse_config(written: dict) -> ModelConfig:
         local_rope=local_rope,
         norm_eps=values["rms_norm_eps"],
         activation=_activation(gemma, values),
+        # Qwen2 has biases on q, k and v and none on o, whatever attention_bias says.
         qkv_bias=bias or family == "qwen2",
         o_bias=bias and family != "qwen2",
         mlp_bias=family == "llama" and values["mlp_bias"],
@@ -230,18 +233,21 @@ def _checked(family: str, written: dict) -> dict:
     InputError: a value that cannot be, or a key that the family does not read and that
     changes what is computed.
     """
+    # A null of the file comes along: below it is the default, allowed, or refused.
     values = _DEFAULTS[family] | written
     if "sliding_window_pattern" not in written:  # transformers' own name for it
         values["sliding_window_pattern"] = written.get("_sliding_window_pattern", 6)
     for name in _FLAGS:
         if values.get(name) is None:
             values[name] = _DEFAULTS[family].get(name)
+        # 1 and "false" are not taken for what they may mean.
         elif type(values[name]) is not bool:
             raise InputError(f"{name}={values[name]!r} is neither true nor false")
     for name in _DEFAULTS[family]:
         value = values[name]
         if value is None and name in (*_NULLABLE, *_CAPS):
             continue
+        # type, not isinstance: true is an int to Python.
         if name in _SIZES and not (type(value) is int and 1 <= value <= _SIZES[name]):
             raise InputError(
                 f"{name}={value!r} is not a positive number, whole and up to "
@@ -249,12 +255,14 @@ def _checked(family: str, written: dict) -> dict:
             )
         if name in (*_NUMBERS, *_CAPS):
             values[name] = positive(value, name)
+    # Keys of other families, with the value that says what this one does anyway.
     neutral = _NEUTRAL | {
         "hidden_act": [each for each in _ACTIVATIONS if each.startswith("gelu")],
         "hidden_activation": [values.get("hidden_act")],
         "query_pre_attn_scalar": [values["head_dim"]],
         "rope_local_base_freq": [values["rope_theta"]],
     }
+    # − binds before &: keys that matter somewhere and that this family does not read.
     for name in written.keys() & neutral.keys() - _DEFAULTS[family].keys():
         if written[name] is not None and written[name] not in neutral[name]:
             raise InputError(f"{name}={written[name]!r} is not supported in a {family}")
@@ -285,6 +293,7 @@ def _family(written: dict) -> str:
             _refuse("architecture", classes[0], _CLASSES.values())
     if not isinstance(family, str) or family not in _DEFAULTS:
         _refuse("model_type", family, _DEFAULTS)
+    # model_type and architectures must name one family.
     if classes and by_class.get(str(classes[0]).lower()) != family:
         _refuse("architecture", classes[0], [_CLASSES[family]])
     if quantised := written.get("quantization_config"):
@@ -298,6 +307,7 @@ def _family(written: dict) -> str:
 
 def _pattern(family: str, values: dict, layers: int) -> tuple[str, ...]:
     """The shortest repeating pattern of the layers' attention kinds."""
+    # Llama has no window; Qwen has one only where use_sliding_window is on.
     windowed = values["sliding_window"] if family != "llama" else None
     if family.startswith("qwen") and not values["use_sliding_window"]:
         windowed = None
@@ -312,11 +322,14 @@ def _pattern(family: str, values: dict, layers: int) -> tuple[str, ...]:
             raise InputError(f"{len(types)} layer_types for {layers} layers")
         kinds = [KINDS[kind] for kind in types]
     elif family == "gemma2":
+        # Gemma 2 alternates, a sliding layer first.
         kinds = ["full" if i % 2 else "sliding" for i in range(layers)]
     elif family == "gemma3_text":
+        # Gemma 3: five sliding layers, then a full one, at a pattern of 6.
         every = values["sliding_window_pattern"]
         kinds = ["sliding" if (i + 1) % every else "full" for i in range(layers)]
     else:
+        # Qwen's first max_window_layers layers see everything, the others a window.
         first = values.get("max_window_layers") if windowed else layers
         if type(first) is not int or first < 0:
             raise InputError(f"max_window_layers={first!r} is not a whole number")
@@ -326,6 +339,7 @@ def _pattern(family: str, values: dict, layers: int) -> tuple[str, ...]:
             "layer_types has sliding_attention but no sliding_window is on"
         )
     periods = range(1, layers + 1)
+    # Moved on by a period the layers are the same; p = layers always is one.
     period = next(p for p in periods if kinds[p:] == kinds[: layers - p])
     return tuple(kinds[:period])
 
@@ -339,6 +353,7 @@ def describe_config(config: ModelConfig) -> dict:
       InputError: no family has this combination of settings.
     """
     family = _family_of(config)
+    # Reversed, so that of two names the first in the table stays: "silu", not "swish".
     named = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
     kinds = {ours: theirs for theirs, ours in KINDS.items()}
     written = {
@@ -368,6 +383,7 @@ def describe_config(config: ModelConfig) -> dict:
         written["use_sliding_window"] = "sliding" in config.pattern
     if family.startswith("gemma"):
         scale = config.attention_scale or config.head_dim**-0.5
+        # Rounded below: 144 comes back as 144.00000000000003.
         scalar = scale**-2
         written |= {
             "hidden_activation": named[config.activation],
@@ -377,6 +393,7 @@ def describe_config(config: ModelConfig) -> dict:
         }
     if family == "gemma3_text":
         written["rope_local_base_freq"] = (config.local_rope or config.rope).base
+    # What no family says would be lost in silence: reading it back shows it.
     if parse_config(written) != config:
         raise InputError(
             f"no published architecture has this configuration: {config}; "

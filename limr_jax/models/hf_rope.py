@@ -49,6 +49,7 @@ def read_ropes(
         parameters = written.get(key)
         if parameters is not None and not isinstance(parameters, dict):
             raise InputError(f"{key}={parameters!r} is not an object")
+        # null and {} say as little as no key at all.
         if parameters:
             pairs[key] = _pair(family, key, written, base=base, local_base=local_base)
     if len(set(pairs.values())) > 1:
@@ -64,6 +65,7 @@ def read_ropes(
 def _pair(family, key, written, *, base, local_base) -> tuple[Rope, Rope]:
     """(full, sliding) as one of the two keys has them; None: there is neither."""
     parameters = written.get(key) or {}
+    # By kind of layer: {"full_attention": {…}, "sliding_attention": {…}}.
     nested = {name: value or {} for name, value in parameters.items() if name in KINDS}
     surplus = [name for name in parameters if nested and name not in nested]
     if surplus:
@@ -78,6 +80,7 @@ def _pair(family, key, written, *, base, local_base) -> tuple[Rope, Rope]:
             f"{', '.join(KINDS)}"
         )
     if nested:
+        # KINDS has full attention first.
         full, sliding = (nested.get(kind) for kind in KINDS)
     else:
         # Gemma 3 scales its full layers only.
@@ -86,6 +89,7 @@ def _pair(family, key, written, *, base, local_base) -> tuple[Rope, Rope]:
     if by_kind:
         local = _base(sliding, written, "rope_local_base_freq", local_base)
         return full_rope, _rope(sliding, key, written, local)
+    # Of a family with one rope for all layers, both entries must say the same.
     if nested and sliding is not None:
         local = _base(sliding, written, "rope_theta", base)
         if _rope(sliding, key, written, local) != full_rope:
@@ -113,6 +117,7 @@ def _base(parameters, written, name: str, default: float) -> float:
 
 def _rope(parameters, key, written, base: float) -> Rope:
     values = {k: v for k, v in (parameters or {}).items() if v is not None}
+    # `type` is the older name of rope_type; a file may have both, if they agree.
     kinds = {str(values.pop(name)) for name in _TYPES if name in values} or {"default"}
     if len(kinds) > 1:
         raise InputError(
@@ -123,6 +128,7 @@ def _rope(parameters, key, written, base: float) -> Rope:
         raise InputError(
             f"rope type {kind!r} of {key} is not supported; one of {', '.join(_NEEDS)}"
         )
+    # `_base` has read it. What is still in `values` at the end has been read by nobody.
     values.pop("rope_theta", None)
     partial = written.get("partial_rotary_factor")
     if partial is not None:
@@ -161,6 +167,7 @@ def positive(value: Any, name: str) -> float:
     """The number itself, as a float; InputError unless it is above 0 and finite."""
     if not jsonl.is_number(value) or not 0 < value < math.inf:
         raise InputError(f"{name}={value!r} is not a number above 0")
+    # 10**400 is a number in JSON and below inf, but no float.
     try:
         return float(value)
     except OverflowError:

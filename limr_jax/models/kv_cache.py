@@ -67,6 +67,7 @@ def _map(function: Callable, config: ModelConfig, *caches: KVCache) -> KVCache:
     def layer(kind, *kvs):
         return tuple(
             function(*arrays, kind, axis, 0)
+            # Keys have their columns last, values last but one, before channels.
             for arrays, axis in zip(zip(*kvs), (-1, -2))
         )
 
@@ -84,6 +85,7 @@ def _map(function: Callable, config: ModelConfig, *caches: KVCache) -> KVCache:
             for key in first.tail
         },
         position={
+            # The empty key is 0, the empty position -1: no query sees that column.
             kind: function(*(cache.position[kind] for cache in caches), kind, -1, -1)
             for kind in first.position
         },
@@ -91,6 +93,7 @@ def _map(function: Callable, config: ModelConfig, *caches: KVCache) -> KVCache:
 
 
 def _rows_axis(x) -> int:
+    # Behind the axis of the groups where layers are stacked.
     return int(x.ndim == 5)
 
 
@@ -100,6 +103,7 @@ def write_column(kv, new, column, index):
     index: which layer of the stacks it is; None where there are no stacks.
     """
     stack = () if index is None else (index,)
+    # [B, K, C, S] and [B, K, S, C], behind the layer's number in a stack.
     places = (*stack, 0, 0, 0, column), (*stack, 0, 0, column, 0)
 
     def write(old, x, place):
@@ -146,6 +150,8 @@ def width_read(columns: int, column):
 
 
 def _choice(choices: tuple[int, ...], column):
+    # Columns are counted on, not round the ring: once it has turned, `column` is beyond
+    # all smaller widths and the last is taken.
     return jnp.sum(column >= jnp.array(choices[:-1], jnp.int32))
 
 
@@ -171,6 +177,7 @@ def in_order(prompts: KVCache, config: ModelConfig, *, length: int) -> KVCache:
 
     def turned(x, kind, axis, _):
         size = x.shape[axis]
+        # Column c lies at c % size, so the oldest that is kept at length % size.
         return jnp.roll(x, -length % size, axis=axis) if length > size else x
 
     return _map(turned, config, prompts)
@@ -181,6 +188,8 @@ def repeat(cache: KVCache, config: ModelConfig, *, group: int, rows: int, column
     counts = column_counts(config, columns)
 
     def widened(x, kind, axis, empty):
+        # Only prompts that these rows have: repeated for all rollouts and cut after,
+        # the cache would be there once whole.
         x = jax.lax.slice_in_dim(x, 0, -(-rows // group), axis=_rows_axis(x))
         x = jnp.repeat(x, group, axis=_rows_axis(x))
         x = jax.lax.slice_in_dim(x, 0, rows, axis=_rows_axis(x))
@@ -202,6 +211,7 @@ def put(cache: KVCache, prompts: KVCache, config: ModelConfig, *, row, prompt, t
     def put_one(x, prompt_x, kind, axis, empty):
         at = _rows_axis(x)
         new = jax.lax.dynamic_slice_in_dim(prompt_x, prompt, 1, axis=at)
+        # As wide as the row: what its last rollout left there is overwritten.
         new = _widen(new, axis, x.shape[axis], empty)
         new = jnp.roll(new, turn % x.shape[axis], axis=axis)
         return jax.lax.dynamic_update_slice_in_dim(x, new, row, axis=at)
@@ -219,6 +229,8 @@ def by_parts(function: Callable, *arrays):
     of_part = jax.eval_shape(function, *(x[0] for x in arrays))
 
     def room(x):
+        # Parts lie behind the rows: row i of part m is row i · parts + m, as
+        # `split_rows` deals them.
         at = _rows_axis(x) + 1
         heads = ("tensor",) if x.ndim > 3 else ()
         empty = jnp.zeros((*x.shape[:at], count, *x.shape[at:]), x.dtype)
@@ -264,6 +276,7 @@ def specs(cache: KVCache, rows) -> KVCache:
 
     def spec(x):
         stack = (None,) * _rows_axis(x)
+        # kv heads lie over `tensor`, where it divides them; positions have no heads.
         axes = (rows, "tensor", None, None) if x.ndim > 2 else (rows, None)
         return divided(x.shape, *stack, *axes)
 

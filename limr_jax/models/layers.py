@@ -19,14 +19,17 @@ from limr_jax.sharding import ROWS, constrain
 class RMSNorm(nnx.Module):
     def __init__(self, size: int, config: ModelConfig):
         self.eps, self.plus_one = config.norm_eps, config.norm_plus_one
+        # Gemma's checkpoints hold scale − 1, so there 0 is the identity.
         init = jnp.zeros if self.plus_one else jnp.ones
         self.scale = nnx.Param(init((size,)))
 
     def __call__(self, x, dtype=None):
         """x, normalised over its last axis, in `dtype` (None: in x's own)."""
+        # In fp32 whatever x is: a mean of squares in bf16 has 8 bits.
         x_fp32 = x.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(x_fp32), axis=-1, keepdims=True)
         scale = self.scale[...].astype(jnp.float32) + self.plus_one
+        # Ranks are made equal: the tests run with jax_numpy_rank_promotion=raise.
         scale = scale.reshape((1,) * (x.ndim - 1) + (-1,))
         normalised = x_fp32 * jax.lax.rsqrt(mean_square + self.eps) * scale
         return normalised.astype(dtype or x.dtype)
@@ -43,6 +46,8 @@ class Projection(nnx.Module):
 
     def __call__(self, x, dtype=None):
         """The product of operands in x's dtype, as `dtype` (None: x's)."""
+        # The learner has fp32 parameters, the rollout the smaller copy: cast here, both
+        # multiply the same digits.
         kernel = self.kernel[...].astype(x.dtype)
         y = cpu.contract(x, kernel, self.contracted, dtype)
         if self.bias is None:
@@ -73,12 +78,14 @@ class Attention(nnx.Module):
         attend: `(q_BTHC, k_BKCT, v_BKTC) → out_BTHC, kept`.
         """
         q_BTHC, k_BTKC, v_BTKC = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
+        # Qwen3 and Gemma 3 norm each head before it is rotated.
         if self.q_norm is not None:
             q_BTHC, k_BTKC = self.q_norm(q_BTHC), self.k_norm(k_BTKC)
         q_BTHC, k_BTKC = rotate(q_BTHC, rotation), rotate(k_BTKC, rotation)
         # Each as it is contracted: XLA:CPU is 4 times slower along the last axis.
         k_BKCT, v_BKTC = k_BTKC.transpose(0, 2, 3, 1), v_BTKC.swapaxes(1, 2)
         out_BTHC, kept = attend(q_BTHC, k_BKCT, v_BKTC)
+        # fp32, for it is added to the residual stream (`Block`).
         return self.o(out_BTHC, jnp.float32), kept
 
 
@@ -97,6 +104,7 @@ class MLP(nnx.Module):
         """The feed-forward layer's output, fp32; its products are of x's dtype."""
         activate = {
             "silu": jax.nn.silu,
+            # PyTorch's gelu is the exact one, by erf; JAX's own default is not.
             "gelu": functools.partial(jax.nn.gelu, approximate=False),
             "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
         }[self.activation]

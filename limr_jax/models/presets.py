@@ -30,13 +30,14 @@ _QWEN2_5_1_5B = dataclasses.replace(
 )
 _QWEN2_5_7B = dataclasses.replace(
     _QWEN2_5_1_5B,
-    vocab_size=152_064,
+    vocab_size=152_064,  # the same tokenizer, its embedding filled up further
     width=3584,
     heads=28,
     kv_heads=4,
     mlp_width=18_944,
     tied=False,
 )
+# What Qwen2.5-Math has otherwise than Qwen2.5 of its size.
 _MATH = {"max_length": 4096, "rope": Rope(base=1e4)}
 _QWEN3_0_6B = ModelConfig(
     vocab_size=151_936,

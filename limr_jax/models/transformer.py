@@ -53,6 +53,7 @@ def _block_graph(config: ModelConfig):
 
 def _rotations(position_BT, config: ModelConfig):
     """The rotation of each kind of attention in the pattern."""
+    # Gemma 3's sliding layers turn by a base of their own.
     ropes = {"full": config.rope, "sliding": config.local_rope or config.rope}
     return {
         kind: rotation(position_BT, ropes[kind], config.head_dim)
@@ -80,6 +81,7 @@ def init_params(config: ModelConfig, key, dtype=jnp.float32):
     shape = (config.vocab_size, config.width)
     params = {
         "embedder": {"embedding": 0.02 * jax.random.normal(embedding_key, shape)},
+        # Position i of the pattern: layers i, i + period, … are one stack.
         "blocks": {str(i): deal(slice(i, stacked, period)) for i in range(period)},
         "final_norm": nnx.to_pure_dict(nnx.split(RMSNorm(config.width, config))[1]),
     }
@@ -144,6 +146,7 @@ def unembed(params, hidden_XD, *, config, dtype):
         equation, kernel = "...d,vd->...v", params["embedder"]["embedding"]
     else:
         equation, kernel = "...d,dv->...v", params["head"]["kernel"]
+    # fp32 sums: bf16 logits between 16 and 32 would lie 0.125 nats apart.
     logits_XV = jnp.einsum(
         equation,
         hidden_XD.astype(dtype),
@@ -159,12 +162,15 @@ def _embed(params, tokens_BT, config: ModelConfig, dtype):
     """The residual stream before the first layer, fp32; the embedding's in `dtype`."""
     x_BTD = params["embedder"]["embedding"].astype(dtype)[tokens_BT]
     if config.scale_embedding:
+        # The factor is rounded to `dtype` too, as in transformers: √1152 = 33.94 is 34
+        # in bf16.
         x_BTD = x_BTD * jnp.asarray(math.sqrt(config.width), dtype)
     x_BTD = x_BTD.astype(jnp.float32)
     return constrain(x_BTD, ROWS, None, None)
 
 
 def _final_norm(params, x_BTD, config: ModelConfig, dtype):
+    # A module's structure costs nothing to make: no array is.
     graph = nnx.split(nnx.eval_shape(lambda: RMSNorm(config.width, config)))[0]
     return nnx.merge(graph, params["final_norm"])(x_BTD, dtype)
 
@@ -177,6 +183,7 @@ def _same(segment_BT, branch_BT):
     if branch_BT is None:
         return same_BTS
     seen_B1S = branch_BT[:, None]
+    # The prompt is seen by all that goes on from it, a response by itself alone.
     return same_BTS & ((seen_B1S == 0) | (seen_B1S == branch_BT[:, :, None]))
 
 
@@ -184,6 +191,7 @@ def _attend_of(position_BT, segment_BT, branch_BT, config: ModelConfig):
     """Attention of each kind, `(q, k, v) → out`: a TPU's kernel, or XLA's own."""
     columns, shared = position_BT.shape[1], branch_BT is not None
     by_kernel = splash.fits(columns, config, shared=shared)
+    # The kernel makes its masks as it goes; [B, T, T] is for XLA's attention alone.
     same_BTS = None if by_kernel else _same(segment_BT, branch_BT)
 
     def of_kind(kind):
@@ -218,6 +226,7 @@ def _read(
     def checkpointed(prevent_cse):
         if not remat:
             return layer
+        # kind is a string, not an array: static.
         return jax.checkpoint(layer, static_argnums=2, prevent_cse=prevent_cse)
 
     def group(x_BTD, weights):
@@ -248,6 +257,7 @@ def prefill(params, tokens_BL, position_BL, *, config, columns: int, dtype):
     L = tokens_BL.shape[1]
     if columns < L:
         raise ValueError(f"{columns} columns are too few for prompts of {L}")
+    # A sliding layer keeps its last `window` columns, a ring from the start.
     counts = column_counts(config, columns)
 
     def columns_of(kind, x, axis, empty):
@@ -257,6 +267,7 @@ def prefill(params, tokens_BL, position_BL, *, config, columns: int, dtype):
             pads = [(0, size - width if a == axis else 0) for a in range(x.ndim)]
             return jnp.pad(x, pads, constant_values=empty)
         last = jax.lax.slice_in_dim(x, width - size, width, axis=axis)
+        # The first of them is column width − size, which must lie at its own c % size.
         return jnp.roll(last, width % size, axis=axis)
 
     def keep(kind, k_BKCL, v_BKLC):
@@ -277,10 +288,12 @@ def prefill(params, tokens_BL, position_BL, *, config, columns: int, dtype):
         remat=False,
         keep=keep,
     )
+    # One array a kind, not a layer: the layers of a kind keep the same columns.
     position = {
         kind: columns_of(kind, position_BL.astype(jnp.int32), 1, -1)
         for kind in sorted(set(config.pattern))
     }
+    # As decode walks them: all groups as one stack, or each by itself.
     if _scanned(config):
         blocks = (blocks,)
     else:
@@ -295,7 +308,7 @@ def unstack(params, config):
 
     Cut out of the stacks within the loop, the weights would be copied every step.
     """
-    if _scanned(config) or isinstance(params["blocks"], tuple):
+    if _scanned(config) or isinstance(params["blocks"], tuple):  # done already
         return params
     groups = range(config.groups)
     blocks = tuple(jax.tree.map(lambda x, i=i: x[i], params["blocks"]) for i in groups)
@@ -336,6 +349,7 @@ def decode(
     if shared is None:
         position, attend_of = dense.decode_attend_of(position_B, cache, column, config)
     else:
+        # There a row sees its own last columns by their number, and no positions.
         position = cache.position
         attend_of = ragged_decode.attend_of(position_B, cache, shared, column, config)
     rotations = _rotations(position_B[:, None], config)
@@ -343,6 +357,7 @@ def decode(
 
     def layer(x_B1D, weights, kind, kv, prompt_kv, index):
         def attend(q_B1HC, *new):
+            # Before attention: a token sees its own key and value.
             kept = write_column(kv, new, place[kind], index)
             return attend_of[kind](q_B1HC, kept, prompt_kv, index), kept
 
@@ -369,6 +384,7 @@ def decode(
             weights, index = weights_and_index
             return group(x_B1D, kv, weights, prompts[0], index), None
 
+        # The cache is carried whole, so a layer finds its part of the stacks by number.
         over = params["blocks"], jnp.arange(config.groups)
         (x_B1D, kv), _ = jax.lax.scan(step, (x_B1D, cache.blocks[0]), over)
         blocks = (kv,)

@@ -73,6 +73,7 @@ def require_same(name: str, values: Mapping[str, Any]) -> None:
     reports = {i: report["value"] for i, report in _reports(name, values).items()}
     groups: dict[str, list[int]] = {}
     for process, report in reports.items():
+        # As text, since 1 == True == 1.0 in Python.
         groups.setdefault(json.dumps(report, sort_keys=True), []).append(process)
     if len(groups) == 1:
         return
@@ -96,6 +97,7 @@ def require_same_step(fingerprint: Mapping[str, Any], step, ids_P: jax.Array) ->
     """
     if jax.process_count() > 1:
         step, ids_P = jax.device_get((step, ids_P))
+        # A digest, so that reports stay short however many problems a step draws.
         ids = hashlib.sha256(np.ascontiguousarray(ids_P)).hexdigest()
         here = {"step": int(step), "ids": ids, **fingerprint}
         require_same(f"step {int(step) + 1}", here)
@@ -115,6 +117,8 @@ def _reports(name: str, value: Any, seconds=None) -> dict[int, dict]:
     client, process = global_state.client, global_state.process_id
     everyone = range(global_state.num_processes)
     seconds = REPORT_SECONDS if seconds is None else seconds
+    # The name is in the report, not in the key: processes that are at different places
+    # then meet and see it, where else each would wait for the other.
     folder, end = f"limr/exchange/{_exchanges}/", time.monotonic() + seconds
     mine = {"host": socket.gethostname(), "index": jax.process_index()}
     mine |= {"name": name, "value": value}
@@ -136,6 +140,7 @@ def _reports(name: str, value: Any, seconds=None) -> dict[int, dict]:
             )
         return len(reports) == len(everyone)
 
+    # Asked for again and again, not blocked on, so that a stop is heard meanwhile.
     preemption.until(all_there)
     _name_of.update((i, watchdog.name(i, report)) for i, report in reports.items())
     names = {_name_of[i]: reports[i]["name"] for i in everyone}

@@ -22,6 +22,8 @@ def put_parts(shape, sharding: NamedSharding, part: Callable) -> jax.Array:
 
     part: index (a tuple of slices) → the NumPy array that lies there.
     """
+    # Not jax.device_put(array, sharding): where all processes have a part of it, that
+    # first compares the array among them, by a collective.
     places = sharding.addressable_devices_indices_map(shape)
     arrays = [jax.device_put(part(index), device) for device, index in places.items()]
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
@@ -34,6 +36,7 @@ def on_host(arrays):
     """
 
     leaves, tree = jax.tree.flatten(arrays)
+    # NumPy's arrays, what lies here whole, and replicas need no other process.
     elsewhere = [
         i
         for i, x in enumerate(leaves)
@@ -41,6 +44,7 @@ def on_host(arrays):
     ]
     if elsewhere:
         whole = NamedSharding(leaves[elsewhere[0]].sharding.mesh, REPLICATED)
+        # An identity, but replicated: XLA makes an all-gather of it.
         gather = jax.jit(_same, out_shardings=whole)
         gathered = gather([leaves[i] for i in elsewhere])
         for i, x in zip(elsewhere, gathered, strict=True):
@@ -62,9 +66,11 @@ def rows_on_host(array) -> Iterator[np.ndarray]:
         yield on_host(array)
         return
     count = array.shape[0]
+    # As many rows as have GATHER_BYTES together; one row may have more.
     step = max(1, GATHER_BYTES // (array.nbytes // count))
     gather = gather_rows(array.sharding.mesh)
     for start in range(0, count, step):
+        # `start` is traced, so that all parts but a shorter last one are one program.
         yield jax.device_get(gather(array, start, count=min(step, count - start)))
 
 

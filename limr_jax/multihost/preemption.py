@@ -44,6 +44,7 @@ class Stop:
 
     def freeze(self) -> int:
         """Let no update begin until `decide`; returns how many have begun."""
+        # With the lock, so that an update is counted here or does not begin.
         with self.condition:
             self.frozen = True
             return self.begun
@@ -56,6 +57,7 @@ class Stop:
     def check(self) -> None:
         """Raises Stopped once the last update is done, if `obey` was called."""
         stops = self.obeyed and self.last is not None
+        # begun == done: not within an update, which has taken the old state's memory.
         if stops and self.begun == self.done >= self.last:
             raise Stopped
 
@@ -67,7 +69,7 @@ class Stop:
                 if not self.frozen or self.last is not None:
                     self.begun += 1
                     return
-            time.sleep(0.01)
+            time.sleep(0.01)  # without the lock, which `freeze` takes
 
 
 _stop = Stop()  # one a process, as signals are
@@ -107,6 +109,7 @@ def came() -> bool:
 
 def until(done: Callable[[], bool]) -> None:
     """Wait for `done()`; raises Stopped when the hosts have agreed to stop."""
+    # Grows from 0.2 to 50 ms: a short wait stays short, a long one costs no processor.
     pause = 2e-4
     while not done():
         _stop.check()
@@ -118,8 +121,9 @@ def until(done: Callable[[], bool]) -> None:
 def ready(arrays):
     """Wait for arrays (a pytree), and return them; raises Stopped as `until` does."""
     leaves = [x for x in jax.tree.leaves(arrays) if isinstance(x, jax.Array)]
+    # Looked at again and again: blocked in jaxlib, Python hears no signal.
     until(lambda: all(x.is_ready() for x in leaves))
-    return jax.block_until_ready(arrays)
+    return jax.block_until_ready(arrays)  # at once, or what a program failed by
 
 
 @contextlib.contextmanager

@@ -71,6 +71,7 @@ def _join(coordinator: str, processes: int, process: int) -> bool:
                 coordinator or None,
                 processes or None,
                 process if coordinator else None,
+                # Later than `_patience`, which ends with a line; jaxlib would abort.
                 initialization_timeout=JOIN_SECONDS + 60,
                 shutdown_timeout_seconds=_LEAVE_SECONDS,
             )
@@ -141,7 +142,7 @@ def _together(processes: int) -> Iterator[None]:
     def end(code: int) -> NoReturn:
         words.cancel()
         if code and coordinates:
-            time.sleep(_LINGER_SECONDS)
+            time.sleep(_LINGER_SECONDS)  # the store is in this process
         _exit(code)
 
     def give_up(complaint: str) -> NoReturn:
@@ -158,6 +159,7 @@ def _together(processes: int) -> Iterator[None]:
             _check_whole(processes)
         _watch.started(jax.process_index())
         yield
+        # The watch beats on meanwhile, so that one that dies before it ends the others.
         jax.distributed.shutdown()  # which waits for the others
         _watch.leave()
         code = 0
@@ -175,13 +177,14 @@ def _tell(error: BaseException) -> int:
     line = " ".join(str(error).split()) or type(error).__name__
     if not isinstance(error, (InputError, Diverged, KeyboardInterrupt)):
         traceback.print_exception(error)
+    # But for exhausted memory, which is this process's own fault.
     if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EX" not in line:
         # A collective that breaks off: most likely the other side has died. The watch
         # ends this process when it knows which.
         time.sleep(watchdog.DEAD_SECONDS + _LINGER_SECONDS)
     _complain(f"error: {line}")
     _leave(line)
-    codes = {InputError: 2, KeyboardInterrupt: 130}
+    codes = {InputError: 2, KeyboardInterrupt: 130}  # 130: 128 + SIGINT
     return next((code for kind, code in codes.items() if isinstance(error, kind)), 1)
 
 

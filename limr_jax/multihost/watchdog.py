@@ -55,9 +55,9 @@ class Watch:
         self._end = end
         self._mine = {
             "host": socket.gethostname(),
-            "index": None,
+            "index": None,  # known once there are devices
             "beat": 0,
-            "ended": None,
+            "ended": None,  # why, for the others to repeat
         }
         self._seen: dict[int, tuple[int, float, dict]] = {}  # beat, when, record
         self._round = time.monotonic()  # when the store last answered
@@ -86,6 +86,7 @@ class Watch:
             self._post()
 
     def _post(self) -> None:
+        # Main thread and beat both post; unlocked, an older record could come last.
         with self._lock:
             self._mine["beat"] += 1
             key, text = f"limr/live/{self._process}", json.dumps(self._mine)
@@ -93,6 +94,7 @@ class Watch:
 
     def _beat(self) -> None:
         while not self._over.is_set():
+            # The first look comes at once: it tells the others' names.
             self._over.wait(BEAT_SECONDS if self._seen else 0)
             try:
                 self._post()
@@ -106,12 +108,15 @@ class Watch:
         now = self._round = time.monotonic()
         for process, record in records.items():
             beat, when, _ = self._seen.get(process, (None, 0.0, None))
+            # By this host's clock, so that hosts' clocks need not agree.
             when = now if record["beat"] != beat else when
             self._seen[process] = (record["beat"], when, record)
         stop = self._current_stop()
+        # One host's word is enough: whoever reads it freezes, and says its number.
         if stop.requested or any("begun" in record for record in records.values()):
             self._mine["begun"] = stop.freeze()
         begun = [record.get("begun") for record in records.values()]
+        # All are frozen. Those behind go on up to the largest, no further: one maximum.
         if len(begun) == self._count and None not in begun:
             stop.decide(max(begun))
 
@@ -127,6 +132,7 @@ class Watch:
                 _, when, record = self._seen.get(process, (0, start, {}))
                 if record.get("ended") and now - when > _GRACE_SECONDS:
                     complaint = f"{self.name(process)} ended: {record['ended']}"
+                # Up to the store's last answer: while it is silent no beat is seen.
                 elif self._round - when > DEAD_SECONDS:
                     complaint = (
                         f"{self.name(process)} has given no sign of life for "
@@ -151,11 +157,13 @@ class LastWords:
             f"lines above say; {_STANDS}"
         )
         self._shell = subprocess.Popen(
+            # `read` fails when the pipe ends, as it does with this process, however it
+            # dies. The text is $0, an argument, so that nothing in it needs quotes.
             ["sh", "-c", 'read -r said || echo "$0" >&2', text],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=sys.stderr.fileno(),
-            start_new_session=True,
+            start_new_session=True,  # Ctrl-C is not for the shell
         )
         self._once = threading.Lock()
 

@@ -14,12 +14,13 @@ def make_host_reward(config) -> host.HostReward:
     """
     return host.host_reward(
         config.reward,
+        # On this process's devices alone: each process asks as often as its rows need.
         judge=make_judge(config, jax.local_devices()),
-        workers_count=config.grader.workers or None,
+        workers_count=config.grader.workers or None,  # 0: as many as cores
         wall_seconds=config.grader.wall_seconds,
         cpu_seconds=config.grader.cpu_seconds,
         memory_mib=config.grader.memory_mib,
-        overlong_buffer=config.overlong.buffer or None,
+        overlong_buffer=config.overlong.buffer or None,  # 0: no penalty
         overlong_weight=config.overlong.weight,
         max_response_length=config.rollout.max_response_length,
     )

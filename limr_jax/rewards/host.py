@@ -63,6 +63,7 @@ class HostGrades:
     def reason_B(self) -> np.ndarray:
         """The reasons as places in `types.REASONS`, int8 [B]."""
         names = (_RENAMED.get(x, x.replace(" ", "_")) for x in self.reasons)
+        # A rule ("same text") and a part's name have no code: a valid row is "graded".
         others = (CODE["graded" if valid else "error"] for valid in self.valid_B)
         return np.array(list(map(CODE.get, names, others)), np.int8)
 
@@ -74,8 +75,10 @@ def parse_spec(spec: str | Mapping[str, float]) -> dict[str, float]:
     """
     if isinstance(spec, str):
         terms = [t.strip() for t in spec.split(",") if t.strip()]
+        # "0.2*my.f" → ("my.f", "0.2"); "math" → ("math", ""), whose weight is 1.
         pairs = [(t.rpartition("*")[2].strip(), t.rpartition("*")[0]) for t in terms]
     else:
+        # As text: below "0.0" is a weight, and only "" stands for 1.
         pairs = [(name, str(weight)) for name, weight in spec.items()]
     weights = {}
     for name, weight in pairs:
@@ -85,10 +88,12 @@ def parse_spec(spec: str | Mapping[str, float]) -> dict[str, float]:
             raise InputError(
                 f"reward weight {weight!r} of {name} is no number"
             ) from None
+        # Not `>`: nan, which float() reads, is refused too.
         if not abs(weights[name]) <= _LARGEST_WEIGHT:
             raise InputError(
                 f"reward weight {weight!r} of {name} must be from -1e+06 to 1e+06"
             )
+    # A name that is given twice is one key of the dict.
     if not weights or len(weights) != len(pairs):
         raise InputError(f"reward={spec!r} must name one or more functions, each once")
     if not any(weights.values()):
@@ -149,6 +154,7 @@ class HostReward:
         def grade():
             try:
                 future.set_result(self(*batch, **options))
+            # Whatever it is: a future that is never set is waited for for ever.
             except BaseException as error:
                 future.set_exception(error)
 
@@ -174,12 +180,15 @@ class HostReward:
         """
         ended = [True] * len(responses) if ended is None else ended
         columns = {"answer": list(references)} | dict(columns or {})
+        # Whatever the reward is: `well_formed` is a metric of every run.
         well_formed = map(limr.well_formed, responses, map(bool, ended))
         well_formed_B = np.fromiter(well_formed, bool, len(responses))
         verdicts = None
+        # Once for both: the parts of `math, 0.5*limr` look at the same verdicts.
         if {"math", "limr"} & self.weights.keys():
             verdicts = grade_math(
                 responses, references, mode="response", pool=self.pool, prompts=prompts,
+                # The judge's word is a part of its own then; see `verifier`.
                 second=None if "judge" in self.weights else self.judge,
             )  # fmt: skip
         parts, reasons = {}, {}
@@ -203,8 +212,10 @@ class HostReward:
                 reasons[name] = _reasons(parts[name], name, "no value")
         first = next(iter(self.weights))
         if first in ("math", "limr"):
+            # Not the part's value, which may be LIMR's −0.5 or −1.
             correctness_B = right_B
         else:
+            # nan >= 1 is False, but a row without a value is unknown, not wrong.
             known_B = ~np.isnan(parts[first])
             correctness_B = np.where(known_B, parts[first] >= 1.0, np.nan)
         weights = dict(self.weights)
@@ -217,7 +228,7 @@ class HostReward:
         longest, buffer, weight = self.overlong
         if lengths is None:
             raise InputError("the overlong penalty needs the responses' lengths")
-        length_B = np.asarray(lengths, np.float32)
+        length_B = np.asarray(lengths, np.float32)  # tokens, as the other two
         penalty_B = dynamic_sampling.overlong_penalty(
             length_B, max_length=longest, buffer=buffer
         )
@@ -225,8 +236,10 @@ class HostReward:
 
     def _judged(self, prompts, responses, references) -> np.ndarray:
         """The judge's opinion on what each box holds; without a box, on all of it."""
+        # A proof has no box.
         answers = [boxed_answer(r) or r.strip() for r in responses]
         rows = list(zip(prompts, answers, references, strict=True))
+        # Nobody is asked about an empty response: it is wrong.
         opinions = iter(ask_each_once(self.judge, [row for row in rows if row[1]]))
         return _values(next(opinions) if answer else False for answer in answers)
 
@@ -276,6 +289,7 @@ def _combined(correctness_B, well_formed_B, parts, weights, reasons) -> HostGrad
     always has a value. Raises InputError where a reward is more than fp32 holds.
     """
     parts = {name: np.asarray(parts[name], np.float32) for name in weights}
+    # In fp64, where no term overflows: inf − inf would be nan, a row without a value.
     terms = (weights[name] * parts[name].astype(np.float64) for name in weights)
     total_B = np.asarray(sum(terms), np.float64)
     huge_B = np.abs(total_B) > np.finfo(np.float32).max
@@ -286,6 +300,7 @@ def _combined(correctness_B, well_formed_B, parts, weights, reasons) -> HostGrad
         )
     # The first part's reason, unless a part has no value: then the first such one's.
     row_reasons = list(next(iter(reasons.values())))
+    # From the last part to the first, so that the first has the last word.
     for name, column in reversed(reasons.items()):
         absent_B = np.isnan(parts[name])
         row_reasons = [
@@ -298,6 +313,7 @@ def _combined(correctness_B, well_formed_B, parts, weights, reasons) -> HostGrad
     valid_B = ~np.isnan(total_B) & ~np.isnan(correctness_B)
     return HostGrades(
         correctness_B=correctness_B.astype(np.float32),
+        # Not nan where it is invalid: no program of the run is handed one.
         reward_B=np.where(valid_B, total_B, 0.0).astype(np.float32),
         valid_B=valid_B,
         well_formed_B=well_formed_B,

@@ -47,6 +47,8 @@ class HostGrader:
         host_reward.check_columns(problems.columns, problems.source)
         self._mesh, self._tokenizer = mesh, tokenizer
         self._problems, self._reward = problems, host_reward
+        # See `_put`: of the copies along `tensor` the first has the grades; the
+        # compiler moves them to the devices that hold the others.
         self._first = jax.jit(
             lambda arrays: jax.tree.map(lambda x: x[0], arrays),
             out_shardings=NamedSharding(mesh, BATCH),
@@ -55,11 +57,13 @@ class HostGrader:
     def __call__(self, rollout: Rollout, prompts: PromptBatch) -> Graded:
         """Grade P · G rollouts; all processes call it. Raises `host.GradingFailed`."""
         group = rollout.group
+        # row_B: which rows of all hosts' B these are. From here on B counts them alone.
         row_B, (response_BT, mask_BT, truncated_B) = own_rows(
             (rollout.response_BT, rollout.mask_BT, rollout.truncated_B)
         )
         ids_P = on_host(prompts.ids_P)
-        problem_B = [int(i) for i in ids_P[row_B // group]]
+        problem_B = [int(i) for i in ids_P[row_B // group]]  # row b is prompt b // G
+        # Tokens, the end token included; `decode` leaves it out of the text.
         length_B = mask_BT.sum(axis=1)
         texts = [
             self._tokenizer.decode(row[:length])
@@ -93,6 +97,7 @@ class HostGrader:
                 due = next(say_at, float("inf"))
             return future.done()
 
+        # Not future.result(), in which a stop that the hosts agree on is not heard.
         preemption.until(done)
 
     def _agreed(self, future) -> host.HostGrades:
@@ -110,8 +115,11 @@ class HostGrader:
             line += "lines above"
         if line and jax.process_count() > 1:
             line = f"{socket.gethostname()}, in JAX {jax.process_index()}: {line}"
+        # Without a limit: a user's function may take long over one host's rows. A host
+        # that has died ends the others by the watchdog.
         lines = agree.exchange("grades", line, seconds=float("inf"))
         if wrong := [line for line in lines if line]:
+            # In the order of JAX's processes, so that all hosts say the same line.
             raise host.GradingFailed(wrong[0]) from error
         return future.result()
 
@@ -128,15 +136,21 @@ class HostGrader:
         self, grades: host.HostGrades, row_B: np.ndarray, *, prompts: int, group: int
     ) -> Graded:
         """The grades of this process's rows row_B, each on the device with its row."""
+        # Unknown (nan) is 0 there; that it is not wrong, valid_PG says.
         correct_B = np.where(grades.valid_B, grades.correctness_B, 0.0)
+        # Prompt → its place among this process's own. Groups are whole here: P divides
+        # over the devices that rows lie on (`check_batch`).
         place = {int(row) // group: b // group for b, row in enumerate(row_B)}
         copies = self._mesh.shape["tensor"]
+        # A host that has only other copies has no grades to put on its devices. So the
+        # copies are an axis of their own, of which each host puts what it has.
         sharding = NamedSharding(self._mesh, PartitionSpec("tensor", *BATCH))
 
         def put(local_B):
             local_PG = np.ascontiguousarray(local_B.reshape(-1, group))
 
             def part(index):
+                # index: three slices of `shape`, those of one device's part.
                 copy_, wanted, _ = (range(*s.indices(n)) for s, n in zip(index, shape))
                 if copy_[0] > 0:  # another copy, which `_first` does not look at
                     return np.zeros((1, len(wanted), group), local_PG.dtype)
@@ -193,9 +207,11 @@ def own_rows(arrays) -> tuple[np.ndarray, list[np.ndarray]]:
             for shard in array.addressable_shards
             if shard.replica_id == 0
         }
+        # Arrays of one batch are cut alike, so the last one's starts are all's.
         starts = sorted(parts)
         values = jax.device_get([parts[start] for start in starts])
         rows.append(
+            # (0, …) where this process grades no row.
             np.concatenate([np.zeros((0, *array.shape[1:]), array.dtype), *values])
         )
     numbers = [start + np.arange(len(x)) for start, x in zip(starts, values)]

@@ -39,7 +39,7 @@ def grade(
     )
     right_PG = (right_B & known).reshape(-1, group).astype(jnp.float32)
     well_formed_PG = well_formed_B.reshape(-1, group)
-    # An empty reference would be the start of every answer.
+    # Whoever writes nothing after the phrase would be right by an empty reference.
     empty_PG = jnp.repeat(prompts.answer_length_P == 0, group).reshape(-1, group)
     answer_reason_PG = jnp.where(well_formed_PG, CODE["graded"], CODE["no_answer"])
     reason_PG = jnp.where(empty_PG, CODE["no_reference"], answer_reason_PG)
@@ -77,15 +77,19 @@ def verify(
 def _verify_one(response_T, mask_T, truncated, answer_A, answer_length, *, phrase):
     """`verify` for one response: two scalars."""
     T, A = response_T.shape[0], answer_A.shape[0]
-    length = jnp.sum(mask_T)
+    length = jnp.sum(mask_T)  # the end token included
     position_T = jnp.arange(T)
     # starts_T[t]: the phrase stands at t … t + len(phrase) − 1.
     starts_T = position_T + len(phrase) <= length
+    # A roll wraps the row's beginning round to its end, but no phrase that would run
+    # over `length` is left in starts_T.
     for offset, token in enumerate(phrase):
         starts_T &= jnp.roll(response_T, -offset) == token
+    # Where the last phrase ends; without one it means nothing: well_formed is False.
     begin = jnp.max(jnp.where(starts_T, position_T, -1)) + len(phrase)
     well_formed = jnp.any(starts_T) & ~truncated
     position_A = jnp.arange(A)
+    # Clipped: beyond the row are only columns past answer_length, or `ends` is False.
     after_phrase_A = response_T[jnp.clip(begin + position_A, 0, T - 1)]
     same_A = (after_phrase_A == answer_A) | (position_A >= answer_length)
     ends = begin + answer_length == length - 1  # then comes the end token alone

@@ -87,6 +87,7 @@ class Judge:
                 "another checkpoint as judge.init"
             )
         devices = devices or jax.local_devices()
+        # All devices along `data`: each has all parameters and a part of the rows.
         self._mesh = make_mesh(len(devices), 1, 1, devices=devices)
         # Loaded later, wherever a reward function has gone meanwhile.
         self._directory, self._dtype = directory.absolute(), dtype
@@ -116,6 +117,7 @@ class Judge:
         longest = _CHARACTERS * self._max_length
         brief = [k for k, q in enumerate(questions) if len(q) <= longest]
         texts = [questions[k].translate(_UNREADABLE) for k in brief]
+        # A lone surrogate is no UTF-8; it becomes a question mark.
         texts = [q.encode("utf-8", "replace").decode() for q in texts]
         chats = [[{"role": "user", "content": question}] for question in texts]
         rows = zip(brief, self._tokenizer.encode_chats(chats), strict=True)
@@ -123,6 +125,7 @@ class Judge:
         opinions: list[bool | None] = [None] * len(questions)
         for start in range(0, len(short), self._rows):
             places, ids = zip(*short[start : start + self._rows], strict=True)
+            # Not strict: after a short batch's questions come rows that only fill up.
             for k, opinion in zip(places, self._opinions(ids)):
                 opinions[k] = bool(opinion)
         return opinions
@@ -130,6 +133,7 @@ class Judge:
     def _opinions(self, ids: Sequence[list[int]]) -> np.ndarray:
         """bool [rows], of which the first len(ids) count; ids: a question's tokens."""
         tokens_BS = np.full((self._rows, self._max_length), self._tokenizer.pad_id)
+        # 1 in the rows that fill up, for `prefers` reads column length − 1.
         length_B = np.ones(self._rows, np.int32)
         for b, row in enumerate(ids):
             tokens_BS[b, : len(row)], length_B[b] = row, len(row)
@@ -167,8 +171,10 @@ def prefers(params, tokens_BS, length_B, *, yes, no, config, dtype) -> jax.Array
     hidden_BSD = transformer.forward(
         params, tokens_BS, position_BS, config=config, dtype=dtype
     )
+    # Only B rows are unembedded, not B · S: the last token's state predicts the reply.
     last_BD = jnp.take_along_axis(hidden_BSD, length_B[:, None, None] - 1, axis=1)[:, 0]
     logits_BV = transformer.unembed(params, last_BD, config=config, dtype=dtype)
+    # log Σ exp of the logits: the softmax's normaliser is the same on both sides.
     yes_B, no_B = (
         jax.nn.logsumexp(logits_BV[:, jnp.array(ids)], axis=1) for ids in (yes, no)
     )
@@ -185,6 +191,7 @@ def _verdict_tokens(tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
         }
         for word in ("True", "False")
     )
+    # What both may begin with, such as a blank's own token, counts for neither.
     if not yes - no or not no - yes:
         raise InputError(
             "the judge's tokenizer begins True and False with the same token, or with "

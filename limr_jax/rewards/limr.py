@@ -25,6 +25,7 @@ from limr_jax.rewards.math import grade
 
 MAX_BOXES, MAX_ODD_SHARE = 4, 0.3
 SHORTEST, TIMES = 5, 5  # of a repeated passage: its characters, and how often it stands
+# !-/, :-@, [-` and {-~ are ASCII's punctuation. \s has the blanks of Unicode too.
 _ODD = re.compile(r"[^a-zA-Z0-9\s\u2200-\u22FF!-/:-@\[-`{-~]")
 
 
@@ -33,6 +34,8 @@ def well_formed(response: str, ended: bool) -> bool:
     text = response.strip()
     return (
         ended
+        # The released code counts the word, closed or not: "\boxed{2" is one. That one
+        # of them is whole, `boxes` sees.
         and 1 <= text.count(r"\boxed") <= MAX_BOXES
         and odd_share(text) <= MAX_ODD_SHARE
         and not repeats(text)
@@ -57,6 +60,7 @@ def rewards(
     """
     values = []
     for formed, verdict in zip(well_formed_B, verdicts, strict=True):
+        # The format first: in a badly formed response no failure of the grader matters.
         if not formed or verdict.reason == "timeout":
             values.append(-1.0)
         elif verdict.correct is None:
@@ -83,17 +87,22 @@ def repeats(text: str) -> bool:
     tried before. What three windows agree on is then compared character by character.
     """
     code_n = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    # A copy, for what `frombuffer` gives cannot be written to.
     n, code_n = len(code_n), code_n.copy()
     # A dot is no newline: each one becomes a character of its own.
     newlines = np.flatnonzero(code_n == ord("\n"))
+    # Above U+10FFFF, the last of Unicode, so that none is a character of the text.
     code_n[newlines] = 0x110000 + np.arange(len(newlines))
+    # A period above n / 5 cannot stand five times.
     for period in range(SHORTEST, min(_DIRECT, n // TIMES + 1)):
         if _repeats_with(code_n, period, 0, n):
             return True
+    # hash_n[i]: of the window of `length` characters that begins at i.
     hash_n, length = code_n.astype(np.uint64), 1
     while TIMES * length <= n:
         if length >= _DIRECT:
             for at, period in _suspects(hash_n, length):
+                # A stretch of 4p places that holds `at` lies within 4p of it.
                 reach = (TIMES - 1) * period
                 if _repeats_with(code_n, period, at - reach, at + reach):
                     return True
@@ -105,8 +114,10 @@ def repeats(text: str) -> bool:
 def _repeats_with(code_n: np.ndarray, period: int, start: int, end: int) -> bool:
     """Whether a passage of `period` characters stands five times between the two."""
     start, end = max(start, 0), min(end, len(code_n) - period)
+    # same[i]: character start + i is that one period further on.
     same = code_n[start:end] == code_n[start + period : end + period]
     breaks = np.flatnonzero(~same)
+    # How many equal places lie between one break and the next.
     stretches = np.diff(breaks, prepend=-1, append=len(same)) - 1
     return stretches.max() >= (TIMES - 1) * period
 
@@ -118,6 +129,7 @@ def _suspects(hash_n: np.ndarray, length: int) -> np.ndarray:
     padded = np.zeros(rows * length, np.uint64)
     padded[: len(later_n)] = later_n
     first = hash_n[: rows * length : length, None]
+    # agree[r, c]: the windows at r·L and r·L + L + c are the same; the period is L + c.
     agree = padded.reshape(rows, length) == first
     agree = agree[:-2] & agree[1:-1] & agree[2:]
     agree[1:] &= ~agree[:-1]  # the first of those that go on one another
@@ -127,6 +139,7 @@ def _suspects(hash_n: np.ndarray, length: int) -> np.ndarray:
 
 def _joined(left_n: np.ndarray, right_n: np.ndarray) -> np.ndarray:
     """The hash of two windows side by side. A collision costs time, no verdict."""
+    # Modulo 2^64. The two sides have different factors, so that ab is not ba.
     mixed_n = left_n * np.uint64(0x9E3779B97F4A7C15)
     mixed_n += right_n * np.uint64(0xC2B2AE3D27D4EB4F)
     mixed_n ^= mixed_n >> np.uint64(29)

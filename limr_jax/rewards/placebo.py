@@ -21,10 +21,12 @@ def shuffled(
 
     prompts, completions, answer: of length B. Returns a list of length B.
     """
+    # (phrase, what follows the last one); the phrase is empty where there is none.
     answers = [text.rpartition(_PHRASE)[1:] for text in completions]
     right = [
         float(bool(phrase) and value.strip() == reference)
         for (phrase, value), reference in zip(answers, answer, strict=True)
     ]
+    # A text seeds by its own bytes, not by hash(), which differs between processes.
     random.Random("\n".join([*prompts, *completions])).shuffle(right)
     return right

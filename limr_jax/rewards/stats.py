@@ -57,14 +57,17 @@ def rollout_stats(rollout: Rollout, graded: Graded) -> RolloutStats:
     valid_PG, length_B = graded.valid_PG, jnp.sum(rollout.mask_BT, axis=1)
     tokens, rollouts = jnp.sum(length_B), jnp.int32(length_B.shape[0])
     some_tokens = jnp.maximum(tokens, 1)
+    # Of raw correctness, as samplers that filter groups judge them.
     flat_P = grpo.zero_variance(graded.correct_PG, valid_PG)
 
     def over_valid(x_PG, counted_PG=valid_PG):
+        # `where`, not a product: a part without a value is −inf, and −inf · 0 is nan.
         return jnp.sum(jnp.where(counted_PG, x_PG, 0.0)), jnp.sum(counted_PG)
 
     means = {
         "reward": over_valid(graded.reward_PG),
         **{
+            # Of all rows that the part has a value for, valid or not.
             f"reward/{name}": over_valid(part_PG, jnp.isfinite(part_PG))
             for name, part_PG in graded.parts.items()
         },
@@ -93,6 +96,7 @@ def _invalid(graded: Graded) -> dict[str, jax.Array]:
     """How many rollouts are invalid for each reason; empty where none is known."""
     if graded.reason_PG is None:
         return {}
+    # A valid row may have one of these reasons as well: LIMR's −1 for a timeout.
     invalid_PG = ~graded.valid_PG
     return {
         name: jnp.sum(invalid_PG & (graded.reason_PG == CODE[name])) for name in INVALID
@@ -103,6 +107,7 @@ def over_rounds(rounds: list[RolloutStats]) -> dict[str, float]:
     """The metrics of a step from its rounds, on the host; nan for a mean of nothing."""
 
     def added(name, dicts):
+        # In Python's numbers, as a sum of rounds may pass what int32 holds.
         return sum(each[name].item() for each in dicts)
 
     totals, counts = [x.total for x in rounds], [x.count for x in rounds]

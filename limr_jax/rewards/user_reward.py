@@ -42,10 +42,12 @@ def load(path: str) -> UserFunction:
         sys.path.append(os.getcwd())  # last, so that it hides nothing
     module, _, name = path.replace(":", ".").rpartition(".")
     try:
+        # "maths" has no module: it is a built-in's name, misspelt.
         function = getattr(importlib.import_module(module), name) if module else None
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # the module's own code may raise anything
+        # That a name is missing says it all; of the rest the line that raised helps.
         unknown = isinstance(error, (ImportError, AttributeError))
         reason = _text(error) if unknown else _raised(error)
         raise InputError(
@@ -84,6 +86,7 @@ def check(name: str, function: UserFunction, columns: Iterable[str], source: str
     except (TypeError, ValueError):
         return
     try:
+        # As `call` does it: the two texts by place, the columns by name.
         signature.bind([], [], **dict.fromkeys(columns))
     except TypeError as error:
         raise InputError(
@@ -106,6 +109,7 @@ def call(
     That is: whatever it raises, another number of values, a value that is no number, or
     none that fp32 can hold, infinity among them.
     """
+    # Lists of its own, so that what it does to them changes none of the caller's.
     own = {column: list(values) for column, values in columns.items()}
     try:
         values = function(list(prompts), list(responses), **own)
@@ -120,8 +124,9 @@ def call(
         ) from error
     values = _listed(name, values, len(responses))
     numbers = map(_number, values)
+    # fp64, in which 1e39 is a number; in fp32 it would be infinity without a word.
     numbers_B = np.fromiter(numbers, np.float64, len(values))
-    wrong = np.flatnonzero(np.abs(numbers_B) > _LARGEST)
+    wrong = np.flatnonzero(np.abs(numbers_B) > _LARGEST)  # nan is no value, not wrong
     if len(wrong):
         b = wrong[0]
         raise InputError(
@@ -135,8 +140,11 @@ def call(
 def _listed(name: str, values, count: int) -> list:
     """The values as a list of that length."""
     wanted = f"give a list of {count}, with None where it cannot grade"
+    # They have a length and can be walked through, but "10" is not [1, 0], and a dict
+    # or a set is in no order of the completions.
     unordered = isinstance(values, (str, bytes, Mapping, Set))
     try:
+        # No length: a generator, say. np.array(1.0) says that it has one, then raises.
         listed = None if unordered or not hasattr(values, "__len__") else list(values)
     except Exception:
         listed = None
@@ -158,6 +166,7 @@ def _number(value) -> float:
     if value is None:
         return math.nan
     try:
+        # float("1.0") is 1, but text is a mistake here; `call` refuses infinity.
         return math.inf if isinstance(value, (str, bytes)) else float(value)
     except Exception:
         return math.inf

@@ -90,6 +90,8 @@ class Batcher:
         """Of the prompts' cache, as `transformer.prefill` leaves it."""
         shares = ragged_decode.shares(config, length=length, columns=longest)
         if shares:
+            # The kernel counts a prompt's columns from its end, so its last has to be
+            # last.
             prompts = kv.in_order(prompts, config, length=length)
         return cls(prompts, pending, config, length, longest, shares, rows_over)
 
@@ -97,6 +99,7 @@ class Batcher:
         """What the rows read beside their own columns."""
         if not self.shares:
             return None
+        # Rollout r of a device has the prompt r // G of that device.
         return kv.Shared(self.prompts, slots.row_Z // self.group)
 
     @property
@@ -123,6 +126,7 @@ class Batcher:
             make = kv.ring if self.shares else partial(kv.repeat, group=self.group)
             columns = self.start + self.longest
             cache = make(prompts, self.config, rows=size, columns=columns)
+            # A rollout whose first token was its last has nothing to decode.
             return SlotState.of(pending), ~pending.ended_B, cache
 
         slot_state, live_Z, cache = self._each(
@@ -151,6 +155,7 @@ class Batcher:
 
         def local(slots, slot_state, cache, turn, prompts, pending):
             slots, fresh_Z = slots_lib.refill(slots, len(pending.last_B))
+            # Gathered for every slot, kept for the fresh ones: the shapes are fixed.
             first = jax.tree.map(lambda x: x[slots.row_Z], pending)
             slot_state = jax.tree.map(
                 lambda new, old: jnp.where(_along(fresh_Z, old), new, old),
@@ -163,6 +168,8 @@ class Batcher:
             return dataclasses.replace(slots, live_Z=live_Z), slot_state, cache
 
         rows = (state.slots, state.slot_state, state.cache)
+        # Every row writes the same column, so a late row's prompt has to lie as many
+        # columns further round the ring as there were steps before it.
         turn = state.column - self.start
         slots, slot_state, cache = self._each(
             local, (*rows, turn, self.prompts, self.pending), like=rows
@@ -173,6 +180,7 @@ class Batcher:
 
     def _with_prompts(self, cache, prompts, slots: Slots, fresh_Z, turn) -> kv.KVCache:
         """The cache with a copy of their prompts in the fresh rows."""
+        # Fresh slots first, so that the loop copies as many prompts as are wanted.
         order_Z = first_where(fresh_Z)
 
         def copy(i, cache):
@@ -200,6 +208,7 @@ class Batcher:
         """
 
         def local(slots, slot_state, cache):
+            # Live rows first and in order; ended ones fill up what is left.
             row_X = first_where(slots.live_Z)[:size]
             slots = dataclasses.replace(
                 slots, row_Z=slots.row_Z[row_X], live_Z=slots.live_Z[row_X]
@@ -218,6 +227,8 @@ class Batcher:
 
         def local(out, slots, t_Z, column):
             nowhere = out["mask_BT"].shape[0]
+            # Ended rows write out of bounds, which drops them: the rest of `out` is
+            # padding.
             row_Z = jnp.where(slots.live_Z, slots.row_Z, nowhere)
             put = lambda x, value_Z: x.at[row_Z, t_Z].set(value_Z, mode="drop")  # noqa: E731
             return jax.tree.map(put, out, column)
@@ -233,6 +244,7 @@ class Batcher:
             return PartitionSpec(self.rows_over) if x.ndim else REPLICATED
 
         def specs(tree):
+            # A cache is one leaf: `kv.specs` knows on which axis its arrays have rows.
             leaf = lambda x: isinstance(x, kv.KVCache)  # noqa: E731
             return jax.tree.map(spec, tree, is_leaf=leaf)
 

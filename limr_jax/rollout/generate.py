@@ -77,6 +77,7 @@ def generate(
         )
 
     if devices > 1 and shards("tensor") == 1:
+        # Each device goes by a plan of its own, as if there were no other.
         write = on_each(
             partial(write, slots=dataclasses.replace(slots, devices=1)),
             (REPLICATED, BATCH, REPLICATED, REPLICATED, BATCH),
@@ -103,6 +104,7 @@ def _write(
     prompt_PL, position_PL, problem_P = ordered
     sample_B = jnp.tile(jnp.arange(config.group), P)
     problem_B = jnp.repeat(problem_P, config.group)
+    # Keys are by problem and sample, so the order of the prompts draws nothing else.
     key_B = prng.rollout_keys(key, problem_B, sample_B)
     first, cache = _first_tokens(
         params, prompt_PL, position_PL, key_B, sampling, compute=compute
@@ -127,6 +129,7 @@ def _write(
     )
     state = batcher.init(slots_lib.init(slots), _first_column(first, config))
     state, held = slots_lib.drive(state, step, batcher, slots)
+    # Only what was written was reordered; the prompts are returned as they came.
     out = back(state.out)
     stopped_BT = _stops(out["response_BT"], config) & out["mask_BT"]
     return Rollout(
@@ -162,6 +165,8 @@ def _step(
     hidden_ZD, cache = transformer.decode(
         params,
         state.slot_state.token_Z,
+        # token_Z is number t − 1 of the response, so at last + 1 + (t − 1). An ended
+        # row has -1: nobody sees the column that it writes.
         jnp.where(live_Z, state.slot_state.last_Z + t_Z, -1),
         state.cache,
         state.column,
@@ -181,6 +186,7 @@ def _step(
         slot_state=replace(state.slot_state, token_Z=token_Z, t_Z=t_Z + 1),
         cache=cache,
         column=state.column + 1,
+        # By the slots before the step: a row that ends with this token writes it too.
         out=batcher.write(state.out, state.slots, t_Z, written),
     )
 
@@ -197,6 +203,7 @@ def _first_tokens(
         params, hidden_PD, config=compute.model, dtype=compute.dtype
     )
     key_GP = key_B.reshape(len(logits_PV), -1).T
+    # One rollout of each prompt at a time: noise of [P, V] and not of [P · G, V].
     chosen = jax.lax.map(lambda key_P: choose(logits_PV, key_P, 0, sampling), key_GP)
     return _column(*(x_GP.T.reshape(-1) for x_GP in chosen)), prompts
 

@@ -40,15 +40,17 @@ def longest_first(expected_P: jax.Array | None, prompts):
     along = PartitionSpec(ROWS if row_shards(len(expected_P)) > 1 else None)
 
     def arrange(expected_X, prompts):
+        # The mean is of a device's own prompts: within `on_each` there are no others.
         known_X = expected_X > 0
         mean = jnp.sum(expected_X) / jnp.maximum(jnp.sum(known_X), 1)
         order_X = jnp.argsort(-jnp.where(known_X, expected_X, mean), stable=True)
         return order_X, jax.tree.map(lambda x: x[order_X], prompts)
 
     def put_back(order_X, out):
-        place_X = jnp.argsort(order_X)
+        place_X = jnp.argsort(order_X)  # the inverse permutation
 
         def one(x):
+            # [prompts, G, …]: a group moves as one.
             groups = x.reshape(len(place_X), -1, *x.shape[1:])
             return groups[place_X].reshape(x.shape)
 

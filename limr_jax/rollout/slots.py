@@ -16,8 +16,8 @@ import jax.numpy as jnp
 # Loops over decode at most, one for each number of slots. Each is compiled, so there is
 # one for every so many steps that the longest rollout takes.
 LOOPS, STEPS = 7, 16
-# Share of the slots that must stand empty before they are refilled, if one slot is
-# less: what a refill costs is then shared by several.
+# Slots are refilled once this share of them stands empty, at least one: what a refill
+# costs is then shared by several.
 EMPTY = 1 / 32
 
 
@@ -74,6 +74,7 @@ def sizes(slots: int, longest: int, compactions: int = LOOPS - 1) -> tuple[int, 
     steps from one end to the next).
     """
     loops = min(compactions + 1, -(-longest // STEPS))
+    # A set, for of few slots several numbers round to the same.
     numbers = {max(1, round(slots * (1 - i / loops) ** 2)) for i in range(loops)}
     return tuple(sorted(numbers, reverse=True))
 
@@ -94,6 +95,8 @@ def refill(slots: Slots, rows: int) -> tuple[Slots, jax.Array]:
     rows: rollouts of the device.
     """
     empty_Z = ~slots.live_Z
+    # The k-th empty slot takes the k-th pending rollout; one beyond the device's last
+    # does not exist, and its slot stays empty.
     row_Z = slots.begun_M + jnp.cumsum(empty_Z, dtype=jnp.int32) - 1
     fresh_Z = empty_Z & (row_Z < rows)
     return Slots(
@@ -126,10 +129,14 @@ def drive(state, step, batcher, plan: SlotPlan):
     def counts(state):
         """Live rows of the fullest device; slots to refill; pending rollouts."""
         slots = state.slots
+        # A device's slots follow one another along Z.
         live_M = jnp.sum(slots.live_Z.reshape(devices, -1), axis=1)
         pending_M = batcher.rows - slots.begun_M
         empty_M = slots.live_Z.shape[0] // devices - live_M
+        # An empty slot of a device without pending rollouts is of no use to another's:
+        # rows stay on their device.
         useful = jnp.sum(jnp.minimum(empty_M, pending_M))
+        # The fullest: all devices are compacted to one number of slots.
         return jnp.max(live_M), useful, jnp.sum(pending_M)
 
     def stage(carry, size, smaller, refills):
@@ -139,13 +146,15 @@ def drive(state, step, batcher, plan: SlotPlan):
         def goes_on(carry):
             most, useful, pending = counts(carry[0])
             if not refills:
-                return most > smaller
+                return most > smaller  # until the next loop's slots hold all
+            # With no live row there is nothing to decode, only to refill.
             busy = (pending > 0) & (most > 0) | (most > smaller)
             # The last that are pending are not kept waiting for more of them.
             return busy & (useful < jnp.clip(pending, 1, enough))
 
         def one(carry):
             state, held = carry
+            # Empty slots are computed too, so they count as held.
             return step(state), held + size
 
         def unfinished(carry):
@@ -154,6 +163,7 @@ def drive(state, step, batcher, plan: SlotPlan):
 
         def round_(carry):
             state, held = carry
+            # A refill and then steps until the next one pays.
             return jax.lax.while_loop(goes_on, one, (batcher.refill(state), held))
 
         if refills:
@@ -163,6 +173,7 @@ def drive(state, step, batcher, plan: SlotPlan):
     carry = (state, jnp.int32(0))
     for i, size in enumerate(plan.sizes):
         smaller = plan.sizes[i + 1] if i + 1 < len(plan.sizes) else 0
+        # A loop ends with nothing pending, so only the first one ever refills.
         refills = i == 0 and batcher.rows > size
         state, held = stage(carry, size, smaller, refills)
         carry = (batcher.compact(state, smaller) if smaller else state, held)

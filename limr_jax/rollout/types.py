@@ -48,6 +48,7 @@ class Rollout:
         """Prompt and response as one row: tokens_BS and position_BS, S = L + T."""
         prompt_BL = jnp.repeat(self.prompt_PL, self.group, axis=0)
         position_BL = jnp.repeat(self.position_PL, self.group, axis=0)
+        # Prompts are left-padded, so their last column has the last position.
         position_BT = position_BL[:, -1:] + jnp.cumsum(self.mask_BT, axis=1)
         position_BT = jnp.where(self.mask_BT, position_BT, -1).astype(jnp.int32)
         return (

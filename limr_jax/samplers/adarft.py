@@ -31,6 +31,7 @@ def adarft(
     reward that is learned from.
     """
     problems = len(difficulty_N)
+    # No order is walked: an epoch is counted in steps.
     epoch_steps = -(-problems // prompts)
 
     def sample(state, key):

@@ -27,6 +27,7 @@ def cdas(*, problems: int, prompts: int, key, initial_count: float) -> PromptSam
     `initial_count`, what the starting difficulty weighs, is 0 with the paper's weights
     and 1 with its code's.
     """
+    # An epoch is as many steps later on, where no order is walked.
     first_epoch = -(-problems // prompts)
 
     def init():
@@ -38,6 +39,7 @@ def cdas(*, problems: int, prompts: int, key, initial_count: float) -> PromptSam
 
     def aligned(state, key):
         ids_P = cdas_math.choose(state.learned, key, prompts=prompts)
+        # Both branches give an order; this one leaves it as it is.
         return state.order, ids_P.astype(jnp.int32)
 
     def sample(state, key):
@@ -51,6 +53,7 @@ def cdas(*, problems: int, prompts: int, key, initial_count: float) -> PromptSam
         learned = cdas_math.update(
             state.learned,
             ids_P,
+            # 0 where nothing was valid, which `update` is told by the next argument.
             right_P / jnp.maximum(valid_P, 1),
             valid_P > 0,
             initial_count=initial_count,
@@ -65,6 +68,7 @@ def cdas(*, problems: int, prompts: int, key, initial_count: float) -> PromptSam
             "cdas/competence": learned.competence,
             "cdas/drawn_difficulty": jnp.mean(learned.difficulty_N[ids_P]),
             "cdas/drawn_gap": jnp.mean(jnp.abs(gap_P)),
+            # Easy as `choose` has it: D ≤ C.
             "cdas/drawn_easy_share": jnp.mean(gap_P <= 0),
             "cdas/unseen_share": jnp.mean(learned.visits_N == 0),
         }

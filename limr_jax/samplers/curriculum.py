@@ -48,6 +48,7 @@ def by_level(
         return draw_in_order(state.order, key, prompts)
 
     def later(state, key):
+        # At least P weigh 1 (from_config.py sees to it), so none of weight 0 is drawn.
         weight_N = weights(state, state.step)
         return state.order, draw_by_weight(weight_N, key, prompts)
 
@@ -62,6 +63,7 @@ def by_level(
             + state.order.position / problems
             + since_start / epoch_steps,
             "curriculum/drawn_level": jnp.mean(state.level_N[ids_P]),
+            # `sample` has counted this step already: its weights were those before.
             "curriculum/eligible_share": jnp.mean(weights(state, state.step - 1)),
         }
 

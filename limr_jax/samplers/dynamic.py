@@ -49,6 +49,7 @@ def dynamic(*, problems: int, prompts: int, key, max_rounds: int) -> PromptSampl
         return DynamicState(state.order, jnp.int32(0))
 
     def keep(state, correct_PG, valid_PG):
+        # Correctness is 0 to 1: all above 0 is right.
         return dynamic_sampling.keep(correct_PG > 0, valid_PG)
 
     def report(state, ids_P):

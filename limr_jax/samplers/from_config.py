@@ -60,6 +60,7 @@ def make_sampler(section, data: Problems, *, prompts: int, seed: int) -> PromptS
     row = choose(SAMPLERS, section.name, "sampler.name")
     # The first order folds 0 into the key of step 0, whose own draw folds in 1.
     draws = Draws(data, prompts, key=stream_key(seed, "sampler"))
+    # A sampler without fields of its own has no section.
     return row.make(section[section.name] if row.own else None, draws)
 
 
@@ -133,6 +134,7 @@ def _greso(own, draws: Draws) -> PromptSampler:
 
 def _curriculum(own, draws: Draws) -> PromptSampler:
     level_N = _numbers(draws.data, own.column, "sampler.curriculum.column")
+    # Below 0 a level is unknown, and `level_weight` leaves it out.
     level_N = np.where(np.isnan(level_N), -1, level_N)
     eligible = int(np.sum(level_N >= own.minimum))
     if eligible < draws.prompts:
@@ -154,6 +156,7 @@ def _curriculum(own, draws: Draws) -> PromptSampler:
 def _adarft(own, draws: Draws) -> PromptSampler:
     data = draws.data
     difficulty_N = _numbers(data, own.column, "sampler.adarft.column")
+    # Not as (x < 0) | (x > 100): nan, a missing value, must be outside, too.
     outside_N = ~((difficulty_N >= 0) & (difficulty_N <= 100))
     if outside_N.any():
         first = int(np.argmax(outside_N))

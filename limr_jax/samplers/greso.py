@@ -75,8 +75,10 @@ def greso(
 
 def _ready(skip_N, key, prompts: int):
     """Who is not skipped this step; at least P are not."""
+    # Skipped with probability `skip`: where the slack is below 0.
     slack_N = jax.random.uniform(key, skip_N.shape) - skip_N
     nearest_P, _ = jax.lax.top_k(slack_N, prompts)
+    # Where fewer than P would be left, the bar is the P-th largest slack.
     return slack_N >= jnp.minimum(nearest_P[-1], 0.0)
 
 
@@ -84,6 +86,7 @@ def _walk(state: Order, ready_N, key, prompts: int):
     """The next P of the order that are ready, and how many it passed to find them."""
     problems = ready_N.shape[0]
     place_N = jnp.arange(problems)
+    # Those that are ready in what is left of this epoch's order.
     left = jnp.sum(ready_N[state.order_2N[0]] & (place_N >= state.position))
 
     def prepare(order_2N):
@@ -92,13 +95,16 @@ def _walk(state: Order, ready_N, key, prompts: int):
         )
         return order_2N.at[1].set(following_N)
 
-    # The next order is sorted only where this batch reaches the epoch's end.
+    # The next order is sorted only where this batch reaches the epoch's end: with
+    # exactly P left it may, if the last of them stands last.
     order_2N = jax.lax.cond(left <= prompts, prepare, lambda x: x, state.order_2N)
     id_X = order_2N.reshape(-1)  # X = 2N: this epoch's order and the next one's
     drawn_X = ready_N[id_X] & (jnp.arange(2 * problems) >= state.position)
+    # The next order holds all that are ready, P at least: no place is left unfilled.
     (place_P,) = jnp.nonzero(drawn_X, size=prompts)
     after = place_P[-1].astype(jnp.int32) + 1
     ends = after >= problems
+    # At the end the next order becomes this epoch's; the other is made anew in time.
     advanced = Order(
         order_2N=jnp.where(ends, order_2N[::-1], order_2N),
         position=after - jnp.where(ends, problems, 0),

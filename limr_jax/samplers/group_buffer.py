@@ -64,6 +64,7 @@ def merge(
 
     def take(order_P):
         def take_rows(waiting_x, new_x):
+            # [P · G, …] → [P, G, …], so that a group moves as one; [P, …] → [P, 1, …].
             by_place = [x.reshape(places, -1, *x.shape[1:]) for x in (waiting_x, new_x)]
             return jnp.concatenate(by_place)[order_P].reshape(waiting_x.shape)
 
@@ -95,6 +96,7 @@ def collect(
     new = GroupBuffer(without_round_fields(drawn, written, graded), born_P, keep_P)
     batch, surplus = merge(waiting, new, step, max_age=max_age)
     drawn, written, graded = batch.groups
+    # An empty place still holds arrays, of a group that was not kept, say.
     valid_PG = graded.valid_PG & batch.kept_P[:, None]
     graded = dataclasses.replace(graded, valid_PG=valid_PG)
     groups, age_P = jnp.sum(batch.kept_P), step - batch.born_P
@@ -105,6 +107,7 @@ def collect(
         {
             "dynamic/used_groups": groups,
             "dynamic/used_rollouts": groups * written.group,
+            # Empty places have tokens and ages, too: only those that are kept count.
             "dynamic/used_tokens": jnp.sum(jnp.where(batch.kept_P, length_P, 0)),
             "dynamic/used_pass_rate": mean(graded.correct_PG, where=valid_PG),
             "dynamic/carried_groups": jnp.sum(batch.kept_P & (age_P > 0)),

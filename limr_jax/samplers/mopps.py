@@ -62,6 +62,7 @@ def mopps(
             "mopps/pass_rate": jnp.mean(mean_N),
             "mopps/drawn_pass_rate": jnp.mean(mean_N[ids_P]),
             "mopps/drawn_gap": jnp.mean(jnp.abs(mean_N[ids_P] - target)),
+            # Pseudo-counts without those of the prior, α_0 + β_0.
             "mopps/drawn_evidence": jnp.mean((alpha_N + beta_N)[ids_P]) - 2 * prior,
         }
 

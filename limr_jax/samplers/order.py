@@ -78,6 +78,7 @@ def draw_next(state: Order, prompts: int) -> tuple[Order, jax.Array]:
     # Both orders in one row: a batch over the epoch's end is one slice of it.
     order_X = state.order_2N.reshape(-1)  # X = 2N
     ids_P = jax.lax.dynamic_slice(order_X, (state.position,), (prompts,))
+    # At the end the next order becomes this epoch's; the other is made anew in time.
     advanced = Order(
         order_2N=jnp.where(ends, state.order_2N[::-1], state.order_2N),
         position=state.position + prompts - jnp.where(ends, problems, 0),

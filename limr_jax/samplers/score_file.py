@@ -36,6 +36,7 @@ def scores_of(path, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     −inf. Raises InputError where the file has a score for none of the problems.
     """
     scores = read_scores(path)
+    # Absent and null are the same: −inf, which no threshold keeps.
     score_N = np.array([scores.get(problem, -math.inf) for problem in ids])
     if not np.any(np.isfinite(score_N)):
         raise InputError(

@@ -23,6 +23,7 @@ from limr_jax.multihost.arrays import on_host, rows_on_host
 
 # Odd numbers without a pattern in their bits: xxHash's primes, and MurmurHash3's mix.
 _START = np.uint32(0x27D4EB2F)
+# One an axis, six at most.
 _AXES = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x165667B1, 0x2545F491, 0x9E3779B9)
 _MIX_1, _MIX_2 = np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35)
 
@@ -74,16 +75,21 @@ def _sums_of_all(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 def _sums(array: jax.Array) -> jax.Array:
     """uint32[2]: the sums of the mixed words, and of these times their places."""
+    # uint32 arithmetic is modulo 2^32. `place` comes of coordinates in the whole array,
+    # so that it does not matter how shards cut it.
     words = _words(array)
     place = jnp.full(words.shape, _START)
     for axis in range(words.ndim):
         along = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
         place += along * np.uint32(_AXES[axis])
+    # MurmurHash3's finaliser: each line can be undone, so another word is another mix.
     mixed = words ^ place
     mixed = (mixed ^ (mixed >> 16)) * _MIX_1
     mixed = (mixed ^ (mixed >> 13)) * _MIX_2
     mixed ^= mixed >> 16
+    # Odd factors, so that a changed word changes the second sum, too.
     sums = [mixed, mixed * (place | np.uint32(1))]
+    # Under x64, too, where a sum would have 64 bits.
     return jnp.stack([jnp.sum(each, dtype=jnp.uint32) for each in sums])
 
 
@@ -91,6 +97,7 @@ def _words(array: jax.Array) -> jax.Array:
     """The array's bits as uint32; a number of 64 bits is two along a new last axis."""
     if array.dtype == jnp.bool_:
         return array.astype(jnp.uint32)
+    # As wide as the number, then widened: a cast to uint32 would join neighbours.
     narrow = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
     return jax.lax.bitcast_convert_type(array, narrow).astype(jnp.uint32)
 
@@ -100,9 +107,11 @@ def params_digest(params: Any) -> str:
 
     Sharded arrays are gathered some rows at a time; every process gets the digest."""
     digest = hashlib.sha256()
+    # `rows_on_host` hands a Python int to a program, which the loop forbids.
     with jax.transfer_guard("allow"):
         for name, array in sorted(named(params).items()):
             digest.update(f"{name}:{array.dtype.name}{list(array.shape)}:".encode())
             for rows in rows_on_host(array):
+                # As uint8, for hashlib cannot read a buffer of bfloat16.
                 digest.update(np.ascontiguousarray(rows).reshape(-1).view(np.uint8))
     return digest.hexdigest()

@@ -77,6 +77,7 @@ class Checkpointer:
             raise InputError(f"{self.workdir} has no checkpoints; give a run's workdir")
         if not read_only and jax.process_index() == 0:
             gcs.make_folder(self._directory, stays=True)
+        # Orbax does not make it (create=False), and no host may look for it before.
         agree.barrier("checkpoints: folder made")
         checkpoint_record.silence_unheard()
         self._manager: ocp.CheckpointManager | None = None  # made by the first save
@@ -125,7 +126,7 @@ class Checkpointer:
                     ),
                     meta=ocp.args.JsonSave(record),
                 ),
-                force=True,
+                force=True,  # when, is the caller's choice
             )
 
     def _writer(self) -> ocp.CheckpointManager:
@@ -145,6 +146,8 @@ class Checkpointer:
                     multiprocessing_options=_everyone(),
                 ),
             )
+            # Steps that the run has gone back behind: it will come to their numbers
+            # again, which must not pass for saved then.
             for step in {*self._beyond} & {*self._manager.all_steps()}:
                 self._manager.delete(step)
             self._beyond = []
@@ -180,11 +183,13 @@ class Checkpointer:
         say: takes one line for each newer step, which is damaged. These steps stay on
         the disk until the next `save`. InputError: none is whole, or it does not fit.
         """
+        # Process 0's: to read is collective, so all try the same steps in one order.
         steps = agree.broadcast("checkpoints", self.steps())
         complaints = []
         for step in reversed(steps):
             try:
                 state, meta = self.restore(step, template)
+            # Only damage leads to an older step: a misfit, or no access, ends the run.
             except Damaged as error:
                 complaints.append(str(error))
                 continue
@@ -226,11 +231,12 @@ class Checkpointer:
             problem = str(error)
         # Each host reads what its own devices hold, so that one alone may find damage.
         problems = agree.exchange(f"checkpoint {step} read", problem)
+        # To digest is collective, too: only where all have their arrays.
         if not any(problems) and record is not None:
             problems = [checkpoint_record.difference(path, record, arrays)]
         if damage := next(filter(None, problems), None):
             raise Damaged(damage)
-        leaves = [arrays[name] for name in places]
+        leaves = [arrays[name] for name in places]  # in the order of the tree
         meta = {} if record is None else record["meta"]
         return jax.tree.structure(template).unflatten(leaves), meta
 
@@ -317,7 +323,7 @@ def _writing(directory: epath.Path) -> Iterator[None]:
     try:
         yield
     except (*gcs.failures(), ValueError) as error:  # TensorStore's are ValueError.
-        cause = str(error).split(" [")[0]
+        cause = str(error).split(" [")[0]  # without its source locations
         raise InputError(
             f"a checkpoint could not be written: {cause}; those before it in "
             f"{directory} stay: make room or mend it, then give the same command again"

@@ -72,10 +72,12 @@ def read(path: epath.Path, file: str, step: int) -> dict[str, Any] | None:
     """
     with examining(path, file):
         record = json.loads((path / file).read_text())
+        # Both keys are missing in 0.2 alone; where one is, the file is damaged.
         if isinstance(record, dict) and not {"arrays", "sha256"} & record.keys():
             return None
         sha256 = record.pop("sha256")
         whole = sha256 == _sha256(record)
+    # Another step's record: the folder was copied under a wrong number.
     if not whole or record["step"] != step:
         what = f"is of step {record['step']}" if whole else "is not what was saved"
         raise Damaged(f"{path} is damaged: {file} {what}")
@@ -118,9 +120,11 @@ def examining(path: epath.Path, part: str) -> Iterator[None]:
     except (InputError, jax.errors.JaxRuntimeError, MemoryError):
         raise
     except Exception as error:  # Orbax and TensorStore raise whatever comes
+        # Orbax raises a bare Exception from what TensorStore has raised.
         cause = error.__cause__ if type(error) is Exception else error
         text = getattr(cause, "strerror", None) or str(cause)
         text = " ".join(text.split(" [")[0].split()).replace(f"{path}/", "")
+        # A file that is gone is damage; a right or a network that is missing is not.
         unseen = isinstance(error, gcs.failures()) and not isinstance(
             error, FileNotFoundError | NotADirectoryError | IsADirectoryError
         )
@@ -159,6 +163,7 @@ def silence_unheard() -> None:
         if not _UNHEARD.match(str(unraisable.exc_value)):
             before(unraisable)
 
+    # By its name: a second call would wrap the hook once more.
     if getattr(before, "__name__", "") != unheard.__name__:
         sys.unraisablehook = unheard
     warnings.filterwarnings("ignore", _NEVER_STARTED, RuntimeWarning)
@@ -168,6 +173,7 @@ def check_fits(path, saved: Mapping, wanted: Mapping, *, partial: bool) -> None:
     """InputError unless each wanted array is there, in its shape and dtype."""
     remedy = "give the config that it was saved with, or another --workdir"
     extra = [] if partial else sorted(saved.keys() - wanted.keys())
+    # Arrays without a number were never written: a list of the files lacks them.
     absent = [name for name in wanted if name not in saved and wanted[name].size]
     if absent or extra:
         what = [f"lacks {name}" for name in absent[:1]]

@@ -43,8 +43,10 @@ def dump_rows(
         p, g = divmod(b, group)
         index = int(ids_P[p])
         yield {
+            # Its name: in another set its place may be another.
             "id": problems.ids[index],
             "sample": g,
+            # Of a chat the messages, with their roles.
             "prompt": problems.messages[index] or problems.prompts[index],
             "response": decode(row_T[: length_B[b]]),
             "reference": problems.answers[index],

@@ -25,6 +25,7 @@ def replacing(path) -> Iterator[Any]:
     epath's for gs://, where an object is seen when it is whole, so that it is yielded
     itself. InputError: the disk is full, say.
     """
+    # In the same folder, so that to replace is to rename.
     name = f".{path.stem}.{os.getpid()}.tmp{path.suffix}"
     temporary = path if gcs.remote(path) else path.with_name(name)
     try:
@@ -74,6 +75,7 @@ def json_line(row: Mapping) -> str:
     What a terminal would obey, and halves of characters, are JSON's escapes.
     """
     text = json.dumps(row, ensure_ascii=False)
+    # "\x1b" → \u001b: JSON's escape, without its quotes.
     return console.UNSHOWN.sub(lambda x: json.dumps(x[0])[1:-1], text) + "\n"
 
 
@@ -83,6 +85,7 @@ def append(path: pathlib.Path, data: bytes) -> None:
     try:
         with open(path, "ab") as file:
             file.write(data)
+    # Half a line would make one with the next: what fitted is taken back.
     except OSError:
         with contextlib.suppress(OSError):
             os.truncate(path, size)
@@ -95,9 +98,11 @@ def folder_name(text: str) -> str:
     Letters, digits and `:@+=,._-~` stay, every other byte is written as %XX. A name
     that would be longer than file systems take ends in the text's sha256 instead.
     """
+    # quote() escapes "%" too, so that "a%20" and "a " stay apart.
     name = urllib.parse.quote(text, safe=":@+=,", errors="surrogatepass")
     if len(name) <= 180:
         return name
+    # 185 characters, more than any name above has: none is the same.
     return f"{name[:120]}%{hashlib.sha256(name.encode()).hexdigest()}"
 
 
@@ -114,6 +119,7 @@ def new_folder(path, *, writes: bool = True) -> Iterator[pathlib.Path]:
     refuse_existing(path)
     try:
         if writes:
+            # What a killed process of the same number has left.
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         yield temporary
@@ -121,6 +127,7 @@ def new_folder(path, *, writes: bool = True) -> Iterator[pathlib.Path]:
             refuse_existing(path)  # to rename would replace an empty folder
             temporary.rename(path)
     except OSError as error:
+        # That another process was quicker says more than the system's error.
         refuse_existing(path)
         cause = error.strerror or error
         raise InputError(
@@ -157,6 +164,7 @@ class Lenient:
         if not isinstance(error, (*gcs.failures(), InputError)):
             return False
         if not self._complained:
+            # Behind an InputError stands the system's own error, which is short.
             error = error.__cause__ or error
             cause = getattr(error, "strerror", None) or error
             line = f"{self._what} cannot be written ({cause}); {self._consequence}"
@@ -199,6 +207,8 @@ def check_writable(path, flag: str = "--workdir") -> None:
         return
     path, cause = pathlib.Path(path).absolute(), ""
     try:
+        # The nearest folder above that is there: in it the others would be made.
+        # lexists, as a link that leads nowhere is in the way, too.
         above = next(x for x in path.parents if os.path.lexists(x))
         if path.is_dir():
             cause = "it is a folder"

@@ -55,6 +55,7 @@ def check(folder, rights: Iterable[str] = READ) -> None:
 
 def _ask(folder: str, name: str, prefix: str, rights: list[str]) -> None:
     """InputError unless each of the rights is given."""
+    # Here, for without gs:// nothing of Google's need be installed.
     from google.api_core import exceptions
     from google.auth.exceptions import GoogleAuthError
 
@@ -69,7 +70,7 @@ def _ask(folder: str, name: str, prefix: str, rights: list[str]) -> None:
                     f"{folder}: the account that asks has no storage.{right} there "
                     f"({_cause(error)}); give it {_roles(rights)} on gs://{name}"
                 ) from error
-    except InputError:
+    except InputError:  # a ValueError, as below
         raise
     except exceptions.NotFound as error:
         raise InputError(
@@ -129,8 +130,10 @@ def _questions(client, name: str, prefix: str) -> dict[str, Callable]:
     from google.cloud.storage.retry import DEFAULT_RETRY
 
     short = {"retry": DEFAULT_RETRY.with_timeout(_SECONDS), "timeout": _SECONDS}
+    # "a/b" → "a/b/", but a whole bucket's "" stays "".
     bucket, prefix = client.bucket(name), f"{prefix.strip('/')}/".lstrip("/")
     listed = {"prefix": prefix, "max_results": 1}
+    # It need not be there: `exists` then says False, and raises where it may not look.
     known = bucket.blob(f"{prefix}run.json")
     # One name a host: where it may not be removed, no second one comes beside it.
     probe = bucket.blob(f"{prefix}.probe-{socket.gethostname()}")
@@ -201,6 +204,7 @@ def refuse_pipe(path) -> None:
 def failures() -> tuple[type[BaseException], ...]:
     """The exceptions that a failure to read or write raises, on gs:// or on a disk."""
     kinds = [OSError]
+    # As long as it is not imported nothing of it can have been raised.
     if "gcsfs" in sys.modules:
         import aiohttp
         from gcsfs.retry import ChecksumError, HttpError, NonRetryableError

@@ -35,6 +35,7 @@ class Mirror:
                 here = self.folder / path.relative_to(self._remote)
                 here.parent.mkdir(parents=True, exist_ok=True)
                 here.write_bytes(path.read_bytes())
+        # What was just fetched need not be pushed back.
         self._pushed = self._stamps()
 
     def _stamps(self) -> dict[str, tuple[int, int]]:
@@ -60,4 +61,5 @@ class Mirror:
                 f"{self._remote} could not be written ({error}); mend it, then give "
                 "the same command again"
             ) from error
+        # Last, so that after a failure the next push tries all of it again.
         self._pushed = now

@@ -95,6 +95,7 @@ class Metrics:
             self._workdir.mkdir(parents=True, exist_ok=True)
             for name in (METRICS, EVALS):
                 _cut_lines(self._workdir / name, step)
+                # Opened even where nothing is cut: missing rights show here.
                 files.append(self._workdir / name, b"")
         except OSError as error:
             raise InputError(
@@ -161,6 +162,7 @@ class Metrics:
         """Write what waits, as far as there is room."""
         for name in (METRICS, EVALS):
             with self._lenient[name]:
+                # Dropped one by one: where the disk is full the rest waits, in order.
                 for entry in [x for x in self._waiting if x[0] == name]:
                     files.append(self._workdir / name, entry[1].encode())
                     self._waiting.remove(entry)
@@ -181,7 +183,7 @@ def _event(name: str, row: Mapping[str, Any]) -> bytes:
     values = [
         Summary.Value(tag=_TAGS[name] + key, simple_value=value)
         for key, value in _numbers(row)
-        if key != "step"
+        if key != "step"  # TensorBoard's own axis
     ]
     summary = Summary(value=values)
     return _record(Event(wall_time=time.time(), step=row["step"], summary=summary))
@@ -193,6 +195,7 @@ def _record(event: Event) -> bytes:
     tensorboardX's own writer has a thread and a queue: after a write that failed the
     thread is gone, and when the queue is full the run would wait for it for ever.
     """
+    # uint64 length, its masked CRC, the bytes, their masked CRC; little-endian.
     data = event.SerializeToString()
     length = struct.pack("<Q", len(data))
     sums = [struct.pack("<I", masked_crc32c(part)) for part in (length, data)]
@@ -237,6 +240,7 @@ def damaged_lines(workdir, name: str = METRICS) -> int:
 def number(row: Mapping[str, Any], name: str) -> float | None:
     """A row's number of this name; None where there is none that a plot can show."""
     value = row.get(name)
+    # A bool is no number here, and nan < 1e18 is False.
     drawn = type(value) in (int, float) and abs(value) < 1e18
     return float(value) if drawn else None
 
@@ -254,7 +258,9 @@ def _whole_lines(path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """(line, its object) of each line that is whole and of a step; others are left."""
     for text in _lines(path):
         row = None
+        # A damaged line may be no UTF-8, no JSON, or brackets without an end.
         with contextlib.suppress(ValueError, RecursionError):
+            # Without its end of line it is torn, or a piece of a very long one.
             row = json.loads(text) if text.endswith(b"\n") else None
         if is_of_a_step(row):
             yield text, row
@@ -265,6 +271,7 @@ def _cut_lines(path: pathlib.Path, step: int) -> None:
     if not path.exists():
         return
     kept = b"".join(text for text, row in _whole_lines(path) if row["step"] <= step)
+    # As a rule the lines kept are the file's beginning: to cut takes no room.
     with path.open("rb") as file:
         first = file.read(len(kept))
     if first == kept:

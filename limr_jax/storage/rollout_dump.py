@@ -54,6 +54,7 @@ class Dump:
                 f"{workdir}/rollouts", "steps that do not fit are left out of it"
             )
             strict = partial(files.writing, f"{workdir}/rollouts")
+            # One Lenient for all steps, as it complains once; a new `writing` for each.
             self._writing = strict if needed else lambda: lenient
         self.truncate(step)
 
@@ -63,8 +64,10 @@ class Dump:
             return
         with gcs.reading(self._folder):
             for segment in _segments(self._folder):
+                # Named by its first step: all that it holds is of later ones.
                 if int(segment.name.split(".")[0]) > step:
                     segment.unlink()
+            # Of those left only the newest can reach past `step`, or have a torn end.
             for segment in _segments(self._folder)[-1:]:
                 end = 0
                 for rows, member_end in members(segment):
@@ -81,10 +84,12 @@ class Dump:
             return
         lines = [
             files.json_line(files.finite({"step": int(step)} | files.plain(row)))
+            # Where `rows` is lazy no text beyond the limit is decoded.
             for row in itertools.islice(rows, self._rows)
         ]
         if lines:
             with self._writing():
+                # mtime=0: no clock in the bytes, so a resumed dump is the unbroken one.
                 self._add(step, gzip.compress("".join(lines).encode(), mtime=0))
                 self._mirror.push()
 
@@ -96,6 +101,7 @@ class Dump:
         else:
             segment = self._folder / f"{step:08d}.jsonl.gz"
             segments.append(segment)
+        # First the new step, then the oldest goes: where there is no room none is lost.
         files.append(segment, member)
         sizes = {path: path.stat().st_size for path in segments}
         for oldest in segments[:-1]:
@@ -144,6 +150,7 @@ def members(segment) -> Iterator[tuple[list[dict[str, Any]], int]]:
         data = segment.read_bytes()
     end = 0
     while end < len(data):
+        # wbits=31: a gzip member, whose checksum is compared.
         member, pieces, room = zlib.decompressobj(wbits=31), [], _LARGEST
         while not member.eof and end < len(data) and room > 0:
             # In pieces, since what is over is copied each time.
@@ -152,8 +159,10 @@ def members(segment) -> Iterator[tuple[list[dict[str, Any]], int]]:
                 pieces.append(member.decompress(piece))
             except zlib.error:
                 return
+            # What the decompressor did not use is the next member's.
             end += len(piece) - len(member.unused_data)
             room -= len(pieces[-1])
+        # No end: torn. No room: it swells to more than a step that was written here.
         rows = _rows(b"".join(pieces)) if member.eof and room >= 0 else []
         if not rows:
             return
@@ -172,4 +181,4 @@ def _rows(text: bytes) -> list[dict[str, Any]]:
 def is_of_a_step(row: Any) -> bool:
     """Whether a row is an object with a `step` that is a whole number from 0."""
     step = row.get("step") if isinstance(row, dict) else None
-    return type(step) is int and 0 <= step < 2**53
+    return type(step) is int and 0 <= step < 2**53  # True is no step

@@ -65,16 +65,20 @@ def claim(
         _refuse_foreign(path, flag)
     else:
         _check_same(path, old=old, new=identity, flag=flag)
+    # No process may compare with what process 0 writes below.
     agree.barrier("claim: compared")
     if jax.process_index() == 0:
         gcs.make_folder(path)
         _lock(path)
+        # Before run.json: after a kill between the two no old result may stand beside
+        # the new num_steps, or the run would pass for finished.
         if old is not None and _steps(old) != _steps(identity):
             with gcs.reading(path):
                 (path / _RESULT).unlink(missing_ok=True)
         if old != identity:
             write_json(path / _RUN, identity)
     agree.barrier("claim: written")
+    # Read back by all: who has no run.json, or another, does not share the folder.
     if fields := _differences(read_run(path, missing_ok=True) or {}, identity):
         raise InputError(
             f"{path / _RUN} of process 0 is not this host's ({'; '.join(fields[:3])}): "
@@ -166,6 +170,7 @@ def _check_same(path, old: Mapping[str, Any], new: Mapping[str, Any], flag) -> N
         )
     may_grow = isinstance(_steps(old), int) and isinstance(_steps(new), int)
     if may_grow:
+        # As if both had the larger number: it then differs only where it would shrink.
         grown = max(_steps(old), _steps(new))
         old = dict(old, config=dict(old["config"], num_steps=grown))
     if fields := _differences(old, new):
@@ -180,6 +185,7 @@ def _check_same(path, old: Mapping[str, Any], new: Mapping[str, Any], flag) -> N
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """`diff.differences`, but for fields that both compare by their content."""
     by_content = {*content(old), *content(new)}
+    # The lines of `content.…` stay: content that differs is named by them.
     places = tuple(f"{place}{x}: " for x in by_content for place in ("config.", ""))
     return [x for x in differences(old, new) if not x.startswith(places)]
 

@@ -16,6 +16,8 @@ from limr_jax.models.kv_cache import KVCache, over_filled, places, read_columns
 def rotate(x_BTHC, cos_sin):
     """Rotary embedding by halves, in fp32; `cos_sin` is from `rotation`."""
     cos, sin = (x_BTC[:, :, None] for x_BTC in cos_sin)
+    # Channel c turns with c + C/2, as Hugging Face's weights are laid out, and not with
+    # its neighbour.
     first, second = jnp.split(x_BTHC.astype(jnp.float32), 2, axis=-1)
     rotated = (first * cos - second * sin, second * cos + first * sin)
     return jnp.concatenate(rotated, axis=-1).astype(x_BTHC.dtype)
@@ -59,6 +61,8 @@ def _attend_at_once(q_BTHC, k_BKCS, v_BKSC, mask_BTS, config: ModelConfig):
     K, Q = config.kv_heads, H // config.kv_heads
     q_BKQTC = q_BTHC.reshape(B, T, K, Q, C).transpose(0, 2, 3, 1, 4)
     scale = config.attention_scale or C**-0.5
+    # [B, K, Q, T, C] · [B, K, C, S] → [B, K, Q, T, S]: no key is copied for the Q query
+    # heads that read it.
     score = scale * jax.lax.dot_general(
         q_BKQTC,
         k_BKCS,
@@ -70,6 +74,7 @@ def _attend_at_once(q_BTHC, k_BKCS, v_BKSC, mask_BTS, config: ModelConfig):
         score = cap * jnp.tanh(score / cap)
     # Finite, so that a padding query, which may see nothing, gives no NaN.
     score = jnp.where(mask_BTS[:, None, None], score, jnp.finfo(jnp.float32).min)
+    # fp32 up to here; the product reads weights in the values' dtype.
     weight_BKQTS = jax.nn.softmax(score, axis=-1).astype(v_BKSC.dtype)
     out_BKQTC = jax.lax.dot_general(
         weight_BKQTS, v_BKSC, (((4,), (2,)), ((0, 1), (0, 1)))
@@ -83,6 +88,8 @@ def rotation(position_BT, rope: Rope, C: int):
     frequency = (1.0 / np.float32(rope.base) ** exponent).astype(np.float32)
     slow = frequency / rope.factor
     if rope.original_length is not None:
+        # Llama 3: how often a pair turns within the original context. Many turns tell
+        # near tokens apart and are kept; few are slowed down.
         turns = rope.original_length * frequency / (2 * math.pi)
         blend = (turns - rope.low_frequency) / (
             rope.high_frequency - rope.low_frequency
@@ -119,6 +126,8 @@ def decode_attend_of(position_B, cache: KVCache, column, config: ModelConfig):
 
     def of_kind(kind):
         key_BS = position[kind]
+        # One mask a kind, made before the layers. Rows lie differently in the ring, and
+        # only positions say what is whose.
         mask_B1S = seen_mask(position_B[:, None], key_BS, config.window_of(kind))
 
         def attend_to(q_B1HC, kv, _, index):

@@ -34,10 +34,10 @@ from limr_jax.models.kv_cache import KVCache, Shared, column_counts
 from limr_jax.sharding import ROWS, divided, on_each, platform, shards
 
 INTERPRET = False  # tests only: the kernel's own interpreter, on any platform
-BLOCKS = (512, 256, 128)  # columns of a block: the first that divides the ring, and
-MOST = 2**18  # of which a device's heads have at most so many keys' numbers
+BLOCKS = (512, 256, 128)  # columns of a block: the first that divides the ring and fits
+MOST = 2**18  # numbers of a block's keys on a device, at most; as many of its values
 NAME = "ragged_decode"  # the kernel's
-_NONE = -1e30  # a score of what is not seen
+_NONE = -1e30  # a score of what is not seen; finite, for −inf − −inf is nan
 
 
 @jax.tree_util.register_dataclass
@@ -91,6 +91,7 @@ def fits(columns: int, config) -> int:
 
 def _numbers(config) -> int:
     """Of a column on a device, as its values lie there: 128 to a head at least."""
+    # kv heads that `tensor` does not divide lie whole on every device.
     parts = shards("tensor") if config.kv_heads % shards("tensor") == 0 else 1
     return config.kv_heads // parts * max(config.head_dim, 128)
 
@@ -123,8 +124,10 @@ def read_list(
 
     def local(at: RowPlaces) -> ReadList:
         last_B = at.last_P[at.prompt_B]
+        # Positions of a prompt begin at 0: its last one says how many tokens it has.
         own_B, seen_B = at.position_B - last_B, last_B + 1
         if window is not None:
+            # A row's own columns fill the window first; the prompt has what is left.
             seen_B = jnp.minimum(seen_B, window - own_B)
         seen_B = jnp.where(at.position_B < 0, 0, seen_B)
         return list_entries(own_B, seen_B, at.prompt_B, at.column, prompt, own)
@@ -142,18 +145,24 @@ def list_entries(own_B, seen_B, prompt_B, column, prompt: Cut, own: Cut) -> Read
     """
     own_from_B = _own_from(own_B, column, own)
     prompt_from_B = _prompt_from(seen_B, prompt)
+    # An entry reads a block of both parts, so a row has as many as its longer one.
     blocks_B = jnp.maximum(
         _last(own_from_B, column, own) - own_from_B // own.size + 1,
         prompt.blocks - prompt_from_B // prompt.size,
     )
     prompt_B = jnp.where(seen_B > 0, prompt_B, 0)
+    # Rows of one prompt follow one another, so that its block can stay.
     order_B = jnp.argsort(prompt_B)
     end_B = jnp.cumsum(blocks_B[order_B])
     most = max(own.blocks, prompt.blocks)
+    # As long as it can ever get, for the shape is fixed, and one more: the kernel asks
+    # whether the next entry begins a row.
     entry_I = jnp.arange(len(own_B) * most + 1, dtype=jnp.int32)
+    # Entry i is of the row before which so many rows have ended.
     at_I = jnp.searchsorted(end_B, entry_I, side="right", method="compare_all")
     there_I = at_I < len(own_B)
     at_I = jnp.minimum(at_I, len(own_B) - 1)
+    # 0 behind the last one, so that the last row is written out as well.
     nth_I = jnp.where(there_I, entry_I - (end_B - blocks_B[order_B])[at_I], 0)
     reads = ReadList(
         row_I=order_B[at_I],
@@ -168,6 +177,7 @@ def list_entries(own_B, seen_B, prompt_B, column, prompt: Cut, own: Cut) -> Read
 
 def _own_from(own_B, column, own: Cut):
     """The first column of the ring that is a row's own."""
+    # At least one: then every row has an entry, and its output is written.
     return column - jnp.clip(own_B, 1, own.columns) + 1
 
 
@@ -217,6 +227,8 @@ def attend(q_BHC, prompts, own, read: ReadList, column, index, config):
     prompts, own: keys and values as kv_cache.py has them, of P rows, the last column
     last, and of B. read: from `read_list`. column: the one of the ring just written.
     """
+    # The kernel takes the stack and a layer's number: a layer that is cut out would be
+    # copied first.
     arrays = [x if index is not None else x[None] for x in (*prompts, *own)]
     B, H, C = q_BHC.shape
     K = arrays[0].shape[2]
@@ -252,6 +264,7 @@ def _attend(
         scale=config.attention_scale or C**-0.5,
         softcap=config.attention_softcap,
     )
+    # One number a query, the same in all 128 lanes of a register.
     held = (K, Q, 128)
     return pl.pallas_call(
         kernel,
@@ -259,6 +272,7 @@ def _attend(
         out_shape=jax.ShapeDtypeStruct(q_BKQC.shape, values.dtype),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=7,
+            # Traced: the filling of the list is never walked.
             grid=(read.count_1[0],),
             in_specs=[
                 pl.BlockSpec((1, K, Q, C), of_row),
@@ -303,6 +317,7 @@ def _places(prompt: Cut, own: Cut):
     def in_prompt(i, layer, row_I, nth_I, own_from_B, prompt_from_B, prompt_B, _):
         row = row_I[i]
         first = prompt_from_B[row] // prompt.size
+        # An index that stays is not fetched again.
         block = jnp.minimum(first + nth_I[i], prompt.blocks - 1)
         return layer[0], prompt_B[row], block
 
@@ -337,6 +352,7 @@ def _kernel(
     i = pl.program_id(0)
     row, nth = row_I[i], nth_I[i]
 
+    # A row begins: its maximum, its sum of weights, its sum of values.
     @pl.when(nth == 0)
     def _():
         most_ref[...] = jnp.full_like(most_ref, _NONE)
@@ -368,6 +384,7 @@ def _kernel(
 
         add(k_ref[0, 0], v_ref[0, 0], own_block * own.size, sees)
 
+    # The next entry is another row's: this row's sums are complete.
     @pl.when(nth_I[i + 1] == 0)
     def _():
         out_ref[0] = (out_sum_ref[...] / sum_ref[..., :1]).astype(out_ref.dtype)
@@ -386,6 +403,8 @@ def _add(q_KQC, held, k_KCS, v_KSC, start, sees, *, scale, softcap):
         score_KQS = softcap * jnp.tanh(score_KQS / softcap)
     at_KQS = start + jax.lax.broadcasted_iota(jnp.int32, score_KQS.shape, 2)
     score_KQS = jnp.where(sees(at_KQS), score_KQS, _NONE)
+    # Softmax as it goes: with a larger maximum the sums so far are scaled down by
+    # exp(before − most).
     before_KQ1 = most_ref[..., :1]
     most_KQ1 = jnp.maximum(before_KQ1, jnp.max(score_KQS, axis=2, keepdims=True))
     weight_KQS = jnp.exp(score_KQS - most_KQ1)

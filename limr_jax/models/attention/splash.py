@@ -88,6 +88,7 @@ class Seen:
 
         # A key behind the query is a whole cycle away but for a few.
         distance = (whole(query) - key_TS) & (2 * mask + 1)
+        # Modulo the cycle d < 0 is more than any near: 0 ≤ d needs no test.
         seen = distance <= whole(near)
         if not self.shared:
             return seen
@@ -169,20 +170,25 @@ def sight(position_BT, segment_BT, branch_BT, config, *, window: int | None) -> 
     text_BT = ~live_BT | begins(live_BT)
     if segment_BT is not None:
         text_BT |= begins(segment_BT)
+    # Where a column's segment begins; where its text does, once branches are added.
     segment_begin_BT = latest(jnp.where(text_BT, column_T, 0))
     far_BT = least_BT = None
     if shared:
         text_BT |= begins(branch_BT)
     near_BT = column_T - latest(jnp.where(text_BT, column_T, 0))
     if shared:
+        # The prompt's last column; far is counted from the column behind it.
         last_BT = latest(jnp.where(live_BT & (branch_BT == 0), column_T, -1))
         goes_on_BT = live_BT & (branch_BT > 0)
         far_BT = column_T - last_BT - 1
         least_BT = segment_begin_BT
         if seen.window:
+            # A query is near + 1 positions behind the prompt's last token: with a
+            # window of no more than that it sees none of the prompt.
             goes_on_BT &= near_BT + 1 < window
             reach_BT = window - 1 + far_BT - near_BT
             least_BT = jnp.maximum(least_BT, column_T - reach_BT)
+        # The largest distance there is: `far < d` is then never true.
         far_BT = jnp.where(goes_on_BT, far_BT, 2**seen.bits - 1)
     if seen.window:
         near_BT = jnp.minimum(near_BT, window - 1)
@@ -229,6 +235,7 @@ def attend(q_BTHC, k_BKCT, v_BKTC, sight: Sight, config):
                 jax.lax.dynamic_slice_in_dim(x, head, 1, axis=1)
                 for x in (k_BKCT, v_BKTC)
             )
+        # The kernel does not scale its scores, so queries are, and rounded once.
         q_BTHC = (q_BTHC.astype(jnp.float32) * scale).astype(q_BTHC.dtype)
         q_BTHC, k_BKCT, v_BKTC = (
             jnp.pad(x, [fill if a == axis else (0, 0) for a in range(4)])
@@ -282,6 +289,7 @@ def _kernel(sight: Sight, softcap):
 
     (B, I, J), size = sight.visited_BIJ.shape, sight.seen.queries
     row_B = jnp.arange(B, dtype=jnp.int32)[:, None, None]
+    # Rows are one grid: block j of row b is number b · J + j.
     by_query = _held(sight.visited_BIJ, axis=2) + J * row_B
     by_key = _held(sight.visited_BIJ, axis=1) + I * row_B
     visited_BIJ = sight.visited_BIJ.astype(jnp.int32)
@@ -300,6 +308,7 @@ def _kernel(sight: Sight, softcap):
     backward = info(by_key, lambda x: x.swapaxes(0, 1).reshape(1, I, B * J))
     queries = dict.fromkeys(("block_q", "block_q_dq", "block_q_dkv"), size)
     keys = dict.fromkeys(("block_kv", "block_kv_dq", "block_kv_dkv"), size // 2)
+    # Of the forward pass, of dq, of dk and dv: the last walks over queries.
     kernel = splash.SplashAttentionKernel(
         forward,
         forward,
@@ -324,6 +333,7 @@ def _held(visited_BIJ, axis: int):
     size = visited_BIJ.shape[axis]
     at = jax.lax.broadcasted_iota(jnp.int32, visited_BIJ.shape, axis)
     held = jax.lax.cummax(jnp.where(visited_BIJ, at, -1), axis=axis)
+    # Before the first visited block, that one already: it is fetched once.
     first = jnp.min(jnp.where(visited_BIJ, at, size - 1), axis=axis, keepdims=True)
     return jnp.where(held < 0, first, held)
 

@@ -16,17 +16,20 @@ def split_outside_brackets(
     parts, marks, depth, start, k = [], [], 0, 0, 0
     while k < len(text):
         char = text[k]
+        # `[0, 1)` opens with one sort and closes with another: one count serves all.
         if char in OPEN:
             depth += 1
         elif char in CLOSE:
             depth -= 1
         elif depth == 0:
             mark = pattern.match(text, k)
+            # A match of nothing would leave k where it is, for ever.
             if mark and mark.end() > k:
                 parts.append(text[start:k].strip())
                 marks.append(mark.group().strip())
                 start = k = mark.end()
                 continue
+        # Whole commands at once; but the brace of `\{` is counted as a bracket.
         if char == "\\" and k + 1 < len(text) and text[k + 1] not in "{}":
             name = _COMMAND.match(text, k)
             depth += (name[0] == r"\begin") - (name[0] == r"\end")
@@ -47,6 +50,7 @@ def enclosed(text: str) -> tuple[str, str, str] | None:
     depth = 0
     for char in inside:
         depth += (char in OPEN) - (char in CLOSE)
+        # `(a)(b)`: the first bracket closes before the last one does.
         if depth < 0:
             return None
     return (opening, inside, closing) if depth == 0 else None

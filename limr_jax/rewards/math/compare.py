@@ -80,6 +80,7 @@ _INDEX = re.compile(r"\\(?:sum|prod)\s*_\s*\{\s*([a-z])\s*=")
 def _usual_index(text: str) -> str:
     r"""`\sum_{j=0}^n a_j` with the letter that all sums have here."""
     indices = _INDEX.findall(text)
+    # Where a k stands already, the sum would come to say something else.
     if len(indices) != 1 or indices[0] == "k" or "k" in variables(text):
         return text
     return substitute(text, indices[0], "k")
@@ -104,6 +105,7 @@ def match_forms(ref: Form, pred: Form) -> str | None:
         return "same text"
     numbered = [named_parts.numbered_parts(f.text) for f in (ref, pred)]
     if any(numbered):
+        # A bare `5, 7` against `(1) 5 (2) 7` is compared in its order.
         sides = [some or f.parts for some, f in zip(numbered, (ref, pred))]
         same = len(sides[0]) == len(sides[1]) and all(map(_texts_match, *sides))
         return "numbered parts" if same else None
@@ -128,6 +130,7 @@ def match_forms(ref: Form, pred: Form) -> str | None:
     ):
         return "relation"
     pieces = [intervals.parse_region(f) for f in (ref, pred)]
+    # (1, 2) is a point beside a tuple, and an interval beside an inequality.
     points = ref.kind == pred.kind == "tuple" or {ref.kind, pred.kind} <= {
         "list",
         "set",
@@ -149,6 +152,7 @@ def match_forms(ref: Form, pred: Form) -> str | None:
         return "matrix" if _same_matrix(ref, pred) else None
     # What stays is not about a letter: values, and collections of them.
     ref, pred = _one_of_alternatives(ref), _one_of_alternatives(pred)
+    # `1 \pm 2` is an item, but two answers.
     many = ("list", "set", "tuple")
     if (
         ref.kind in many
@@ -166,6 +170,7 @@ def _without_approximation(form: Form) -> Form:
         return form
     if len(form.ops) == 1 and is_label(form.parts[0]):
         return dataclasses.replace(form, ops=("=",))
+    # Only a number rounds what stands first: `e \approx 2.718 + 1` does not say e.
     if parse_number(units.without_unit(form.parts[-1])) is None:
         return form
     return parse_form(form.text[: form.text.rindex(r"\approx")])
@@ -209,7 +214,7 @@ def _same_in_any_order(mine: list[Form], yours: list[Form]) -> bool:
         place = next((k for k, f in enumerate(left) if match_forms(form, f)), None)
         if place is None:
             return False
-        del left[place]
+        del left[place]  # the first match is taken; no other pairing is tried
     return not left
 
 
@@ -218,6 +223,7 @@ def _same_ratio(ref: str, pred: str) -> bool:
     sides = [[part.strip() for part in text.split(":")] for text in (ref, pred)]
     if not all(sides[0] + sides[1]) or len(sides[0]) == len(sides[1]) == 1:
         return False
+    # Each over the last; a side without a colon is a quotient already.
     quotients = [
         [rf"\frac{{{part}}}{{{side[-1]}}}" for part in side[:-1]] or side
         for side in sides
@@ -260,6 +266,7 @@ def _plus_minus_choices(text: str) -> list[str]:
         return [text]
     return [
         "".join(
+            # Odd places hold the signs, and ∓ takes the other of the two.
             p if k % 2 == 0 else " " + ("+-"[(p == r"\mp") ^ signs[k // 2]]) + " "
             for k, p in enumerate(pieces)
         )
@@ -273,6 +280,7 @@ def _listed_answers(form: Form) -> list[Form]:
     members = []
     for part in _permuted(parts):
         read_part = parse_form(part)
+        # A system, `x = 1, y = 2`, stays one answer.
         if read_part.kind == "list" and not _is_system(read_part):
             members.extend(_listed_answers(read_part))
         else:
@@ -297,6 +305,7 @@ def _permuted(parts: tuple[str, ...]) -> tuple[str, ...]:
     r"""`(1, 2, 3) \text{ and its permutations}`: all the tuples that it stands for."""
     permuted = _PERMUTED.fullmatch(parts[-1]) if len(parts) > 1 else None
     tuples = [parse_form(part) for part in parts[:-1]]
+    # Four members have 24 orders already.
     if not permuted or any(f.kind != "tuple" or len(f.parts) > 4 for f in tuples):
         return parts
     turns = [
@@ -321,6 +330,7 @@ def _match_collections(ref: Form, pred: Form) -> str | None:
         return None  # of statements: p and q, p or q
     if ref.kind == "tuple" or pred.kind == "tuple":
         rule = _match_tuples(ref, pred)
+        # `(\pm 1, 2)` is two tuples; beside a list, names may pair the parts.
         if rule or "list" not in (ref.kind, pred.kind) and not (
             _has_plus_minus(ref) or _has_plus_minus(pred)
         ):  # fmt: skip

@@ -13,6 +13,7 @@ CHOICES = "ABCDEFGHIJ"
 
 
 _PERCENT_AFTER = re.compile(r"[\s$]*(?:\\?%|(?:percent(?:age)?|pct)\b)", re.IGNORECASE)
+# `\boxed{3}, so \boxed{7}`: the second stands for the first, not beside it.
 _NEW_CLAIM = re.compile(
     r"\b(?:so|thus|hence|therefore|then|but|not|answer|final|wait)\b|\.\s|\n\n"
 )
@@ -35,20 +36,24 @@ def joined_boxes(text: str) -> str | None:
             break
         run.append(box)
     answer = " , ".join(content for _, _, content in reversed(run))
+    # `$\boxed{28}$ pct`: the unit may stand behind the box.
     return answer + r" \%" if _PERCENT_AFTER.match(text, all_boxes[-1][1]) else answer
 
 
+# Bounded: each of a million `\[` would look for its `\]` to the end of the text.
 _MATH = re.compile(
     r"\$\$(.{1,4000}?)\$\$|\\\[(.{1,4000}?)\\\]|\\\((.{1,4000}?)\\\)"
     r"|(?<!\\)\$((?:[^$\\\n]|\\.){1,4000})\$",
     re.DOTALL,
 )
+# 'The answer to the last part is': words may lie between, but no number or formula.
 _ANCHOR = re.compile(
     r"(?:final answer|answer|réponse|respuesta|antwort|答案)[^.\n\d$\\]{0,40}?"
     r"(?:\bis\b|\best\b|:|：|为|是)(?!\s*not\b)",
     re.IGNORECASE,
 )
 _FINAL = re.compile(r"final answer is:?(?!\s*not\b)", re.IGNORECASE)
+# `-1,234.5`, `.5`, `3/4`, `28%`. No part must be there; `(?<=\d)` asks for a digit.
 _NUMBER = re.compile(
     r"(?<![\w.,])[-−]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?"
     r"(?:\s?/\s?\d+)?(?<=\d)(?:\s*(?:\\?%|percent\b))?",
@@ -62,6 +67,7 @@ _NEAR = 6_000  # characters at the end of a text that are searched for its answe
 
 def prose_words(text: str) -> int:
     """Words around the mathematics: 0 to 2 for an answer alone, many for sentences."""
+    # A formula is no prose, unless it is a sentence between dollars.
     outside = _MATH.sub(lambda m: " " if len(_words(_inside(m))) < 2 else m[0], text)
     outside = _TEXT.sub(" ", outside)
     return len(_words(outside)) + len(_OTHER_LETTERS.findall(outside)) // 2
@@ -71,6 +77,7 @@ def _words(text: str) -> list[str]:
     return _WORD.findall(_TEXT.sub(" ", text))
 
 
+# Up to the number itself, whatever its font: `more than $\mathbf{30}$`.
 _NOT = re.compile(
     r"(?:\b(?:can)?not\b|n't|n’t|\bnor\b|\bnever\b"
     r"|\b(?:more|less|fewer|greater) than\b)"
@@ -91,6 +98,7 @@ def _called(text: str, at: int) -> bool:
 
 def _last_number(text: str, start: int, first: bool) -> str | None:
     """The last (or first) literal number from `start` on."""
+    # `共35个` holds the number 35, but `x3` is a name.
     plain = re.sub(r"(?<=\d)(?=[^\W\d_])|(?<=[^\x00-\x7f])(?=\d)", " ", text[start:])
     numbers = [m for m in _NUMBER.finditer(plain) if m.group()]
     claimed = [
@@ -107,6 +115,7 @@ def _from_prose(text: str) -> list[str]:
     # The last one: a text may say `the answer is` of a part before it has the whole.
     anchors = list(_FINAL.finditer(text)) or list(_ANCHOR.finditer(text))
     start = anchors[-1].end() if anchors else 0
+    # The rest of the sentence, where it is short and plain: `the answer is (B).`
     rest = re.split(r"\.\s|\n", text[start:].strip(" *\n"), maxsplit=1)[0]
     short = [rest] if anchors and 0 < len(rest) <= 60 and "$" not in rest else []
     runs = _formula_runs(text, start)
@@ -114,6 +123,7 @@ def _from_prose(text: str) -> list[str]:
         number = _last_number(text, start, first=bool(anchors))
         return short + [number] * bool(number)
     run = runs[0 if anchors else -1]
+    # Without an anchor a number in a later sentence is nearer to the conclusion.
     tail = re.split(r"\.\s|\n|^\s*(?=[A-Z])", text[run[-1].end() :], maxsplit=1)
     number = _last_number(tail[1], 0, first=False) if len(tail) > 1 else None
     if number and not anchors:
@@ -133,6 +143,7 @@ def _formula_runs(text: str, start: int) -> list[list[re.Match]]:
         if _denied(text, span.start()):
             continue
         gap = text[runs[-1][-1].end() : span.start()] if runs else "-"
+        # The "-" of the first formula joins it to nothing.
         if re.fullmatch(r"\s*(?:,|and|or|,\s*and|,\s*or)\s*", gap):
             runs[-1].append(span)
         else:
@@ -157,6 +168,7 @@ _LETTER = re.compile(  # named, with nothing said of it but that it is right
     r"(?<![\w'’])\(?\**([A-J])\**\)?(?=[*\s]*(?:$|[.,;:!\n]|because\b|since\b"
     r"|is (?:the )?(?:right|correct|best|answer)\b))"
 )
+# With 'or', as 'A or B' chooses neither.
 _DENIED = re.compile(
     r"(?:\b(?:can)?not\b|n't|n’t|\bnor\b|\bor\b)[^.,;]{0,12}$", re.IGNORECASE
 )
@@ -181,6 +193,7 @@ def chosen_letter(text: str) -> str | None:
     )
     after = text[anchor.end() :] if anchor else ""
     start = re.match(r"\s*\(?([A-J])(?:[.:,]|\)(?!\s*[a-z]))", text)
+    # Behind the word the first one counts: 'the answer is D, it can't be A'.
     letters = _affirmed(after)[:1]
     if not letters and start:
         letters = [start.group(1)]
@@ -219,6 +232,7 @@ def bare_answers(text: str, is_reference: bool = False) -> list[str]:
         return whole + (_from_prose(text) if words and _MATH.search(text) else [])
     if words <= 2 and not _MATH.search(text[-_NEAR:]):
         return []  # too long for an answer, and nothing that would lead to one
+    # The whole comes last, and may be the answer: 'there are no solutions'.
     return _from_prose(text) + whole
 
 

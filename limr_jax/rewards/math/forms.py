@@ -21,12 +21,13 @@ _SYMBOL = (
 )
 _NAME = rf"(?:{_SYMBOL})(?:\s*\([^()]*\))?"
 _LABEL = re.compile(
+    # x, f(x), (x, y) and x : y
     rf"\s*(?:{_NAME}|\(?{_NAME}(?:\s*[,:]\s*{_NAME})+\)?"
-    r"|\\frac\{d ?[a-z]\}\{d ?[a-z]\}|\\frac\{[A-Z]{2,3}\}\{[A-Z]{2,3}\}"
-    r"|[A-Z]{2,3}|\|[A-Z]{1,2}\|"
-    r"|m?\\angle\s*[A-Z]+|\\(?:overline|vec|mathbf)\{\w{1,3}\}"
-    r"|\\(?:sin|cos|tan|cot|log|ln)\s*(?:\^\s*\d)?\s*\(?\\?[A-Za-z]+\)?"
-    r"|[A-Za-z][A-Za-z ]{2,40})\s*"
+    r"|\\frac\{d ?[a-z]\}\{d ?[a-z]\}|\\frac\{[A-Z]{2,3}\}\{[A-Z]{2,3}\}"  # dy/dx
+    r"|[A-Z]{2,3}|\|[A-Z]{1,2}\|"  # AB, |AB|
+    r"|m?\\angle\s*[A-Z]+|\\(?:overline|vec|mathbf)\{\w{1,3}\}"  # \angle A, \vec{AB}
+    r"|\\(?:sin|cos|tan|cot|log|ln)\s*(?:\^\s*\d)?\s*\(?\\?[A-Za-z]+\)?"  # \sin A
+    r"|[A-Za-z][A-Za-z ]{2,40})\s*"  # the area
 )
 CASES = re.compile(
     r"(?:\\\{)?\s*\\begin\{(cases|array|aligned)\}(?:\{[lcr ]*\})?(.*)\\end\{\1\}",
@@ -79,6 +80,7 @@ def is_label(text: str) -> bool:
     return _LABEL.fullmatch(text) is not None and not words & MEANING
 
 
+# Loosest first: in `1, 2; 3, 4` the semicolon parts two pairs.
 _LEVELS = [
     (re.compile(r"\s*;\s*"), ";"),
     (re.compile(r"\s*,?\s*(?<![A-Za-z\\])(?:and|or)(?![a-z])\s*,?\s*"), "and"),
@@ -129,6 +131,7 @@ _DIVIDED = re.compile(  # quotient and remainder
 )
 
 
+# The rules of `compare` parse the same texts again and again.
 @functools.lru_cache(maxsize=4096)
 def parse_form(text: str) -> Form:
     """The form of a cleaned answer."""
@@ -136,6 +139,7 @@ def parse_form(text: str) -> Form:
     # From the loosest sign to the closest: a list of relations is a list.
     divided = _DIVIDED.fullmatch(text)
     if divided:
+        # With R for brackets, so that `17 R 2` is not the point (17, 2).
         return Form("tuple", text, divided.groups(), ("R", "R"))
     matrix = _matrix(text)
     if matrix:
@@ -153,11 +157,12 @@ def parse_form(text: str) -> Form:
         # `{x | x > 1}` whose braces lost their backslashes: a set.
         if opening == "{" and "|" in inside:
             return parse_form(rf"\{{{inside}\}}")
+        # Bare braces are TeX's own, unless a list stands in them: `{1, 2}` is a set.
         if opening == r"\{" or opening == "{":
             parts = inner.parts if inner else (inside.strip(),) * bool(inside.strip())
             kind = "set" if opening == r"\{" or inner else None
             return Form(kind, text, parts) if kind else parse_form(inside)
-        if inner and inner.joined in ",;":
+        if inner and inner.joined in ",;":  # (4 or 5) is no tuple
             rows = tuple(
                 row.parts for row in map(parse_form, inner.parts) if row.square
             )

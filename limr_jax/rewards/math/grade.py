@@ -58,9 +58,11 @@ def grade_without_worker(
     # `clean` looks back and forth: over longer text it belongs behind a clock.
     if max(len(first), len(references[0])) > _SHORT:
         return None
+    # `clean` drops a currency's sign: $5 and €5 would be the same text.
     if units.currencies_differ(references[0], first):
         return None
     squeezed = normalise.squeezed(references[0])
+    # `$ $` and `\text{ }` say nothing, either.
     if not squeezed:
         return Verdict(None, "no reference", first)
     if squeezed == normalise.squeezed(first):
@@ -112,7 +114,9 @@ def _job(text: str, reference: str, mode: Mode) -> dict:
     """What a worker needs: the answer in the box, or else the text to read it from."""
     text = after_thinking(text)
     response = mode == "response"
+    # A response's last box is its answer; a bare prediction may box a list's members.
     boxed = (boxed_answer if response else extract.joined_boxes)(text)
+    # An empty box answers nothing: no other answer is looked for in the text.
     alone = "" if response or boxed is not None else text[-_MOST_SENT:].strip()
     return {"answers": [boxed] if boxed else [], "text": alone, "reference": reference}
 
@@ -122,6 +126,7 @@ def _settled(job: dict, mode: Mode) -> Verdict | None:
     answers, text, reference = job["answers"], job["text"], job["reference"]
     if not answers and not text:
         return Verdict(False, "no box" if mode == "response" else "no answer")
+    # Too long to be read before a clock runs; only an unreadable box is settled here.
     if len(text) > _SHORT or len(reference) > _SHORT:
         return grade_without_worker(answers, [reference]) if answers else None
     answers = answers or extract.readings(text, reference)

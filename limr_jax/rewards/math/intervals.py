@@ -12,6 +12,7 @@ from limr_jax.rewards.math.forms import Form, is_label, parse_form
 
 Piece = tuple[str, str, bool, bool]
 _LINE: Piece = (r"-\infty", r"\infty", False, False)
+# A plain U between two brackets is a union.
 _CUP = re.compile(r"\\cup(?![A-Za-z])|(?<=[\])])\s*U\s*(?=[\[(])")
 _MINUS = re.compile(r"\\(?:setminus|backslash)(?![A-Za-z])|(?<=\})\s*[-\\]\s*(?=\\\{)")
 _BAR = re.compile(r"\||:")
@@ -22,7 +23,7 @@ _POSITIVE = re.compile(
     r"\\mathbb\s*\{?\s*R\s*\}?\s*(?:\^\s*\{?\+\}?|_\s*\{?(?:\+|>\s*0)\}?)"
     r"|(?:\\text\{\s*)?(?:all )?positive real(?: number)?s?\s*\}?"
 )
-_BELOW = {"<": False, r"\le": True}
+_BELOW = {"<": False, r"\le": True}  # is the end itself in?
 _ABOVE = {">": False, r"\ge": True}
 
 
@@ -46,6 +47,7 @@ def parse_region(form: Form) -> tuple[Piece, ...] | None:
     if form.kind == "relation":
         return _inequality(form)
     if form.kind == "set":
+        # A finite set is a union of points.
         return _builder(form) or tuple((p, p, True, True) for p in form.parts)
     if form.kind == "list":
         return _joined(form)
@@ -69,6 +71,7 @@ def _concatenated(regions: list) -> tuple[Piece, ...] | None:
 
 def _without(holes: tuple[str, ...]) -> tuple[Piece, ...] | None:
     holes = tuple(h for hole in holes for h in _both_signs(hole))
+    # Several holes must be numbers, so that the pieces between them have an order.
     if len(holes) > 1:
         values = [scalars.numeric_value(h) for h in holes]
         if not all(v is not None and v.is_comparable for v in values):
@@ -97,6 +100,7 @@ def _inequality(form: Form) -> tuple[Piece, ...] | None:
     sides, ops = form.parts, form.ops
     if ops == (r"\in",) and is_label(sides[0]):
         return parse_region(parse_form(sides[1]))
+    # `5 > x` as `x < 5`.
     if len(ops) == 1 and is_label(sides[1]) and not is_label(sides[0]):
         turn = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
         sides, ops = (sides[1], sides[0]), (turn.get(ops[0], ops[0]),)
@@ -124,6 +128,7 @@ _DISTANCE = re.compile(r"\|\s*[a-z]\s*(?:([+-])\s*([^|]+?))?\s*\|")
 
 def _around(distance: re.Match, sign: str, size: str) -> tuple[Piece, ...] | None:
     """`|x - a| < r` lies within r of a, `|x| > r` beyond r of 0."""
+    # `|x - 2|` is the distance from 2: the sign turns.
     back = {"+": "-", "-": "+", None: ""}[distance[1]]
     middle = f"{back}({distance[2]})" if distance[2] else ""
     low, high = f"-({size}){middle}", f"({size}){middle}"
@@ -140,6 +145,7 @@ def _builder(form: Form) -> tuple[Piece, ...] | None:
     if not marks or len(parts) < 2:
         return None
     condition = _text_after_bar(form.text[2:-2])
+    # `x \in \mathbb{R}` beside the condition bounds nothing.
     condition = re.sub(r",?\s*[a-z]\s*\\in\s*\\mathbb\s*\{?\s*R\s*\}?", "", condition)
     return parse_region(parse_form(condition.strip(" ,")))
 
@@ -173,6 +179,7 @@ def _joined(form: Form) -> tuple[Piece, ...] | None:
     if not bounds and not all(p.kind == "tuple" for p in forms):
         return None  # a list of values
     together = _concatenated(regions)
+    # `x > 1 and x < 2` is what lies between the two bounds.
     if together and form.joined in ("and", ",") and len(together) == 2:
         low = [p for p in together if p[1] == _LINE[1]]
         high = [p for p in together if p[0] == _LINE[0]]
@@ -199,10 +206,12 @@ def merge(region: tuple[Piece, ...]) -> tuple[Piece, ...]:
         return region
     merged: list[tuple] = []
     for (low, high), piece in sorted(zip(ends, region), key=lambda pair: pair[0]):
+        # At a common end one of the two has to hold it: (1, 2) and (2, 3) stay two.
         if merged and (low < merged[-1][0] or low == merged[-1][0] and (
             piece[2] or merged[-1][1][3]
         )):  # fmt: skip
             end, last = merged[-1]
+            # Of two equal ends the closed one reaches further.
             if (high, piece[3]) > (end, last[3]):
                 merged[-1] = (high, (last[0], piece[1], last[2], piece[3]))
         else:

@@ -28,9 +28,13 @@ class Number:
 
 _LITERAL = re.compile(
     r"(?P<sign>[-+]?)\s*(?:"
+    # `0.1\overline{6}`
     r"(?P<head>\d*)\.(?P<fixed>\d*)\s*\\(?:overline|dot|bar)\s*\{?(?P<cycle>\d+)\}?"
+    # `\frac{1}{2}`, `3\frac{1}{2}`
     r"|(?:(?P<whole>\d+)\s*)?\\frac\s*\{\s*(?P<top>-?\d+)\s*\}\s*\{\s*(?P<low>\d+)\s*\}"
+    # `1/2`, `3 1/2`
     r"|(?:(?P<mixed>\d+) )?(?P<over>\d+)\s*/\s*(?P<under>\d+)"
+    # `1.5`, `1.5\cdot 10^{3}`
     r"|(?P<decimal>\d+\.\d*|\.\d+|\d+)"
     r"(?:\s*\\cdot\s*10\s*\^\s*(?:\{\s*(?P<power>[-+]?\d+)\s*\}|(?P<digit>\d)))?"
     r")\s*(?P<mark>\\%|°)?"
@@ -42,6 +46,7 @@ def _decimal(match: re.Match) -> tuple[fractions.Fraction, fractions.Fraction | 
     power = int(match["power"] or match["digit"] or 0)
     places = len(text.partition(".")[2])
     scale = fractions.Fraction(10) ** power
+    # Beside a power of ten the last digit may be rounded, too: `15\cdot 10^3`.
     step = scale / 10**places if places or power else None
     return fractions.Fraction(text.rstrip(".") or "0") * scale, step
 
@@ -54,6 +59,7 @@ def _repeating(head: str, fixed: str, cycle: str) -> fractions.Fraction:
 
 def parse_number(text: str) -> Number | None:
     """A cleaned string that is one literal number, or None."""
+    # `0.1212\dots`: what stands there twice goes on for ever.
     text = re.sub(r"^([-+]?\d*\.\d*?)(\d{1,6}?)\2{1,40}\s*\\dots$",
                   r"\1\\overline{\2}", text[:MAX_DIGITS])  # fmt: skip
     # Without its dots it is a decimal, which stands for what truncates to it.
@@ -73,6 +79,7 @@ def parse_number(text: str) -> Number | None:
         value = _repeating(match["head"], match["fixed"], match["cycle"])
     else:
         value, step = _decimal(match)
+    # Those that show something: zeros in front do not, zeros at the end do.
     digits = len((match["decimal"] or "").replace(".", "").lstrip("0")) or 1
     if match["sign"] == "-":
         value = -value
@@ -95,6 +102,7 @@ def numbers_agree(reference: Number, prediction: Number) -> bool:
     """Equality of two literals under the rounding rule; 28 % = 28 = 0.28."""
     if reference.percent + prediction.percent and reference.degree + prediction.degree:
         return False  # 75 % of what is not 75 degrees
+    # What the two values are divided by: (the reference's, the prediction's).
     scales = [(1, 1)]
     if reference.percent != prediction.percent:
         scales = [(100, 1) if reference.percent else (1, 100)]
@@ -106,8 +114,10 @@ def numbers_agree(reference: Number, prediction: Number) -> bool:
     for mine, yours in scales:
         ref, pred = reference.value / mine, prediction.value / yours
         inexact = reference.step or prediction.step
+        # Nine equal digits differ by a computation's noise: 2.9999999999 is 3.
         if ref == pred or (inexact and abs(ref - pred) * 10**9 < abs(ref)):
             return True
+        # `180.67` for 542/3: the reference states the rounding.
         if stands_for(reference, pred, mine, 3):
             finer = prediction.step is None or prediction.step < reference.step
             if finer and prediction.value.denominator > 1:
@@ -116,6 +126,7 @@ def numbers_agree(reference: Number, prediction: Number) -> bool:
             continue
         shared = 2 if reference.percent and prediction.percent else 3
         rounds = stands_for(prediction, ref, yours, shared if reference.step else 4)
+        # 300 for 299.94: a whole number of three digits may be rounded, too.
         whole = prediction.step is None and prediction.digits >= 3
         if rounds or (whole and prediction.value == round(ref) and reference.step):
             return True

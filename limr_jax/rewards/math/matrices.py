@@ -10,6 +10,7 @@ from limr_jax.rewards.math.brackets import split_outside_brackets
 
 Rows = tuple[tuple[str, ...], ...]
 _NAMES = r"[pbB]matrix|smallmatrix|matrix|array|psmallmatrix|bsmallmatrix"
+# With the brackets around an `array`, and with a transpose's T behind.
 _ENVIRONMENT = re.compile(
     rf"(?:[(\[]\s*)?\\begin\{{({_NAMES})\*?\}}\s*(?:\{{[lcr|@ ]*\}}|\[[lcr]\])?(.*?)"
     r"\\end\{\1\*?\}(?:\s*[)\]])?(\s*\^\s*\{?\s*(?:T|\\top)\s*\}?)?",
@@ -20,6 +21,7 @@ _DETERMINANT = re.compile(
     r"|\|\s*\\begin\{array\}(?:\{[lcr|@ ]*\})?(.*?)\\end\{array\}\s*\|",
     re.DOTALL,
 )
+# Not the sign of an exponent, an index, a bracket's first term or a cell's.
 _PLUS = re.compile(r"(?<![\^_{(\[,&])\s*[-+]\s*")
 
 
@@ -34,6 +36,7 @@ def _term(text: str) -> Rows | None:
     if not match or r"\begin" in match[2]:
         return None
     behind = text[match.end() :].strip().removeprefix(r"\cdot").strip()
+    # A power of a matrix is not made of its cells' powers.
     if behind.startswith(("^", "_", "!", "'")):
         return None
     factor = text[: match.start()].strip().removesuffix(r"\cdot").strip()
@@ -53,6 +56,7 @@ def parse(text: str) -> Rows | None:
     if r"\begin" not in text:
         return None
     terms, signs = split_outside_brackets(text, _PLUS)
+    # A sign before the first term leaves an empty term before it.
     if terms and not terms[0]:
         terms = terms[1:]
     else:
@@ -78,6 +82,7 @@ def with_determinants(text: str) -> str:
 
 def _written_out(match: re.Match) -> str:
     rows = _rows_of(match[1] or match[2])
+    # Written out, a determinant of n rows has n! terms.
     if not 1 < len(rows) < 4 or {*map(len, rows)} != {len(rows)}:
         return match[0]
     return f"({_expanded(rows)})"
@@ -86,6 +91,7 @@ def _written_out(match: re.Match) -> str:
 def _expanded(rows: Rows) -> str:
     if len(rows) == 1:
         return f"({rows[0][0]})"
+    # Laplace's expansion along the first row.
     return "".join(
         f"{'+-'[k % 2]}({cell})({_expanded([r[:k] + r[k + 1 :] for r in rows[1:]])})"
         for k, cell in enumerate(rows[0])

@@ -22,6 +22,7 @@ _OPTION_WITH_TEXT = re.compile(
     r"\(?([A-J])(?:(?:\)|\.|:|\)\s*[.:])\s*(?P<text>\S.*)?|\s+(?P<name>[^\W\d_]{2,}.*))?",
     re.DOTALL,
 )
+# `(B) 3 (C) 4` names two options.
 _NEXT_OPTION = re.compile(r"(?<![A-Za-z])(?:\([A-J]\)|[A-J][).:](?=\s|$))")
 # What may be said of an option, and the texts that options have: closed lists, as a
 # thing can be denied in more ways than anybody can list.
@@ -57,6 +58,7 @@ _SAYING = phrases.REVERSING | {*_SAYING.split()}
 _SIGNS = "pm circ le ge ne cup cap emptyset overline mathbb vec dots approx in"
 _SIGNS = sympy_parse.KNOWN | {*_SIGNS.split()}
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
+# `7, C 8`, `and (D)`, `9?`: another option, or a doubt.
 _OTHER_OPTION = re.compile(r"(?:^|[\s,;/:])[A-J](?![A-Za-z]| [a-z])|^\W*and\b|\?")
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\{[a-z]+\}")
 
@@ -83,6 +85,7 @@ def read_option(text: str, reference: bool = False) -> tuple[str, str] | None:
     text = re.sub(_OPTION, "", text).strip(" .'")
     if _LETTERS.fullmatch(text):
         letters = re.findall(r"[A-J]", text)
+        # 'B or C' and 'B/C' choose neither.
         either = re.search(r"\bor\b|/", text) is not None
         once = len({*letters}) == len(letters)
         return ("".join(sorted(letters)), "") if once and not either else None
@@ -92,14 +95,17 @@ def read_option(text: str, reference: bool = False) -> tuple[str, str] | None:
     words = (match["text"] or match["name"] or "").strip()
     if reference and (match["text"] or words[:1].isupper()):
         return match[1], words
+    # 'B. it can't be C or D' denies the others.
     if _NOT_ANOTHER.fullmatch(words) and match[1] not in words:
         return match[1], ""
     affirmed = _AFFIRMED.search(words)
     if affirmed:
         words = words[: affirmed.start()].strip(" ,;:")
         stated = "is" in affirmed[0].split()
+        # '(E) 14 is correct' says so of a value; words before 'is' may take it back.
         if words and (not stated or re.search(r"(?<![\\A-Za-z])[A-Za-z]{2}", words)):
             return None
+    # 'A triangle', 'I think': a word, and no option.
     article = match["name"] and match[1] in "AI" and not affirmed
     return None if article or (words and not _content(words)) else (match[1], words)
 
@@ -110,6 +116,7 @@ def same_choice(ref: str, pred: str) -> str | None:
     if mine and yours and mine[0] == yours[0]:
         if mine[1] and yours[1]:
             return None  # their texts are compared as any other
+        # `AC` without a comma may be a segment, or a product.
         several = len(mine[0]) > 1
         return ("choices" if "," in ref + pred else None) if several else "choice"
     for option, other, text in ((mine, yours, pred), (yours, mine, ref)):

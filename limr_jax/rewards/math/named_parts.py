@@ -42,8 +42,10 @@ def numbered_parts(text: str) -> tuple[str, ...] | None:
         return None
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
     parts = [_AND.sub("", text[m.end() : end]) for m, end in zip(marks, ends)]
+    # `(1) 3 + (2) 4` is a sum.
     if not all(re.search(r"\w", part) and part[-1] not in "+-=<>" for part in parts):
         return None
+    # In any order, but none is left out: (1), (3) are no numbers of parts.
     for sequence in _SEQUENCES:
         if sorted(names) == sorted(sequence[: len(names)]):
             return tuple(parts[names.index(name)] for name in sequence[: len(names)])
@@ -72,6 +74,7 @@ def _name(part: str, any_noun: bool) -> tuple[str, str]:
     counted = _COUNTED.fullmatch(part) if any_noun else None
     if counted:
         words = (counted[2] or counted[3]).lower().split()
+        # `3 dozen` and `2 thirds` are numbers, and name nothing.
         return "" if MEANING & {*words} else _called(words), counted[1]
     form = parse_form(part)
     if form.kind == "relation" and form.labelled and form.ops == ("=",):
@@ -84,6 +87,7 @@ def _name(part: str, any_noun: bool) -> tuple[str, str]:
         called = _called(words)
         if called and not MEANING & {w.lower() for w in words} and rest:
             return called, rest
+    # `5 (A)`: a letter in brackets behind a value names it.
     noted = re.search(r"\s*\(([A-Z])\)\s*\}?$", part)
     value, unit = units.split_unit(part)
     if noted and value != part:
@@ -123,6 +127,7 @@ def pair_by_name(
     if len(ref) != len(pred):
         return []
     if all(distinct):
+        # Words may differ and mean the same; a shared name in another place does not.
         letters = [all(len(n) < 3 for n in some) for some in names]
         shared = {*names[0]} & {*names[1]}
         moved = any(names[0].index(n) != names[1].index(n) for n in shared)
@@ -138,5 +143,5 @@ def pair_by_name(
 def _in_order(side: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """Least before greatest, x before y; anything else as it stands."""
     if {name for name, _ in side} == {"min", "max"}:
-        return sorted(side, reverse=True)
+        return sorted(side, reverse=True)  # min before max
     return sorted(side) if all(len(n) == 1 for n, _ in side) else side

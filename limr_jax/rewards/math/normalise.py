@@ -22,7 +22,7 @@ _UNICODE = str.maketrans(
         "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ",
         "λ": r"\lambda ", "φ": r"\phi ", "ω": r"\omega ", "…": r"\dots ",
         "′": "'", "’": "'", "，": ", ", "；": "; ", "：": ":", "（": "(", "）": ")",
-        **{chr(0x245F + k): f" ({k}) " for k in range(1, 21)},
+        **{chr(0x245F + k): f" ({k}) " for k in range(1, 21)},  # ① to ⑳ number parts
         "、": ", ", "。": ".", "\u200b": "", "\ufeff": "", "\x00": "",
     }
 )  # fmt: skip
@@ -38,6 +38,7 @@ _SPACING = re.compile(
     r"|mathstrut|phantom\{[^{}]*\}|hspace\{[^{}]*\}|label\{[^{}]*\}|tag\{[^{}]*\})"
     r"(?![A-Za-z])|(?<!\\)\\[,;:> \n]|~"
 )
+# `\left.` is a bracket that is not drawn: its dot goes with it.
 _SIZES = re.compile(
     r"\\(?:left|right|[bB]ig{1,2}[lrm]?)(?![A-Za-z])\s*\.?(?=\s|[^\w]|$)"
 )
@@ -91,9 +92,11 @@ _VECTOR = re.compile(
 _OF_LETTERS = re.compile(
     r"(?<![\\A-Za-z])([A-Za-z](?:_(?:\w|\{\w+\}))?)\s*\\times(?=\s*[A-Za-z](?![A-Za-z]))"
 )
+# `\text{cm^{2}}`: the patterns below read a `\text{…}` without braces in it.
 _UNIT_POWER = re.compile(r"\\(?:text|mathrm)\s*\{(?:[^{}]|\^\{-?\d\})*\}")
 
 
+# Alone or behind `\in` a bold R is the reals; elsewhere it may be a vector.
 _NUMBER_SET = re.compile(
     r"(^|(?<=\\in))\s*\\(?:mathbf|bf|Bbb)\s*\{?\s*([NZQRC])(?![A-Za-z])\s*\}?"
 )
@@ -106,17 +109,20 @@ def _font(match: re.Match) -> str:
     word = inside.strip()
     if re.fullmatch(r"(?i)and|or", word):
         return f" {word.lower()} "
+    # `5 \text{min}` is minutes, and no minimum.
     before = match.string[max(0, match.start() - 2) : match.start()].strip()
     if word == "min" and before[-1:].isdigit():
         return r"\text{ min}"
     if word.lower() in _FUNCTIONS + ["max", "min", "gcd", "lcm", "mod", "det"]:
         return f"\\{word.lower()} "
     if kind.startswith("text") or kind in ("mbox", "hbox", "emph"):
+        # `\text{3 hours}`, `\text{x = 5}`: mathematics in a font for words.
         if word[:1].isdigit() or re.search(r"[:=,].*\d", word):
             return inside
         if re.search(r"(?i)[^A-Za-z](?:and|or)[^A-Za-z]", f" {word} ") is None:
             is_letter = len(word) <= 1 or not re.search(r"[A-Za-z]{2}", word)
             return inside if is_letter else f"\\text{{{inside}}}"
+        # `\text{cats and dogs}`: `forms` looks for an 'and' outside of brackets.
         parts = re.split(r"(?i)\b(and|or)\b", inside)
         pieces = (
             p.lower() if p.lower() in ("and", "or") else f"\\text{{{p}}}"
@@ -145,8 +151,11 @@ _PROGRAM = re.compile(r"\b(?:math|np|numpy|sympy)\.[a-z]|^f['\"]")
 
 def _symbols(text: str) -> str:
     """Unicode and doubled backslashes → plain LaTeX."""
+    # `0.333...`: at an end these dots would be dropped as full stops.
     text = re.sub(r"(\d*\.\d+)\s*\.\.\.", r"\1\\dots ", text)
+    # NFKC makes `½` 1⁄2, and so `2½` 21⁄2; a blank makes it a mixed number.
     text = re.sub("[¼-¾⅐-⅞]", r" \g<0>", text)
+    # Before NFKC, which makes `x²` x2.
     text = re.sub(f"[{_RAISED}]+", _superscript, text)
     text = re.sub(r"√\s*(\d+|\w)", r"\\sqrt{\1}", text).replace("√", r"\sqrt")
     text = unicodedata.normalize("NFKC", text.translate(_UNICODE)).replace("⁄", "/")
@@ -160,6 +169,7 @@ def _symbols(text: str) -> str:
     return text
 
 
+# Groups of three to the last: `1,2345` is a list.
 _THOUSANDS = re.compile(
     r"(?<![\d.,\w])([1-9]\d{0,2})((?:(?:\{,\}|,\\!\s?|\\,|\\!|,)\d{3})+)(?![\d\w]|,\d)"
 )
@@ -192,6 +202,7 @@ _ARC = re.compile(
 
 def _degrees(match: re.Match) -> str:
     """`30° 15'` is 30 15/60 degrees."""
+    # Behind the degrees it makes a mixed number, `30\frac{900}{3600}°`.
     seconds = 60 * int(match[1]) + int(match[2] or 0)
     return rf"\frac{{{seconds}}}{{3600}}°" if seconds else "°"
 
@@ -207,6 +218,7 @@ def _unit_vectors(text: str) -> str:
     r"""`3\mathbf{i} - 4\mathbf{j}` as `(3, -4)`."""
     label, equals, sums = text.rpartition("=")
     *pairs, tail = re.split(r"§([ijk])", _BASIS.sub(r"§\1", sums))
+    # One alone may be a letter; a § of the text's own would be taken for a mark.
     if len(pairs) < 4 or tail.strip(" .") or "§" in text:
         return text
     values: dict[str, str] = {}
@@ -215,6 +227,7 @@ def _unit_vectors(text: str) -> str:
         sign = size[:1] if size[:1] in ("+", "-") else ""
         size = size[len(sign) :].strip()
         bare = re.sub(r"\([^()]*\)", "", size)
+        # `1+2t\mathbf{i}` is not (1+2t)i: a sum needs its brackets.
         if name in values or "+" in bare or "-" in bare or (values and not sign):
             return text
         values[name] = f"{sign}{size or 1}"
@@ -231,6 +244,7 @@ def _collapsed(text: str) -> str:
     return re.sub(r" ?\n\s*", "\n", re.sub(r"[^\S\n]+", " ", text))
 
 
+# Between equations: a wide space, a line's end, or the one blank of `m=4 n=7`.
 _GAP = re.compile(
     r"\s*(?:\\(?:q?quad|newline|par)(?![A-Za-z])|\n|\\\\|(?:\\[ ,;:]\s?){2,}"
     r"|(?<=\d) (?=[A-Za-z] ?=))\s*"
@@ -250,6 +264,7 @@ def _rows(match: re.Match) -> str:
     """The equations of a system, one a row; a row that begins with a sign goes on."""
     text = ""
     for row in match[2].split(r"\\"):
+        # An & before a sign aligns rows; any other parts the cells of a matrix.
         row = re.sub(rf"&\s*(?={_RELATION.pattern})", "", row).strip(" ,;.\n")
         if "&" in row or (row and not _RELATION.search(row)):
             return match[0]
@@ -280,6 +295,7 @@ def _products(text: str) -> str:
     r"""`\times` as `\cdot`, but not between vectors, sets or two letters."""
     if _VECTOR.search(text):
         return text
+    # `\Times` keeps its place while the others become `\cdot`.
     kept = _OF_LETTERS.sub(r"\1 \\Times ", text)
     return _TIMES.sub(r"\\cdot ", kept).replace(r"\Times", r"\times")
 
@@ -300,12 +316,14 @@ def clean(text: str) -> str:
     # Blanks between digits may also part the members of a list, so all of it must fit.
     if _SPACED_DIGITS.fullmatch(text.strip()):
         text = text.replace(" ", "")
+    # Only now: by these marks `_THOUSANDS` knows `1{,}000` and `1\!000` as numbers.
     text = text.replace(r"\!", "").replace("{,}", ",").replace("{:}", ":")
     text = _collapsed(_SPACING.sub(" ", text))
     text = _SIZES.sub("", text)
     text = re.sub(r"\{\{([^{}]*)\}\}", r"{\1}", text)
     text = _UNIT_POWER.sub(lambda m: re.sub(r"\^\{(-?\d)\}", r"^\1", m[0]), text)
     text = _NUMBER_SET.sub(r"\\mathbb{\2}", text)
+    # A separator at an edge of `\text{Ann, }` parts a list: `forms` looks outside.
     text = re.sub(r"\\text\{([^{}]*[^{},; ])\s*([,;])\s*\}", r"\\text{\1}\2 ", text)
     text = re.sub(r"\\text\{\s*([,;])(?=[^{}]*[A-Za-z])", r"\1 \\text{", text)
     for _ in range(2):  # a font within a font
@@ -339,6 +357,7 @@ def clean(text: str) -> str:
 
 def _operators(text: str) -> str:
     r"""Fractions, roots, powers and functions in full: `\frac12` → `\frac{1}{2}`."""
+    # `2^6 3^5`: behind a power a blank is a product; in `3 1/2` it is a sum.
     text = re.sub(r"(?<=\d)(\^(?:\d|\{\d+\})) (?=\d)", r"\1\\cdot ", text)
     text = text.replace("**", "^").replace("*", r"\cdot ")
     names = "|".join(_FUNCTIONS)
@@ -346,10 +365,12 @@ def _operators(text: str) -> str:
     text = re.sub(r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
     text = re.sub(r"\\sqrt\s*(\d|[A-Za-z])", r"\\sqrt{\1}", text)
     text = re.sub(r"\\(sqrt|frac)\s+(?=[\[{])", r"\\\1", text)
+    # `\frac12`, `\frac1{2}`, `\frac{1}2`: other patterns look for two pairs of braces.
     text = re.sub(r"\\frac\s*(\d|[A-Za-z])\s*(\d|[A-Za-z])", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\frac\s*(\d|[A-Za-z])\s*\{", r"\\frac{\1}{", text)
     text = re.sub(r"(\\frac\s*\{[^{}]*\})\s*(\d|[A-Za-z])", r"\1{\2}", text)
     text = re.sub(r"\\frac\s+\{", r"\\frac{", text)
+    # `x^10` means the tenth power, though TeX raises the 1 alone.
     text = re.sub(r"\^\s*(-?\d{2,})", r"^{\1}", text)
     text = re.sub(
         r"([_^])\s*(\\frac\{[^{}]*\}\{[^{}]*\}|\\sqrt\{[^{}]*\})", r"\1{\2}", text
@@ -358,16 +379,18 @@ def _operators(text: str) -> str:
         r"\\(mathbb|overline|vec|hat)\s*([A-Za-z])(?![A-Za-z])", r"\\\1{\2}", text
     )
     text = re.sub(r"\{([^{}]*)\\choose([^{}]*)\}", r"\\binom{\1}{\2}", text)
+    # Not before a digit: `2^{3}4` is not 2^34.
     text = re.sub(r"([_^])\s*\{\s*(\w)\s*\}(?!\d)", r"\1\2", text)
     text = _BRACED.sub(r"\1", text)
     text = re.sub(r"([_^])\s*\{\s*\\text\{(\w+)\}\s*\}", r"\1{\2}", text)
     text = re.sub(
         r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})(?!\w)", r"\1\\cdot 10^{\2}", text
     )
+    # The plus of `(2, +\infty)` is a sign and adds nothing.
     text = re.sub(r"(?<![\w})!])\s*\+\s*\\infty", r"\\infty", text)
     text = re.sub(r"\\log\s*_\s*\{?e\}?(?![A-Za-z])", r"\\ln ", text)
     text = re.sub(r"\\log\s*_\s*\{?(\d+)\}?\s*", r"\\log_{\1} ", text)
-    text = re.sub(r"(?<=\d)\s*\\text\{\s*to\s*\}\s*(?=\d)", ":", text)
+    text = re.sub(r"(?<=\d)\s*\\text\{\s*to\s*\}\s*(?=\d)", ":", text)  # a ratio
     text = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", text)
     return _ORDINAL.sub("", text)
 
@@ -377,6 +400,7 @@ _ORDINAL = re.compile(
 )
 
 
+# `{x}_1` is `x_1`: braces around a letter that has an index or a power.
 _BRACED = re.compile(
     r"(?:(?<![A-Za-z\]}_^])|(?<=[_^]\w))\{([A-Za-z]|\\[a-z]+)\}(?=\s*[_^])"
 )

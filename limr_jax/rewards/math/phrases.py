@@ -22,6 +22,7 @@ _ORDINALS = [
     "eighth", "ninth", "tenth", "eleventh", "twelfth",
 ]  # fmt: skip
 _PARTS = {"half": 2, "halve": 2, "quarter": 4}
+# From a third on: a second is a unit of time, or a rank.
 _PARTS |= {word: size for size, word in enumerate(_ORDINALS) if size > 2}
 _PARTS |= {"hundredth": 100, "thousandth": 1000, "millionth": 10**6}
 _POWERS = {"hundred": 2, "thousand": 3, "lakh": 5, "million": 6, "crore": 7,
@@ -33,23 +34,27 @@ REVERSING = {
     "except", "but", "instead",
 }  # fmt: skip
 _GROUP = r"\{(?:[^{}]|\{[^{}]*\})*\}"
+# A number, letter, bracket or command with its groups; then a power or `!` of it.
 _TERM = (
     r"(?:\d+(?:\.\d+)?|(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])|\([^()]*\)|\|[^|]*\|"
     rf"|\\(?!text|%)[A-Za-z]+(?:_\w|\[\w\])?\s?(?:{_GROUP})*)"
     rf"(?:\s?\\cdot\s?10)?(?:\^(?:\w|{_GROUP})|!)*°?"
 )
 _X = rf"(-?{_TERM}+)"
+# By the first two letters: integers, reals, rationals, naturals, complex numbers.
 _NUMBER_SETS = {"in": "Z", "re": "R", "ra": "Q", "na": "N", "co": "C"}
 _FUNCTIONS = {"sine": "sin", "cosine": "cos", "tangent": "tan", "cotangent": "cot"}
 
 
 def _cardinal(match: re.Match) -> str:
     """`one hundred and five` as 105; words that make no number as they stand."""
+    # whole: what thousands and millions have closed; part: what is below them.
     whole, part, last = 0, 0, None
     for word in re.findall(_WORD, match[0]):
         power = _POWERS.get(word)
         size = _SIZES.get(word)
         if power is None:
+            # 'five six' is no number: more follows tens, hundreds and thousands only.
             if last is not None and not (last > 9 > size > 0 or last in _RAISED):
                 return match[0]
             part += size
@@ -69,6 +74,7 @@ def _power_of_ten(match: re.Match) -> str:
 
 
 def _part(match: re.Match) -> str:
+    # '7 and a half' is 7 + 1/2, '2 thirds' is 2/3; without a count it is one part.
     whole, top, low = match[1], match[2], _PARTS[match[3] or "half"]
     fraction = rf"\frac{{{top if top and top.isdigit() else 1}}}{{{low}}}"
     return rf"({whole}+{fraction})" if whole else fraction
@@ -83,6 +89,7 @@ _PHRASES: list[tuple[re.Pattern, str | Callable[[re.Match], str]]] = [
     (re.compile(rf"(?<![A-Za-z\\]){old}(?![A-Za-z])"), new)
     for old, new in [
         (rf"(?<=\d) ?({'|'.join(_POWERS)})", _power_of_ten),
+        # `housand`, since all that a look-behind looks for must have one width.
         (rf"{_WORD}(?:[ -]{_WORD}|(?<=hundred|housand|million) and {_WORD})*",
          _cardinal),
         (rf"(?:(\d+) and )?(?:(\d+|an?)[ -]({'|'.join(_PARTS)})s?|half)"
@@ -134,6 +141,7 @@ def as_formula(text: str) -> str:
     """A cleaned text with its phrases as formulas, where these are all that it says."""
     text = _chinese(text)
     plain = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
+    # No phrase is longer, and all patterns below are tried up to six times.
     if not _LEFT.search(plain) or len(plain) > 200:
         return text
     plain = sentence = " ".join(_THE.sub("", plain).split())
@@ -146,6 +154,7 @@ def as_formula(text: str) -> str:
             plain = pattern.sub(new, plain)
         if plain == before:
             break
+    # A word that is left may make it another number, as 'multiples' does.
     left = [w for w in _LEFT.findall(plain) if w not in ("and", "or")]
     if plain.lower() == sentence.lower() or (
         left and not units.only_units_and_nouns(" ".join(left))
@@ -155,12 +164,14 @@ def as_formula(text: str) -> str:
 
 
 _DIGITS = {c: k for k, c in enumerate("零一二三四五六七八九")} | {"两": 2, "〇": 0}
+# The exponent of ten that each stands for.
 _TEN_TO = {"十": 1, "百": 2, "千": 3, "万": 4, "萬": 4, "亿": 8, "億": 8}
 _NUMERAL = rf"[{''.join([*_DIGITS, *_TEN_TO])}]+"
 _CHINESE = re.compile(
     rf"(?P<sign>负?)(?:(?P<whole>{_NUMERAL})又)?(?P<first>{_NUMERAL})"
     rf"(?:分之(?P<top>{_NUMERAL}|\d+)|点(?P<places>{_NUMERAL}))?"
 )
+# `3千克` is 3 kg: there 千 is a part of the unit.
 _AFTER_DIGITS = re.compile(rf"(?<=\d)\s*([{''.join(_TEN_TO)}]+)(?!克|米|瓦|卡|升|分)")
 
 
@@ -178,6 +189,7 @@ def _chinese(text: str) -> str:
         first = f"{first}." + "".join(
             str(_DIGITS.get(c, "")) for c in numeral["places"]
         )
+    # 三分之二: the denominator stands first.
     if numeral["top"]:
         top = (
             numeral["top"]
@@ -191,13 +203,14 @@ def _chinese(text: str) -> str:
 
 
 def _chinese_number(marks: str) -> int:
+    # total: closed by 万 or 亿; part: by 十, 百 or 千; digit: waits for its power.
     total = part = digit = 0
     for mark in marks:
         power = _TEN_TO.get(mark)
         if power is None:
             digit = _DIGITS[mark]
         elif power < 4:
-            part, digit = part + (digit or 1) * 10**power, 0
+            part, digit = part + (digit or 1) * 10**power, 0  # 十 alone is 10
         else:
             total, part, digit = (total + part + digit) * 10**power, 0, 0
     return total + part + digit

@@ -13,6 +13,7 @@ from limr_jax.rewards.math.brackets import split_outside_brackets
 from limr_jax.rewards.math.forms import CASES, Form, parse_form
 from limr_jax.rewards.math.letters import substitute
 
+# 'otherwise' is a condition itself: it is parted from its value, but kept.
 _IF = re.compile(r"&|\b(?:if|for|when)\b|\b(?=otherwise)")
 _ELSE = re.compile(r"otherwise|else")
 _PARITY = re.compile(r"([a-z]) (?:is )?(even|odd)")
@@ -37,6 +38,7 @@ def parse_pieces(text: str) -> tuple[Piece, ...] | None:
     cases = CASES.fullmatch(text)
     if cases and r"\begin" in cases[2]:
         return None
+    # Without an environment: `n/2 if n is even, (n+1)/2 if n is odd`.
     rows = cases[2].split(r"\\") if cases else split_outside_brackets(text, _BETWEEN)[0]
     pieces = []
     for row in filter(None, (row.strip(" ,;.") for row in rows)):
@@ -50,6 +52,7 @@ def parse_pieces(text: str) -> tuple[Piece, ...] | None:
 
 def same_function(ref: Form, pred: Form) -> bool:
     """Do they agree at all points? At least one of them is given by pieces."""
+    # An ordinary expression is one piece that holds everywhere.
     sides = [parse_pieces(f.text) or ((f.text, ""),) for f in (ref, pred)]
     conditions = [parse_form(c) for side in sides for _, c in side if c]
     names = {name for c in conditions for name in _LETTER.findall(c.text)}
@@ -136,6 +139,7 @@ def _at(side: tuple[Piece, ...], name: str, x: fractions.Fraction) -> str | None
 def _holds(condition: Form, name: str, x: fractions.Fraction) -> bool:
     parity = _PARITY.fullmatch(condition.text)
     if parity:
+        # True is 1 to Python, which is what an odd number leaves.
         return x % 2 == (parity[2] == "odd")
     if condition.kind == "list":
         each = [_holds(part, name, x) for part in _relations(condition)]

@@ -37,13 +37,16 @@ def without_labels(ref: Form, pred: Form) -> tuple[Form, Form] | None:
         if all(arguments) and names[0] == names[1]:
             old, new = arguments[1].group(1), arguments[0].group(1)
             return _value(ref), parse_form(substitute(value, old, new))
+        # `y = 2x` and `f(x) = 2x` are one function; f(x) and g(x) are two.
         one_function = any(arguments) and not all("(" in label for label in labels)
         return (_value(ref), _value(pred)) if one_function else None
     if not all(chained(f) for f in (ref, pred) if f.kind == "relation"):
         return None
     if mine and pred.kind != "relation":
         return _value(ref), pred
+    # Of the signs only `=` and `\in` are parts of this string.
     if pred.kind == "relation" and ref.kind != "relation" and pred.ops[-1] in "= \\in":
+        # `7 + 7 = 14` and `m + n = 14` answer 14; `2x = 14` does not.
         is_value = not variables(pred.parts[0]) or _SUM_OF_LETTERS.fullmatch(
             pred.parts[0]
         )
@@ -70,11 +73,13 @@ _SUM_OF_LETTERS = re.compile(r"[a-z](?:\s*[+-]\s*[a-z])+")  # `m + n = 12` answe
 _FLIPPED = {"<": ">", r"\le": r"\ge", r"\subset": r"\supset"}
 _FLIPPED |= {r"\subseteq": r"\supseteq"}
 _EITHER_WAY = (r"\parallel", r"\perp")
+# Signs whose sides may be multiplied; True: by a positive number only.
 _POSITIVE = {"<": True, r"\le": True, "=": False, r"\ne": False}
 
 
 def _ascending(form: Form) -> tuple[list[str], list[str]]:
     back = {v: k for k, v in _FLIPPED.items()}
+    # `a > b > c` is turned; `a > b < c` has no one direction, and stays.
     if all(op in back for op in form.ops):
         return form.parts[::-1], [back[op] for op in form.ops[::-1]]
     return list(form.parts), list(form.ops)
@@ -111,6 +116,7 @@ def solves(ref: Form, pred: Form) -> bool:
         return False
     name = missing.pop()
     put_in = substitute(spaced_out(equation), name, f"({pred.text})")
+    # Nothing is near 0 by a relative tolerance: the expression is added to both.
     return scalars.same_value("0", put_in) or scalars.same_expression(
         f"{put_in}+({pred.text})", pred.text
     )

@@ -38,6 +38,7 @@ def exact_value(text: str):
         # The grammar has no imaginary unit: its i is a letter.
         i = [s for s in parsed.free_symbols if s.name == "i"]
         parsed = parsed.subs(dict.fromkeys(i, sympy.I)) if i else parsed
+        # 1/0 is zoo to sympy, 0/0 is nan.
         if parsed.free_symbols or parsed.has(sympy.zoo, sympy.nan):
             return None
         done = parsed.doit()
@@ -86,6 +87,7 @@ def equal_closed_forms(a, b) -> bool:
         return False
     size = abs(ends[0]) + abs(ends[1])
     apart = abs(ends[0] - ends[1])
+    # Different within the first 20 of 30 digits: no need of more.
     if apart > sympy.Float("1e-20") * max(size, sympy.Float("1e-60")):
         return False
     if a.has(sympy.Integral, sympy.Sum, sympy.Limit, sympy.Product):
@@ -93,6 +95,7 @@ def equal_closed_forms(a, b) -> bool:
     digits = _digits(a, b)
     if digits > _MOST_DIGITS:
         return False
+    # maxn: terms that cancel need more working digits than sympy's own 100.
     apart = abs(a.evalf(digits, maxn=3 * digits) - b.evalf(digits, maxn=3 * digits))
     return bool(apart <= sympy.Float(10) ** (20 - digits) * max(size, 1))
 
@@ -152,10 +155,12 @@ def _points(names: tuple[str, ...], counted: bool):
         for _ in range(4):
             yield {n: fractions.Fraction(draw.randint(3, 25)) for n in names}, True
         return
+    # With each point: whether values count there even if they are not real.
     for _ in range(4):
         yield {n: fractions.Fraction(draw.randint(30, 299), 97) for n in names}, True
     for _ in range(2):
         yield {n: fractions.Fraction(draw.randint(4, 25)) for n in names}, True
+    # One letter negative at a time: only there |x| and x differ.
     for flipped in names[:4]:
         at = {n: fractions.Fraction(draw.randint(30, 299), 97) for n in names}
         yield at | {flipped: -at[flipped]}, False
@@ -165,6 +170,7 @@ def _exactly_at(parsed, values: dict):
     import sympy
 
     numbers = {n: sympy.Rational(*v.as_integer_ratio()) for n, v in values.items()}
+    # The one letter without a value is i.
     subs = {s: numbers.get(s.name, sympy.I) for s in parsed.free_symbols}
     return parsed.subs(subs).doit()
 
@@ -199,6 +205,7 @@ def values_at_points(*parsed) -> list[tuple] | None:
             continue
         if any(v is None for v in row):
             continue
+        # Beside a negative number the branch of √x or ln x is a mere convention.
         if everywhere or all(v.is_real for v in row):
             rows.append(row)
     return rows if len(rows) >= 3 else None
@@ -211,6 +218,7 @@ def nearly_equal(a, b) -> bool:
     return bool(abs(a - b) <= 1e-12 * (abs(a) + abs(b)))
 
 
+# `1011_2`, `(1011)_2`, `2A_{16}`.
 _BASE = re.compile(r"\(?(\d[\dA-Fa-f]*)\)?\s*_\s*(?:\{\s*)?(\d+)\s*\}?")
 
 

@@ -15,6 +15,7 @@ _TOKEN = re.compile(r"\\[A-Za-z]+|\d+|\S")
 
 def _depth_end(text: str, stop: str) -> int:
     """Where a bracket closes that was not opened in `text`; its length if none does."""
+    # stop: (what opens, what closes), swapped for a text read backwards.
     depth = 0
     for k, char in enumerate(text):
         if char in "([{)]}":
@@ -57,8 +58,10 @@ def _parts(text: str) -> tuple[str, str, str, str, str] | None:
     left, right = left.rstrip(), right.lstrip()
     if left.endswith("+") and right.startswith("+"):
         left, right = left[:-1], right[1:]
+        # Within brackets the sum begins behind the last that is open.
         start = len(left) - _depth_end(left[::-1], (")]}", "([{"))
         end = _depth_end(right, ("([{", ")]}"))
+        # Of the terms before the dots only the first is looked at.
         terms = re.split(r"\+", left[start:])
         last, *rest = right[:end].split("+", 1)
         tail = "".join("+" + r for r in rest) + right[end:]
@@ -86,6 +89,7 @@ def with_length(text: str, letter: str, length: int) -> str | None:
         # Every term is a formula to parse.
         if None in ends or abs(ends[1] - ends[0]) > 50:
             return None
+        # Downwards, too: `a_k + \dots + a_1`.
         step = 1 if ends[0] <= ends[1] else -1
         terms = [f"{before} {k} {after}" for k in range(ends[0], ends[1] + step, step)]
         text = f"{head} {operator.join(terms)} {tail}"

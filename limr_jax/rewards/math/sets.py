@@ -10,6 +10,7 @@ import re
 from limr_jax.rewards.math import normalise
 from limr_jax.rewards.math.brackets import enclosed, split_outside_brackets
 
+# Letters of a product → its coefficient; A ∪ B is {A}: 1, {B}: 1, {A, B}: -1.
 Indicator = dict[frozenset[str], int]
 _ONE: Indicator = {frozenset(): 1}
 _MOST = 64  # terms
@@ -49,6 +50,7 @@ def _sum(*weighed: tuple[int, Indicator]) -> Indicator:
 
 
 def _both(one: Indicator, two: Indicator) -> Indicator:
+    # Every square is itself, so a product has each letter of its factors once.
     return _sum(
         *(
             (count, {a | b: other})
@@ -63,14 +65,14 @@ def _joined(mark: str, one: Indicator, two: Indicator) -> Indicator:
     if mark in (r"\cap", r"\land"):
         return both
     if mark in (r"\cup", r"\lor"):
-        return _sum((1, one), (1, two), (-1, both))
+        return _sum((1, one), (1, two), (-1, both))  # A + B - AB
     if mark in (r"\setminus", r"\backslash"):
-        return _sum((1, one), (-1, both))
+        return _sum((1, one), (-1, both))  # A - AB
     if mark in (r"\oplus", r"\triangle", r"\bigtriangleup"):
-        return _sum((1, one), (1, two), (-2, both))
+        return _sum((1, one), (1, two), (-2, both))  # A + B - 2AB
     if mark in _ARROWS:
-        return _sum((1, _ONE), (-1, one), (1, both))
-    return _sum((1, _ONE), (-1, one), (-1, two), (2, both))
+        return _sum((1, _ONE), (-1, one), (1, both))  # 1 - A + AB
+    return _sum((1, _ONE), (-1, one), (-1, two), (2, both))  # 1 - A - B + 2AB
 
 
 def indicator(text: str) -> Indicator | None:
@@ -84,11 +86,13 @@ def indicator(text: str) -> Indicator | None:
         if marks:
             return _folded([indicator(part) for part in parts], marks)
     negated = _NEGATED.match(text) or _COMPLEMENT.fullmatch(text)
+    # `\overline{A}B` is not the complement of AB: one bracket has to hold all of it.
     if negated and (
         negated.re is _COMPLEMENT or text[1] == "n" or enclosed(negated[1])
     ):
         return _complement(indicator(negated[1]))
     whole = enclosed(text)
+    # The brackets of `(A \cup B)` hold a formula, those of `(1, 2)` are a part of it.
     if whole and whole[0] + whole[2] in ("()", "{}") and _FORMULA.search(whole[1]):
         return indicator(whole[1])
     return _atom(normalise.squeeze(text)) if text else None
@@ -113,6 +117,7 @@ def _quantified(match: re.Match, body: Indicator | None) -> Indicator | None:
         return None
     every = match[1] == "forall"
     every_one = body if every else _complement(body)
+    # Equal bodies are equal polynomials, so that their terms can be the letter's name.
     terms = sorted((sorted(letters), count) for letters, count in every_one.items())
     atom = {frozenset([f"{normalise.squeeze(match[2])}: {terms}"]): 1}
     return atom if every else _complement(atom)
@@ -126,6 +131,7 @@ def _folded(values: list[Indicator | None], marks: list[str]) -> Indicator | Non
     for mark, value in zip(marks, values[1:]):
         if total is None or value is None or len(total) * len(value) > _MOST:
             return None
+        # From the right, the value so far is what an arrow points to.
         pair = (value, total) if mark in _ARROWS else (total, value)
         total = _joined(mark, *pair)
     return total
@@ -154,4 +160,5 @@ def same_formula(ref: str, pred: str) -> bool:
     if not (OPERATOR.search(ref) or OPERATOR.search(pred)):
         return False
     one, two = indicator(ref), indicator(pred)
+    # All tautologies are 1: that two of them are equal says nothing.
     return one is not None and one == two and one != _ONE

@@ -12,6 +12,7 @@ _CLOCK = re.compile(
 def parse(text: str) -> Clock | None:
     """A time of day, and `a` or `p` where it says which half; None for a number."""
     for word, time in (("noon", "12:00 pm"), ("midnight", "12:00 am")):
+        # `12 noon`, `12:00 noon`, `\text{noon}`.
         text = re.sub(rf"(?:12(?::00)?)?\s*(?:\\text\{{\s*)?{word}\s*\}}?", time, text)
     match = _CLOCK.fullmatch(text.strip())
     if not match or not (match["minute"] or match["half"]):
@@ -25,6 +26,7 @@ def same_time(one: Clock, two: Clock) -> bool:
     if one[0] == two[0]:
         return one[1] == two[1] or None in (one[1], two[1])
     day = [
+        # 12 am is hour 0, 12 pm is hour 12.
         (hour % 12 + 12 * (half == "p") if half else hour, *rest)
         for (hour, *rest), half in (one, two)
     ]

@@ -39,6 +39,7 @@ for _prefix, _times in _PREFIXES.items():
     for _name in _PREFIXED.split():
         _table = _SIZES if _name in _SIZES else _DERIVED
         _size, _of = _table[_name]
+        # What is listed above keeps its entry: kg, cm, mg.
         _table.setdefault(_prefix + _name, (Fraction(_times) * Fraction(_size), _of))
 NAMES = frozenset({*_SIZES, *_DERIVED})
 # short name → other ways to write it
@@ -63,6 +64,7 @@ _ALIASES = {w: short for short, ws in _UNITS.items() for w in [short, *ws.split(
 def _short_name(word: str) -> str | None:
     """`Metres` → `m`; a unit of physics with a prefix is its own short name."""
     known = word if word in NAMES else None
+    # As written first: only their letters' case parts MW from mW.
     return _ALIASES.get(word) or known or _ALIASES.get(word.lower().rstrip("s"))
 
 
@@ -81,6 +83,7 @@ def measure(unit: str) -> Measure | None:
     """
     plain = re.sub(r"\\(?:text|cdot)(?![A-Za-z])", " ", unit)
     terms: list[list] = []  # [short name, power]
+    # sign: -1 behind a slash; ahead: the power that `square` gives to the next unit.
     sign, ahead = 1, 1
     for token in _TOKEN.finditer(plain):
         word = token["word"]
@@ -171,10 +174,12 @@ def only_units_and_nouns(words: str) -> bool:
 
 _MARKS = {"%": "percent", "°": "deg"}
 _POWER = r"(?:\s*\^\s*\{?\s*-?\d\s*\}?)?"
+# `5\text{ m}/\text{s}^2`
 _TEXT_UNIT = re.compile(
     r"(?<=[\d}\)!°%A-Za-z|])\s*(?:\^\s*\{\s*)?((?:\s*/?\s*(?:\\cdot\s*)?\\text\{[^{}]*\}"
     rf"{_POWER}\s*)+)\}}?\s*(/\s*[A-Za-z]+)?{_POWER}$"
 )
+# `5 cm`, `10 square units`
 _WORD_UNIT = re.compile(
     rf"(?<=[\d}}\)°%])(\s*)((?:[A-Za-z]+\.?{_POWER}[\s/]*)+)(?:\([^()]*\))?$"
 )
@@ -184,6 +189,7 @@ _CHINESE_UNIT = re.compile(
     r"|月|日|周|套|间|台|把|双|对|根|颗|朵|头|匹|份|袋|盒|瓶|杯|度|分|顶|枚|座|场)"
     r"(?:方法|方式|情况|不同的?(?:方法|方式)?)?[.。]?$"
 )
+# Words that may stand before a value; the last has to state it: 'The area is 4'.
 _BEFORE = """
     the a an is are was be equals answer final result value number area volume
     perimeter length width height radius diameter distance speed probability sum product
@@ -207,6 +213,7 @@ def split_unit(text: str) -> tuple[str, str]:
     Words that are no known unit, no known noun and no known phrase stay in the value,
     which then is none: `5 \text{ squared}` is not 5.
     """
+    # An option, `(B) square`, is not an amount.
     if _OPTION.match(text):
         return text, ""
     before = _WORDS_BEFORE.match(text)
@@ -236,6 +243,7 @@ def split_unit(text: str) -> tuple[str, str]:
     words = re.findall(r"[A-Za-z]+", match.group(2))
     spaced = bool(match.group(1))
     plain = parse_number(text[: match.start()].strip()) is not None
+    # `3m` may be 3 times m; behind a number and a blank it is metres.
     if all(len(w) > 1 or (spaced and plain) for w in words):
         return text[: match.start()].strip(), match.group(2)
     return text, ""
@@ -267,6 +275,7 @@ def in_one_unit(text: str) -> str:
     measures = [measure(unit) for _, unit in amounts]
     if None in measures or len({m[1] for m in measures}) > 1:
         return text
+    # All of it in the unit that stands last.
     total = sum(Fraction(n) * m[0] for (n, _), m in zip(amounts, measures))
     total /= measures[-1][0]
     return (
@@ -314,6 +323,7 @@ def conflict(ref: str, pred: str) -> bool:
     for value, unit in zip(values, unit_words):
         words = re.findall(r"[A-Za-z]+", unit.replace(r"\text", ""))
         names = set(map(_short_name, words))
+        # A sign behind the number is its unit, where no word names one.
         mark = _MARKS.get(value.strip()[-1:]) if not names - {None} else None
         names |= {mark}
         powers = re.findall(r"\^\s*\{?\s*(-?\d)", unit)
@@ -333,6 +343,7 @@ _CURRENCY_SIGNS = {
     "RUB": "₽", "DOLLAR": "$", "EURO": "€", "RUPEE": "₹", "YEN": "¥", "YUAN": "¥",
     "CENT": "$",
 }  # fmt: skip
+# `$5` names a currency; `$5$` is TeX.
 _CURRENCIES = re.compile(
     r"[€£¥₹₽]|\\\$|^\s*\$(?=[\d., ]+$)"
     rf"|(?<![A-Za-z])({'|'.join(_CURRENCY_SIGNS)})s?(?![A-Za-z])",

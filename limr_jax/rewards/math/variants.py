@@ -34,6 +34,7 @@ _CONGRUENT = re.compile(
 
 def reduce_residues(text: str) -> str:
     r"""Every `a \pmod n` with 0 ≤ a < n."""
+    # `\pm 2 \pmod 7` is 2 and -2.
     text = re.sub(r"\\pm ?(\d+)(?=[^=]*mod)", r"\1, -\1", text)
     return _CONGRUENT.sub(_congruent, text)
 
@@ -64,6 +65,7 @@ def _without_modulus(ref: str, pred: str) -> tuple[str, str]:
         return ref, pred
     residue, other = (residues[0], pred) if residues[0] else (residues[1], ref)
     family = _FAMILY.fullmatch(_QUALIFIER.sub("", other).strip())
+    # `5 + 7k` or `7k + 5`, and not a remainder on both sides.
     if family and (family["first"] is None or family["last"] is None):
         value = int((family["first"] or family["last"] or "0").replace(" ", ""))
         modulus = int(family["modulus"])
@@ -72,6 +74,7 @@ def _without_modulus(ref: str, pred: str) -> tuple[str, str]:
             rf"{name or ''}{value % modulus if modulus else value} \pmod{{{modulus}}}"
         )
         return (ref, other) if residues[0] else (other, pred)
+    # 17 is no residue mod 5: what is compared with one has to be below the modulus.
     value = re.search(r"(\d+)$", other)
     # `x = 3` is not all that a reference of `x = 3 \pmod 5` is.
     incomplete = residues[0] and residue["name"]
@@ -84,6 +87,7 @@ def _without_modulus(ref: str, pred: str) -> tuple[str, str]:
 def _decimal_comma(ref: str, pred: str) -> tuple[str, str]:
     """`3,5` for 3.5 where the reference has a point; `1,22` for 1.22 anyway."""
     point = [re.fullmatch(r"-?\d+\.\d+", t) is not None for t in (ref, pred)]
+    # `1,2` may be a list: without a point in the reference only two decimals count.
     comma = r"^(-?\d+),(\d+)$" if point[0] else r"^(-?\d+),(\d\d)$"
     return re.sub(r"^(-?\d+),(\d\d)$", r"\1.\2", ref), re.sub(comma, r"\1.\2", pred)
 
@@ -117,12 +121,15 @@ def _renamed(ref: str, pred: str, short: list[str]) -> tuple[str, str] | None:
     old, new = yours - mine, mine - yours
     if len(old) != 1 or len(new) != 1:
         return None
+    # `n\pi` and `k\pi`, over the integers.
     family = len(mine) == len(yours) == 1 and (
         _ANY_NUMBER.search(ref + pred)
         or (r"\pi" in ref + pred and old | new <= _COUNTERS)
     )
+    # `f(x) = cx` and `f(x) = ax`, for any real number.
     function = all("(" in t.partition("=")[0] for t in (ref, pred) if "=" in t)
     free = len(mine) == len(yours) == 2 and function and _ANY_NUMBER.search(ref + pred)
+    # `x^2 + C` and `x^2 + k`, beside a variable.
     ours = old | new <= _CONSTANTS and (old | new) & {*"CcK"}
     constant = ours and any(x.islower() for x in mine & yours)
     if not (family or free or constant):
@@ -146,6 +153,7 @@ def _other_constants(ref: str, pred: str) -> Iterator[tuple[str, str]]:
     mine, yours = (_CONSTANT.findall(t) for t in (ref, pred))
     free = [variables(_CONSTANT.sub(" ", t)) for t in (ref, pred)]
     once = all(len({*some}) == len(some) for some in (mine, yours))
+    # The same letters on both sides keep their places; C_1 and C_2 may swap theirs.
     if {*mine} == {*yours} and not all("_" in name for name in mine):
         return
     if not once or not 1 < len(mine) == len(yours) < 4:

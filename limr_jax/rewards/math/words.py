@@ -35,7 +35,7 @@ def _plain_words(text: str) -> str | None:
     if not re.fullmatch(r"(?:[^\W\d_]|[ ,.;:()'’-])+", text):
         return None
     text = _SUBJECT.sub("", text)
-    return text if re.search(r"[^\W\d_]{2}", text) else None
+    return text if re.search(r"[^\W\d_]{2}", text) else None  # x is no word
 
 
 def _kind_of_none(text: str) -> str | None:
@@ -92,6 +92,7 @@ def _comparison(sentence: str, pred: Form) -> bool:
     if not compared or pred.kind != "relation" or len(pred.ops) != 1:
         return False
     word = compared[1] or compared[2] or compared[3]
+    # 'is positive' compares with 0.
     bound = (compared[4] or "zero").replace("zero", "0")
     return pred.ops[0] == _AS_SIGN[word] and pred.parts[1] == bound
 
@@ -101,6 +102,7 @@ _IDLE = ("a", "an", "the", "on", "in", "at", "all", "any", "every")
 
 def _core(words: str) -> list[str]:
     all_words = re.findall(r"[^\W\d_]+", words)
+    # 'All' may be all that is said.
     return [w for w in all_words if w not in _IDLE] or all_words
 
 
@@ -122,12 +124,14 @@ def _verdict(mine: str, yours: str) -> bool:
         )
         for t in (mine, yours)
     ]
+    # More words on both sides would have to be compared, too.
     if (
         not all(verdicts)
         or verdicts[0][1] != verdicts[1][1]
         or (verdicts[0][2] and verdicts[1][2])
     ):
         return False
+    # In 'No, it is not possible' the denial says the same once more.
     denying = {"not", "no", "never"} if verdicts[0][1] in ("no", "false") else set()
     more = _SENTENCE.findall(verdicts[0][2] or verdicts[1][2] or "")
     return not (REVERSING - denying) & set(more)
@@ -149,6 +153,7 @@ def _names(sentence: str, words: str) -> bool:
         return False
     every = [w for w in every if w not in _IDLE]
     n = len(few)
+    # 'Petya and Vasya', 'Petya's dog': the subject is more than these words.
     starts = every[:n] == few and every[n] not in ("and", "or", "of", "s")
     verbs = ("is", "are", "be", "was", "were")
     ends = every[-n:] == few and len(every) > n and every[-n - 1] in verbs

@@ -50,6 +50,7 @@ def answer_to(line: str, cpu_seconds: float) -> dict:
     With the `answers` that were read, where the job left that to the worker.
     """
     try:
+        # Two levels: the signal may come while the inner one stops the clock.
         try:
             time_limit.limit(cpu_seconds, start=True)
             job = json.loads(line)
