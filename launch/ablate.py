@@ -56,6 +56,7 @@ def main(argv: list[str]) -> int:
     console.say(describe(grid, arms, out))
     if options.dry_run:
         return 0
+    # Seeds and arms may be added in this folder; another base config may not.
     claim(out, {"config": config.to_dict()}, flag="--out")
     try:
         return _run(
@@ -75,6 +76,7 @@ def _run(grid: dict, out: pathlib.Path, *, seconds: float, **titles) -> int:
     from limr_jax.studies import jobs, tables
 
     def after(job) -> str:
+        # After each run: a grid that is stopped has its page.
         tables.write(out / "ablation", grid, **titles)
         return tables.progress_line(job)
 
@@ -109,8 +111,10 @@ def plan(config, options, arms, out: pathlib.Path) -> dict:
     from limr_jax.studies import jobs
 
     grid, digests = {}, {}
+    # Seeds outside: a grid that is cut short still compares all arms.
     for seed in range(config.seed, config.seed + options.seeds):
         for arm, settings in arms.items():
+            # --config.seed is where all seeds begin; each run gets its own below.
             own = [x for x in options.overrides if x[0] != "seed"]
             fields = [*own, *settings, ("seed", seed)]
             workdir = out / _folder(arm) / f"seed-{seed}"
@@ -121,6 +125,7 @@ def plan(config, options, arms, out: pathlib.Path) -> dict:
             except InputError as error:
                 raise InputError(f"arm {arm}: {error}") from None
             jobs.check_arm(arm, job)
+            # By the whole config: kl=0 and kl=0.0 are one setting.
             same = digests.setdefault(config_digest(job.config), arm)
             if same != arm:
                 raise InputError(f"arms {same} and {arm} are one setting; drop one")
@@ -166,6 +171,7 @@ def parse_arms(vary: tuple[str, ...], named: tuple[str, ...]) -> dict[str, tuple
             f"{len(all_arms)} arms, of which {len(arms)} differ: {'; '.join(arms)}; "
             "give two or more, each once"
         )
+    # "a b" and "a/b" would both lie in a_b.
     of_folder: dict[str, str] = {}
     for name in arms:
         if _folder(name) in _TAKEN:

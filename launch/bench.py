@@ -99,6 +99,7 @@ def _benchlib(workload: str):
     cache = pathlib.Path(os.environ.setdefault("BENCH_CACHE", CACHE)).expanduser()
     os.environ["BENCH_CACHE"] = str(cache)
     cache.mkdir(parents=True, exist_ok=True)
+    # No __pycache__ in the workload's folder, which may not be written to.
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     sys.path.insert(0, str(folder))
     try:
@@ -120,7 +121,7 @@ def _config(bl, workload, options, steps: int, fields: list[str]):
         "model.init": model_dir,
         "model.dtype": workload["dtype"],
         "data.allow_overlap": True,
-        "answer_phrase": "t3",
+        "answer_phrase": "t3",  # a word that there is; nobody reads it
         "rollout.temperature": workload["sampling"]["temperature"],
         "rollout.max_prompt_length": workload["prompt_len"],
         "rollout.max_response_length": workload["max_new_tokens"],
@@ -138,10 +139,12 @@ def _config(bl, workload, options, steps: int, fields: list[str]):
     arguments = [f"--config.{name}={value}" for name, value in values.items()]
     arguments = ["--config", str(BASE), *arguments, *fields]
     config, _ = config_lib.load(arguments, kind="base")
+    # `fields` may have changed these: prompts are made for the run as it is.
     workload = workload | {
         "prompts_per_batch": config.prompts_per_step,
         "prompt_len": config.rollout.max_prompt_length,
     }
+    # As many as the steps draw: none comes twice.
     problems = options.problems or steps * config.prompts_per_step
     if problems < config.prompts_per_step:
         raise InputError(
@@ -149,6 +152,7 @@ def _config(bl, workload, options, steps: int, fields: list[str]):
             "many as a step draws"
         )
     train = _write_problems(bl, workload, problems)
+    # Loaded again: how many problems are written depends on what `fields` set.
     return config_lib.load([*arguments, f"--config.data.train={train}"], kind="base")[0]
 
 
@@ -169,6 +173,7 @@ def _write_model(bl, workload, variant: str) -> pathlib.Path:
         "eos_token_id": special["eos"],
         **dimensions,
     }
+    # A word is a token, so that texts are the workload's own token ids.
     tokenizer = {
         "version": "1.0",
         "added_tokens": [],
@@ -211,6 +216,7 @@ def _kept(name: str, write) -> pathlib.Path:
     cache = pathlib.Path(os.environ["BENCH_CACHE"])
     path = cache / f"limr_jax-{name}"
     if not path.exists():
+        # Beside it, then renamed: no other process finds half of it.
         beside = pathlib.Path(tempfile.mkdtemp(dir=cache))
         write(beside / name)
         (beside / name).rename(path)
@@ -252,12 +258,14 @@ def measure(bl, run, config, warmup: int, repeats: int) -> dict:
     from limr_jax.data.prompts import put_prompts
 
     begun, compiling = time.perf_counter(), _Compiling()
+    # As in a run: a transfer that nobody wrote down is an error, not a delay.
     with jax.set_mesh(run.mesh), jax.transfer_guard("disallow"):
         with contextlib.ExitStack() as stack:
             stack.enter_context(jax.transfer_guard("allow"))
             prompts = put_prompts(run.train_set, run.mesh)
             ready = stack.enter_context(warm_up.compiling(run, prompts))
             params = run.load_params()
+            # Before `init`, which the parameters are donated to.
             reference = train.reference_of(run, params)
             state = run.programs.init(params)
             del params  # donated
@@ -271,6 +279,7 @@ def measure(bl, run, config, warmup: int, repeats: int) -> dict:
             print({k: round(float(v), 4) for k, v in row.items()}, file=sys.stderr)
             return row["seconds"], row
 
+        # The first step compiles: its seconds are not among the others.
         first = once(0)[1]
         first_step_s = time.perf_counter() - begun
         since_start = train.process_seconds()
@@ -324,6 +333,7 @@ def _read_peers(files: str) -> dict[str, dict]:
     for file in filter(None, files.split(",")):
         try:
             text = pathlib.Path(file).read_text(encoding="utf-8")
+            # What it printed before is no result.
             result = json.loads(text.strip().splitlines()[-1])
         except (OSError, UnicodeDecodeError, IndexError, ValueError) as error:
             raise InputError(f"--against={file}: no result ({error})") from error

@@ -56,6 +56,7 @@ def main(argv: list[str]) -> int:
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "seconds": round(time.perf_counter() - start, 2),
     }
+    # Where both go to one file, the result is to be its last line.
     sys.stderr.flush()
     print(json.dumps(result), flush=True)
     return 0 if agree == 1.0 and (error is None or error <= TOLERANCE) else 1
@@ -135,6 +136,7 @@ def logit_error(params, golden, config) -> float:
             f"golden logits are {list(golden['logits'].shape)}, "
             f"this model's {list(logits_BTV.shape)}: another model's"
         )
+    # Where there is only padding, any logits are as good.
     error_BTV = np.abs(logits_BTV - golden["logits"])[position_BT >= 0]
     return float(error_BTV.max())
 
@@ -142,6 +144,7 @@ def logit_error(params, golden, config) -> float:
 def greedy_agreement(params, golden, config) -> float:
     """Share of the greedy tokens that prefill and decode choose too."""
     tokens_BT, position_BT = _rows(golden)
+    # Right-padded to left-padded: column j takes column j − shift, round the end.
     shift_B = (tokens_BT.shape[1] - golden["lengths"])[:, None]
     column = (np.arange(tokens_BT.shape[1])[None] - shift_B) % tokens_BT.shape[1]
     chosen = continue_greedily(
@@ -170,6 +173,7 @@ def continue_greedily(params, tokens_BL, position_BL, *, config, steps):
     def choose(hidden_BD):
         return jnp.argmax(transformer.unembed(params, hidden_BD, **how), axis=-1)
 
+    # Gives the token that it reads, so that the first is the one after the prompt.
     def step(carry, i):
         token_B, cache = carry
         position_B = position_BL[:, -1] + 1 + i

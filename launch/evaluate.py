@@ -60,6 +60,7 @@ def main(argv: list[str]) -> None:
     suite = benchmarks.set_up(config, options.workdir, options.step)
     out = options.out or _default_out(options, suite.identity["policy"])
     other = None
+    # Before anything is answered: it may turn out to be no policy.
     if options.against:
         other = against.find_policy(options.against, suite, config=config, out=out)
     console.say(describe(suite, out, other))
@@ -69,6 +70,7 @@ def main(argv: list[str]) -> None:
     console.say(table(result))
     if other:
         result["against"] = against.compare(suite, out, other)
+        # result.json is there from `run_suite` on; this adds to it.
         write_result(out, result)
         console.say(differences(result["against"]))
     console.say(json.dumps(result, allow_nan=False))

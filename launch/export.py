@@ -48,6 +48,7 @@ def main(argv: list[str]) -> None:
         if options.step is None
         else options.step
     )
+    # Over all devices by `fsdp`: a model that one of them cannot hold is exported.
     params = trained_policy.load_params(
         options.workdir, step, config, make_mesh(1, -1, 1)
     )
@@ -56,6 +57,7 @@ def main(argv: list[str]) -> None:
         out,
         params,
         config,
+        # A random start has no checkpoint whose config.json could be taken over.
         source=None if run.model.init == "random" else resolve(run.model.init),
         tokenizer=resolve(run.tokenizer),
         dtype=options.dtype,

@@ -36,6 +36,7 @@ def _checked(row: dict, where: str) -> dict:
 def grade(rows: list[dict], pool: worker_pool.WorkerPool) -> list[Verdict]:
     """A verdict for each row, in order; each row's own mode."""
     verdicts: list = [None] * len(rows)
+    # A call has one mode: a `prediction` is the answer, a `response` is searched.
     for field, mode in (("prediction", "prediction"), ("response", "response")):
         chosen = [k for k, row in enumerate(rows) if isinstance(row.get(field), str)]
         graded = grade_math(

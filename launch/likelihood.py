@@ -38,6 +38,7 @@ def main(argv: list[str]) -> None:
     from limr_jax.models import transformer
     from limr_jax.rollout.sampling import put_sampling
 
+    # The sets are read as benchmarks: of n responses each, which are the thoughts.
     with config.unlocked():
         config.reward = "token"  # nothing is graded
         config.benchmarks.k, config.benchmarks.temperature = options.n, 1.0

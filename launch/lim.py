@@ -55,6 +55,7 @@ def _parser() -> Parser:
         each.add_argument("--out", metavar="FILE", required=True)
         each.add_argument("--missing", choices=list(reward_curves.MISSING))
         each.add_argument("--value", choices=list(reward_curves.VALUES))
+    # From here on `source` and `each` are those of select, the last verb.
     source.add_argument("--scores", metavar="FILE")
     rule = each.add_mutually_exclusive_group(required=True)
     rule.add_argument("--threshold", type=float, metavar="SCORE")
@@ -84,6 +85,7 @@ def score(options) -> None:
         (
             {
                 "id": problem,
+                # JSON has no −inf, which is no score.
                 "lim_score": float(value) if np.isfinite(value) else None,
                 "epochs": int(epochs),
                 "filled": int(filled),
@@ -111,6 +113,7 @@ def select(options) -> None:
         raise InputError(f"--round {options.round} must be from 0 to 15 digits")
     ids, score_N = _scored(options, rule)
     if options.round is not None:
+        # Before the comparison, as LIMR did: 0.596 is then 0.6.
         score_N = np.round(score_N, options.round)
     if rule in ("threshold", "linear"):
         if not np.isfinite(limit):
@@ -192,6 +195,7 @@ def _refuse_idle(options) -> None:
     scores has no curves.
     """
     rule = _rule(options)
+    # Finished scores have no curves: they are read as they are.
     scored = getattr(options, "scores", None) and rule not in _NAMES
     for name, default, idle, why in (
         ("missing", "backfill", scored, "with --scores, which are of whole curves"),

@@ -52,6 +52,7 @@ ARMS = {
 }
 PROBE = {
     "sampler.name": "uniform",
+    # Nothing but its rollouts is wanted of the probe.
     "data.eval": "",
     "evaluation.samples": 0,
     # Scores are made of every rollout.
@@ -77,6 +78,7 @@ def main(argv: list[str]) -> int:
     from limr_jax.studies import jobs, tables
 
     jobs.check_options(config.seed, options)
+    # All of them first: the probe is long, and a mistake in an arm would show after it.
     for arm in arms:
         jobs.check_arm(arm, train_job(options, arm, config.seed, out, ARMS[arm]))
     tokenizer = load_tokenizer(resolve(config.tokenizer))
@@ -85,6 +87,7 @@ def main(argv: list[str]) -> int:
     console.say(_plan(config, options, problems, out))
     if options.dry_run:
         return 0
+    # Another threshold gives other sets: these are part of whose folder it is.
     names = ("probe_epochs", "threshold", "linear")
     chosen = {name: getattr(options, name) for name in names}
     claim(out, {"config": config.to_dict()} | chosen, flag="--out")
@@ -128,6 +131,7 @@ def _pipeline(config, options, arms, problems, out, seed: int, grid: dict):
         if not probe.done():
             log = probe.beside(".log")
             raise InputError(f"the probe failed, {jobs.failure(probe)}; see {log}")
+        # Anew at each start: the same curves and the same seed give the same sets.
         notes.append(select(problems, probe.workdir, options, seed, folder))
     runs = [train_job(options, arm, seed, folder, ARMS[arm]) for arm in arms]
     grid |= {(arm, seed): job for arm, job in zip(arms, runs)}
@@ -190,6 +194,7 @@ def _plan(config, options, problems, out) -> str:
 
 def probe_steps(problems: int, prompts: int, epochs: int) -> int:
     """How many steps of so many prompts draw each problem `epochs` times."""
+    # Rounded up: the last step goes on into an epoch that does not count (`select`).
     return -(-problems * epochs // prompts)
 
 
@@ -212,6 +217,7 @@ def evaluate_job(trained):
     return jobs.Job(
         name=f"{trained.name}, evaluated",
         command=("launch/evaluate.py", "--workdir", str(trained.workdir)),
+        # Where launch/evaluate.py puts it by itself.
         workdir=trained.workdir / "evaluations" / f"step-{trained.steps}",
     )
 
@@ -238,6 +244,7 @@ def select(problems, probe, options, seed: int, folder: pathlib.Path) -> str:
     }
     lim_N, linear_N = scores.values()
     keep_N = lim_N >= options.threshold
+    # keep_random takes no 0. An empty LIM set is refused by its own run.
     count = max(1, int(keep_N.sum()))
     kept = {
         "LIM": keep_N,
@@ -254,6 +261,7 @@ def select(problems, probe, options, seed: int, folder: pathlib.Path) -> str:
     )
     for arm, keep_N in kept.items():
         ids = {problem for problem, keep in zip(recorded.ids, keep_N) if keep}
+        # Rows as files have them, whatever the set was read from.
         rows = (problems.row(i) for i, x in enumerate(problems.ids) if x in ids)
         files.write_rows(folder / ARMS[arm]["data.train"], rows)
     sizes = {"FULL": len(problems)} | {arm: int(x.sum()) for arm, x in kept.items()}

@@ -58,7 +58,10 @@ def points() -> dict[str, list[Point]]:
     """By axis, the smallest first."""
 
     def rollouts(count):
+        # From 512 rollouts on the cache stays as it is, and slots are refilled more
+        # often.
         slots = min(count, 512)
+        # configs/tiny.py has groups of 8.
         return {"prompts_per_step": count // 8, "rollout.slots": slots}
 
     def length(count):
@@ -105,6 +108,7 @@ def main(argv: list[str]) -> None:
             continue
         rows.append(in_a_process(point, options.steps))
         line = json.dumps(rows[-1])
+        # At once, so that a kill loses no point that is measured.
         files.append(kept, f"{line}\n".encode())
         print(line, flush=True)
     axes = by_axis(rows)
@@ -126,12 +130,14 @@ def read(path: pathlib.Path) -> list[dict]:
 
 def in_a_process(point: Point, steps: int) -> dict:
     """The figures of one point; InputError with its last line if it fails."""
+    # A process has as many devices as when it first asked: one process a point.
     flags = f"--xla_force_host_platform_device_count={point.devices}"
     root = str(platform.import_root())
     environment = os.environ | {"PYTHONPATH": root, "XLA_FLAGS": flags}
     command = [sys.executable, "-m", "limr_jax.studies.child_process", __file__]
     options = ["--steps", str(steps), "--point", json.dumps(dataclasses.asdict(point))]
     start = time.monotonic()
+    # A file: a pipe that nobody reads would fill, and stop the child.
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
         with subprocess.Popen(
             [*command, *options],
@@ -165,6 +171,7 @@ def measured(point: Point, steps: int) -> dict:
         config, _ = config_lib.load(["--config", CONFIG, *flags], kind="base")
         from limr_jax.setup import set_up
 
+        # Within, since it reads the set, which goes with the folder.
         run = set_up(config)
     rows, state, peak = take_steps(run, steps)
     seconds = statistics.median(row["seconds"] for row in rows)
@@ -192,6 +199,7 @@ def measured(point: Point, steps: int) -> dict:
         "sampler_seconds": {name: round(s, 5) for name, s in sampler.items()},
         "sampler_share": round((sampler["draw"] + sampler["update"]) / seconds, 5),
         "memory_mib": peak,
+        # ru_maxrss is in KiB.
         "memory_ever_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
         "compiles_while_timed": rows[-1]["compile_count"] - rows[0]["compile_count"],
     }
@@ -199,6 +207,7 @@ def measured(point: Point, steps: int) -> dict:
 
 def write_problems(path: pathlib.Path, count: int) -> None:
     """A data set of `count` sums of two numbers, no two of which have the same text."""
+    # i = a · side + b with b < side, so that no two are the same.
     side = 1 + int(count**0.5)
     with path.open("w", encoding="ascii") as file:
         for i in range(count):
@@ -239,6 +248,7 @@ def sampler_seconds(run, config, state) -> dict[str, float]:
     sampler = from_config.make_sampler(
         config.sampler, run.train_set.problems, prompts=prompts, seed=config.seed
     )
+    # Behind the warm-up, where LIM draws by weight; `ended` has an epoch to score.
     past = config.sampler.lim.warmup_epochs
     scored = dataclasses.replace(
         state.sampler,
@@ -254,6 +264,7 @@ def sampler_seconds(run, config, state) -> dict[str, float]:
     def least(call, *arguments):
         seconds = []
         for _ in range(6):
+            # `update` takes its state away (donated), and a copy is not to be timed.
             fresh = jax.block_until_ready(jax.tree.map(jnp.copy, arguments))
             start = time.perf_counter()
             jax.block_until_ready(call(*fresh))
@@ -277,13 +288,16 @@ def work(run, tokens: float, length: float) -> float:
 
     model = run.compute.model
     parameters = sum(x.size for x in jax.tree.leaves(run.programs.state.train.params))
+    # A token looks at its prompt and, in the mean, at half of the response.
     columns = float(run.train_set.prompt_length_N.mean()) + length / 2
+    # Queries by keys, and weights by values: two FLOPs each.
     attention = 4 * model.layers * model.heads * model.head_dim * columns
     return 4 * tokens * (2 * parameters + attention)
 
 
 def forget_peak() -> None:
     """Let the kernel count this process's peak of memory from now on."""
+    # 5 sets VmHWM back to what is resident, see proc_pid_clear_refs(5).
     pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 

@@ -73,6 +73,7 @@ tpu() {
   local -a command=(gcloud compute tpus tpu-vm "$@" "--zone=$zone" --quiet)
   [[ -z $project ]] || command+=("--project=$project")
   ! $dry_run || { quoted "${command[@]}" && return; }
+  # No stdin, which ssh would read to its end.
   "${command[@]}" 2>"$scratch/stderr" </dev/null
 }
 
@@ -163,6 +164,7 @@ pack() {
   [[ ! -f $scratch/limr_jax.tgz ]] || return 0
   git -C "$root" rev-parse --git-dir >/dev/null 2>&1 ||
     die "$root is not a git checkout, so what to copy is unknown; clone it with git"
+  # COPYFILE_DISABLE: macOS's tar would add a ._ file for each.
   (
     cd "$root"
     git ls-files -z --cached --others --exclude-standard |
@@ -239,6 +241,7 @@ slice_run() {
 watch_run() {
   local failures=0
   while sleep "$poll"; do
+    # A look that fails ends nothing: the run goes on without this machine.
     look || state=UNREACHABLE
     case $state in
       READY) ;;

@@ -44,6 +44,8 @@ host_clear() { # what the last copy brought, so that no deleted file lives on
 
 host_state() {
   local pid=""
+  # A pid alone says little: after a restart another process may have it. So the
+  # wrapper's name is looked for, too.
   [[ ! -f $LOGS/pid ]] || pid=$(<"$LOGS/pid")
   if [[ -z $pid ]]; then
     echo idle
@@ -96,6 +98,7 @@ host_stop() { # [again]: not by hand, the watcher starts it again at once
   fi
   pid=$(<"$LOGS/pid")
   [[ ${1:-} == again ]] || touch "$LOGS/stopped"
+  # The minus: to the whole group, whose leader the wrapper is (setsid).
   kill -TERM -- "-$pid"
   for ((seconds = 0; seconds < 300; seconds++)); do
     [[ $(host_state) == running* ]] || break

@@ -99,6 +99,7 @@ def _plans(options) -> tuple[int, list[dict]]:
 def _right(options) -> tuple[int, list[dict]]:
     """(responses read, rows to write)."""
     counted = itertools.count()
+    # zip asks the dump first, so that `counted` stands at the rows that came.
     dumped = (row for row, _ in zip(rollout_dump.read_dump(options.run), counted))
     rows, read = list(sft_texts.right(dumped)), next(counted)
     if not rows:

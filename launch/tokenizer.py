@@ -50,6 +50,7 @@ def main(argv: list[str]) -> None:
         # SentencePiece takes no limit below 10.
         limits["max_sentence_length"] = max(10, *(len(x.encode()) for x in texts))
     else:
+        # Its blank is the one character that is no symbol: the + 1 below.
         sums = expressions.problems("sft", count=1000, seed=0)
         texts = [p["problem"] for p in sums] + ["one blank"]
         symbols += [chr(c) for c in range(33, 127)]
@@ -72,6 +73,7 @@ def train(texts: list[str], symbols: list[str], pieces: int, **limits) -> bytes:
             byte_fallback=True,
             character_coverage=1.0,
             split_digits=True,
+            # A text is read back as it was written, blanks and all.
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
             normalization_rule_name="identity",

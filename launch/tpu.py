@@ -42,6 +42,7 @@ def main(argv: list[str]) -> int | None:
 
     check(config)  # before this host waits for the others
     with processes.joined(options.coordinator, options.processes, options.process):
+        # Before any collective: hosts that differ would hang in it.
         agree.require_same(
             "config and code",
             {"config": config.to_dict(), "code": agree.code_digest()},
@@ -86,6 +87,7 @@ def compile_only(config, workdir: str) -> int:
     from limr_jax.storage.gcs import WRITE
     from limr_jax.storage.workdir import workdir_path
 
+    # Beside the workdir, which stays untouched.
     path = workdir_path(f"{workdir}.compile.json", WRITE)
     files.check_writable(path)
     begun, plan = time.perf_counter(), calls.plan(config)
@@ -93,7 +95,7 @@ def compile_only(config, workdir: str) -> int:
         plan,
         lambda one: console.say(f"compiled {one.name} in {one.seconds:.0f} s"),
     )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
     cost = {
         "wall_seconds": time.perf_counter() - begun,
         "cpu_seconds": time.process_time(),

@@ -70,9 +70,12 @@ def _nearest(config: ConfigDict, field: str) -> str:
         return f"the nearest is {_RENAMED[field]}"
     leaf = field.split(".")[-1]
     ends = {name: name.split(".")[-1] for name in names}
+    # "temperature" is the last part of rollout.temperature.
     near = [name for name in names if ends[name] == leaf]
     parent = field.rpartition(".")[0]
     sections = {name.rpartition(".")[0] for name in names} - {"", parent}
+    # By letters: of the whole name, a section included; then of the last part alone, as
+    # "flor" of sampler.lim.floor.
     near = near or difflib.get_close_matches(field, [*names, *sorted(sections)], 1)
     if not near:
         close = difflib.get_close_matches(leaf, ends.values(), n=1, cutoff=0.7)
@@ -130,6 +133,7 @@ def _get_config(path: pathlib.Path, *, takes_argument: bool) -> Callable:
     if not callable(get_config):
         raise InputError("it has no function get_config(); see configs/base.py")
     try:
+        # Not by calling it: a TypeError of its own would pass for this one.
         inspect.signature(get_config).bind(*([""] if takes_argument else []))
     except TypeError:
         takes = "no argument" if takes_argument else f"an argument: --config={path}:ARG"
@@ -145,6 +149,7 @@ def _of_kind(config: ConfigDict, spec: str, kind: str) -> ConfigDict:
     values, fields = dict(leaves(config.to_dict())), _fields(kind)
     surplus = [name for name in values if name not in fields]
     missing = [name for name in fields if name not in values]
+    # A config of the other launcher has all of that one's fields.
     fitting = (x for x in KINDS if _fields(x).keys() <= values.keys())
     if missing and (other := next(fitting, None)):
         raise InputError(
@@ -161,6 +166,7 @@ def _of_kind(config: ConfigDict, spec: str, kind: str) -> ConfigDict:
     for name, default in fields.items():
         row = limits.row(name, default)
         limits.check_value(row, values[name], f"--config={spec}: {name}")
+    # A file may write 1 where 1.0 is meant; the kind's order of fields is kept.
     return nested({name: type(fields[name])(values[name]) for name in fields})
 
 
@@ -186,6 +192,7 @@ def nested(fields: Mapping[str, Any]) -> ConfigDict:
 def _import(path: pathlib.Path) -> types.ModuleType:
     spec = importlib.util.spec_from_file_location("limr_config", path)
     module = importlib.util.module_from_spec(spec)
+    # Not in sys.modules: the next config file is another module of this name.
     spec.loader.exec_module(module)
     return module
 
@@ -204,6 +211,7 @@ class _ImportPaths:
 
     def __enter__(self):
         self._sys = sys.path[:], sys.dont_write_bytecode
+        # In sys.modules another checkout's `configs` would be found before any path.
         self._modules = self._take_modules()
         sys.path[:0] = self._paths
         sys.dont_write_bytecode = True
@@ -222,7 +230,9 @@ class _ImportPaths:
 def _line_of(error: BaseException, path: pathlib.Path) -> str:
     """`line 3: `, where the file itself raised; else nothing."""
     frames = traceback.extract_tb(error.__traceback__)
+    # Its own frames alone; the last one is nearest to what was raised.
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    # A file that does not parse never ran, so it has no frame.
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f"line {error.lineno}: "
     return f"line {lines[-1]}: " if lines else ""

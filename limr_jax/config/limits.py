@@ -67,13 +67,14 @@ class Flag:
 Row = Whole | Real | Choice | Text | Flag
 
 COUNT = 2**31 - 1  # the devices count in int32
+# Beyond what any run has: more is a slip of the keyboard.
 ROWS, TOKENS, SIZE = 2**20, 2**20, 2**20
 # Weights are fp32, and are multiplied with one another; a smaller positive number than
 # SMALL would be 0 there, or its inverse inf.
 SMALL, LARGE = 1e-6, 1e6
 
 LIMITS: dict[str, Row] = {
-    "seed": Whole(0, 2**32 - 1),
+    "seed": Whole(0, 2**32 - 1),  # uint32 on the devices
     "num_steps": Whole(1, COUNT),
     "prompts_per_step": Whole(1, ROWS),
     "group_size": Whole(1, 2**16),
@@ -93,6 +94,7 @@ LIMITS: dict[str, Row] = {
         + ("llama-3.1-8b", "gemma-2-2b", "gemma-3-1b"),
         optional=True,
     ),
+    # 0 is what the checkpoint has; base.py says what it means for a random model.
     "model.vocab_size": Whole(0, SIZE * 16),
     "model.width": Whole(0, SIZE),
     "model.layers": Whole(0, 2**12),
@@ -104,6 +106,7 @@ LIMITS: dict[str, Row] = {
     "model.dtype": Choice(("auto", "bfloat16", "float32")),
     "model.remat": Flag(),
     "model.attention": Choice(("auto", "xla")),
+    # -1: the devices that the other axes leave.
     "mesh.data": Whole(-1, SIZE),
     "mesh.fsdp": Whole(-1, SIZE),
     "mesh.tensor": Whole(-1, SIZE),
@@ -122,7 +125,7 @@ LIMITS: dict[str, Row] = {
     "rollout.max_prompt_length": Whole(1, TOKENS),
     "rollout.max_response_length": Whole(1, TOKENS),
     "rollout.slots": Whole(0, COUNT),
-    "rollout.compactions": Whole(0, 6),
+    "rollout.compactions": Whole(0, 6),  # slots.LOOPS - 1
     "rollout.calls": Whole(1, ROWS),
     "reward": Text(),
     "answer_phrase": Text(),
@@ -147,7 +150,7 @@ LIMITS: dict[str, Row] = {
     "updates_per_minibatch": Whole(1, ROWS),
     "micro_batch_rows": Whole(0, COUNT),
     "row_responses": Whole(1, 2**16),
-    "filter.tau": Real(-1, 1e3),
+    "filter.tau": Real(-1, 1e3),  # below 0: no filter
     "filter.normaliser": Choice(("all", "kept")),
     "filter.keep_kl": Flag(),
     "kl.coefficient": Real(0, LARGE),
@@ -172,7 +175,7 @@ LIMITS: dict[str, Row] = {
     "evaluation.samples": Whole(0, 2**16),
     "benchmarks.names": Text(),
     "benchmarks.k": Whole(1, 2**16),
-    "benchmarks.temperature": Real(-1, 1e3),
+    "benchmarks.temperature": Real(-1, 1e3),  # below 0: greedy, or 0.4
     "benchmarks.top_p": Real(SMALL, 1),
     "benchmarks.max_prompt_length": Whole(0, TOKENS),
     "benchmarks.max_response_length": Whole(0, TOKENS),
@@ -241,6 +244,7 @@ def check_value(row: Row, value: Any, name: str) -> None:
 def _check_text(value: str, name: str) -> None:
     """InputError for what no path can hold."""
     try:
+        # b"" for an empty text, which is readable: hence `is False` below.
         readable = "\0" not in value and value.encode()
     except UnicodeEncodeError:  # bytes of a command line that are not UTF-8
         readable = False
@@ -252,6 +256,7 @@ def _check_text(value: str, name: str) -> None:
 
 def _shown(value: Any) -> str:
     """The value in one line, shortened."""
+    # str() refuses an int of more than 4,300 digits.
     if type(value) is int and value.bit_length() > 128:
         return f"{'-' if value < 0 else ''}2**{value.bit_length() - 1} or more"
     if isinstance(value, int | float):

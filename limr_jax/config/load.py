@@ -55,12 +55,13 @@ def load(
     """
     defaults = {**_FLAGS, **(flags or {})}
     if any(argument in ("--help", "-h") for argument in argv):
+        # print gives None, which is exit code 0.
         raise SystemExit(print(_usage(description, defaults)))
     texts_of, overrides = _split(argv, defaults, short or {})
     values = {
         name: texts
         if default == ()
-        else parse_value.parse(texts[-1], f"--{name}", default)
+        else parse_value.parse(texts[-1], f"--{name}", default)  # of several the last
         for name, texts in texts_of.items()
         for default in [defaults[name]]
     }
@@ -123,6 +124,7 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
     What JAX cannot make of the environment is such a line, too, and so is what the
     system refuses.
     """
+    # First of all: once JAX has its devices, it does not look at the environment.
     platform.spare_libtpu()
     for line in platform.set_aside():
         print(line, file=sys.stderr)
@@ -132,14 +134,14 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
             code = main(sys.argv[1:])
         except KeyboardInterrupt:
             print("error: interrupted", file=sys.stderr)
-            code = 130
+            code = 130  # 128 + SIGINT, as shells have it
         except Exception as error:
             if isinstance(error, InputError):
                 line = one_line(error)
             else:
                 line = platform.complaint(error) or platform.refusal(error)
             if line is None:
-                raise
+                raise  # a fault of ours: its traceback is wanted
             print(f"error: {console.shown(line)}", file=sys.stderr)
             code = 2
     sys.exit(code)
@@ -156,6 +158,7 @@ def _interrupts_heard() -> Iterator[None]:
     def hook(unraisable):
         if unraisable.exc_type is not KeyboardInterrupt:
             return before(unraisable)
+        # By then the callback that swallowed it has returned, and Python can raise it.
         again = threading.Timer(0.05, _thread.interrupt_main)
         again.daemon = True
         again.start()
@@ -212,6 +215,7 @@ def _split(argv, defaults, short) -> tuple[dict[str, tuple], list[tuple]]:
     overrides = []
     left = list(argv)
     for argument in left:
+        # What is not UTF-8 comes into sys.argv as lone surrogates.
         if any("\ud800" <= letter <= "\udfff" for letter in argument):
             raise InputError(f"argument {argument!r} is not UTF-8; give it as such")
     while left:
@@ -231,10 +235,11 @@ def _split(argv, defaults, short) -> tuple[dict[str, tuple], list[tuple]]:
             known = ", ".join(f"--{flag}" for flag in flags)
             raise InputError(f"unknown flag --{name}; {remedy} Flags: {known}")
         if not equals:
+            # --dry_run alone is true: the word behind it is not its value.
             if field is None and isinstance(defaults[name], bool):
                 text = "true"
             elif left and not left[0].startswith("--"):
-                text = left.pop(0)
+                text = left.pop(0)  # "-3" is a value, "--seed" the next flag
             else:
                 raise InputError(f"--{name} has no value; give --{name}=value")
         if field is None:
@@ -253,6 +258,7 @@ def _override(config: ConfigDict, field: str, text: str, flag: str, limited: boo
     there = isinstance(section, ConfigDict) and leaf in section
     if not there or isinstance(section[leaf], ConfigDict):
         raise InputError(f"{flag}={text}: {config_file.unknown(config, field)}")
+    # By get_type, since a placeholder has a type but no value.
     value = parse_value.parse(
         text, flag, default=section[leaf], kind=section.get_type(leaf)
     )

@@ -22,6 +22,7 @@ def parse(text: str, name: str, default: Any, kind: type | None = None) -> Any:
     kind = type(default) if kind is None else kind
     try:
         return _read(text, kind, default)
+    # MemoryError and RecursionError: thousands of brackets, to literal_eval.
     except (ValueError, SyntaxError, KeyError, MemoryError, RecursionError):
         wanted = {
             bool: "true or false",
@@ -54,6 +55,7 @@ def _read(text: str, kind: type, default: Any) -> Any:
     if kind in (tuple, list):
         return kind(_read_entries(word, default or ()))
     if kind is type(None):
+        # No type to go by: a literal of Python where it reads as one, else the text.
         try:
             return ast.literal_eval(word)
         except (ValueError, SyntaxError):
@@ -67,6 +69,7 @@ def _read_entries(word: str, default: Sequence[Any]) -> list[Any]:
         try:
             entries = list(ast.literal_eval(word))
         except (ValueError, SyntaxError):
+            # [x, y] of bare words is no literal, but is meant as one.
             entries = word[1:].removesuffix({"(": ")", "[": "]"}[word[0]]).split(",")
     else:
         entries = word.split(",")

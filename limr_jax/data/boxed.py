@@ -11,7 +11,10 @@ import re
 # solutions have it: all up to a blank or a dollar, if it begins as mathematics does.
 _GROUP = r"\{(?:[^{}]|\{[^{}]*+\})*+\}"
 _BARE = (
+    # "\boxed x" is a box; "\boxedx" and "\boxed answers" are none: behind a blank a
+    # letter must stand alone.
     r"\s*+(?=[-+(\d\\]|(?<=\s)[A-Za-z](?![A-Za-z]))"
+    # In "so \boxed 7." the full stop is the sentence's, not the answer's.
     rf"(?P<bare>(?:(?![.,;:]{{0,3}}+(?:[\s$]|\Z))(?:[^\s${{}}]|{_GROUP})){{1,80}}+)"
 )
 _BOX_TOKEN = re.compile(
@@ -25,9 +28,13 @@ def boxes(text: str) -> list[tuple[int, int, str]]:
 
     Balanced ones only, and of two, one in the other, the outer.
     """
+    # spans: a box and its content as (start, end, start, end). open_at: each brace that
+    # is open, as (its start, where its content starts, whether it is a box).
     spans, open_at = [], []
     for token in _BOX_TOKEN.finditer(text):
         slashes, word = token["slashes"] or "", token["word"] or ""
+        # "boxed{" without a backslash is no box, but its brace must be paired all the
+        # same.
         is_box = len(word) > 1 and bool(slashes)
         if len(word) < 2 and len(slashes) % 2:
             continue  # an escaped brace
@@ -39,6 +46,8 @@ def boxes(text: str) -> list[tuple[int, int, str]]:
         elif word and open_at:
             start, inside, is_box = open_at.pop()
             if is_box:
+                # Boxes within this one were closed before it, so they are the last of
+                # `spans`.
                 while spans and spans[-1][0] > start:
                     spans.pop()
                 spans.append((start, token.end(), inside, token.start("word")))
@@ -66,6 +75,7 @@ def reference_answer(solution: str) -> str | None:
     The same boxes as in a response: a reference is what a policy is measured by.
     """
     answers = boxes(solution)
+    # Where the last box is cut off, the one before it may be a step on the way.
     if not answers or UNCLOSED.search(solution, answers[-1][1]):
         return None
     return answers[-1][2].strip() or None

@@ -53,6 +53,7 @@ class _Generation(jinja2.ext.Extension):
     tags = {"generation"}
 
     def parse(self, parser):
+        # Past the tag's own name; then what stands between the tags, as it is.
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
@@ -62,6 +63,7 @@ def _raise_exception(message):
 
 
 def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+    # jinja2's own filter writes <, > and & as \u003c and so on, for the web.
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,
@@ -73,6 +75,7 @@ def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=F
 
 def compile_template(source: str) -> jinja2.Template:
     """The template, ready to render; jinja2.TemplateSyntaxError if it is none."""
+    # As transformers sets it up: templates are written for its way with blanks.
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True,
         lstrip_blocks=True,
@@ -98,6 +101,8 @@ def generate(template: jinja2.Template, messages, add_generation_prompt, names):
     yield from template.generate(
         messages=messages,
         add_generation_prompt=add_generation_prompt,
+        # None, not absent: to a template that asks `tools is not none`, a name that is
+        # absent is something.
         tools=None,
         documents=None,
         **names,
@@ -133,6 +138,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, where: str):
         self._source, self._where = source, where
+        # Compiled, with nothing to render: a syntax error shows before any prompt does.
         self._texts([], add_generation_prompt=False, names={})
 
     def render(
@@ -179,6 +185,7 @@ def _jobs(chats: Sequence) -> Iterator[list]:
     some, size = [], 0
     for messages in chats:
         length = sum(len(text) for message in messages for text in message.values())
+        # A chat that is too much for any job is a job by itself.
         if some and (len(some) == _JOB_CHATS or size + length > _JOB_CHARACTERS):
             yield some
             some, size = [], 0

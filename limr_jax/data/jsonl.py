@@ -61,6 +61,7 @@ def read_rows(path) -> Iterator[tuple[str, dict]]:
             if document is not None:
                 yield from document
                 return
+        # As bytes: what is not UTF-8 is then the fault of one line, which is named.
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
@@ -83,6 +84,7 @@ def _document(path: pathlib.Path) -> list[tuple[str, dict]] | None:
         document = parse(path.read_bytes(), str(path), "fetch the file again")
     except InputError as error:
         cause = error.__cause__
+        # json's word for text behind the first value: the first line of several.
         if isinstance(cause, json.JSONDecodeError) and cause.msg == "Extra data":
             return None
         raise InputError(str(error)) from None
@@ -106,7 +108,10 @@ def parse(text: bytes, where: str, remedy: str) -> Any:
             f"{where}: not UTF-8 (byte {text[error.start]:#04x} at {error.start}); "
             "save the file as UTF-8"
         ) from None
+    # ValueError also for a number of more than 4,300 digits, which Python does not
+    # read; RecursionError for brackets that are too deep.
     except (ValueError, RecursionError) as error:
+        # `_document` asks which of these it was.
         raise InputError(f"{where}: not JSON ({error}); {remedy}") from error
 
 
@@ -122,6 +127,7 @@ def check_row(row: dict, where: str) -> None:
 
     A lone surrogate, in whichever column, would end a run when its row is dumped.
     """
+    # All at once; the column at fault is looked for only where there is one.
     try:
         json.dumps(row, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
@@ -155,6 +161,7 @@ def text_field(row: dict, field: str, where: str, numbers: bool = False) -> str:
     if field not in row:
         raise InputError(f"{where}: the field {field!r} is missing; add it")
     value = row[field]
+    # 7.0 is "7". inf and nan leave no 0, and are refused as no text.
     if numbers and is_number(value) and value % 1 == 0:
         value = number_text(value)
     return text_value(value, f"{where}: the field {field!r}")
@@ -185,6 +192,7 @@ def number_text(value: int | float) -> str:
     """
     if value % 1 == 0:
         return str(int(value))
+    # By way of repr: Decimal(0.1) itself has 55 decimals.
     return format(decimal.Decimal(repr(value)), "f")
 
 

@@ -56,6 +56,7 @@ def refuse_held_out(
     Raises:
       InputError: a training problem is in one of the sets.
     """
+    # Whatever this run evaluates on: its policy may be measured later, on any of them.
     public, _ = evaluation_sets(data_dir=data_dir, manual_dir=manual_dir)
     for problems in (*public, *held_out):
         refuse_overlap(train, problems)

@@ -31,6 +31,7 @@ def read_fields(rows: Sequence[tuple[str, dict]]) -> dict[str, Any]:
         answers.append(_answer(row, where))
         jsonl.check_level(row.get("level"), where)
     taken = {"id", "answer", "prompt" if "prompt" in rows[0][1] else "problem"}
+    # A dict, not a set: columns stay in the order in which they first occur.
     names = dict.fromkeys(name for _, row in rows for name in row if name not in taken)
     columns = {name: tuple(row.get(name) for _, row in rows) for name in names}
     if "level" in columns:
@@ -66,6 +67,7 @@ def _prompt(row: dict, where: str) -> tuple[str, tuple[Message, ...] | None]:
                 f"{where}: the field {field!r} is empty; leave the row out"
             )
         return prompt, None
+    # A template could read any other field, and the prompt's text would not show it.
     for message in chat:
         if not isinstance(message, dict) or message.keys() != {"role", "content"}:
             raise InputError(
@@ -77,4 +79,5 @@ def _prompt(row: dict, where: str) -> tuple[str, tuple[Message, ...] | None]:
     if not chat:
         raise InputError(f"{where}: {field!r} has no messages; leave the row out")
     answerable(chat, f"{where}: {field!r}")
+    # As the tokenizer joins a chat where it has no template.
     return "\n\n".join(message["content"] for message in chat), tuple(chat)

@@ -70,6 +70,7 @@ class Problems:
         """sha256 over ids, prompts and answers: two equal ones are the same data."""
         sha = hashlib.sha256()
         rows = zip(self.ids, self.messages, self.prompts, self.answers, strict=True)
+        # A chat by its messages: the same text as one message is another prompt.
         for problem_id, messages, prompt, answer in rows:
             row = [problem_id, messages or prompt, answer]
             sha.update(json.dumps(row, sort_keys=True).encode() + b"\n")
@@ -93,6 +94,8 @@ def load_problems(spec: str, *, data_dir, manual_dir=None) -> Problems:
       InputError: one line with the place and the remedy, for whatever is wrong.
     """
     name, rows_slice = _parse(spec)
+    # With a slash it is a path, so that a misspelt one is a file that is not there, and
+    # not a data set that nobody knows.
     if name.endswith((".jsonl", ".json")) or "/" in name or pathlib.Path(name).exists():
         rows = list(jsonl.read_rows(name))
     else:
@@ -109,6 +112,7 @@ def load_problems(spec: str, *, data_dir, manual_dir=None) -> Problems:
 
 def _parse(spec: str) -> tuple[str, slice]:
     """'name[a:b]' → name and slice; a file that has this very name comes first."""
+    # Only what stands in the last brackets: "a[1].jsonl[:2]" is two rows of a[1].jsonl.
     match = re.fullmatch(r"(.+?)\[([^\[\]]*)\]", spec)
     if not match or pathlib.Path(spec).exists():
         return spec, slice(None)
@@ -191,6 +195,7 @@ def tokenize(
     width = -(-max(map(len, prompts)) // 8) * 8
     width = min(width, max_prompt_length)
     prompt_NL, prompt_length_N = _pad(prompts, width, tokenizer.pad_id)
+    # At least one column, though all answers may be empty: programs index this axis.
     answer_NA, answer_length_N = _pad(
         answers, max(1, *map(len, answers)), tokenizer.pad_id
     )
@@ -214,6 +219,7 @@ def refuse_unanswered(tokenized: TokenizedProblems) -> None:
     empty = [
         problem_id
         for problem_id, answer, length in zip(problems.ids, problems.answers, lengths)
+        # Against an empty reference an empty response would be right.
         if not answer.strip() or not length
     ]
     if empty:

@@ -27,6 +27,7 @@ def put_prompts(tokenized: TokenizedProblems, mesh: Mesh) -> Prompts:
     N is filled up with empty rows to a multiple of the device count. Every process
     holds the whole set on its host and puts its own devices' rows.
     """
+    # One entry that names all axes: each of them cuts the first dimension, the rows.
     sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     fill = -len(tokenized) % mesh.size
 
@@ -55,6 +56,8 @@ def gather(prompts: Prompts, id_P: jax.Array) -> Prompts:
     Each device looks up the rows that it holds, and their sum over devices is the
     result: P × L moves, and no device ever holds all N rows.
     """
+    # Indices are below N, so that nothing is clipped; but the default mode compares
+    # each with N, and masks what it has looked up.
     return jax.tree.map(lambda leaf: leaf.at[id_P].get(mode="clip"), prompts)
 
 
@@ -67,7 +70,10 @@ def left_pad(prompt_PL: jax.Array, length_P: jax.Array) -> tuple[jax.Array, jax.
 
     def one(prompt_L, length):
         L = prompt_L.shape[0]
+        # Column i of L holds token i − (L − length); before its first token that is
+        # below 0.
         position_L = jnp.arange(L, dtype=jnp.int32) - (L - length)
+        # The padding on the right comes round to the left.
         return jnp.roll(prompt_L, L - length), jnp.maximum(position_L, -1)
 
     return jax.vmap(one)(prompt_PL, length_P)

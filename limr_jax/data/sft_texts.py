@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from limr_jax.data.problems import Problems, chats
 from limr_jax.data.tokenizer import Tokenizer
 
+# Commands, and words of four letters or more: "\frac", "prime", but no "the".
 _TERM = re.compile(r"\\[A-Za-z]{2,}|[A-Za-z]{4,}")
 
 
@@ -35,11 +36,13 @@ def terms(texts: Iterable[str], *, count: int, least: int = 3) -> list[list[str]
     what fewer than `least` texts have could not be foreseen.
     """
     words_N = [_TERM.findall(text) for text in texts]
+    # df: in how many texts a word is at all; `set` lets each text count once.
     texts_with = collections.Counter(itertools.chain.from_iterable(map(set, words_N)))
 
     def chosen(words: list[str]) -> list[str]:
         seen = collections.Counter(w for w in words if texts_with[w] >= least)
         worth = {w: n * math.log(len(words_N) / texts_with[w]) for w, n in seen.items()}
+        # Words of equal worth by the alphabet, so that plans are always the same.
         best = sorted(worth, key=lambda word: (-worth[word], word))[:count]
         return sorted(best, key=words.index)
 
@@ -66,11 +69,13 @@ def right(rows: Iterable[Mapping]) -> Iterator[dict]:
     """Rows of the dumped responses that are right, whole and valid; each once."""
     seen = set()
     for row in rows:
+        # As text, since a set cannot hold a chat's messages.
         text = json.dumps([row["prompt"], row["response"]])
         good = row["valid"] and row["correct"] >= 1 and not row["truncated"]
         if good and text not in seen:
             seen.add(text)
             yield {
+                # A problem may have several right responses, and every row needs an id.
                 "id": f"{row['id']}/{len(seen)}",
                 "prompt": row["prompt"],  # a text, or a chat's messages
                 "answer": "",

@@ -28,6 +28,7 @@ class _TooLong(Exception):
     """The job's texts are longer than any model reads."""
 
 
+# A run has one template and many jobs: it is compiled at the first.
 _compiled = functools.lru_cache(maxsize=8)(chat_template.compile_template)
 _SAID = 1_000  # characters of a message
 
@@ -43,6 +44,7 @@ def _texts(job: dict) -> list[str]:
             add_generation_prompt=job["add_generation_prompt"],
             names=job["names"],
         ):
+            # Counted piece by piece: the text of a template that loops is never whole.
             left -= len(piece)
             if left < 0:
                 raise _TooLong
@@ -54,6 +56,8 @@ def _texts(job: dict) -> list[str]:
 
 def answer_to(line: str, cpu_seconds: float) -> dict:
     """The reply to one job (a line of JSON), which may take so many seconds of CPU."""
+    # Two deep, since the signal may come while the inner `finally` disarms the clock:
+    # then the outer `except` has it.
     try:
         try:
             time_limit.limit(cpu_seconds, start=True)
@@ -75,17 +79,22 @@ def answer_to(line: str, cpu_seconds: float) -> dict:
         message = f"{type(error).__name__}: {error}"
         return {"error": "refused", "message": message[:_SAID]}
     finally:
+        # Once more, for a signal that came before the inner `finally` had disarmed it.
         signal.setitimer(signal.ITIMER_PROF, 0.0)
 
 
 def main() -> None:
     """Read jobs from stdin until it is closed."""
     cpu_seconds, memory_mib = float(sys.argv[1]), int(sys.argv[2])
+    # Replies get a descriptor of their own: what a library prints to stdout would be
+    # read as one.
     replies = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     size = memory_mib * 2**20
+    # The hard limit as well: nothing in this process can raise it again.
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
     signal.signal(signal.SIGPROF, time_limit.stop)
+    # The parent waits for this line, so that no job's clock runs during the imports.
     print(json.dumps({"ready": True}), file=replies, flush=True)
     for line in sys.stdin:
         print(json.dumps(answer_to(line, cpu_seconds)), file=replies, flush=True)

@@ -110,6 +110,8 @@ class Tokenizer:
         a message has them. Without a template: the plain text, after BOS where the
         checkpoint wants one. InputError as of `chat`.
         """
+        # Roles as well as contents: a data set has both, and a special token in either
+        # is text.
         contents = [text for chat in chats for m in chat for text in m.values()]
         mark = chat_template.noncharacter(contents)
         specials = self.vocabulary.specials
@@ -123,6 +125,7 @@ class Tokenizer:
         marked = [[protected(message) for message in chat] for chat in chats]
         texts = self._render(marked, add_generation_prompt)
         rows = self._encode_marked(texts, mark, continued=False)
+        # A template writes the begin token itself.
         if self.template is None and self.add_bos and self.bos_id is not None:
             rows = [[self.bos_id, *row] for row in rows]
         return rows
@@ -143,6 +146,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _knows_system(self) -> bool:
+        # Some templates refuse a system message, others leave it out without a word.
         probe = [{"role": "system", "content": "limr"}, {"role": "user", "content": ""}]
         try:
             return "limr" in self.chat(probe)
@@ -165,6 +169,9 @@ class Tokenizer:
         return {"bos_token": bos, "eos_token": text_of(self.eos_id), "pad_token": pad}
 
     def _encode_marked(self, marked, mark, continued) -> list[list[int]]:
+        # Only a text's first piece is the start of a text: a tokenizer's blank before
+        # any other would be in the middle of it. Two calls for all, for the library's
+        # threads.
         pieces = [text.split(mark) for text in marked]
         heads = self.vocabulary.encode([p[0] for p in pieces], continued)
         tails = self.vocabulary.encode([t for p in pieces for t in p[1:]], True)
@@ -196,6 +203,7 @@ def load_tokenizer(path) -> Tokenizer:
     def find(kind, names, default):
         for source in token_files:
             text = tokenizer_files.content_of(source.get(f"{kind}_token"))
+            # null and "" name no token; a later file still may.
             if text not in (None, ""):
                 return _known(
                     vocabulary, text, what=f"{kind}_token", directory=directory
@@ -208,6 +216,7 @@ def load_tokenizer(path) -> Tokenizer:
                 directory=directory,
             )
             if ids:
+                # Of several end tokens the first; `stop_ids` gets all of them.
                 return ids[0]
         if default is not None:
             return default
@@ -220,6 +229,7 @@ def load_tokenizer(path) -> Tokenizer:
             f'{file}: no end token is known; put {{"eos_token": ...}} into a '
             "tokenizer_config.json beside it"
         )
+    # Without one the end token fills arrays: no mask ever rests on it.
     pad = find("pad", _PAD_NAMES, None)
     add_bos = tokenizer_files.flag(directory, config, "add_bos_token")
     tokenizer = Tokenizer(
@@ -227,7 +237,8 @@ def load_tokenizer(path) -> Tokenizer:
         bos_id=bos,
         eos_id=eos,
         pad_id=eos if pad is None else pad,
-        stop_ids=(),
+        stop_ids=(),  # set below, by rendering with this very tokenizer
+        # Where the configuration says nothing, the file's own begin token is meant.
         add_bos=vocabulary.bos_id is not None if add_bos is None else add_bos,
         template=tokenizer_files.read_template(directory, config, vocabulary.specials),
     )
@@ -236,6 +247,7 @@ def load_tokenizer(path) -> Tokenizer:
         stops += _ids(
             source.get("eos_token_id"), vocabulary, kind="eos", directory=directory
         )
+    # A tokenizer alone names no end: whatever is usually one ends a response.
     if not any(token_files) and not any(numbers):
         stops += [specials[name] for name in _END_NAMES if name in specials]
     return dataclasses.replace(tokenizer, stop_ids=tuple(dict.fromkeys(stops)))
@@ -256,12 +268,14 @@ def _ids(value, vocabulary, kind: str, directory) -> list[int]:
     ids = value if isinstance(value, list) else [] if value is None else [value]
     ids = [token for token in ids if token != -1]
     for token in ids:
+        # Not isinstance, to which True is an int.
         if type(token) is not int or not 0 <= token < vocabulary.size:
             raise InputError(
                 f"{directory}: the {kind}_token_id {shown(repr(token))} is not below "
                 f"the tokenizer's vocabulary size {vocabulary.size}; take tokenizer "
                 "and configuration from the same checkpoint"
             )
+        # Ids may have gaps, between a vocabulary and tokens added behind it.
         if vocabulary.text_of(token) is None:
             raise InputError(
                 f"{directory}: the {kind}_token_id {token} is no token of the "
@@ -276,6 +290,7 @@ def answerable(messages: Sequence[Message], where: str) -> None:
     A template would close an assistant's last message and open a second one.
     """
     role = messages[-1]["role"].strip().lower() if messages else ""
+    # "model" is what Gemma calls the assistant; "developer" is another system.
     if role in ("assistant", "model", "system", "developer"):
         raise InputError(
             f"{where} ends with the {role}'s message, which no answer follows; end it "
@@ -297,4 +312,5 @@ def _end_of_turn(tokenizer: Tokenizer) -> list[int]:
         return []
     specials = tokenizer.vocabulary.specials
     names = [name for name in specials if tail.startswith(name)]
+    # The longest: the text of one special token may begin another's.
     return [specials[max(names, key=len)]] if names else []

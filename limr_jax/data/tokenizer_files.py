@@ -25,6 +25,7 @@ def find(path: pathlib.Path) -> pathlib.Path:
     if not path.exists():
         raise InputError(f"{path}: no such file or directory; give a tokenizer's path")
     for name in ("tokenizer.json", "tokenizer.model"):
+        # A link to nothing is taken, too: reading it says what is wrong.
         if (path / name).is_file() or (path / name).is_symlink():
             return path / name
     models = sorted(path.glob("*.model"))
@@ -73,10 +74,12 @@ def added_tokens(directory, config: Mapping) -> list[Added]:
         raise InputError(f"{directory}: added_tokens_decoder is no object; mend it")
     entries = [(i, t if isinstance(t, dict) else {}) for i, t in written.items()]
     named = {str(entry.get("content")) for _, entry in entries}
+    # tokenizer_config.json goes before the older file, as in transformers.
     entries += [(i, {"content": t}) for t, i in older.items() if t not in named]
     added, texts = {}, set()
     for i, entry in entries:
         content = entry.get("content")
+        # int() reads no text of thousands of digits; ids have at most eight.
         number = int(i) if str(i).isdecimal() and len(str(i)) < 9 else -1
         if number < 0 or not isinstance(content, str) or not content:
             raise InputError(
@@ -106,6 +109,7 @@ def special_texts(sources: Sequence[Mapping]) -> set[str]:
             several = key in ("additional_special_tokens", "extra_special_tokens")
             if key.endswith("_token") or several:
                 tokens = value if isinstance(value, list) else [value]
+                # `add_bos_token` ends like a token as well, but holds no text.
                 names |= {t for t in map(content_of, tokens) if isinstance(t, str)}
     return names
 
@@ -139,6 +143,7 @@ def read_template(directory, config: dict, specials: Mapping) -> ChatTemplate | 
 
 def _default(source, where) -> str:
     """The template's text; of several, by name, the one called default."""
+    # Several are a list of {name, template} in some files, an object in others.
     if isinstance(source, list):
         entries = [entry if isinstance(entry, dict) else {} for entry in source]
         source = {str(e.get("name")): e.get("template") for e in entries}

@@ -27,6 +27,7 @@ _USER_DEFINED = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
 _LARGEST = 2**24  # a hundred times the largest vocabulary there is
 _GROWTH = 10_000  # what a normaliser or a decoder may make of one character
 _UNKNOWN = "\U000f1234"  # no vocabulary has it
+# The process has one stderr: one thread at a time may put another in its place.
 _STDERR = threading.RLock()
 
 
@@ -65,8 +66,10 @@ class JsonVocabulary:
             inner = _within(written)
             # What follows other tokens is not the start of a text: no blank there.
             self.inner = (
+                # One object where the two would do the same.
                 self.library if inner == written else _library(json.dumps(inner))
             )
+        # By id: the library numbers them on from its own highest.
         for token in sorted(added, key=lambda token: token.id):
             self._add(token)
         self.size = self._checked_size(written)
@@ -82,9 +85,11 @@ class JsonVocabulary:
                 f"{self.path}: its post-processor puts the id {self.bos_id} before a "
                 "text, which is no token; fetch it again"
             )
+        # A tokenizer.json does not say which token ends a text.
         self.eos_id = None
 
     def _add(self, token: Added) -> None:
+        # The file has it, and what the file says of it counts.
         if self.library.token_to_id(token.content) is not None:
             return
         library_token = tokenizers.AddedToken(
@@ -92,7 +97,7 @@ class JsonVocabulary:
             single_word=token.single_word,
             lstrip=token.lstrip,
             rstrip=token.rstrip,
-            normalized=False,
+            normalized=False,  # read in the text as it was written
             special=token.special,
         )
         self.library.add_tokens([library_token])
@@ -117,6 +122,8 @@ class JsonVocabulary:
         for token in written.get("added_tokens") or ():
             self._check_id(token["content"], token["id"])
         with self._named("cannot encode every text"):
+            # Where an unknown character has no token, it fails here and not at some
+            # problem.
             self.library.encode(_UNKNOWN)
             self.inner.encode(_UNKNOWN)
         return 1 + max(ids)
@@ -133,10 +140,12 @@ class JsonVocabulary:
 
     def _first(self) -> int | None:
         """The token that the file's own post-processor puts before a text."""
+        # The first that has a token will do: a vocabulary may lack letters, or digits.
         for text in ("1", "a", "."):
             plain = self.library.encode(text, add_special_tokens=False).ids
             outer = self.library.encode(text, add_special_tokens=True).ids
             if plain:
+                # T5 puts a token behind the text only: that one begins nothing.
                 return outer[0] if outer[: len(plain)] != plain else None
         outer = self.library.encode("", add_special_tokens=True).ids
         return outer[0] if outer else None
@@ -153,6 +162,7 @@ class JsonVocabulary:
         """The ids of each text; `continued`: it goes on after other tokens."""
         library = self.inner if continued else self.library
         with self._named("cannot encode a text"):
+            # "fast" keeps no offsets, which nobody reads here.
             rows = library.encode_batch_fast(list(texts), add_special_tokens=False)
         return [row.ids for row in rows]
 
@@ -193,10 +203,13 @@ def _held_back() -> Iterator[None]:
     with _STDERR, tempfile.TemporaryFile() as kept, contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # there is none
             stderr = os.dup(2)
+            # Undone from the last to the first: stderr is put back, then its copy is
+            # closed.
             stack.callback(os.close, stderr)
             stack.callback(os.dup2, stderr, 2)
             os.dup2(kept.fileno(), 2)
         yield
+        # Before what was kept is written, or it would be written to the file again.
         stack.close()
         kept.seek(0)
         if written := kept.read():
@@ -219,11 +232,13 @@ def _growth(part: dict | None) -> float:
     """How many characters become of one at most."""
     kind = (part or {}).get("type")
     if kind == "Sequence":
+        # Its list is "normalizers", "pretokenizers" or "decoders".
         parts = next(value for value in part.values() if isinstance(value, list))
         return math.prod(map(_growth, parts))
     if kind != "Replace":
         return 1
     replaced = part["pattern"].get("String", "")  # a regular expression may match none
+    # An empty match puts the content beside each character, which stays.
     return max(1, (len(part["content"]) + (not replaced)) / max(1, len(replaced)))
 
 
@@ -239,6 +254,7 @@ def _not_at_start(part: dict | None) -> dict | None:
     if kind == "Replace" and part["pattern"].get("Regex", "").startswith(("^", "\\A")):
         return None
     if kind == "Metaspace":
+        # Older files have this flag in place of a scheme, which it would contradict.
         older = ("add_prefix_space",)
         part = {key: value for key, value in part.items() if key not in older}
         return part | {"prepend_scheme": "never"}
@@ -275,10 +291,15 @@ class PieceVocabulary:
                 f"{path}: not a SentencePiece model ({shown(error, limit=200)}); give "
                 "the file that came with the checkpoint"
             ) from None
+        # SentencePiece does not read control pieces (<s>) in a text, which is right for
+        # a problem, but a template writes them: they are cut out before it.
         control = [i for i in pieces if self.start.is_control(i)]
         tokens = [Added(i, self.start.id_to_piece(i), special=True) for i in control]
+        # SentencePiece itself keeps user-defined pieces whole; others it would take
+        # apart.
         whole = {i for i in pieces if proto.pieces[i].type == _USER_DEFINED}
         tokens += [t for t in added if t.special or t.id not in whole]
+        # Of two entries the later one, from the configuration, as it has the flags.
         tokens = list({t.content: t for t in tokens}.values())
         self.ids = own | {t.content: t.id for t in tokens}
         self.texts = {t.id: t.content for t in tokens}
@@ -287,6 +308,8 @@ class PieceVocabulary:
         self.size = 1 + max(self.ids.values())
         self.bos_id = _or_none(self.start.bos_id())
         self.eos_id = _or_none(self.start.eos_id())
+        # Longest first, for a regular expression takes the first alternative that fits;
+        # each is a group, whose number says which token it was.
         self.tokens = sorted(tokens, key=lambda token: -len(token.content))
         self.split = re.compile("|".join(map(_pattern, self.tokens)))
 
@@ -327,6 +350,8 @@ class PieceVocabulary:
         for token in ids:
             if token in self.texts:
                 out += [library.decode(run), self.texts[token]]
+                # Behind a token the text goes on: its first blank is its own, where
+                # `start` would take it for the one that it puts there.
                 run, library = [], self.inner
             elif token < len(self.start):  # an id between added tokens is nobody's
                 run.append(token)

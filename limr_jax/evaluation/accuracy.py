@@ -29,9 +29,12 @@ def pass_at_k(correct: np.ndarray, total: np.ndarray, k: int) -> np.ndarray:
     It is the chance that one of k draws is right (arXiv:2107.03374), from `correct`, c
     right responses, of `total`, n ≥ k responses.
     """
+    # [N, 1], against the k factors below.
     wrong, total = np.asarray(total - correct)[..., None], np.asarray(total)[..., None]
     # A product of k factors: binomials of large n would overflow.
     i = np.arange(k)
+    # C(n − c, k) / C(n, k) = Π (n − c − i) / (n − i) over i < k. With fewer than k
+    # wrong ones a factor is 0, and none may fall below it.
     return 1.0 - np.prod(np.maximum(wrong - i, 0) / (total - i), axis=-1)
 
 
@@ -43,11 +46,13 @@ def maj_at_k(vote_Nk: np.ndarray, correct_Nk: np.ndarray) -> np.ndarray:
     an even draw among them would on average, whatever the responses' order. 0 where no
     response has an answer.
     """
+    # [N, k, k]: whether i and j gave one answer; a vote of −1 agrees with none.
     same_Nkk = (vote_Nk[:, :, None] == vote_Nk[:, None, :]) & (vote_Nk >= 0)[..., None]
     votes_Nk = same_Nkk.sum(axis=2)
     wins_Nk = (votes_Nk == votes_Nk.max(axis=1, keepdims=True)) & (votes_Nk > 0)
     # Those who voted for one answer share its weight of 1.
     weight_Nk = wins_Nk / np.maximum(votes_Nk, 1)
+    # The sum of weights is how many answers tie for the most votes.
     return (weight_Nk * correct_Nk).sum(axis=1) / np.maximum(weight_Nk.sum(axis=1), 1)
 
 
@@ -80,6 +85,7 @@ def figures(result: Evaluation) -> dict[str, Figure]:
         "response_length": Figure(result.length_Nk.sum(axis=1), all_N),
     }
     ones_N = np.ones(len(right_N))
+    # 2, 4, … up to k, and k itself; but for 1, whose pass@1 is the accuracy.
     for j in sorted({2**i for i in range(1, k.bit_length())} | {k} - {1}):
         by_name[f"pass_at_{j}"] = Figure(pass_at_k(right_N, all_N, j), ones_N)
     return by_name

@@ -47,6 +47,7 @@ def find_policy(
     problems or another protocol.
     """
     stored = read_run(path, missing_ok=True)
+    # An evaluation's run.json has these; a training run's has them in its config.
     if stored is not None and "benchmarks" in stored:
         if read_result(path) is None:
             raise InputError(
@@ -59,6 +60,7 @@ def find_policy(
         other_suite = benchmarks.set_up(
             _with_policy(config, path, run_config), path if run_config else ""
         )
+        # Policy and step are the folder's name: no responses are taken for others'.
         name = "@".join(map(str, other_suite.identity["policy"].values()))
         folder = pathlib.Path(out, "against", files.folder_name(name))
         other = OtherPolicy(path, folder, other_suite.identity, other_suite)
@@ -69,6 +71,7 @@ def find_policy(
 def _with_policy(config, path: str, run_config):
     """A copy of the config with the policy of a run, or of a checkpoint (None)."""
     other = copy.deepcopy(config)
+    # How the other one is computed is the caller's: both alike.
     kept = {name: config.model[name] for name in ("dtype", "attention")}
     with other.unlocked():
         if run_config:
@@ -81,6 +84,7 @@ def _with_policy(config, path: str, run_config):
                     f"--against={path} is neither a run's workdir, a checkpoint's "
                     "directory nor a finished evaluation; give one of these"
                 )
+            # 0 is what its config.json says: the two may be of different sizes.
             other.model.update(dict.fromkeys((*DIMENSIONS, "vocab_size"), 0))
             other.model.update({"init": path, "preset": ""})
             own = any((folder / f"tokenizer.{x}").is_file() for x in ("json", "model"))
@@ -143,6 +147,7 @@ def _comparable(identity: Mapping) -> dict:
     """
     names = ["max_response_length", "reward", "judge", "version"]
     names.append("answer_phrase" if identity["reward"] == "token" else "grader")
+    # Greedily, top-p leaves the best token where it is.
     if any(x["temperature"] for x in identity["benchmarks"].values()):
         names.append("top_p")
     return {name: identity[name] for name in names}
@@ -164,6 +169,7 @@ def compare(suite: benchmarks.BenchmarkSuite, out, other: OtherPolicy) -> dict:
     for task in suite.tasks:
         label, k = task.benchmark.label, task.benchmark.k
         other_folder = other.out / files.folder_name(other_label[protocols[label]])
+        # Right responses of each problem, 0 to k; both in the order of the set.
         here_N, there_N = (
             right(run_benchmarks.read_responses(folder, task).result).sum(axis=1)
             for folder in (run_benchmarks.folder(out, task), other_folder)
@@ -176,6 +182,7 @@ def compare(suite: benchmarks.BenchmarkSuite, out, other: OtherPolicy) -> dict:
             "difference": differences[-1].as_json(),
             "won": won,
             "lost": lost,
+            # McNemar's pairs are independent, which a problem's k responses are not.
             "p": statistics.sign_test(won, lost) if k == 1 else None,
         }
     return {

@@ -83,6 +83,7 @@ def parse(names: str, *, k: int, temperature: float) -> list[Benchmark]:
             own_temperature = 0.0 if own_k == 1 else SAMPLED
         benchmark = Benchmark(_with_split(spec), own_k, own_temperature)
         _check(benchmark)
+        # By its label, which names folder and figures, and has no temperature.
         label = benchmark.label
         if label in benchmarks:
             raise InputError(f"benchmark {label} is named twice; name it once")
@@ -128,6 +129,7 @@ def _with_split(spec: str) -> str:
     name, bracket, rest = spec.partition("[")
     if ":" in name or name not in tfds.names():
         return spec
+    # The embedded sets are not in the catalogue; what they hold out is "eval".
     splits = catalogue.FACTS[name].splits if name in catalogue.FACTS else ("eval",)
     split = next((each for each in ("test", "eval") if each in splits), "")
     return f"{name}:{split}{bracket}{rest}" if split else spec
@@ -192,6 +194,7 @@ def set_up(config, workdir: str = "", step: int | None = None) -> BenchmarkSuite
     longest = longest or config.rollout.max_response_length
     for task in tasks:
         prompt = int(task.problems.prompt_length_N.max())
+        # The longest prompt that there is, for as a rule nothing limits them here.
         check_length(
             config.model,
             model_config,
@@ -200,7 +203,7 @@ def set_up(config, workdir: str = "", step: int | None = None) -> BenchmarkSuite
             f"benchmarks.max_response_length={longest}",
         )
     generation = GenerateConfig(
-        group=config.group_size,
+        group=config.group_size,  # each benchmark has its own k
         response_length=longest,
         slots=config.rollout.slots or config.prompts_per_step * config.group_size,
         compactions=config.rollout.compactions,
@@ -234,6 +237,7 @@ def _check_policy(config) -> None:
 
 def _identity(config, tasks, longest: int, compute: ComputeConfig) -> dict:
     """What the responses and their grades depend on, beside the policy."""
+    # But `workers`: how many there are changes no grade.
     grader_limits = ("wall_seconds", "cpu_seconds", "memory_mib")
     return {
         "model": str(compute.model),
@@ -251,6 +255,7 @@ def _identity(config, tasks, longest: int, compute: ComputeConfig) -> dict:
 
 
 def _task_identity(task: BenchmarkTask) -> dict:
+    # Tokens, too: another tokenizer or template asks the same problems otherwise.
     prompts = hashlib.sha256(task.problems.prompt_NL.tobytes())
     prompts.update(task.problems.prompt_length_N.tobytes())
     return {
@@ -268,6 +273,8 @@ def _tasks(config, benchmarks, mesh, tokenizer):
         verify = jit(mesh, partial(in_graph.grade, phrase=phrase), out_shardings=rows)
         grader_of, close = (lambda problems: verify), (lambda: None)
     else:
+        # Without what shapes a reward in training (length, format): right or wrong
+        # alone.
         reward = make_host_reward(config).verifier()
         grader_of, close = partial(_host_grader, mesh, tokenizer, reward), reward.close
 

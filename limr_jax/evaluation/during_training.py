@@ -33,6 +33,8 @@ class DuringTraining:
                 sampled = {f"sampled/{name}": x for name, x in sampled.items()}
             greedy = self._figures(self.evaluator, params, self.greedy)
             self._log(0, greedy | sampled)
+        # A run may have been stopped after the update of a step and before its
+        # evaluation.
         self.evaluate_where_due(step, params)
 
     def evaluate_where_due(self, step: int, params) -> None:

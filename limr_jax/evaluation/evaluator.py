@@ -72,6 +72,7 @@ class Evaluator:
         The devices write the next chunk while the hosts grade one.
         """
         written_chunk = None
+        # None: a last turn, in which nothing is written and the last chunk is graded.
         for first in (*range(start, self.count, self.chunk), None):
             # A device that is done before the others would meet them in the next one's
             # first sum, and a CPU's ends the process if it waits there for 40 s.
@@ -85,6 +86,7 @@ class Evaluator:
 
     def _graded(self, chunk: GeneratedChunk) -> Evaluation:
         graded = self.grade(chunk.written, chunk.drawn)
+        # Without the problems that fill up the last chunk.
         real = min(self.chunk, self.count - chunk.start)
         evaluation = _on_host(chunk.written, graded)
         return jax.tree.map(lambda x_Nk: x_Nk[:real], evaluation)
@@ -148,10 +150,12 @@ def program(
     It is called as `Evaluator.generate` is: (params, Prompts, ids_P, Sampling, key) →
     PromptBatch, Rollout. count: problems of the set.
     """
+    # Devices that rows lie over; `tensor` divides the model instead.
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     slots = generation.slots
     # A multiple of the devices, each of which has as many problems of a chunk.
     chunk = max(1, min(slots // k, count) // rows) * rows
+    # A slot for every rollout of the chunk: none waits.
     config = dataclasses.replace(generation, group=k, slots=chunk * k)
 
     def answer(params, prompts, ids_P, sampling, key):
@@ -201,7 +205,8 @@ def make_evaluator(
         count=count,
         chunk=chunk,
         generate=answer,
-        # An argument, so that another seed compiles nothing anew.
+        # An argument, so that another seed compiles nothing anew; uint32, since JAX
+        # would take an int as int32.
         key=jax.jit(stream_key, static_argnums=1, out_shardings=replicated)(
             np.uint32(seed), "eval", number
         ),

@@ -82,12 +82,15 @@ def make_likelihood(
         def write(start):  # waits, for the reason that `Evaluator.answers` has
             return preemption.ready(evaluator.write(params, sampling, start))
 
+        # Each chunk is scored with the next one, the last with the first, which is kept
+        # until then.
         first = following = write(0)
         for start in starts:
             chunk, following = following, first
             if start != starts[-1]:
                 following = write(start + evaluator.chunk)
             real = min(evaluator.chunk, evaluator.count - start)
+            # `real` is traced: a last chunk that is not full compiles nothing anew.
             nll_and_tokens = score(
                 params, chunk.drawn, chunk.written, following.written, sampling, real
             )
@@ -119,6 +122,8 @@ def _score(
     """
     P, G = drawn.ids_P.shape[0], written.group
     row_B = jnp.arange(P * G)
+    # The thoughts of the next problem lie G rows further on. For the last real problem
+    # they are the G rows that `shuffled` has behind this chunk's P · G.
     next_B = jnp.where(row_B < (real - 1) * G, row_B + G, P * G + row_B % G)
     shuffled = {
         name: jnp.concatenate([getattr(written, name), getattr(following, name)[:G]])
@@ -128,6 +133,7 @@ def _score(
     silent = {
         "response_BT": written.response_BT[::G],
         "mask_BT": jnp.zeros_like(written.mask_BT[::G]),
+        # A response that is not truncated would lose its end token, and here is none.
         "truncated_B": jnp.ones((P,), bool),
     }
     rollouts = (
@@ -135,6 +141,7 @@ def _score(
         dataclasses.replace(written, **{k: x[next_B] for k, x in shuffled.items()}),
         dataclasses.replace(written, **silent),
     )
+    # No prompt is RLOO's: every row gets the reference answer.
     whole_P = jnp.zeros((P,), bool)
 
     def nll_P(rollout: Rollout):
@@ -146,7 +153,7 @@ def _score(
         return -jepo.bound(answer_PG, jnp.ones(answer_PG.shape, bool))
 
     nll = {kind: nll_P(x) for kind, x in zip(KINDS, rollouts)}
-    return nll, drawn.answer_length_P + 1
+    return nll, drawn.answer_length_P + 1  # the end token
 
 
 def summary(likelihood: Likelihood) -> dict:

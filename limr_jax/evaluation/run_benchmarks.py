@@ -58,6 +58,7 @@ def run_suite(suite: BenchmarkSuite, out) -> dict:
         _claim(suite, out, digest)
         with jax.set_mesh(suite.mesh):
             cast = partial(transformer.compute_params, dtype=suite.compute.dtype)
+            # Under the same name, so that the fp32 parameters are let go.
             params = jax.jit(cast)(params)
             for task in suite.tasks:
                 _write_responses(suite, task, params, folder(out, task))
@@ -103,6 +104,8 @@ def _write_responses(
         count=count,
         k=k,
         seed=suite.seed,
+        # 28 bits of the digest, for fold_in takes 32: the noise of a set is its own,
+        # whatever the set is called.
         number=int(task.problems.problems.digest[:7], 16),
         generation=suite.generation,
         compute=suite.compute,
@@ -160,6 +163,7 @@ def read_responses(folder, task: BenchmarkTask) -> StoredResponses:
     problems, k = task.problems.problems, task.benchmark.k
     rows = list(rollout_dump.read_dump(folder))
     expected = [(problem, sample) for problem in problems.ids for sample in range(k)]
+    # The order too: figures take responses by their place.
     if [(row["id"], row["sample"]) for row in rows] != expected:
         raise InputError(
             f"{folder} does not hold {k} responses to each of {len(problems)} problems "
@@ -179,6 +183,7 @@ def read_responses(folder, task: BenchmarkTask) -> StoredResponses:
             well_formed_Nk=column("well_formed", bool),
             truncated_Nk=column("truncated", bool),
             length_Nk=column("length", np.int32),
+            # T = 0: a dump holds texts.
             response_NkT=np.zeros((len(problems), k, 0), np.int32),
             reason_Nk=by_problem((CODE[_reason(row)] for row in rows), np.int8),
         ),
@@ -211,10 +216,12 @@ def votes(answers: Sequence[str | None]) -> list[int]:
 
 def _canonical(answer: str) -> fractions.Fraction | str:
     """The same for two answers that agree: an exact number, or a bare text."""
+    # The grader reads none that is longer; here each is its own text.
     if len(answer) > MAX_ANSWER:
         return answer
     number = parse_number(normalise.clean(answer))
     if number:
+        # 28% and 0.28 are one vote, 28 another.
         return number.value / 100 if number.percent else number.value
     return normalise.squeezed(answer) or answer
 

@@ -90,6 +90,7 @@ def holm(p_X: Sequence[float]) -> list[float]:
     order = sorted((p, c) for c, p in enumerate(p_X) if not math.isnan(p))
     adjusted, largest = list(p_X), 0.0
     for rank, (p, c) in enumerate(order):
+        # The r-th smallest of m, r from 0, times m − r; and never below a smaller one.
         largest = max(largest, min(1.0, (len(order) - rank) * p))
         adjusted[c] = largest
     return adjusted
@@ -102,6 +103,7 @@ def resolvable(deviation: float, pairs: int, *, power: float = 0.8) -> float:
     deviation of the paired differences. The test's statistic is then Student's t with a
     noncentrality of difference · √pairs / deviation.
     """
+    # The noncentrality of which t exceeds its 97.5 % quantile with chance `power`.
     shift = nctdtrinc(pairs - 1, 1 - power, t_quantile(pairs - 1))
     return float(shift) * deviation / math.sqrt(pairs)
 
@@ -129,9 +131,12 @@ def proportion(part_N: np.ndarray, whole_N: np.ndarray) -> Estimate:
         return NOTHING
     value = float(part_N.sum() / total)
     weight = np.sum(whole_N**2) / total  # of a problem: k where all have k responses
+    # total / weight = (Σ whole)² / Σ whole², Kish's effective number of problems.
     if np.all((part_N == 0) | (part_N == whole_N)):
         low, high = _wilson(value, total / weight)
         return Estimate(value, low, high)
+    # Four problems more, of the mean weight, two solved and two not: their squares
+    # around the center are `added`.
     total += 4 * weight
     center = (part_N.sum() + 2 * weight) / total
     added = 2 * weight**2 * (center**2 + (1 - center) ** 2)
@@ -144,6 +149,7 @@ def proportion(part_N: np.ndarray, whole_N: np.ndarray) -> Estimate:
 def _wilson(share: float, count: float) -> tuple[float, float]:
     """Both roots of |share − π| = z √(π (1 − π) / count)."""
     square = _Z**2 / count
+    # Squared, a quadratic equation in π: π = center ± half.
     center = (share + square / 2) / (1 + square)
     spread = share * (1 - share) / count + square / count / 4
     half = _Z * math.sqrt(spread) / (1 + square)
@@ -186,6 +192,7 @@ def paired(difference_N: np.ndarray) -> Estimate:
     difference_N = np.asarray(difference_N, np.float64)
     count = difference_N.size + 2
     center = difference_N.sum() / count
+    # The two added differences, 1 and −1, are 0 in the sum and 2 in the squares.
     variance = (np.sum(difference_N**2) + 2) / count - center**2
     half = _Z * math.sqrt(variance / count)
     low, high = _within(center - half, center + half, least=-1.0)
@@ -197,6 +204,7 @@ def sign_test(won: int, lost: int) -> float:
 
     It is a fair coin's: won and lost count the problems in which the policies differ.
     """
+    # Twice the smaller tail; of equal counts it has the middle too, and is above 1.
     return min(1.0, 2 * float(bdtr(min(won, lost), won + lost, 0.5)))
 
 

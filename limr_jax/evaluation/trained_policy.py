@@ -60,7 +60,7 @@ def load_params(workdir, step: int, model_config: transformer.ModelConfig, mesh)
 
     Raises InputError where the checkpoint is damaged or was removed meanwhile.
     """
-    shapes = jax.eval_shape(
+    shapes = jax.eval_shape(  # no memory is taken
         partial(transformer.init_params, model_config), jax.random.key(0)
     )
     template = jax.tree.map(
@@ -74,6 +74,7 @@ def load_params(workdir, step: int, model_config: transformer.ModelConfig, mesh)
         try:
             state, _ = saver.restore(step, template, partial=True)
         except Damaged as error:
+            # checkpoint.keep takes old ones away as the run goes on.
             if step not in saver.steps():
                 raise InputError(
                     f"{workdir}: the checkpoint of step {step} was removed while it "

@@ -76,6 +76,7 @@ def compare(values_by_arm: np.ndarray) -> list[dict]:
     two seeds there is no interval and no p: None.
     """
     differences_by_arm = values_by_arm - values_by_arm[0]
+    # The first arm is no comparison: nan, which Holm passes over.
     p_by_arm = [math.nan, *map(statistics.t_test, differences_by_arm[1:])]
     p_holm_by_arm = statistics.holm(p_by_arm)
     figures = []
@@ -111,6 +112,7 @@ def resolvable(values_by_arm: np.ndarray) -> float | None:
     for difference_X in (values_by_arm - values_by_arm[0])[1:]:
         known = difference_X[np.isfinite(difference_X)]
         if len(known) > 1:
+            # Around its own mean: arms may differ from the first by different amounts.
             squares += float(np.sum((known - known.mean()) ** 2))
             freedom += len(known) - 1
             fewest = min(fewest, len(known))
@@ -143,8 +145,9 @@ def summary(runs: Sequence[RunRecord], arms: Sequence[str]) -> dict:
     smallest, count = {}, {}
     for name in FIGURES:
 
-        def value(arm, seed, name=name):
+        def value(arm, seed, name=name):  # bound in this turn of the loop
             run = by_place.get((arm, seed))
+            # Not a number where it failed or has not begun: that seed makes no pair.
             return run.figures[name] if run and run.figures else math.nan
 
         values_by_arm = np.array([[value(arm, seed) for seed in seeds] for arm in arms])

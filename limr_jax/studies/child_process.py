@@ -14,6 +14,7 @@ import threading
 
 def _end_with_parent() -> None:
     """Block until stdin is closed, then kill this process."""
+    # The parent writes nothing: this returns when its end is closed.
     while os.read(0, 1024):
         pass
     os.kill(os.getpid(), signal.SIGKILL)
@@ -23,6 +24,7 @@ def main() -> None:
     """Run the script as if it had been started itself."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.argv = sys.argv[1:]
+    # With -m the current folder stands there; a script has its own.
     sys.path[0] = str(pathlib.Path(sys.argv[0]).parent)
     runpy.run_path(sys.argv[0], run_name="__main__")
 

@@ -51,6 +51,7 @@ def page(workdirs: Sequence, *, samples: int) -> str:
             raise InputError(f"{name} is named twice; name each run once")
         rows = list(metrics.read_metrics(workdir))
         stored = read_run(workdir).get("config")
+        # An evaluation's run.json has no config.
         if not rows or not isinstance(stored, Mapping):
             raise InputError(
                 f"{name} has no step of a run yet that can be read; wait for one"
@@ -117,9 +118,11 @@ def _curves(runs: Mapping) -> str:
     figure = plots.learning_curves({name: [name] for name in runs})
     text = io.StringIO()
     # Text as text: an outline for each letter would be most of the page.
+    # Ids and date are fixed: the same runs make the same page.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "limr_jax"}):
         figure.savefig(text, format="svg", metadata={"Date": None})
     return (
+        # From the element on: the XML declaration before it has no place in HTML.
         "<h2>Learning curves</h2>\n" + text.getvalue()[text.getvalue().index("<svg") :]
     )
 
@@ -132,6 +135,7 @@ def _levels(runs: Mapping) -> str:
         evals = _evals(name)
         for when, row in [("before", evals[0]), ("after", evals[-1])] if evals else []:
             at = {x.removeprefix(prefix): row[x] for x in row if x.startswith(prefix)}
+            # A dict, as a set in order: runs may have been evaluated on other levels.
             levels |= dict.fromkeys(at)
             table.append((name, f"{when}, step {row['step']}", at))
     if not levels:
@@ -204,9 +208,11 @@ def _number(row: Mapping, name: str) -> str:
 def _text(value) -> str:
     """Text that stays text: escaped, without control characters, and not too long."""
     text = str(value)
+    # Cut first and escaped then, or a cut might go through an &lt;.
     if len(text) > _LONGEST:
         text = f"{text[:_LONGEST]}… ({len(text) - _LONGEST:,} characters more)"
     shown = (
+        # Else control characters, marks of direction, halves of characters.
         c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}"
         for c in text
     )

@@ -63,6 +63,7 @@ class Job:
                 f"{self.workdir} holds a run that differs in {'; '.join(other[:8])}: "
                 "give the command that it had, or another --out"
             )
+        # With fewer steps it is this run, unfinished.
         return result is not None and not fields
 
     def beside(self, suffix: str) -> pathlib.Path:
@@ -81,6 +82,7 @@ def train_job(name: str, config_file: str, fields: Sequence, workdir) -> Job:
     """
     flags = [f"--config.{field}={text}" for field, text in fields]
     command = ("--config", config_file, *flags, "--workdir", str(workdir))
+    # A field or value that there is not is refused before any run starts.
     resolved, _ = load.load(command, kind="base")
     return Job(
         name=name,
@@ -147,10 +149,12 @@ def run_all(
     with console.progress("all runs", total or None) as advance, preemption.listening():
         for number, job in enumerate(left, 1):
             error = _run(job, cache, advance, seconds)
+            # The run has been asked to stop as well, and has had its time to save.
             if preemption.came():
                 return False
             outcome = error or after(job)
             spent = time.monotonic() - start
+            # As if each one left took as long as those so far.
             minutes = spent / number * (len(left) - number) / 60
             console.say(
                 f"[{number}/{len(left)}] {job.name}: {outcome}; {minutes:.0f} min left"
@@ -161,6 +165,7 @@ def run_all(
 def failure(job: Job) -> str | None:
     """Why the job's last start failed; None where it did not fail."""
     lines = read_record(job)
+    # A last line without an exit code is of a start that was killed with this program.
     ends = lines and "exit" in lines[-1] and not job.done()
     return lines[-1]["error"] if ends else None
 
@@ -220,6 +225,7 @@ def _run(job: Job, cache, advance, seconds) -> str | None:
     """One run from start to end: None, or why it failed, in one line."""
     job.workdir.parent.mkdir(parents=True, exist_ok=True)
     record = job.beside(".jsonl")
+    # Somebody took the workdir away: what was recorded is of another run.
     if not job.workdir.exists():
         record.unlink(missing_ok=True)
     _note(record, {"started": _now(), "command": job.as_typed()} | source())
@@ -233,7 +239,7 @@ def _run(job: Job, cache, advance, seconds) -> str | None:
                 str(platform.launch_root() / job.command[0]),
             ]
             + list(job.command[1:]),
-            stdin=subprocess.PIPE,
+            stdin=subprocess.PIPE,  # its end says that this process is gone
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment(cache),
@@ -244,14 +250,16 @@ def _run(job: Job, cache, advance, seconds) -> str | None:
     try:
         while child.poll() is None and not preemption.came() and not late:
             time.sleep(_POLL)
-            late = 0 < seconds < time.monotonic() - start
+            late = 0 < seconds < time.monotonic() - start  # 0: no limit
             steps = _steps(job)
             if steps > seen:
                 advance(steps - seen)
                 seen = steps
     finally:
+        # After ^C as well: the run is asked to save, and waited for.
         _end(child, kill=late)
     spent = time.monotonic() - start
+    # What it left counts, not its exit code, which is 0 after SIGTERM too.
     error = None if job.done() else _error(job, child.returncode, late and seconds)
     _note(
         record,
@@ -273,6 +281,7 @@ def _end(child: subprocess.Popen, kill: bool) -> None:
     except subprocess.TimeoutExpired:
         child.kill()
         child.wait()
+    # Last: an end of stdin kills a run that still saves (child_process.py).
     child.stdin.close()
 
 

@@ -25,12 +25,14 @@ def learning_curves(runs: Mapping[str, Sequence]) -> Figure:
     runs: arm → workdirs. Where samplers differ so do the problems drawn, and with them
     the pass rate of the rollouts.
     """
+    # Not pyplot's, which would need a backend and hold on to every figure.
     figure = Figure(figsize=(13, 3.8), layout="constrained")
     for axes, (title, (file, name)) in zip(figure.subplots(1, 3), _PANELS.items()):
         for i, (arm, workdirs) in enumerate(runs.items()):
             curves = [c for c in (_curve(w, file, name) for w in workdirs) if len(c)]
             if not curves:
                 continue
+            # As far as all of them have come.
             length = min(map(len, curves))
             steps = curves[0][:length, 0]
             values_of_seeds = np.stack([curve[:length, 1] for curve in curves])
@@ -87,6 +89,7 @@ def _curve(workdir, file: str, name: str) -> np.ndarray:
         if (value := metrics.number(row, name)) is not None
     ]
     width = max(1, len(rows) // _POINTS) if file == metrics.METRICS else 1
+    # Whole windows only; up to width − 1 of the newest rows are left out.
     whole = len(rows) // width * width
     return np.array(rows[:whole], float).reshape(-1, width, 2).mean(axis=1)
 

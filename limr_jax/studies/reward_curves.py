@@ -62,6 +62,7 @@ def score(curves: Curves, *, missing: str, name: str = "lim_score") -> CurveScor
         filled_N = jnp.sum(known_NE & ~seen_NE, axis=1)
         return SCORES[name](filled_NE, known_NE), epochs_N, filled_N
 
+    # Compiled within, else the arrays would be made fp32 on their way in.
     with jax.enable_x64(True):
         arrays = fill_and_score(curves.value_NE, curves.seen_NE)
         score_N, epochs_N, filled_N = (np.asarray(array) for array in arrays)
@@ -103,6 +104,7 @@ def read_run(workdir, *, value: str) -> Curves:
             )
         rows_at[row["step"]] += 1
         cell = cells.setdefault(row["id"], {}).setdefault(epoch_of(row), [0.0, 0])
+        # An invalid rollout makes the cell, and so its column, but has no value in it.
         number = _dumped(row, VALUES[value], workdir)
         if number is not None:
             cell[0] += number
@@ -113,6 +115,7 @@ def read_run(workdir, *, value: str) -> Curves:
             "a run that dumped them"
         )
     _check_whole(workdir, rows_at)
+    # By order, not by number: the first epochs of a dump may be gone.
     column = {
         epoch: k
         for k, epoch in enumerate(sorted({e for cell in cells.values() for e in cell}))
@@ -123,6 +126,7 @@ def read_run(workdir, *, value: str) -> Curves:
         for epoch, (total, count) in cell.items():
             sum_NE[i, column[epoch]] = total
             count_NE[i, column[epoch]] = count
+    # 0 where nothing was seen, as `seen_NE` says.
     return Curves(tuple(cells), sum_NE / np.maximum(count_NE, 1), count_NE > 0)
 
 
@@ -130,6 +134,7 @@ def _check_whole(workdir, rows_at: Mapping[int, int]) -> None:
     """InputError where a step's rollouts are gone, or were never all kept."""
     for line in metrics.read_metrics(workdir):
         step, written = line["step"], metrics.number(line, "rollouts") or 1
+        # A line that does not say how many asks for one at least.
         if rows_at[step] < written:
             raise InputError(
                 f"{workdir}: the dump holds {rows_at[step]} of {written:.0f} rollouts "
@@ -150,6 +155,7 @@ def _epochs(workdir) -> Callable[[Mapping], int]:
     steps, finished = {}, 0  # step → its epoch, and whether it ends it
     for line in metrics.read_metrics(workdir):
         if (epoch := metrics.number(line, "epoch")) is not None:
+            # The number of finished epochs, and behind the point the part of the next.
             after = math.floor(epoch)
             steps[line["step"]] = finished, after > finished
             finished = after
@@ -162,9 +168,10 @@ def _epochs(workdir) -> Callable[[Mapping], int]:
         if type(row.get("epoch")) is int:
             return row["epoch"]
         before, at = last.get(row["id"], (-1, None))
-        if row["step"] == at:
+        if row["step"] == at:  # another rollout of the same visit
             return before
         epoch, ends = steps.get(row["step"], (before + 1, False))
+        # Drawn twice in one epoch: for the next one, where this step ends it.
         if epoch == before:
             if ends and epoch not in by_weight:
                 epoch += 1
@@ -220,6 +227,7 @@ def keep_top(score_N: np.ndarray, count: int) -> np.ndarray:
     """
     _check_count(score_N, count)
     keep_N = np.zeros(score_N.shape, bool)
+    # No score is −inf, which comes last; stable, so that ties keep their order.
     keep_N[np.argsort(-score_N, kind="stable")[:count]] = True
     return keep_N
 

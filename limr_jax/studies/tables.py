@@ -56,6 +56,7 @@ def finish(stem: pathlib.Path, grid: Mapping[tuple[str, int], jobs.Job], written
         if job.done():
             workdirs.setdefault(arm, []).append(job.workdir)
     plots.save(plots.learning_curves(workdirs), stem.with_name(CURVES_FILE))
+    # Without the list of runs.
     console.say(markdown(written, ()).partition("## ")[0].strip())
     failed = sum(run["error"] is not None for run in written["runs"])
     statistics = {name: written[name] for name in ("arms", "comparisons", "resolvable")}
@@ -85,6 +86,7 @@ def _record(
         seed=seed,
         folder=str(job.workdir.relative_to(out)),
         command=job.as_typed(),
+        # Each once, in the order of the starts.
         commits=tuple(dict.fromkeys(commits)),
         figures=figures(job) if job.done() else None,
         error=jobs.failure(job),
@@ -199,6 +201,7 @@ def _runs(runs: Iterable[Mapping]) -> str:
 
 def _rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     def line(cells):
+        # A | within a cell would begin the next one.
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
     return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])

@@ -72,6 +72,7 @@ class PublicBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             self.info.metadata[split] = {
                 "source": [str(file)] if file else [url for url, _ in facts.sources],
                 "sha256": digest(parsed),
+                # `changed_source` compares bytes: quick, and no row need be parsed.
                 "file_sha256": file_digest(file) if file else None,
             }
             splits[split] = self._generate_examples(parsed)
@@ -81,12 +82,14 @@ class PublicBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """A local file of this set that is not what it was prepared from, or None."""
         for split, known in self.info.metadata.items():
             file = local_file(manual_dir, self.name, split)
+            # A file that came after a download differs as well, from None.
             if file and file_digest(file) != known["file_sha256"]:
                 return file
         return None
 
     def _generate_examples(self, parsed):
         for index, row in enumerate(parsed):
+            # As one text: TFDS wants the same fields of all sets, and sources differ.
             yield index, row | {"columns": json.dumps(row["columns"])}
 
 
@@ -108,6 +111,7 @@ def _download(dl_manager, name: str, split: str) -> list[dict]:
             normalise.read_zip(path, folder) if folder else normalise.read(path, suffix)
         )
         for where, row in rows:
+            # Rows without an id are numbered on through all files of one prefix.
             index = counts.get(prefix, 0)
             counts[prefix] = index + 1
             parsed.append(normalise.normalise(row, where, prefix=prefix, index=index))
@@ -126,6 +130,7 @@ def _reach(address: str) -> None:
 def _check(parsed: list[dict], name: str, split: str, downloaded: bool) -> None:
     """Row count and checksum against the table."""
     known = FACTS[name].splits[split]
+    # A local copy may be a part of the set; a download that is one is broken.
     if downloaded and known.rows not in (None, len(parsed)):
         raise InputError(
             f"{name}:{split}: the source has {len(parsed)} rows instead of "

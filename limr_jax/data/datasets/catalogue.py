@@ -204,6 +204,7 @@ EVALUATION_SETS = tuple(
     f"{name}:{split}"
     for name, facts in FACTS.items()
     for split in facts.splits
+    # Only one of its two splits is held out.
     if facts.evaluation or (name, split) == ("gsm8k", "test")
 )
 
@@ -235,6 +236,7 @@ def read_local(file: pathlib.Path, name: str, split: str) -> list[dict]:
       InputError: there is none, two have one id, or one cannot be read.
     """
     rows = list(normalise.read(file))
+    # A file with the name of the whole set: each row says which split is its own.
     if file.name.removesuffix(file.suffix) == name and len(FACTS[name].splits) > 1:
         for where, row in rows:
             if row.get("split") not in FACTS[name].splits:
@@ -247,6 +249,7 @@ def read_local(file: pathlib.Path, name: str, split: str) -> list[dict]:
     if not rows:
         raise InputError(f"{file}: holds no problem of {name}:{split}; fetch it again")
     (_, prefix), *others = FACTS[name].splits[split].sources
+    # Of several sources a copy does not say which a row is from, so its ids stay.
     prefix = "" if others else prefix
     parsed, place = [], {}
     for i, (where, row) in enumerate(rows):

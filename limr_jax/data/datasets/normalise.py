@@ -19,6 +19,7 @@ from limr_jax.errors import InputError, shown
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
+# What the sources call each column; the first that a row has is taken.
 _PROBLEM = ("problem", "question", "prompt", "Problem")
 _PROBLEM += ("nl_statement", "informal_statement")
 _ANSWER = ("answer", "final_answer")
@@ -63,10 +64,13 @@ def read_zip(path: pathlib.Path, folder: str) -> Iterator[tuple[str, dict]]:
     try:
         with zipfile.ZipFile(path) as archive:
             for name in sorted(archive.namelist()):
+                # Below a top folder, which GitHub names by repository and branch.
                 if f"/{folder}/" in name and name.endswith(".json"):
                     where = f"{path}:{name}"
                     row = jsonl.parse(archive.read(name), where, _AGAIN)
                     yield where, jsonl.as_object(row, where, _AGAIN)
+    # NotImplementedError: packed in a way that Python has not; RuntimeError: a
+    # password.
     except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
         raise InputError(
             f"{path}: not an archive of JSON files ({error}); {_AGAIN}"
@@ -77,6 +81,8 @@ def _read_csv(path: pathlib.Path) -> Iterator[tuple[str, dict]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             for number, row in enumerate(csv.DictReader(file, strict=True), start=1):
+                # DictReader keeps cells too many under None, and has None for cells too
+                # few.
                 if None in row or None in row.values():
                     raise InputError(
                         f"{path} row {number}: not as many cells as the first line has "
@@ -113,7 +119,7 @@ def _read_parquet(path: pathlib.Path) -> Iterator[tuple[str, dict]]:
 
 def normalise(row: dict, where: str, prefix: str, index: int) -> dict:
     """One row of any source as id, problem, answer, verifiable, columns."""
-    row = dict(row)
+    row = dict(row)  # `_take` takes columns out
     jsonl.check_row(row, where)
     jsonl.check_level(row.get("level"), where)
     name = _take(row, _ID)
@@ -123,14 +129,17 @@ def normalise(row: dict, where: str, prefix: str, index: int) -> dict:
     if not isinstance(problem, str) or not problem:
         raise InputError(f"{where}: no problem in {', '.join(_PROBLEM)}; check the row")
     answer = _text(_take(row, _ANSWER), f"{where}: the answer")
+    # "9 * 8 = 72\n#### 72" is solution and answer in one; "1,000" is 1000.
     if answer and (parts := re.fullmatch(r"(?s)(.*)\n#### (.+)", answer)):  # GSM8K
         row.setdefault("solution", answer)
         answer = parts[2].replace(",", "").strip()
     reference = _text(_take(row, _REFERENCE), f"{where}: the reference")
     if reference:
         row["reference"] = _proof(reference)
+    # MATH has the answer in its solution alone.
     if answer is None and isinstance(row.get("solution"), str):
         answer = reference_answer(row["solution"])
+    # NuminaMath's columns; a source without them counts as checked.
     verifiable = (answer or "").strip().lower() not in _NO_ANSWER and all(
         row.get(field, "Yes") == "Yes"
         for field in ("problem_is_valid", "solution_is_valid")
@@ -143,6 +152,7 @@ def normalise(row: dict, where: str, prefix: str, index: int) -> dict:
     if "level" in row:
         row["level"] = _level(row["level"])
     return {
+        # A local copy may have its prefix already.
         "id": name if prefix and name.startswith(prefix) else prefix + name,
         "problem": problem,
         "answer": answer or row.get("reference") or "",

@@ -89,6 +89,8 @@ def prepare(name: str, data_dir: pathlib.Path, manual_dir: pathlib.Path):
     module = importlib.import_module(f"{PACKAGE}.{name}.{name}_dataset_builder")
 
     def builder():
+        # TFDS prints what it does, and a program's last line on stdout is its result.
+        # array_record gives any row by its index, as `as_data_source` asks.
         with _unreadable(data_dir / name), contextlib.redirect_stdout(io.StringIO()):
             return module.Builder(data_dir=data_dir, file_format="array_record")
 
@@ -101,6 +103,8 @@ def prepare(name: str, data_dir: pathlib.Path, manual_dir: pathlib.Path):
             with (data_dir / f".{name}.lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 tfds.disable_progress_bar()
+                # Anew: another process may have prepared it while this one waited for
+                # the lock.
                 prepared = builder()
                 with contextlib.redirect_stdout(io.StringIO()):
                     prepared.download_and_prepare(
@@ -113,7 +117,9 @@ def prepare(name: str, data_dir: pathlib.Path, manual_dir: pathlib.Path):
             ) from None
     with _unreadable(prepared.data_dir):
         if not _is_whole(prepared):
+            # `_unreadable` makes a line of it, with the remedy.
             raise ValueError("dataset_info.json is missing")
+        # The embedded sets have no source but this package.
         changed = getattr(prepared, "changed_source", lambda _: None)(manual_dir)
     if changed:
         raise InputError(
@@ -137,4 +143,5 @@ def _plain(row: dict) -> dict:
         name: value.decode() if isinstance(value, bytes) else np.asarray(value).tolist()
         for name, value in row.items()
     }
+    # The set's own fields win: no column of a source may hide an id or an answer.
     return json.loads(plain.pop("columns", "{}")) | plain

@@ -136,6 +136,7 @@ def solve(tokens: list, habits: frozenset[str] = frozenset()) -> tuple[str, int]
     while len(tokens) > 1:
         i = _next_operation(tokens, habits)
         value = apply(tokens[i - 1], tokens[i], tokens[i + 1], habits)
+        # An operation that leaves one number within parentheses takes them along.
         low, high = i - 1, i + 2
         if low > 0 and tokens[low - 1] == "(" and tokens[high] == ")":
             low, high = low - 1, high + 1
@@ -158,6 +159,7 @@ def problems(split: str, count: int, seed: int):
     habits (`answer` is the right one all the same), and a problem may come again from
     another writer. Fixed by (split, count, seed); a larger count only appends.
     """
+    # A text seeds it alike in every process, which hash() would not.
     rng = random.Random(f"{split}/{seed}")
     seen, number = set(), 0
     while number < count:
