@@ -30,6 +30,7 @@ def weight_map(directory) -> dict[str, pathlib.Path]:
     index = directory / "model.safetensors.index.json"
     if single.is_file():
         return {"": single}
+    # A link to nothing goes on to `read_object`, whose error says where it points.
     if not index.is_file() and not index.is_symlink():
         where = f"; {single} is a link to nothing" if single.is_symlink() else ""
         raise InputError(
@@ -63,6 +64,34 @@ def files_of(directory) -> list[pathlib.Path]:
     return sorted(set(weight_map(directory).values()))
 
 
+def check_shapes(
+    where, shapes: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]
+) -> None:
+    """InputError unless `where` holds the expected tensors, of their shapes, no others.
+
+    shapes, expected: name → shape in the file.
+    """
+    missing = [name for name in expected if name not in shapes]
+    surplus = [name for name in shapes if name not in expected]
+    if missing or surplus:
+        parts = [
+            f"{what} {', '.join(map(shown, names[:5]))}"
+            + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            for what, names in (("missing", missing), ("surplus", surplus))
+            if names
+        ]
+        raise InputError(
+            f"{where}: tensors {'; '.join(parts)}; "
+            "config.json and the weights must be of one checkpoint"
+        )
+    for name, shape in expected.items():
+        if shapes[name] != shape:
+            raise InputError(
+                f"{where}: tensor {name} has shape {list(shapes[name])}, the "
+                f"configuration asks for {list(shape)}; they must be of one checkpoint"
+            )
+
+
 class TensorFiles:
     """What the safetensors files of a directory hold, and parts of it."""
 
@@ -71,6 +100,7 @@ class TensorFiles:
         promised = weight_map(directory)
         self.file_of, self.shape_of, self.dtype_of = {}, {}, {}
         for file in sorted(set(promised.values())):
+            # Headers alone: names, shapes and dtypes, no numbers.
             with self._open(file) as opened:
                 for name in opened.keys():  # noqa: SIM118 (not a dict)
                     if name in self.file_of:
@@ -83,6 +113,7 @@ class TensorFiles:
                     self.shape_of[name] = tuple(part.get_shape())
                     self.dtype_of[name] = part.get_dtype()
         for name, file in promised.items():
+            # The empty name, of a single file, promises nothing.
             if name and self.file_of.get(name) != file:
                 raise InputError(
                     f"{file} lacks tensor {shown(name)}, which the index promises; "
@@ -117,32 +148,16 @@ class TensorFiles:
     def check(self, wanted: list[Tensor], config: ModelConfig):
         """Every tensor there, of its shape, of a known dtype, and nothing else."""
         expected = {tensor.name: tensor.file_shape for tensor in wanted}
-        missing = [name for name in expected if name not in self.shape_of]
-        surplus = [
-            name
-            for name in self.shape_of
-            if name not in expected and not BUFFER.fullmatch(name)
-        ]
-        if config.tied and "lm_head.weight" in surplus and self._head_is_embedding():
-            surplus.remove("lm_head.weight")
-        if missing or surplus:
-            parts = [
-                f"{what} {', '.join(map(shown, names[:5]))}"
-                + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-                for what, names in (("missing", missing), ("surplus", surplus))
-                if names
-            ]
-            raise InputError(
-                f"{self.directory}: tensors {'; '.join(parts)}; "
-                "config.json and the weights must be of one checkpoint"
-            )
-        for name, shape in expected.items():
-            if self.shape_of[name] != shape:
-                raise InputError(
-                    f"{self.directory}: tensor {name} has shape "
-                    f"{list(self.shape_of[name])}, the configuration asks for "
-                    f"{list(shape)}; they must be of one checkpoint"
-                )
+        shapes = {
+            name: shape
+            for name, shape in self.shape_of.items()
+            if name in expected or not BUFFER.fullmatch(name)
+        }
+        head = "lm_head.weight"
+        if config.tied and head in shapes and self._head_is_embedding():
+            del shapes[head]
+        check_shapes(self.directory, shapes, expected)
+        for name in expected:
             if self.dtype_of[name] not in _READABLE:
                 raise InputError(
                     f"{self.directory}: tensor {name} is {self.dtype_of[name]}; "
@@ -156,6 +171,7 @@ class TensorFiles:
             return False
         if not {self.dtype_of[head], self.dtype_of[embedding]} <= {*_READABLE}:
             return False
+        # In parts: both whole would be gigabytes of memory, for one answer.
         rows, step = self.shape_of[head][0], 4096
         return all(
             np.array_equal(
@@ -182,6 +198,7 @@ class TensorFiles:
             where = f"{self.file_of[tensor.name]}: tensor {tensor.name}"
             raise InputError(f"{where} holds nan or inf; fetch it again")
         ours = [a for axes in tensor.axes for a in axes]
+        # From the file's order of axes to ours.
         return part.transpose(np.argsort(ours))
 
     def _slice(self, name: str, index) -> np.ndarray:

@@ -9,6 +9,8 @@ import jax
 from limr_jax.models.transformer import ModelConfig, init_params
 
 # Parameter of a layer → (tensor of the file, which of our axes make each of its axes).
+# A file's weight is [out, in]: q_proj, [H · C, D], is our [D, H, C], of which axes 1
+# and 2 make its first and 0 its second.
 _LAYER = {
     "attention/q/kernel": ("self_attn.q_proj.weight", ((1, 2), (0,))),
     "attention/k/kernel": ("self_attn.k_proj.weight", ((1, 2), (0,))),
@@ -68,8 +70,9 @@ def tensors(path: str, shape: tuple[int, ...], config: ModelConfig) -> list[Tens
     stem, axes = names[name]
     period = len(config.pattern)
     if root == "blocks":
+        # A stack is one position p of the pattern: layers p, p + period, p + 2 period …
         layers = range(int(position), config.groups * period, period)
-        shape = shape[1:]
+        shape = shape[1:]  # without the axis of the groups
     else:
         layers = [config.groups * period + int(position)]
     return [Tensor(f"model.layers.{i}.{stem}", axes, shape) for i in layers]
@@ -77,6 +80,15 @@ def tensors(path: str, shape: tuple[int, ...], config: ModelConfig) -> list[Tens
 
 def param_shapes(config: ModelConfig):
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+
+def file_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name → shape of each tensor that a checkpoint of this model has."""
+    return {
+        tensor.name: tensor.file_shape
+        for path, leaf in by_path(param_shapes(config)).items()
+        for tensor in tensors(path, leaf.shape, config)
+    }
 
 
 def by_path(tree) -> dict:

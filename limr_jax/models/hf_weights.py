@@ -1,9 +1,7 @@
 """Hugging Face safetensors ↔ params, streamed shard by shard."""
 
-import contextlib
 import dataclasses
 import json
-import math
 import pathlib
 import shutil
 
@@ -12,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from limr_jax.data import tokenizer_files
+from limr_jax.models import hf_writer
 from limr_jax.models.hf_config import describe_config, read_config
 from limr_jax.models.hf_files import TensorFiles
 from limr_jax.models.hf_names import Tensor, by_path, param_shapes, tensors
@@ -52,6 +52,7 @@ def check_fits(directory, config: ModelConfig) -> None:
 
 
 def _load_one(files, parts, stacked, shape, sharding, dtype):
+    # Devices with the same part of the parameter get copies of one read.
     devices_of = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         bounds = tuple(s.indices(n)[:2] for s, n in zip(index, shape))
@@ -60,6 +61,7 @@ def _load_one(files, parts, stacked, shape, sharding, dtype):
     for bounds, devices in devices_of.items():
         shard = np.empty([stop - start for start, stop in bounds], dtype)
         if stacked:
+            # A stack's first axis is its layers, each a tensor of its own in the file.
             for row, layer in enumerate(range(*bounds[0])):
                 shard[row] = files.read(parts[layer], bounds[1:])
         else:
@@ -72,7 +74,6 @@ def _load_one(files, parts, stacked, shape, sharding, dtype):
 # --- Export -----------------------------------------------------------------------
 
 ABOUT = "limr_jax.json"
-_DTYPES = {"F32": jnp.float32, "BF16": jnp.bfloat16, "F16": jnp.float16}
 _BESIDE = (  # what a checkpoint has beside config and weights, taken over as it is
     "tokenizer.json",
     "tokenizer.model",
@@ -118,17 +119,14 @@ def save_params(
         if writes:
             own = jax.tree.leaves(params)[0].dtype
             _write_configs(folder, config, source, dtype, own, token_ids)
-            for place in (source, tokenizer):
-                _copy_beside(folder, place)
+            _copy_beside(folder, source, tokenizer)
             if about is not None:
-                _write_json(folder / ABOUT, about)
+                hf_writer.write_json(folder / ABOUT, about)
         kept = TensorFiles(source).dtype_of if source and dtype is None else {}
         entries = _entries(params, config, kept, dtype)
-        files = _split(entries, max_file_bytes)
-        for name, part in files.items():
-            _write_file(folder / name, part, writes)
-        if writes and len(files) > 1:
-            _write_index(folder, files)
+        hf_writer.write_tensors(
+            folder, entries, max_file_bytes=max_file_bytes, writes=writes
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,27 +139,33 @@ class _Entry:
     dtype: str
 
     @property
-    def size(self) -> int:
-        width = np.dtype(_DTYPES[self.dtype]).itemsize
-        return math.prod(self.tensor.shape) * width
+    def name(self) -> str:
+        return self.tensor.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.tensor.file_shape
 
     def array(self) -> np.ndarray:
         """The tensor as it lies in the file; every process takes part."""
         param = self.param if self.row is None else _row(self.param, self.row)
+        # Other processes hold parts of it: they all have to come here together.
         if not getattr(param, "is_fully_addressable", True):
             param = multihost_utils.process_allgather(param, tiled=True)
+        # Our axes in the order in which the file's are made of them.
         ours = [a for axes in self.tensor.axes for a in axes]
         array = np.asarray(param).transpose(ours).reshape(self.tensor.file_shape)
-        return np.ascontiguousarray(array, _DTYPES[self.dtype])
+        return np.ascontiguousarray(array, hf_writer.DTYPES[self.dtype])
 
 
 @jax.jit
 def _row(stacked, row):
+    # Jitted with a traced row: one program for all layers of a stack.
     return jax.lax.dynamic_index_in_dim(stacked, row, keepdims=False)
 
 
 def _entries(params, config, kept: dict[str, str], dtype) -> list[_Entry]:
-    names = {np.dtype(value): name for name, value in _DTYPES.items()}
+    names = {np.dtype(value): name for name, value in hf_writer.DTYPES.items()}
     return [
         _Entry(
             tensor,
@@ -174,88 +178,38 @@ def _entries(params, config, kept: dict[str, str], dtype) -> list[_Entry]:
     ]
 
 
-def _split(entries: list[_Entry], max_bytes: int) -> dict[str, list[_Entry]]:
-    """File name → its tensors, as many as fit."""
-    parts, filled = [[]], 0
-    for entry in entries:
-        if parts[-1] and filled + entry.size > max_bytes:
-            parts.append([])
-            filled = 0
-        parts[-1].append(entry)
-        filled += entry.size
-    if len(parts) == 1:
-        return {"model.safetensors": parts[0]}
-    total = len(parts)
-    return {
-        f"model-{i:05d}-of-{total:05d}.safetensors": part
-        for i, part in enumerate(parts, start=1)
-    }
-
-
-def _write_file(path: pathlib.Path, entries: list[_Entry], writes: bool):
-    """One safetensors file: the header's length, the header, the bytes in order.
-
-    By hand, because the library wants all of a file's tensors in memory at once.
-    """
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
-    for entry in entries:
-        header[entry.tensor.name] = {
-            "dtype": entry.dtype,
-            "shape": list(entry.tensor.file_shape),
-            "data_offsets": [offset, offset + entry.size],
-        }
-        offset += entry.size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # so that the data starts at a multiple of 8
-    with open(path, "wb") if writes else contextlib.nullcontext() as file:
-        if writes:
-            file.write(len(text).to_bytes(8, "little") + text)
-        for entry in entries:
-            array = entry.array()
-            if writes:
-                file.write(array.reshape(-1).view(np.uint8))
-
-
-def _write_index(directory, files: dict[str, list[_Entry]]):
-    parts = [(entry, name) for name, part in files.items() for entry in part]
-    _write_json(
-        directory / "model.safetensors.index.json",
-        {
-            "metadata": {"total_size": sum(entry.size for entry, _ in parts)},
-            "weight_map": {entry.tensor.name: name for entry, name in parts},
-        },
-    )
-
-
 def _write_configs(directory, config, source, dtype, own_dtype, token_ids):
     name = np.dtype(dtype or own_dtype).name
     here = dataclasses.replace(config, attention_kernel=True)  # no checkpoint says
     if source and read_config(source) == here:
         written = json.loads((pathlib.Path(source) / "config.json").read_text("utf-8"))
         if dtype is not None:
+            # transformers 5 calls it dtype, earlier ones torch_dtype.
             written["dtype" if "dtype" in written else "torch_dtype"] = name
     else:
         written = describe_config(here) | (token_ids or {}) | {"torch_dtype": name}
-    _write_json(directory / "config.json", written)
+    hf_writer.write_json(directory / "config.json", written)
     if token_ids:
-        _write_json(directory / "generation_config.json", token_ids)
+        hf_writer.write_json(directory / "generation_config.json", token_ids)
 
 
-def _copy_beside(directory, place):
-    """The tokenizer's and the generation's files of a directory, or one file."""
-    if place is None:
+def _copy_beside(directory, source, tokenizer):
+    """The tokenizer's and the generation's files, of one place alone.
+
+    Two tokenizers in a folder would be read as one: the source's template, say, with
+    the other's vocabulary.
+    """
+    if source is None and tokenizer is None:
         return
-    place = pathlib.Path(place)
-    if place.is_file():
-        shutil.copyfile(place, directory / f"tokenizer{place.suffix}")
-        place = place.parent
-        names = [name for name in _BESIDE if not name.startswith("tokenizer.")]
-    else:
-        names = _BESIDE
+    place, names = pathlib.Path(source if tokenizer is None else tokenizer), _BESIDE
+    if tokenizer is not None:
+        file = tokenizer_files.find(place)
+        # Under the name by which every library looks for it.
+        shutil.copyfile(file, directory / f"tokenizer{file.suffix}")
+        if place.is_file():
+            # No other tokenizer.* beside the file that was named may replace it.
+            names = [name for name in names if not name.startswith("tokenizer.")]
+        place = file.parent
     for name in names:
         if (place / name).is_file():
             shutil.copyfile(place / name, directory / name)
-
-
-def _write_json(path: pathlib.Path, value):
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")

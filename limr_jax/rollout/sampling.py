@@ -48,6 +48,7 @@ def filter_logits(scaled_BV: jax.Array, sampling: Sampling) -> jax.Array:
         return jnp.where(stays_BV, kept_BV, -jnp.inf)
 
     if top_k is not None:
+        # Of weight 1 each, those with fewer than k tokens above them stay.
         most = jnp.where(top_k > 0, top_k, jnp.inf)
         kept_BV = lighter_than(most, jnp.ones_like(scaled_BV))
     if top_p is not None:
@@ -56,6 +57,7 @@ def filter_logits(scaled_BV: jax.Array, sampling: Sampling) -> jax.Array:
         kept_BV = lighter_than(most, jax.nn.softmax(kept_BV, axis=-1))
     if min_p is not None:
         best_B1 = jnp.max(scaled_BV, axis=-1, keepdims=True)
+        # p ≥ min_p · p_best, in logs: the normaliser cancels.
         stays_BV = scaled_BV >= best_B1 + jnp.log(min_p)
         kept_BV = jnp.where(stays_BV, kept_BV, -jnp.inf)
     return kept_BV
@@ -63,7 +65,9 @@ def filter_logits(scaled_BV: jax.Array, sampling: Sampling) -> jax.Array:
 
 def _ordered(x: jax.Array) -> jax.Array:
     """fp32 as int32 of the same order."""
+    x = jnp.where(x == 0, 0.0, x)  # -0.0 is no less than 0.0
     bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+    # A negative float's bits grow as it falls: flipped, all but the sign.
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
@@ -76,6 +80,7 @@ def _least(rank_BV, weight_BV, bound):
 
     def halve(_, ends):
         low_B1, high_B1 = ends
+        # (low + high) / 2, rounded down, without the overflow of their sum.
         middle_B1 = (low_B1 >> 1) + (high_B1 >> 1) + (low_B1 & high_B1 & 1)
         above_BV = jnp.where(rank_BV > middle_B1, weight_BV, 0.0)
         light_B1 = jnp.sum(above_BV, axis=-1, keepdims=True) < bound
@@ -85,7 +90,7 @@ def _least(rank_BV, weight_BV, bound):
         )
 
     ends = (f(rank_BV, axis=-1, keepdims=True) for f in (jnp.min, jnp.max))
-    return jax.lax.fori_loop(0, 32, halve, tuple(ends))[1]
+    return jax.lax.fori_loop(0, 32, halve, tuple(ends))[1]  # of at most 2³² ranks
 
 
 def choose(logits_BV, key_B, position_B, sampling: Sampling):
@@ -96,6 +101,8 @@ def choose(logits_BV, key_B, position_B, sampling: Sampling):
     """
     scaled_BV = scaled_logits(logits_BV, sampling.temperature)
     noise_BV = prng.gumbel(key_B, position_B, logits_BV.shape[-1])
+    # argmax of logits with Gumbel noise is a draw from their softmax. Without noise it
+    # is the most probable token.
     noise_BV = jnp.where(sampling.temperature > 0, noise_BV, 0.0)
     token_B = cpu.argmax(filter_logits(scaled_BV, sampling) + noise_BV)
     logprob_B, entropy_B = token_logprob(scaled_BV, token_B)
@@ -106,6 +113,7 @@ def token_logprob(scaled_XV: jax.Array, token_X: jax.Array):
     """Log-probability of each token and entropy of its distribution, in nats."""
     log_sum_X = jax.nn.logsumexp(scaled_XV, axis=-1)
     chosen_X = jnp.take_along_axis(scaled_XV, token_X[..., None], axis=-1)[..., 0]
+    # H = −Σ p log p = log Σ exp(logit) − Σ p · logit.
     probability_XV = jnp.exp(scaled_XV - log_sum_X[..., None])
     mean_X = jnp.sum(probability_XV * scaled_XV, axis=-1)
     return chosen_X - log_sum_X, log_sum_X - mean_X

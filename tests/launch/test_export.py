@@ -11,7 +11,7 @@ import pytest
 
 from limr_jax.data.tokenizer import load_tokenizer
 from limr_jax.errors import InputError
-from limr_jax.models import hf_files, hf_weights, transformer
+from limr_jax.models import hf_files, hf_weights, hf_writer, transformer
 from limr_jax.models.hf_config import parse_config
 from limr_jax.sharding import make_mesh
 from limr_jax.storage import checkpoint, files
@@ -96,6 +96,7 @@ def test_last_and_named_steps(tmp_path, capsys):
     jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "first"), want)
 
 
+@pytest.mark.slow
 def test_the_source_checkpoint_is_taken_over(tmp_path):
     """config.json as it was, with keys that this project does not know."""
     hf_weights.save_params(tmp_path / "base", params_of(0), CONFIG, dtype=jnp.bfloat16)
@@ -148,7 +149,7 @@ def test_a_full_disk_leaves_no_export(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(hf_weights, "_write_file", full)
+    monkeypatch.setattr(hf_writer, "_write_file", full)
     with pytest.raises(InputError) as raised:
         hf_weights.save_params(tmp_path / "out", params_of(1), CONFIG)
     assert str(raised.value) == (

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from tiny_run import ROOT
 
 from limr_jax.errors import InputError
-from limr_jax.models import hf_files, hf_names, hf_weights
+from limr_jax.models import hf_files, hf_names, hf_writer
 from limr_jax.models.hf_weights import load_params, read_config, save_params
 from limr_jax.models.transformer import ModelConfig, Rope
 from limr_jax.sharding import make_mesh
@@ -60,6 +61,7 @@ def checkpoint(tmp_path):
     return directory
 
 
+@pytest.mark.slow
 def test_what_attended_without_a_kernel_is_the_same_checkpoint(tmp_path):
     """Of a random model, of which no config.json says: it is written in the end."""
     config = dataclasses.replace(CONFIG, attention_kernel=False)  # model.attention=xla
@@ -103,6 +105,7 @@ def assert_same(got, want):
     assert jax.tree.structure(got) == jax.tree.structure(want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -129,6 +132,27 @@ def test_import_then_export_is_byte_identical(shared, tmp_path, name):
         if (source / beside).exists():
             copied = (tmp_path / "out" / beside).read_bytes()
             assert copied == (source / beside).read_bytes()
+
+
+@pytest.mark.parametrize("named", ["file", "folder"])
+def test_the_tokenizer_is_of_one_place(checkpoint, tmp_path, named):
+    """Of two the source's tokenizer.json would be read, and its template."""
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        (checkpoint / name).write_text("the source's")
+    (tmp_path / "other").mkdir()
+    file = tmp_path / "other/spm.model"
+    file.write_bytes((ROOT / "limr_jax/assets/arithmetic/tokenizer.model").read_bytes())
+    params, config = random_params(), read_config(checkpoint)
+    tokenizer = file if named == "file" else file.parent
+    save_params(
+        tmp_path / "out", params, config, source=checkpoint, tokenizer=tokenizer
+    )
+    beside = {path.name for path in (tmp_path / "out").glob("[!cmg]*")}
+    assert beside == {"tokenizer.model"}
+    assert not (tmp_path / "out/chat_template.jinja").exists()
+    assert (tmp_path / "out/tokenizer.model").read_bytes() == file.read_bytes()
+    save_params(tmp_path / "own", params, config, source=checkpoint)
+    assert (tmp_path / "own/tokenizer.json").read_text() == "the source's"
 
 
 def test_layout_by_hand(tmp_path):
@@ -191,6 +215,7 @@ def test_split_files_and_index(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_dtypes(tmp_path, checkpoint, dtype):
     params = load_params(checkpoint, CONFIG, one_device(), dtype)
@@ -294,7 +319,7 @@ def test_broken_files_are_named(checkpoint, tmp_path):
 
 
 def test_a_broken_export_leaves_nothing(tmp_path, monkeypatch):
-    write_file, written = hf_weights._write_file, []
+    write_file, written = hf_writer._write_file, []
 
     def full_disk(path, entries, writes):
         if written:
@@ -302,7 +327,7 @@ def test_a_broken_export_leaves_nothing(tmp_path, monkeypatch):
         written.append(path)
         write_file(path, entries, writes)
 
-    monkeypatch.setattr(hf_weights, "_write_file", full_disk)
+    monkeypatch.setattr(hf_writer, "_write_file", full_disk)
     with pytest.raises(InputError, match="No space left"):
         save_params(tmp_path / "out", random_params(), CONFIG, max_file_bytes=4000)
     assert written and list(tmp_path.iterdir()) == []

@@ -126,6 +126,7 @@ def test_tokens_are_those_of_the_plainest_sampler(temperature):
         np.testing.assert_array_equal(mask_BT[::2], mask_BT[1::2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config, slots", [(QWEN, 1), (GEMMA, 5)])
 def test_refilled_slots_change_nothing(config, slots):
     """Rows of all ages side by side; of GEMMA's rings too, which turn many times."""
@@ -135,6 +136,7 @@ def test_refilled_slots_change_nothing(config, slots):
     assert refilled.slot_steps_M[0] > slots * (T + 1)
 
 
+@pytest.mark.slow
 def test_fewer_and_fewer_slots_change_nothing():
     """Forty tokens at most: sizes 16, 7, 2; or 5, 2, 1 after a queue."""
     whole = generate(config=GEMMA, response_length=40)
@@ -157,6 +159,7 @@ def head(written: Rollout) -> Rollout:
     return dataclasses.replace(written, **cut, truncated_B=~stopped_B)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group, slots", [(1, 3), (3, 7), (4, 2)])
 def test_groups_of_any_size(group, slots):
     """The g-th rollout of a problem is the same in a group of any size."""
@@ -192,6 +195,7 @@ def test_other_problems_in_the_batch_change_nothing():
     same(written, generate([early] * PROMPTS), rows)
 
 
+@pytest.mark.slow
 def test_prompt_padding_changes_nothing():
     """Three columns more: the ring of a window begins at another column."""
     written = generate(config=GEMMA)
@@ -227,6 +231,7 @@ def generate_on_mesh(shape, expected_P=None, **changes):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape, slots",
     [
@@ -247,6 +252,7 @@ def test_devices_change_nothing(shape, slots, expected):
     same(generate(), written)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape, alone", [((8, 1, 1), True), ((2, 4, 1), True), ((4, 1, 2), False)]
 )
@@ -264,6 +270,7 @@ def test_devices_wait_only_for_those_they_compute_with(shape, alone):
         assert written.slot_steps_M[0] >= steps_M.max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [2, 10])  # unrolled, scanned
 @pytest.mark.parametrize("config", [QWEN, GEMMA])
 def test_prompts_a_few_at_a_time(monkeypatch, config, layers):
@@ -292,6 +299,7 @@ def test_slots_must_divide_over_the_devices():
         generate_on_mesh((8, 1, 1), slots=12)
 
 
+@pytest.mark.slow
 def test_a_draw_is_of_seed_step_problem_and_sample():
     """The same again for the same; another for any of them changed."""
     first = generate()
@@ -354,6 +362,7 @@ def check_positions(written, length_B):
         assert row[LENGTH - prompt] == 0 and row[LENGTH] == prompt
 
 
+@pytest.mark.slow
 def test_rows_that_all_end_at_the_first_token():
     """Any token ends: nothing is decoded, and what was prefilled stays as it was."""
     every = generate(stop_ids=tuple(range(QWEN.vocab_size)))
@@ -424,6 +433,14 @@ def test_filters_by_hand():
         assert np.flatnonzero(np.isfinite(filtered_V)).tolist() == want, options
 
 
+def test_a_negative_zero_ties_with_zero():
+    filtered_V = FILTER(
+        np.array([[1.0, 0.0, -0.0, -1.0]], np.float32), sampling(top_k=2)
+    )
+    assert np.isfinite(filtered_V).tolist() == [[True, True, True, False]]
+
+
+@pytest.mark.slow
 def test_filters_that_are_none_are_not_there():
     """Each as with the values that turn the others off; without any, nothing to do."""
     logits_BV = np.random.default_rng(0).normal(0, 2, (40, 33)).astype(np.float32)

