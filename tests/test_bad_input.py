@@ -737,6 +737,7 @@ def test_a_workdir_that_cannot_be_is_known_at_once(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -46,6 +46,7 @@ def test_devices_share_the_elements():
         assert chunk_size(640, 2**26 // 80) == 640
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 3, 4, 10])
 def test_chunks_change_nothing(size):
     """10 columns: values of two shapes, and gradients also of what is closed over."""

@@ -42,6 +42,7 @@ RUNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [
@@ -60,6 +61,7 @@ def test_a_run_in_which_every_number_is_one(tmp_path, quick_compiler, fields):
         assert rows[0]["lim/score_mean"] is rows[0]["lim/score_max"] is None
 
 
+@pytest.mark.slow
 def test_a_number_that_is_wrong_is_found_where_it_is_made(tmp_path, quick_compiler):
     """In the loop, whose guard on transfers would be what is raised otherwise."""
     made = configure(write_problems(tmp_path / "train.jsonl", 9), num_steps=1)

@@ -168,6 +168,7 @@ def same_steps(alone, loop: Loop) -> int:
     return parted
 
 
+@pytest.mark.slow
 def test_there_is_something_to_compare(alone):
     loop, steps = alone
     assert len(MESHES) == 10
@@ -180,6 +181,7 @@ def test_there_is_something_to_compare(alone):
     assert all(np.abs(a - b).max() > 1e-4 for a, b in zip(policies, policies[1:]))
 
 
+@pytest.mark.slow
 def test_eight_devices_change_nothing(alone, spread):
     assert same_steps(alone, spread) == 0
 
@@ -221,6 +223,7 @@ def test_another_number_of_devices_goes_on(alone, spread, tmp_path):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", SOME)
 def test_a_mesh_changes_nothing(alone, fields, mesh):
     assert same_steps(alone, Loop(fields, 8, mesh)) == 0

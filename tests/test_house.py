@@ -50,6 +50,7 @@ def test_every_config_builds_and_has_the_base_fields(path):
     assert fields_of(path.name) in (fields_of("base.py"), fields_of("sft_base.py"))
 
 
+@pytest.mark.slow
 def test_every_field_is_read(tmp_path, quick_compiler, monkeypatch):
     """By a run of one step, by one that is set up otherwise, or by an evaluation."""
     problems = write_problems(tmp_path / "train.jsonl", 4)
@@ -91,6 +92,7 @@ def test_every_field_is_read(tmp_path, quick_compiler, monkeypatch):
     assert not unread
 
 
+@pytest.mark.slow
 def test_every_field_of_fine_tuning_is_read(tmp_path, quick_compiler):
     texts = tmp_path / "texts.jsonl"
     row = {"problem": "1+1=", "answer": "2", "solution": "1 + 1 = 2 #### 2"}

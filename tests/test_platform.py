@@ -55,6 +55,7 @@ def test_the_same_tokens_whatever_the_environment(tmp_path):
     assert all(rows == written[0] for rows in written) and len(written[0]) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variable", "said"),
     [
@@ -124,6 +125,7 @@ def start(script: str, places: dict, environment: dict):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", sorted(x.stem for x in ROOT.glob("launch/*.py")))
 def test_in_every_script_it_is_that_line(tmp_path, script):
     """Whether it imports JAX before it reads its arguments or afterwards."""

@@ -97,6 +97,7 @@ def test_argmax_of_logits_and_noise_is_a_softmax_draw():
     assert scipy.stats.chisquare(counts, want).pvalue > UNLIKELY
 
 
+@pytest.mark.slow
 def test_tail():
     """Rare draws are as rare as they should be, beyond the 15.9 of 23 random bits."""
     key_B = keys_of(16, 4)
@@ -138,6 +139,7 @@ def test_keys_that_differ_in_one_bit_share_nothing():
         assert share_B.min() > 0.45 and share_B.max() < 0.55
 
 
+@pytest.mark.slow
 def test_depends_on_its_own_rollout_alone():
     """Not on the batch, nor on how far the vocabulary is rounded up."""
     key_B = keys_of(8, 4)

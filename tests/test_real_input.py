@@ -48,6 +48,7 @@ def ran(shared, tmp_path_factory):
     return config, made, workdir
 
 
+@pytest.mark.slow
 def test_long_prompts_are_left_out_counted_and_named(shared, ran):
     config, made, workdir = ran
     left_out = made.train_set.left_out

@@ -107,6 +107,7 @@ def test_a_users_file_from_first_to_exported(tmp_path):
     assert one == two
 
 
+@pytest.mark.slow
 def test_what_diverges_is_not_saved(tmp_path):
     """The first step makes parameters of 1e38, and the second no number at all."""
     made = configure(
@@ -207,6 +208,7 @@ def from_model(rows, first):
     return configure(rows, 1, **{"model.init": first["model"]} | dimensions)
 
 
+@pytest.mark.slow
 def test_other_texts_or_another_model_are_another_run(trained):
     rows, init, workdir, result = trained
     config = from_model(rows, {"model": init})
@@ -226,6 +228,7 @@ def contents(folder) -> dict:
     return {path: path.read_bytes() for path in files if path.name != ".lock"}
 
 
+@pytest.mark.slow
 def test_a_model_that_no_run_wrote_is_not_removed(trained, tmp_path, monkeypatch):
     """Before a first start, also where it is model.init; and in a run's own folder."""
     rows, init, workdir, _ = trained
@@ -257,6 +260,7 @@ def test_a_model_that_no_run_wrote_is_not_removed(trained, tmp_path, monkeypatch
     assert changed == {"run.json"}  # of the steps that are wanted
 
 
+@pytest.mark.slow
 def test_a_run_that_grows_and_dies_leaves_no_old_model(tmp_path, monkeypatch):
     """Killed when the last checkpoint is whole, before the export is written."""
     rows, workdir = solved(tmp_path / "solved.jsonl"), tmp_path / "run"

@@ -76,6 +76,7 @@ def terminate():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_the_policy_learns_and_all_is_told(whole, made):
     seen = told(whole)
     assert [row["step"] for row in seen["metrics"]] == list(range(1, STEPS + 1))
@@ -125,6 +126,7 @@ def test_nothing_is_compiled_after_the_first_step(whole):
     assert set(counts) == {counts[0]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 2, 3, 6, STEPS])
 def test_an_error_in_any_step(made, config, whole, tmp_path, step):
     with pytest.raises(KeyboardInterrupt):
@@ -134,6 +136,7 @@ def test_an_error_in_any_step(made, config, whole, tmp_path, step):
     assert told(tmp_path) == told(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 2, 5, STEPS])
 def test_sigterm_in_any_step(made, config, whole, tmp_path, step):
     """The rollouts of the step are dropped, and the state that it began with saved."""
@@ -146,6 +149,7 @@ def test_sigterm_in_any_step(made, config, whole, tmp_path, step):
     assert told(tmp_path) == told(whole)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_ends_and_keeps_its_last_checkpoint(
     made, config, whole, tmp_path
 ):
@@ -172,6 +176,7 @@ def test_a_run_that_diverges_ends_and_keeps_its_last_checkpoint(
     assert told(tmp_path) == told(whole)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_an_interval(made, config, whole, tmp_path, capsys):
     """The run goes on from the one before, and no rollout is counted twice."""
     with pytest.raises(KeyboardInterrupt):
@@ -204,6 +209,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_lost(made, config, tmp_path):
     assert before == {path: path.read_bytes() for path in before}
 
 
+@pytest.mark.slow
 def test_logs_that_cannot_be_written_end_nothing(
     made, config, whole, tmp_path, capsys, monkeypatch
 ):
@@ -231,6 +237,7 @@ def test_logs_that_cannot_be_written_end_nothing(
     assert here["rollouts"] == kept
 
 
+@pytest.mark.slow
 def test_a_finished_run_has_its_last_checkpoint(made, config, tmp_path, monkeypatch):
     """However long the saving takes: a kill between the two would leave a result."""
     rename, write, there = os.rename, write_result, []
@@ -254,6 +261,7 @@ def test_a_finished_run_is_told_again(made, config, whole, folder):
     assert train(stopping(made, 1), config, whole) == result
 
 
+@pytest.mark.slow
 def test_more_steps_go_on(made, config, whole, tmp_path):
     def run_to(steps):
         fewer = config.copy_and_resolve_references().unlock()
@@ -278,6 +286,7 @@ def test_an_implicit_transfer_is_an_error(made, config, tmp_path):
         train(dataclasses.replace(made, grade=grade), config, tmp_path)
 
 
+@pytest.mark.slow
 def test_without_kl_there_is_no_reference(made, config, tmp_path):
     """In the loop the devices hold parameters and Adam's two moments, once each."""
     assert made.programs.reference is None
@@ -294,6 +303,7 @@ def test_without_kl_there_is_no_reference(made, config, tmp_path):
     assert np.array_equal(within[0] - before, 3 * once)
 
 
+@pytest.mark.slow
 def test_a_steps_rollouts_are_gone_when_the_next_ones_come(made, config, tmp_path):
     """The devices hold no more [B, T] in the second step than in the first."""
     shape = (8, 6)
@@ -345,6 +355,7 @@ def examined(folder, tmp_path_factory):
     return made, config, workdir
 
 
+@pytest.mark.slow
 def test_slots_and_evaluations_change_nothing(examined, whole):
     """Three rollouts at once or eight: the same tokens and rewards, all else nearly."""
     here, there = told(examined[2]), told(whole)
@@ -379,6 +390,7 @@ def test_without_a_dump_no_rollouts_are_gathered(made, folder, tmp_path, monkeyp
     assert not told(tmp_path / "run")["rollouts"]
 
 
+@pytest.mark.slow
 def test_only_a_new_run_is_graded_as_before_training(examined, tmp_path):
     """Where what the first evaluation said is lost, no later policy takes its place."""
     made, config, workdir = examined
@@ -391,6 +403,7 @@ def test_only_a_new_run_is_graded_as_before_training(examined, tmp_path):
     assert result["eval_accuracy_after"] == told(workdir)["evals"][2]["accuracy"]
 
 
+@pytest.mark.slow
 def test_a_stop_before_an_evaluation(examined, tmp_path, capsys):
     made, config, workdir = examined
     assert train(at_step(made, 2, terminate), config, tmp_path) is None
@@ -422,6 +435,7 @@ def test_without_held_out_problems(whole):
     assert not told(whole)["evals"]
 
 
+@pytest.mark.slow
 def test_kl_in_the_loss(folder, tmp_path):
     """Also after a stop: the reference is the first policy, not the last one saved."""
     config = configure(
@@ -441,6 +455,7 @@ def test_kl_in_the_loss(folder, tmp_path):
     assert told(tmp_path / "stopped") == told(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_word_problems_of_the_users_own(tmp_path):
     """Any text goes through the shipped tokenizer: what it lacks are bytes to it.
 

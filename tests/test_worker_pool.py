@@ -46,6 +46,7 @@ def test_order_is_kept_and_workers_are_reused(pool):
     assert {r["pid"] for r in again} <= {r["pid"] for r in replies}
 
 
+@pytest.mark.slow
 def test_hanging_and_dying_workers_are_replaced_and_the_batch_goes_on(pool):
     deeds = ["echo", "hang", "die", "echo", "xcpu", "echo"]
     jobs = [{"do": deed, "x": k} for k, deed in enumerate(deeds)]
@@ -108,6 +109,7 @@ def test_a_worker_that_dies_twice_while_it_starts_is_started_again(
     assert len((tmp_path / "frail_worker.count").read_text()) == 6
 
 
+@pytest.mark.slow
 def test_closed_while_it_works_a_pool_ends_at_once_and_starts_nothing(pool):
     ended = []
 

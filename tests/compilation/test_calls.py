@@ -69,6 +69,7 @@ RUNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [
@@ -164,6 +165,7 @@ def no_slice(monkeypatch):
     monkeypatch.setattr(slices, "devices", lambda _: jax.devices()[:4])
 
 
+@pytest.mark.slow
 def test_a_report_of_programs_that_fit_and_of_some_that_do_not(
     no_slice, quick_compiler
 ):
@@ -192,6 +194,7 @@ def test_a_report_of_programs_that_fit_and_of_some_that_do_not(
     assert "does not fit (update); what helps most: no setting of memory" in said
 
 
+@pytest.mark.slow
 def test_what_helps_most_where_a_program_does_not_fit(no_slice):
     """By hand: 4 rows a chip of 2,048 columns, 1,024 wide, 8 layers, fp32, kept."""
     config = tiny(
@@ -252,6 +255,7 @@ def test_what_is_in_hbm_at_once(no_slice):
         assert rest <= {id(x) for x in jax.tree.leaves(generate.alive)} - given
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spec", "times"), [("judge", 2), ("math", 1)])
 def test_a_judge_is_asked_and_stays(no_slice, quick_compiler, spec, times):
     """All 8 answers, 4 at a time; of those that the rules call wrong one batch."""
@@ -271,6 +275,7 @@ def test_a_judge_is_asked_and_stays(no_slice, quick_compiler, spec, times):
     assert compile._compile(asked).flops == times * one.flops > 0
 
 
+@pytest.mark.slow
 def test_how_often_each_width_of_the_cache_is_read(no_slice):
     """By hand: widths 256, 512 and 600; prompts of 500, responses of 100."""
     calls = {call.name: call for call in calls_lib.plan(wide(0)).calls}
@@ -285,6 +290,7 @@ def test_how_often_each_width_of_the_cache_is_read(no_slice):
     assert calls["generate"].shares == ()
 
 
+@pytest.mark.slow
 def test_prompts_that_decode_reads_where_they_are(no_slice, monkeypatch):
     """No turn copies them, and a slot has its response's columns only."""
     copied = calls_lib.plan(wide(4))

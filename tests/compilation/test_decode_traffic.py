@@ -32,6 +32,7 @@ def parts(length_B, read=whole, group=1, **plan):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rollouts, size", [(64, 32), (32, 32), (200, 48), (5, 8)])
 def test_it_is_the_schedule_of_the_loop(rollouts, size):
     random = np.random.default_rng(rollouts)
@@ -80,6 +81,7 @@ def test_lengths_are_as_they_are_said_to_be():
     assert np.array_equal(length_B, decode_traffic.lengths(8192, 3072))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "prompt, figures",
     [

@@ -78,6 +78,7 @@ def test_the_cheapest_branch_counts_or_all_in_their_shares():
     assert of(one_of_three, x, i, shares=shares) == 2 * 16 * (0.5 + 0.5 + 1)
 
 
+@pytest.mark.slow
 def test_layers_count_by_their_number():
     """A scan over 12 layers costs what one layer costs, 12 times."""
     counts = [of(*_loss(layers)) for layers in (1, 2, 12)]
@@ -114,6 +115,7 @@ def _loss(layers: int):
     return loss, params, tokens, tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backward", [False, True])
 def test_two_unrolled_layers_against_cost_analysis(backward, monkeypatch):
     """FLOPs and bytes within 5 % of XLA's, which has no loop to miscount here."""
@@ -127,6 +129,7 @@ def test_two_unrolled_layers_against_cost_analysis(backward, monkeypatch):
     np.testing.assert_allclose(moved.all_bytes, told["bytes accessed"], rtol=0.05)
 
 
+@pytest.mark.slow
 def test_decodes_kernel_by_hand(monkeypatch):
     """Two rows in a ring of 512, blocks of 128: prompts of 300 of 384, 4 tokens each.
 

@@ -86,6 +86,7 @@ def test_the_compilers_own_loops_count_without_sign():
     assert hlo_cost.cost(ring, turns=(5,)) == hlo_cost.cost(TEXT, turns=(5,))
 
 
+@pytest.mark.slow
 def test_a_compiled_loop_counts_as_its_unrolled_twin():
     mesh = jax.make_mesh((8,), ("x",))
     rows = NamedSharding(mesh, PartitionSpec("x"))

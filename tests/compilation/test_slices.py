@@ -23,6 +23,7 @@ load.run_main(main)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("early", ["", "import jax"])
 def test_libtpu_without_a_tpu_is_left_in_peace(early):
     """Nothing on stderr, whether JAX was imported before or not."""
@@ -58,6 +59,7 @@ def test_whoever_has_or_wants_an_accelerator_keeps_it(monkeypatch, there):
     assert os.environ["JAX_PLATFORMS"] == asked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["v4_32", "v6e_16"])
 def test_a_report_without_libtpu_is_one_line(config, tmp_path):
     """Nothing is written."""

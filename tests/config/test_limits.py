@@ -69,6 +69,7 @@ def test_limits_are_numbers_that_the_devices_hold():
 WORDS = ("inf", "-inf", "nan", "-1", "0", "1e300", str(2**40), "", "None", "[1]")
 
 
+@pytest.mark.slow
 def test_whatever_a_command_line_gives_is_refused_in_a_line_or_allowed():
     for kind, field in FIELDS:
         argument, default = f"--config={ROOT}/configs/{kind}.py", DEFAULTS[kind][field]
@@ -103,6 +104,7 @@ def get_config(argument):
 """
 
 
+@pytest.mark.slow
 def test_whatever_a_file_gives_is_refused_in_a_line_or_allowed(tmp_path):
     """A dict, so that ml_collections does not look at types."""
     file = tmp_path / "any.py"

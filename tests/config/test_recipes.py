@@ -79,6 +79,7 @@ def test_limrs_rate_is_constant_after_its_warm_up():
     assert rates == pytest.approx([5e-8, 5e-7, 5e-7, 4.9983e-7], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_set_up(problems, name):
     """On a small model; every number of the recipe's own stays, and fits the others."""

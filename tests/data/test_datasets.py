@@ -342,6 +342,7 @@ def test_no_network_is_said_at_once(tmp_path, monkeypatch):
             load("aime24:test", tmp_path)
 
 
+@pytest.mark.slow
 def test_training_on_an_evaluation_problem_is_refused(tmp_path, shared):
     rows_ = [{"id": "mine", "problem": "q", "answer": "1"}]
     stolen = json.loads((shared / "data" / "amc23.jsonl").read_text().split("\n")[5])
@@ -361,6 +362,7 @@ def test_training_on_an_evaluation_problem_is_refused(tmp_path, shared):
     refuse_held_out(train.take([0]), **where)
 
 
+@pytest.mark.slow
 def test_a_name_alone_is_its_only_split(tmp_path, shared):
     where = {"data_dir": tmp_path, "manual_dir": shared / "data"}
     named = load_problems("amc23[:3]", **where)
@@ -369,6 +371,7 @@ def test_a_name_alone_is_its_only_split(tmp_path, shared):
         load_problems("gsm8k", **where)
 
 
+@pytest.mark.slow
 def test_describe(tmp_path, shared):
     file = tmp_path / "some.jsonl"
     lines = (shared / "data" / "amc23.jsonl").read_text().splitlines()

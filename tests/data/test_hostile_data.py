@@ -331,6 +331,7 @@ def cache(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_a_prepared_set_is_only_read(cache, monkeypatch):
     """In a folder that nobody may write to there is no lock to be had."""
 

@@ -279,6 +279,7 @@ def test_a_damaged_cache(toy):
         load_problems("toy:train", data_dir=toy / "cache")
 
 
+@pytest.mark.slow
 def test_two_processes_prepare_the_same_set_at_once(toysets, tmp_path):
     code = (
         f"import sys; sys.path.insert(0, {str(toysets)!r})\n"
@@ -314,6 +315,7 @@ def test_tokens_are_padded_on_the_right(write, baby):
     assert tokenized.left_out == ()
 
 
+@pytest.mark.slow
 def test_messages_go_into_the_template_as_they_are(write, shared):
     qwen = tokenizer.load_tokenizer(shared / "tokenizers" / "qwen2")
     chat = [{"role": "user", "content": "1+1"}]
@@ -382,6 +384,7 @@ def test_left_padded_prompts_end_at_the_last_column():
     assert position_PL.tolist() == [[-1, -1, 0, 1], [0, 1, 2, 3], [-1, -1, -1, -1]]
 
 
+@pytest.mark.slow
 def test_every_problem_of_the_papers_set_fits_its_limits(shared):
     qwen = tokenizer.load_tokenizer(shared / "tokenizers" / "qwen2")
     problems = load(str(shared / "data" / "math_lvl3to5.jsonl"))

@@ -93,6 +93,7 @@ def test_special_tokens_in_a_problem_are_text(qwen, hostile):
     assert qwen.decode(ids, special=True) == qwen.chat(messages)
 
 
+@pytest.mark.slow
 def test_overlapping_specials_leave_none_whole(shared, tmp_path):
     source = json.loads((shared / "tokenizers/qwen2/tokenizer.json").read_text())
     for i, content in enumerate(("<a><b>", "<b><c>")):
@@ -316,6 +317,7 @@ def test_tokens_that_a_tokenizer_json_lacks(tmp_path):
     assert tokenizer.vocab_size == 8
 
 
+@pytest.mark.slow
 def test_where_a_template_is_looked_for(shared, tmp_path):
     """chat_template.jinja, tokenizer_config.json, chat_template.json, ChatML."""
     folder = copy(shared / "tokenizers/qwen2/tokenizer.json", tmp_path)
@@ -402,6 +404,7 @@ def test_tokens_come_from_the_checkpoints_own_files(shared, tmp_path):
     assert tokenizer.stop_ids == (151_643, 151_645, 151_644, 151_646)
 
 
+@pytest.mark.slow
 def test_templates_of_other_families(shared, tmp_path):
     source = shared / "tokenizers/qwen2/tokenizer.json"
     gemma = (
@@ -432,6 +435,7 @@ def test_templates_of_other_families(shared, tmp_path):
     assert tokenizer.chat([{"role": "user", "content": "hi"}]) == "[hi]"
 
 
+@pytest.mark.slow
 def test_templates_run_in_a_sandbox(shared, tmp_path):
     source = shared / "tokenizers/qwen2/tokenizer.json"
     for i, escape in enumerate(
@@ -521,6 +525,7 @@ def test_absent_path(tmp_path):
         load_tokenizer(tmp_path / "absent")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "said", "match"),
     [

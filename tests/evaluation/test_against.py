@@ -170,6 +170,7 @@ class Lucky:
         yield Evaluation(*(x[start:] for x in made))
 
 
+@pytest.mark.slow
 def test_by_the_command(trained, tmp_path, capsys, monkeypatch):
     """A run's first step against its last; then against what that left on disk."""
     monkeypatch.setattr(run_benchmarks, "make_evaluator", Lucky)

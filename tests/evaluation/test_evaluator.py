@@ -173,6 +173,7 @@ def plain():
     return evaluation()
 
 
+@pytest.mark.slow
 def test_an_evaluation():
     result, made, done = plain()
     assert made.chunk == COUNT and done == [COUNT]
@@ -239,6 +240,7 @@ def test_graded_by_the_verifier():
         assert result.correct_Nk[n, k] == (tail == answers[n])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "devices, slots, chunk, done",
     [

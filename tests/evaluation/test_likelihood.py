@@ -47,6 +47,7 @@ def found(problems):
     return made, params, find
 
 
+@pytest.mark.slow
 def test_without_a_thought_it_is_the_answers_own_likelihood(found, problems):
     """Row by row and unpadded: the prompt, the phrase, then the answer and the end."""
     made, params, find = found
@@ -74,6 +75,7 @@ def test_without_a_thought_it_is_the_answers_own_likelihood(found, problems):
         assert seen.tokens_N[i] == len(answer)
 
 
+@pytest.mark.slow
 def test_with_one_thought_it_is_minus_its_log_likelihood(found):
     """n = 1: no mean; and the shuffled thought is the next problem's, round the end."""
     made, params, find = found

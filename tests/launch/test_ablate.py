@@ -41,6 +41,7 @@ def ran(grid):
     return folder / "out", argv, arms, code
 
 
+@pytest.mark.slow
 def test_the_grid_says_what_every_arm_came_to(ran):
     out, _, _, code = ran
     assert code == 1  # since one failed
@@ -81,6 +82,7 @@ def test_arms_differ_by_their_setting_and_share_compiled_programs(ran):
     assert names.count("jit_update") == 2 and names.count("jit_generate") == 1
 
 
+@pytest.mark.slow
 def test_the_same_command_starts_nothing_that_is_done(ran, monkeypatch, capsys):
     out, argv, arms, _ = ran
     before = (out / "base/seed-0.jsonl").read_text()

@@ -77,6 +77,7 @@ def bench(shared, tmp_path, monkeypatch, capsys):
     sys.modules.pop("benchlib", None)
 
 
+@pytest.mark.slow
 def test_a_step_with_kl_and_a_peer_beside_it(bench, tmp_path):
     peers = {
         "trl": {"step_s": {"median": 1e3}, "peak_rss_mib": 1e6, "first_step_s": 1e3},
@@ -104,6 +105,7 @@ def test_a_step_with_kl_and_a_peer_beside_it(bench, tmp_path):
     assert said["ratios"]["hf bad"] == {}
 
 
+@pytest.mark.slow
 def test_ragged_without_kl_and_with_other_fields(bench, tmp_path):
     said = bench(
         *("--variant", "ragged", "--repeats", "1", "--problems", "100"),

@@ -35,6 +35,7 @@ def precision():
     jax.config.update("jax_default_matmul_precision", before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stories260k", "babyllama"])
 def test_trained_models_write_what_they_wrote(shared, precision, name):
     directory = shared / "models" / name
@@ -49,6 +50,7 @@ def test_trained_models_write_what_they_wrote(shared, precision, name):
         assert tokenizer.decode(golden["greedy"][0].tolist()).strip() == said.strip()
 
 
+@pytest.mark.slow
 def test_check_weights_command(shared):
     directory = shared / "models" / "gemma2-tiny"
     done = subprocess.run(
@@ -70,6 +72,7 @@ def test_check_weights_command(shared):
     assert result["parameters"] == 162_624
 
 
+@pytest.mark.slow
 def test_check_weights_fails_on_other_weights(shared, tmp_path, precision, capsys):
     directory = tmp_path / "wrong"
     shutil.copytree(shared / "models" / "qwen2-tiny", directory)

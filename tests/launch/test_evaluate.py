@@ -436,6 +436,7 @@ def folder_of(out):
     return folder
 
 
+@pytest.mark.slow
 def test_every_response_is_kept_and_the_figures_are_theirs(sat, trained):
     rows = dumped(sat)
     assert [(row["id"], row["sample"]) for row in rows] == [
@@ -467,6 +468,7 @@ def test_every_response_is_kept_and_the_figures_are_theirs(sat, trained):
     assert result["policy"] == {"run": str(trained), "step": 2}
 
 
+@pytest.mark.slow
 def test_stopped_anywhere_it_goes_on_to_the_same(sat, trained, capsys):
     """The dump is torn in its second chunk, as a kill may do."""
     (segment,) = (sat / folder_of(sat) / "rollouts").iterdir()
@@ -531,6 +533,7 @@ def test_another_policy_of_the_same_name_is_refused(sat, trained, monkeypatch):
         call("--workdir", trained, "--out", sat, "--k", K, "--reward", REWARD)
 
 
+@pytest.mark.slow
 def test_greedy_is_the_loops_own_evaluation(trained, tmp_path, capsys):
     """The in-graph verifier's figures: those of `train.py`'s evaluator."""
     from limr_jax import setup
@@ -559,6 +562,7 @@ def test_greedy_is_the_loops_own_evaluation(trained, tmp_path, capsys):
     assert said["policy"]["step"] == 1
 
 
+@pytest.mark.slow
 def test_an_exported_checkpoint_answers_as_its_run(sat, trained, tmp_path, capsys):
     from limr_jax.evaluation import trained_policy
     from limr_jax.models import hf_weights

@@ -109,6 +109,7 @@ def test_missing_values(tmp_path, missing, epochs, filled):
     assert [row["filled"] for row in rows] == filled
 
 
+@pytest.mark.slow
 def test_limr_1389_of_8523_from_the_released_scores(shared, tmp_path):
     file = shared / "data" / "math_lvl3to5.jsonl"
     out = tmp_path / "kept.jsonl"
@@ -152,6 +153,7 @@ def test_top_and_random_never_keep_a_null(tmp_path):
     assert kept(*words, "--threshold", -1e9, out=out) == ["0", "2", "3", "4", "6"]
 
 
+@pytest.mark.slow
 def test_linear_and_std_from_curves(tmp_path):
     rows = VECTOR | {"falls": [1, 0.5, 0.25, 0], "late": [0, 0, 0, 1]}
     file, out = write_curves(tmp_path / "c", rows), tmp_path / "k"
@@ -309,6 +311,7 @@ def test_scores_for_a_run_to_start_from(tmp_path):
         score_file.scores_of(file, ["b", "c"])
 
 
+@pytest.mark.slow
 def test_1e5_problems_by_100_epochs(tmp_path):
     rng = np.random.default_rng(0)
     value_NE = rng.integers(0, 9, (100_000, 100)) / 8

@@ -45,6 +45,7 @@ def options(argv):
     return config_lib.load(argv, flags=LAUNCH["_FLAGS"])[1]
 
 
+@pytest.mark.slow
 def test_selects_by_the_probes_curves(given, tmp_path):
     _, argv = given
     probe = tmp_path / "probe"

@@ -101,6 +101,7 @@ def test_a_folder_that_cannot_be_is_known_before_any_point(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_point_that_fails_says_why(monkeypatch):
     point = SCRIPT["points"]()["length"][0]
     broken = dataclasses.replace(point, fields={"prompts_per_step": 0})

@@ -141,6 +141,7 @@ def test_a_failed_installation_is_one_line_with_the_worker(cloud):
     assert "no uv\n" in said
 
 
+@pytest.mark.slow
 def test_run_is_detached_on_all_workers_and_stop_lets_it_save(cloud):
     cloud.ready()
     program = (

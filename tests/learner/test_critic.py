@@ -92,6 +92,7 @@ def by_hand_gae(reward_T, value_T):
     return np.array(out)
 
 
+@pytest.mark.slow
 def test_a_new_critic_is_the_policys_body_and_says_0(written):
     policy = tiny_policy.random_params(QWEN)
     params = critic.init_params(jax.tree.map(jnp.asarray, policy))
@@ -105,6 +106,7 @@ def test_a_new_critic_is_the_policys_body_and_says_0(written):
     assert "head" not in untied
 
 
+@pytest.mark.slow
 def test_a_value_is_of_what_stands_before_the_token(written, params, value_BT):
     """Row by row and unpadded: V_t reads the prompt and the t tokens before."""
     prompt_PL, position_PL = written.prompt_PL, np.asarray(written.position_PL)
@@ -121,6 +123,7 @@ def test_a_value_is_of_what_stands_before_the_token(written, params, value_BT):
         )
 
 
+@pytest.mark.slow
 def test_the_reward_comes_last_and_a_penalty_with_its_token(written, value_BT):
     random = np.random.default_rng(3)
     reward_PG = random.standard_normal((P, G)).astype(np.float32)
@@ -164,6 +167,7 @@ def test_clipped_rewards_and_whitened_advantages(written, value_BT):
     np.testing.assert_allclose(whitened.var(), 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_critics_gradient_is_that_of_the_squared_error(written, params, value_BT):
     """Unclipped at the old values; micro-batches of a mesh are the full batch."""
     reward_PG = np.random.default_rng(5).integers(0, 2, (P, G)).astype(np.float32)
@@ -224,6 +228,7 @@ def whole(quick_compiler, problems, tmp_path_factory):
     return workdir, made, config
 
 
+@pytest.mark.slow
 def test_a_run_with_a_critic(whole):
     rows = list(metrics.read_metrics(whole[0]))
     # The first update's body gradient is 0: the value head is.
@@ -241,6 +246,7 @@ def test_a_run_with_a_critic(whole):
     assert len(set(coefficients)) == len(coefficients)
 
 
+@pytest.mark.slow
 def test_a_stop_and_a_resume_change_nothing(whole, tmp_path):
     """The critic, its optimiser and the KL coefficient are in the checkpoint."""
     workdir, made, config = whole

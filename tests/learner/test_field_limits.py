@@ -51,6 +51,7 @@ def test_in_a_runs_own_file(config, tmp_path, field):
     assert str(caught.value).startswith(f"{tmp_path}/run.json: {line}")
 
 
+@pytest.mark.slow
 def test_before_a_host_waits_for_the_others():
     alone = ["--coordinator=localhost:1", "--processes=2", "--process=1"]
     ended = subprocess.run(

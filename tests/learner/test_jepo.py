@@ -79,6 +79,7 @@ def rows_of(rollout, whole_P=(False, False)):
     return jax.tree.map(np.asarray, made)
 
 
+@pytest.mark.slow
 def test_a_thought_ends_with_its_last_phrase_and_the_answer_follows():
     rows = rows_of(by_hand())
     seen = [
@@ -249,6 +250,7 @@ def test_the_terms_of_the_thought_leave_the_answer_alone():
     np.testing.assert_allclose(grad_RY, [[-1, -0.25, -0.25]], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("semi", [False, True])
 @pytest.mark.parametrize("estimator", ["one_sample", "multi_sample"])
 def test_the_learners_gradient_is_the_formulas(
@@ -288,6 +290,7 @@ def test_the_learners_gradient_is_the_formulas(
     np.testing.assert_allclose(*entropies, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_thought_without_the_phrase_keeps_its_penalty_alone(written, phrase):
     rows = make_thoughts(
         written,
@@ -370,6 +373,7 @@ def problems(tmp_path_factory):
     return write_problems(tmp_path_factory.mktemp("problems") / "train.jsonl", 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -237,6 +237,7 @@ def advantages(estimator, answer_PG):
     return bound_P[:, None] - np.log(np.mean(np.exp(others_PGG), axis=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", BOUNDS)
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_the_gradient_is_the_bound_s_but_for_the_last_phrase_s_survival(
@@ -297,6 +298,7 @@ def in_practice(case, table):
     return map(np.array, zip(*made))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_in_practice_each_part_is_what_it_is_meant_to_be(case):
     table = case.table()
@@ -340,6 +342,7 @@ def rise(f, n):
     return total
 
 
+@pytest.mark.slow
 def test_what_of_a_badly_formatted_response_is_learned():
     """`0` and `2 0`: the end token too; the phrase and the answer only where forced."""
     case = CASES[0]
@@ -365,6 +368,7 @@ def test_what_of_a_badly_formatted_response_is_learned():
         assert rows.format_BY.sum(axis=1).tolist() == [1, 2, 3, 2]
 
 
+@pytest.mark.slow
 def test_a_policy_learns_the_format_from_its_penalty_alone():
     """64 prompts × 8, a position's logits for all: formatted .19 → .99.
 

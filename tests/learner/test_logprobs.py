@@ -44,6 +44,7 @@ def value_and_gradients(config, dtype=jnp.float32):
     return both, grads
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [QWEN, UNTIED, GEMMA])
 @pytest.mark.parametrize("columns", [1, 5])
 def test_chunks_change_nothing(config, columns, monkeypatch):
@@ -56,6 +57,7 @@ def test_chunks_change_nothing(config, columns, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_against_log_softmax():
     hidden_BTD, token_BT = inputs(QWEN)
     params = random_params(QWEN)
@@ -70,6 +72,7 @@ def test_against_log_softmax():
     )
 
 
+@pytest.mark.slow
 def test_a_mesh_makes_chunks_of_its_own_rows_and_words(monkeypatch):
     """8 rows and 40 words over fsdp x tensor = 4 x 2: chunks of 2 rows and 20 words."""
     rows, columns = 8, 12
@@ -100,6 +103,7 @@ def test_a_mesh_makes_chunks_of_its_own_rows_and_words(monkeypatch):
     assert "f32[2,3,20]" in text and "3,40]" not in text
 
 
+@pytest.mark.slow
 def test_the_logits_of_all_columns_never_are():
     """Forward and backward at the size of the real vocabulary: 64 x 64 x 151,936."""
     config = dataclasses.replace(QWEN, vocab_size=151_936, width=8)

@@ -45,6 +45,7 @@ def advantages_of(name, reward_PG, penalty_PG, valid_PG=None):
 PENALTY_PG = [[0.001, 0.002, 0.003, 0.005]]  # their mean is .00275
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BY_GROUP)
 def test_a_solved_groups_penalties_stay_as_small_as_they_are(name):
     """Divided by a std of their own they would be −1.2 to 1.0."""
@@ -54,6 +55,7 @@ def test_a_solved_groups_penalties_stay_as_small_as_they_are(name):
     np.testing.assert_allclose(got_PG, scale * above_PG, atol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BY_GROUP)
 def test_the_penalties_are_added_to_what_rewards_alone_give(name):
     reward_PG = np.array([[1, 0, 0, 1], [0, 0, 0, 1.0]])
@@ -93,6 +95,7 @@ def gradient_of(name, estimator):
     return total_V
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BY_GROUP)
 def test_k1_in_the_reward_descends_the_kl(name):
     """Exactly; Dr. GRPO's own mean takes 1/G of the reward's gradient off as well."""
@@ -132,6 +135,7 @@ def test_every_algorithm_has_its_papers_normaliser():
     assert advantages.normaliser("token", "dr_grpo") == "token"
 
 
+@pytest.mark.slow
 def test_ten_groups_of_sixty_four_are_a_whole_step():
     """Dynamic sampling at its bound; with the empty places it was .156 of a step."""
     there_B1 = np.repeat(np.arange(64) < 10, 8)[:, None]

@@ -28,6 +28,7 @@ def texts(prompt_lengths, response_lengths, L, T):
     return position_BS
 
 
+@pytest.mark.slow
 def test_by_hand():
     """Two problems; prompts of 2 and 3 tokens, S = 4 + 5 columns."""
     problem_B = np.array([0, 0, 0, 1, 1], np.int32)
@@ -57,6 +58,7 @@ def test_by_hand():
     assert (np.array(packed.place_BT[4]) == -1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seed", "k"), [(0, 1), (1, 1), (2, 1), (0, 2), (1, 3)])
 def test_every_kept_token_is_there_once_and_prompts_once_a_row(seed, k):
     random = np.random.default_rng(seed)
@@ -119,6 +121,7 @@ def test_padding_is_at_most_15_percent(P, G, prompt, T, mean, kept, micro):
     assert walked < (lengths + prompt)[keep_B].sum() * 1.02
 
 
+@pytest.mark.slow
 def test_rows_for_several_full_responses_spare_prompts():
     """8 prompts of 64 x 8 responses of 128 tokens: columns that are walked."""
     position_BS = texts([64] * 64, [128] * 64, 64, 128)
@@ -132,6 +135,7 @@ def test_rows_for_several_full_responses_spare_prompts():
     assert columns == [12288, 10240, 9216]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "k", "part"),
     [(QWEN, 1, 160), (GEMMA, 1, 160), (GEMMA, 2, 160), (QWEN, 1, 5), (GEMMA, 2, 8)],
@@ -168,6 +172,7 @@ def test_log_probabilities_are_the_unpacked(config, k, part, monkeypatch):
     assert not np.array(packed_BT)[~mask_BT].any()
 
 
+@pytest.mark.slow
 def test_a_branch_sees_its_prompt_and_itself():
     """Two answers to one prompt in a row are each as they are alone."""
     params = tiny_policy.random_params(GEMMA)
@@ -189,6 +194,7 @@ def test_a_branch_sees_its_prompt_and_itself():
         np.testing.assert_allclose(together[:6], alone[:6], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_lengths_of_every_kind_compile_once():
     written = tiny_policy.generate()
     params = tiny_policy.random_params(QWEN)

@@ -189,6 +189,7 @@ def by_hand_grpo(reward_PG, valid_PG=ALL_VALID):
     return advantage_PG.reshape(-1, 1)
 
 
+@pytest.mark.slow
 def test_on_policy_the_gradient_is_reinforces(params, written, reward_PG, direct):
     mask_BT = np.asarray(written.mask_BT)
     grads, metrics = compute(params, make_batch(written, reward_PG))
@@ -220,6 +221,7 @@ def test_off_policy_the_clip_takes_gradients(params, written, reward_PG, direct)
     np.testing.assert_allclose(metrics["clipped_share"], share, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["k2", "k3"])
 def test_kl_in_the_loss(params, written, direct, estimator):
     """Every group has equal rewards, so that KL is all there is."""
@@ -240,6 +242,7 @@ def test_kl_in_the_loss(params, written, direct, estimator):
     np.testing.assert_allclose(metrics["loss"], 0.5 * mean, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", losses.KL_ESTIMATORS)
 def test_a_token_that_is_not_learned_may_be_as_unlikely_as_it_likes(estimator):
     """exp(95) is inf in fp32: 0 · inf would be the whole gradient's nan."""
@@ -265,6 +268,7 @@ def test_a_token_that_is_not_learned_may_be_as_unlikely_as_it_likes(estimator):
     np.testing.assert_allclose(grad_RY, expected_RY, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_kl_in_the_reward(params, written, reward_PG, direct):
     kl = {"kl_coefficient": 0.1, "kl_estimator": "k1", "kl_placement": "reward"}
     old_BT, mask_BT = np.asarray(written.logprob_BT), np.asarray(written.mask_BT)
@@ -282,6 +286,7 @@ def test_kl_in_the_reward(params, written, reward_PG, direct):
     assert_close(grads, expected, limit=1e-5)
 
 
+@pytest.mark.slow
 def test_entropy_bonus(params, written, reward_PG, direct):
     batch = make_batch(written, reward_PG, entropy_coefficient=0.1)
     grads, metrics = compute(params, batch, entropy_coefficient=0.1)
@@ -321,6 +326,7 @@ def test_nothing_valid_is_no_gradient(params, written, reward_PG):
     assert metrics["loss"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normaliser", batch_lib.NORMALISERS)
 def test_micro_batches_are_the_full_batch(params, written, reward_PG, normaliser):
     """With every term of the loss on, off the policy, and rows left out."""
@@ -348,6 +354,7 @@ def test_micro_batches_are_the_full_batch(params, written, reward_PG, normaliser
             np.testing.assert_allclose(part_metrics[name], value, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normaliser", batch_lib.NORMALISERS)
 def test_filtered_at_zero_is_unfiltered(params, written, reward_PG, normaliser):
     """Rollouts whose advantage is 0 have no gradient: leaving them out changes none."""
@@ -357,6 +364,7 @@ def test_filtered_at_zero_is_unfiltered(params, written, reward_PG, normaliser):
     assert_close(compute(params, few, 4)[0], compute(params, full)[0])
 
 
+@pytest.mark.slow
 def test_sharded_is_unsharded(params, written, reward_PG):
     """In micro-batches on 4 x 2 devices, each with half of the heads and the like."""
     mesh = sharding.make_mesh(1, 4, 2)
@@ -410,6 +418,7 @@ def test_normalisers_by_hand(name, first, second):
     assert not np.any(batch_lib.NORMALISERS[name](jnp.zeros((2, 3), bool)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normaliser", batch_lib.NORMALISERS)
 def test_invalid_rows_do_not_scale_the_step(written, reward_PG, normaliser):
     """Dynamic sampling at its bound: of 8 groups 2 are there, as if there were 2."""
@@ -445,6 +454,7 @@ def test_kept_divides_by_the_kept_alone(written, reward_PG, normaliser):
     assert not weight_BT[~keep_B].any()
 
 
+@pytest.mark.slow
 def test_micro_batch_log_probabilities_are_in_the_rows_order(params, written):
     find = partial(logprobs.response_logprobs, response_length=T, compute=COMPUTE)
     find = jax.jit(find, static_argnames="micro_batch_rows", compiler_options=QUICK)
@@ -494,6 +504,7 @@ def updates(steps, grad=1.0, value=0.0, **changes):
     return np.asarray(run())
 
 
+@pytest.mark.slow
 def test_the_schedule_by_hand():
     """Under a constant gradient of 1 Adam's step is the learning rate."""
     cosine = [0.1 + 0.9 * (1 + np.cos(np.pi * k / 4)) / 2 for k in range(5)]
@@ -561,6 +572,7 @@ SMOOTH = make_optimizer(**ADAM | {"learning_rate": 0.1, "epsilon": 0.1})
 KEY = prng.stream_key(0, "minibatch", 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tau", [pytest.param(-1.0, marks=pytest.mark.slow), 0.0])
 def test_minibatches_are_updates_one_after_another(params, written, reward_PG, tau):
     """Eight steps of Adam, each on the rows that `minibatch_rows` says.
@@ -598,6 +610,7 @@ def test_minibatches_are_updates_one_after_another(params, written, reward_PG, t
     assert metrics["drift_max"] > 0.01
 
 
+@pytest.mark.slow
 def test_minibatches_are_the_same_on_a_mesh(params, written, reward_PG):
     """4 x 2 devices: rows come from whichever has them."""
     batch, told = rl_batch(written, reward_PG, filter_tau=0.0)
@@ -612,6 +625,7 @@ def test_minibatches_are_the_same_on_a_mesh(params, written, reward_PG):
         np.testing.assert_allclose(jax.device_get(one), two, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "group", "minibatches"), [(64, 8, 4), (64, 8, 8), (24, 8, 2), (64, 8, 16)]
 )
@@ -669,6 +683,7 @@ def one_more(coefficient, mean_kl):
     return coefficient + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("why", ["invalid", "no advantage", "filtered"])
 def test_with_nothing_to_learn_nothing_moves(params, written, reward_PG, why):
     """Parameters, moments, counts and the KL's coefficient are those from before.
@@ -707,6 +722,7 @@ def test_kl_is_told_of_all_rollouts_that_are_learned(written, reward_PG):
     assert told["kl_coefficient"] == 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entropy", [0.0, 0.1])
 def test_what_the_filter_loses_is_the_kl_and_entropy_of_the_rows_dropped(
     params, written, reward_PG, direct, entropy

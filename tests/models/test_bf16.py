@@ -82,6 +82,7 @@ def sums(tmp_path_factory):
     return prompts, tokenizer.stop_ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "mean", "worst"),
     [(jnp.float32, 1e-6, 5e-5), (jnp.bfloat16, 5e-5, 0.05)],
@@ -101,7 +102,7 @@ def test_embedded_model(tmp_path_factory, dtype, mean, worst):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "mean", "worst"),
-    [(jnp.float32, 2e-6, 1e-4), (jnp.bfloat16, 5e-4, 0.1)],
+    [(jnp.float32, 2e-6, 1e-4), (jnp.bfloat16, 1e-3, 0.1)],
     ids=["fp32", "bf16"],
 )
 def test_babyllama(shared, dtype, mean, worst):

@@ -181,6 +181,7 @@ def test_published_config_is_the_preset(name):
     assert parse_config(PUBLISHED[name]) == PRESETS[name]
 
 
+@pytest.mark.slow
 def test_presets_have_the_published_parameter_counts():
     counted = {}
     for name, config in PRESETS.items():

@@ -32,6 +32,7 @@ def rows_of(x):
     return np.moveaxis(np.asarray(x), int(x.ndim == 5), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [2, 10])  # unrolled, scanned
 def test_repeated(layers):
     config = dataclasses.replace(GEMMA, layers=layers)
@@ -47,6 +48,7 @@ def test_repeated(layers):
     assert np.all(np.asarray(after.position["full"])[:, LENGTH:] == -1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [2, 10])
 def test_a_row_put_in_later_is_that_row_further_round_the_ring(layers):
     """Every array of it, turned; the other rows as they were."""

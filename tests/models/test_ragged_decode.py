@@ -56,6 +56,7 @@ LAST_P = np.array([200, 100, LENGTH - 1])  # positions of their last tokens
 PROMPT_B = np.array([2, 0, 0, 1, 2, 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("column", [130, 511, 512, 700, 1500])
 @pytest.mark.parametrize(
     "softcap, stacked, window",
@@ -116,6 +117,7 @@ OWN, PROMPT = ragged_decode.Cut(COLUMNS, 128), ragged_decode.Cut(LENGTH, 128)
 ONE = ragged_decode.Cut(LENGTH, LENGTH)
 
 
+@pytest.mark.slow
 def test_the_list_by_hand():
     """Blocks of 128, a ring of 512; column 700 lies in block 5, which is block 1.
 
@@ -142,6 +144,7 @@ def columns_of(given, prompt):
     return ragged_decode.columns_read(*given, prompt, OWN).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", [PROMPT, ONE], ids=["two blocks", "one"])
 def test_what_is_read_is_what_the_kernel_fetches(interpreted, monkeypatch, prompt):
     """Its index maps walked, for rows by chance: a block stays while it is wanted."""
@@ -219,6 +222,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config, length", MODELS.values(), ids=MODELS)
 def test_rollouts_by_it_are_the_same(monkeypatch, config, length):
     """16 rollouts in 4 slots: rows come and go, and the ring of 24 columns turns."""
@@ -244,6 +248,7 @@ def test_rollouts_by_it_are_the_same(monkeypatch, config, length):
     np.testing.assert_allclose(found.logprob_BT, wanted.logprob_BT, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape, slots", [((2, 1, 1), 4), ((1, 4, 2), 8), ((2, 2, 2), 12), ((2, 1, 4), 4)]
 )

@@ -130,6 +130,7 @@ def assert_close(found, expected):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "window", "config"), CASES.values(), ids=CASES)
 def test_outputs_and_gradients_are_xla_s(interpreted, rows, window, config):
     """Four heads to two kv heads; padding before or after."""
@@ -140,6 +141,7 @@ def test_outputs_and_gradients_are_xla_s(interpreted, rows, window, config):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape, heads",
     [((1, 4, 2), 4), ((1, 2, 4), 4), ((1, 2, 4), 16)],
@@ -162,6 +164,7 @@ def test_on_a_mesh(interpreted, monkeypatch, shape, heads):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [None, 70])
 @pytest.mark.parametrize("rows", [packed_rows, texts, left_padded])
 def test_a_block_is_visited_where_a_query_sees_a_key(interpreted, rows, window):
@@ -177,6 +180,7 @@ def test_a_block_is_visited_where_a_query_sees_a_key(interpreted, rows, window):
     assert not seen_BIJ.all()
 
 
+@pytest.mark.slow
 def test_a_model_reads_and_learns_the_same(interpreted, monkeypatch):
     """Log-probabilities of packed rows, their gradients, and a prompt's cache."""
     config = dataclasses.replace(GEMMA, head_dim=64, window=70)
@@ -239,6 +243,7 @@ def test_where_the_kernel_is_taken(monkeypatch):
     assert fits(tensor=4, heads=6, kv_heads=2)
 
 
+@pytest.mark.slow
 def test_flops_and_bytes_by_hand(interpreted):
     """Rows of one text, 3 blocks of 256 queries by 6 of 128 keys: 12 of 18 visited."""
     rows, columns, C = 2, 768, 64
@@ -281,6 +286,7 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_libtpu
 @pytest.mark.parametrize("slice_type", ["v4-8", "v5litepod-4", "v6e-4"])
 def test_it_compiles_for(slice_type):
@@ -306,6 +312,7 @@ def test_it_compiles_for(slice_type):
     assert f"{T},{T}]" not in text  # nobody's scores
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_two_unrolled_layers_against_cost_analysis(monkeypatch):
     """FLOPs within 5 % of the TPU compiler's, which knows nothing of a kernel's."""

@@ -117,6 +117,7 @@ def greedy(params, tokens_BL, position_BL, steps, config):
     return np.stack(chosen, axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden(shared, name):
     directory = shared / "models" / name
@@ -143,6 +144,7 @@ KINDS = EVERYTHING.pattern
 LONG = ("sliding", "full", "sliding") + ("full",) * 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layers, narrowest, kinds",
     [(5, 256, KINDS), (9, 256, KINDS), (9, 4, KINDS), (11, 256, LONG)],
@@ -226,6 +228,7 @@ def test_padding_side_and_width_change_nothing():
     assert min(lengths) < max(lengths)
 
 
+@pytest.mark.slow
 def test_remat_is_no_remat():
     config = dataclasses.replace(EVERYTHING, pattern=("full",), layers=2)
     params = random_params(config)
@@ -254,6 +257,7 @@ def test_remat_is_no_remat():
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(plain))
 
 
+@pytest.mark.slow
 def test_chunks_of_queries_are_all_at_once(monkeypatch):
     """10 queries by 4, 4 and 2: values and gradients."""
     config = dataclasses.replace(EVERYTHING, pattern=("full",), layers=1)
@@ -374,6 +378,7 @@ def check_sharded(config, one, mesh, run):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, shape", list(zip(GOLDEN, 2 * [(2, 2, 2), (1, 2, 4), (1, 8, 1)]))
 )
@@ -390,6 +395,7 @@ def test_sharded_is_one_device(shared, name, shape):
     check_sharded(config, one, make_mesh(*shape), run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 2, 4), (2, 2, 2)])
 def test_sharded_decode_is_one_device(shape):
     """2 kv heads over a tensor axis of 4 and of 2."""

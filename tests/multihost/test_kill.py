@@ -140,6 +140,7 @@ def assert_same(workdir, whole, template) -> None:
     assert here.sampler.cell_count_2N.sum() == valid > 0
 
 
+@pytest.mark.slow
 def test_the_whole_run_learns(whole, template):
     rows = told(whole)["metrics"]
     assert len(rows) == STEPS
@@ -154,6 +155,7 @@ def test_the_whole_run_learns(whole, template):
     assert_same(whole, whole, template)
 
 
+@pytest.mark.slow
 def test_killed_in_a_generation(folder, whole, template, tmp_path):
     """kill -9 in step 5: step 2 is saved before 4 is, which is under way or done."""
     workdir = tmp_path / "run"

@@ -108,6 +108,10 @@ def start(folder, commands, devices=2, **environment) -> Hosts:
                     "JAX_PLATFORMS": "cpu",
                     "JAX_NUM_CPU_DEVICES": str(devices),
                     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+                    # What one run compiled, the next one loads.
+                    "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+                    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
                     "PYTHONUNBUFFERED": "1",
                     "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests"))),
                 }
@@ -329,6 +333,7 @@ def ran_with(path, *lines: str) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_run_that_differs_ends_before_anything_is_compiled(folder, tmp_path):
     """All within 10 s of the last one's report."""
     same, other = (
@@ -358,6 +363,7 @@ def test_a_run_that_differs_ends_before_anything_is_compiled(folder, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.slow
 def test_a_mistake_on_one_host_ends_all(folder, tmp_path):
     """Process 1 finds no problems: it says so, and the others repeat it."""
     gone = ran_with(
@@ -403,6 +409,7 @@ with processes.joined(given["coordinator"], int(given["processes"]), process):
 """
 
 
+@pytest.mark.slow
 def test_what_differs_is_named(folder):
     """Where JAX numbers the processes otherwise than the coordinator does."""
     said = start(folder, [["-c", DIFFERS]] * 2).wait(60)
@@ -470,6 +477,7 @@ with multihost.joined(given["coordinator"], processes, process):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "lines", "codes"),
     [
@@ -533,6 +541,7 @@ def wait_for(hosts_running, word) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_report_that_does_not_come(folder):
     """A process that lives, but does not say what it does."""
     said = start(folder, [["-c", SPEAKS, "late"]] * 2).wait(60)
@@ -544,6 +553,7 @@ def test_a_report_that_does_not_come(folder):
     assert said[1][0] != 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", [0, 1])
 @pytest.mark.parametrize(
     "number",

@@ -127,6 +127,7 @@ def one_step(folder, workdir, reward, devices=1, prompts=4, **fields):
     return row, list(rollout_dump.read_dump(workdir)), jax.device_get(state), made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 4])
 def test_samplers_see_raw_correctness_and_the_learner_limrs_reward(
     folder, tmp_path, devices
@@ -150,6 +151,7 @@ def test_samplers_see_raw_correctness_and_the_learner_limrs_reward(
     np.testing.assert_array_equal(state.sampler.cell_count_2N[0], 4 * expected_N)
 
 
+@pytest.mark.slow
 def test_users_functions_from_the_current_folder(here, tmp_path):
     """Weights, a mean for each part by name, and None: invalid, not wrong."""
     module = "graders_of_mine"
@@ -191,6 +193,7 @@ def test_a_reward_that_is_none_is_refused_before_anything(here, reward, complain
         set_up(configure(here / "train.jsonl", reward=reward))
 
 
+@pytest.mark.slow
 def test_a_list_of_another_length_names_the_function(here, tmp_path):
     with pytest.raises(InputError, match="graders_of_mine.few gave 1 values for 16"):
         one_step(here, tmp_path, "graders_of_mine.few")
@@ -214,6 +217,7 @@ def events(monkeypatch):
     return events
 
 
+@pytest.mark.slow
 def test_devices_score_while_the_hosts_grade(folder, tmp_path, events):
     """The reference is queued before grading starts, and waited for after it."""
     row, *_ = one_step(folder, tmp_path, "math", kl__coefficient=0.1)
@@ -246,6 +250,7 @@ def test_hosts_grade_a_part_while_the_devices_write_the_next(folder, tmp_path, e
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_hostile_text_in_the_loop(tmp_path, monkeypatch):
     """No tokenizer's text, so that NULs and surrogates are in it: a token a response.
 

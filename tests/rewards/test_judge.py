@@ -27,6 +27,7 @@ def vivid_params(config):
     return params
 
 
+@pytest.mark.slow
 def test_prefers_is_the_comparison_of_two_probabilities_on_the_row_alone():
     params, random = vivid_params(QWEN), np.random.default_rng(0)
     length_B = np.repeat([2, 7, 11], 8)
@@ -54,6 +55,7 @@ def a_judge(**changes):
     return judge.Judge(CHECKPOINT, **how)
 
 
+@pytest.mark.slow
 def test_questions_come_back_in_order_whatever_their_number_and_length(monkeypatch):
     """Short questions, whose last tokens differ."""
     monkeypatch.setattr(judge, "QUESTION", "{prompt}{reference}{answer}")
@@ -171,6 +173,7 @@ def problems(tmp_path_factory):
 FIELDS = {"judge__init": CHECKPOINT, "judge__max_length": 800}
 
 
+@pytest.mark.slow
 def test_in_the_loop_with_a_real_checkpoint(problems, tmp_path):
     row, dump, state, made = one_step(problems, tmp_path, "judge", devices=4, **FIELDS)
     opinions = [r["reward/judge"] for r in dump]

@@ -88,6 +88,7 @@ def strange(choose: random.Random) -> str:
     return some(50) + middle + some(50)
 
 
+@pytest.mark.slow
 def test_repetition_is_the_released_expressions_to_the_letter():
     choose = random.Random(1)
     texts = [strange(choose) for _ in range(3000)]
@@ -141,6 +142,7 @@ def test_no_text_of_2000_characters_takes_long():
     assert worst < 0.2
 
 
+@pytest.mark.slow
 def test_a_megabyte_of_a_policys_text_takes_no_time():
     """Half a second of one processor at most, as measured; 5 s here for slow ones."""
     for name, text in megabytes().items():

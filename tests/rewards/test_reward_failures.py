@@ -121,6 +121,7 @@ NONE = "; give None for what it cannot grade"
 AGAIN = "is saved: mend it, then give the same command again"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("deed", "complaint"),
     [
@@ -155,6 +156,7 @@ def test_the_step_before_is_saved_and_the_run_goes_on(
     assert told(tmp_path) == whole
 
 
+@pytest.mark.slow
 def test_in_an_evaluation(made, config, whole, deeds, tmp_path):
     deeds[1] = divides
     with pytest.raises(GradingFailed, match=f"; the state after step 0 {AGAIN}$"):
@@ -166,6 +168,7 @@ def test_in_an_evaluation(made, config, whole, deeds, tmp_path):
     assert told(tmp_path) == whole
 
 
+@pytest.mark.slow
 def test_a_state_that_cannot_be_saved_is_on_the_same_line(
     made, config, deeds, tmp_path, monkeypatch
 ):
@@ -180,6 +183,7 @@ def test_a_state_that_cannot_be_saved_is_on_the_same_line(
     assert str(raised.value).endswith(end)
 
 
+@pytest.mark.slow
 def test_sigterm_while_a_function_hangs(
     made, config, whole, deeds, tmp_path, monkeypatch, capfd
 ):
@@ -203,6 +207,7 @@ def test_sigterm_while_a_function_hangs(
     assert told(tmp_path) == whole
 
 
+@pytest.mark.slow
 def test_a_function_that_changes_the_folder_moves_nothing(
     made, config, whole, deeds, tmp_path, monkeypatch
 ):
@@ -238,6 +243,7 @@ def test_the_graders_of_a_run_are_ended(folder):
     assert not any(worker.process for worker in pool._workers)
 
 
+@pytest.mark.slow
 def test_a_grader_that_cannot_start(folder, tmp_path, monkeypatch):
     """The state is saved, and the line says what to do."""
     monkeypatch.setattr(worker_pool, "_PAUSES", ())
@@ -256,6 +262,7 @@ def test_a_grader_that_cannot_start(folder, tmp_path, monkeypatch):
     assert latest(tmp_path) == 0
 
 
+@pytest.mark.slow
 def test_a_grader_of_ours_that_raises(
     made, config, deeds, tmp_path, monkeypatch, capfd
 ):
@@ -289,6 +296,7 @@ def launch(folder, workdir, reward) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 def test_a_function_that_exits_is_an_error(folder, tmp_path):
     process = launch(folder, tmp_path / "run", "failing_rewards.leaves")
     _, complaint = process.communicate(timeout=300)
@@ -301,6 +309,7 @@ def test_a_function_that_exits_is_an_error(folder, tmp_path):
     assert latest(tmp_path / "run") == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_once_while_a_function_hangs(folder, tmp_path):
     process = launch(folder, tmp_path / "run", "failing_rewards.hangs")
     try:

@@ -73,6 +73,7 @@ def lengths(written) -> np.ndarray:
     return length_PG.mean(axis=1, dtype=np.float32)
 
 
+@pytest.mark.slow
 def test_the_tokens_stay_and_the_steps_fall():
     """With four slots, what an oracle expects, its opposite, and what knows half."""
     written = generate(slots=4)
@@ -88,6 +89,7 @@ def test_the_tokens_stay_and_the_steps_fall():
     assert held[0] < held[1] and held[0] < held[2], held
 
 
+@pytest.mark.slow
 def test_devices_change_nothing():
     written = generate()
     expected_P = lengths(written)

@@ -122,6 +122,7 @@ def test_waste_by_hand():
     assert run([4, 1], 2) == (0, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 4])
 def test_every_rollout_is_finished(devices):
     """Ragged lengths; a row that ends at once, and queues that run dry unevenly."""
@@ -132,6 +133,7 @@ def test_every_rollout_is_finished(devices):
         run(length_B, size, devices)
 
 
+@pytest.mark.slow
 def test_waste_of_geometric_lengths():
     """Mean 32, at most 128; 64 rollouts in 32 slots. Fixed slots waste 49 %."""
     random = np.random.default_rng(0)
@@ -141,6 +143,7 @@ def test_waste_of_geometric_lengths():
     assert np.mean(waste) <= 0.1
 
 
+@pytest.mark.slow
 def test_waste_of_the_papers_step():
     """8,192 lognormal lengths, median 600, σ 0.7, at most 3,072, in 1,024 slots."""
     random = np.random.default_rng(0)

@@ -88,6 +88,7 @@ def replayed(seen):
     return steps
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_the_dump(whole):
     seen = told(whole)
     assert len(seen["metrics"]) == STEPS
@@ -165,6 +166,7 @@ def interrupted(made, call):
     return dataclasses.replace(made, grade=grade)
 
 
+@pytest.mark.slow
 def test_a_stop_in_any_round_is_no_difference(made, config, whole, tmp_path):
     expected = told(whole)
     rounds = [int(row["dynamic/rounds"]) for row in expected["metrics"]]
@@ -187,6 +189,7 @@ def test_a_stop_in_any_round_is_no_difference(made, config, whole, tmp_path):
     assert carried > 0  # a checkpoint held groups that wait
 
 
+@pytest.mark.slow
 def test_where_every_group_varies_it_is_uniform_sampling(made, problems, tmp_path):
     """One round a step, nothing over: the same run, bit for bit, for an epoch."""
     steps = 30 // P
@@ -206,6 +209,7 @@ def test_where_every_group_varies_it_is_uniform_sampling(made, problems, tmp_pat
         assert row["dynamic/surplus_groups"] == row["dynamic/carried_groups"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("right", [True, False])
 def test_where_no_group_varies_nothing_is_learned_and_nothing_breaks(
     made, config, tmp_path, right
@@ -235,6 +239,7 @@ def test_eight_devices_are_one(problems, tmp_path):
             assert eight[name] == near, name
 
 
+@pytest.mark.slow
 def test_graded_on_the_hosts(problems, tmp_path, monkeypatch):
     """A user's reward and the overlong penalty: shaped, but judged on what is raw."""
     (tmp_path / "graders_of_dynamic.py").write_text(

@@ -99,6 +99,7 @@ def plain(problems):
     return with_parity(set_up(configured(problems, "uniform")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in SAMPLERS if n not in ("uniform", "lim")])
 def test_a_run_and_a_stop(problems, plain, tmp_path, name):
     """The tests of the loop run `lim`; here the others."""

@@ -48,6 +48,7 @@ def test_without_streaks_every_problem_comes_once_an_epoch(problems, prompts):
     assert int(state.order.epoch) == 2 * prompts and int(state.order.position) == 0
 
 
+@pytest.mark.slow
 def test_a_walk_by_hand():
     """Problems that are never ready are passed; the last batch goes on in the next."""
     order = greso(8, 3).init().order
@@ -70,6 +71,7 @@ def test_a_walk_by_hand():
     assert all(this.index(problem) >= int(order.position) for problem in (5, 3))
 
 
+@pytest.mark.slow
 def test_skips_have_their_probability():
     """p = .5 and a streak of 1: each of those is passed at every second turn."""
     sampler = greso(40, 4)

@@ -35,6 +35,7 @@ def rewards(pass_rate_P, invalid=0):
     return correct_PG, np.arange(4 + invalid)[None] < np.full((len(right_PG), 1), 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("initial_count", "want"), [(0, PAPER), (1, CODE)])
 @pytest.mark.parametrize("invalid", [0, 3])
 def test_cdas_gives_the_vector(initial_count, want, invalid):
@@ -127,6 +128,7 @@ def test_prioritized_draws_by_one_less_the_pass_rate():
     assert sorted(whole.sample(state, KEY)[1].tolist()) == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_mopps_counts_by_hand_and_takes_the_nearest():
     sampler = mopps(problems=6, prompts=2, pool=8, target=0.5, decay=0.5, prior=1.0)
     state = jit(sampler.update)(

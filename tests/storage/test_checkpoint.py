@@ -70,6 +70,7 @@ def mesh_of(count):
     return jax.make_mesh((count,), ("x",), devices=jax.devices()[:count])
 
 
+@pytest.mark.slow
 def test_what_comes_back_is_what_was_saved(tmp_path):
     state, meta = make_state(3), {"seconds": 1.25, "ids": ["a"], "sampler": None}
     with checkpoint.Checkpointer(tmp_path, every=5, keep=2) as saver:
@@ -107,6 +108,7 @@ def test_eight_devices_to_one_and_to_four(tmp_path):
             assert digest == params_digest(state.params)
 
 
+@pytest.mark.slow
 def test_donation_corrupts_neither_a_save_nor_what_was_restored(tmp_path):
     advance = jax.jit(lambda x: jax.tree.map(lambda y: y + 1, x), donate_argnums=0)
     state = advance({"x": jnp.zeros((512, 512)), "n": jnp.int32(0)})
@@ -301,12 +303,14 @@ def check_after_kill(workdir, reported):
     assert left == [str(step + 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill_at", ["rename", "remove", "rmdir"])
 def test_killed_at_a_known_point_of_saving(tmp_path, kill_at):
     reported = save_until_killed(tmp_path, kill_at)
     check_after_kill(tmp_path, reported)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_of_saving(tmp_path):
     generator = random.Random(0)
     for _ in range(3):
@@ -414,6 +418,7 @@ def test_a_workdir_that_is_none(tmp_path):
         read_run(tmp_path / "old")
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_write_one_workdir(tmp_path):
     program = (
         "import sys\nfrom limr_jax.storage.workdir import claim\n"

@@ -93,6 +93,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 def test_every_file_and_every_fault(copy, saved, capsys):
     """The table of tests/RECORDS.md; `pytest -s` prints it."""
     newest = saved / "checkpoints/6"
@@ -230,6 +231,7 @@ def damages(path, choose: random.Random) -> str:
     return f"{path.name}: {kind} at {at}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [60, pytest.param(3000, marks=pytest.mark.soak)])
 def test_random_damage(copy, saved, count):
     """Whatever is restored has the bits of a step that was saved."""

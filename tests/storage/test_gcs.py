@@ -97,6 +97,7 @@ def assert_same(parts, local) -> None:
     jax.tree.map(np.testing.assert_array_equal, *jax.device_get(states))
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_that_in_a_folder(held, parts, local, monkeypatch):
     clients, client = [], gcs._client
     monkeypatch.setattr(gcs, "_client", lambda: clients.append(1) or client())
@@ -117,6 +118,7 @@ def test_a_run_in_a_bucket_is_that_in_a_folder(held, parts, local, monkeypatch):
     assert train(*parts, RUN) == read_result(RUN)
 
 
+@pytest.mark.slow
 def test_a_stop_and_the_same_call_again(held, parts, local):
     made, config = parts
     with pytest.raises(KeyboardInterrupt):
@@ -126,6 +128,7 @@ def test_a_stop_and_the_same_call_again(held, parts, local):
     assert_same(parts, local)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint(held, parts, local, capsys):
     """The run goes on from the one before it."""
     made, config = parts
@@ -148,6 +151,7 @@ def test_a_damaged_checkpoint(held, parts, local, capsys):
     assert_same(parts, local)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "count", [6, pytest.param(10**6, marks=pytest.mark.soak, id="all")]
 )
@@ -165,6 +169,7 @@ def test_killed_before_a_change(held, parts, local, count):
 
 
 # What TensorStore had under way ends when Orbax listens no more.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("right", ["create", "delete"])
 def test_a_right_that_is_taken_away_meanwhile(held, parts, local, right):
@@ -183,6 +188,7 @@ def test_a_right_that_is_taken_away_meanwhile(held, parts, local, right):
     assert_same(parts, local)
 
 
+@pytest.mark.slow
 def test_who_looks_at_a_run(held, parts, local, launch, tmp_path):
     """Export, evaluation, report and LIM scores of a bucket are those of a folder."""
     train(*parts, RUN)
@@ -222,6 +228,7 @@ def test_what_others_write_is_seen(held):
     assert sorted(path.name for path in folder.iterdir()) == ["2", "4"]
 
 
+@pytest.mark.slow
 def test_a_reader_needs_no_more_than_it_reads(held, parts, launch, tmp_path):
     train(*parts, RUN)
     gcs._granted.clear()
@@ -280,7 +287,13 @@ def test_a_bucket_that_cannot_be_used_is_one_line(
     monkeypatch.setattr("limr_jax.compilation.calls.plan", None)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")  # as --compile_only sets it
     held.denied.add(denied)
-    code, stdout, stderr = launch("tpu", *arguments({}), "--workdir", workdir, *flags)
+    code, stdout, stderr = launch(
+        "tpu",
+        *arguments({"data.train": "arithmetic:train"}),
+        "--workdir",
+        workdir,
+        *flags,
+    )
     assert (code, stdout) == (2, "")
     assert stderr.startswith(f"error: {workdir}") and stderr.count("\n") == 1, stderr
     assert said in stderr and denied in stderr
@@ -292,7 +305,9 @@ def test_no_gcsfs_and_no_credentials(held, launch, monkeypatch, tmp_path):
     monkeypatch.setattr("limr_jax.setup.set_up", None)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "gcsfs", None)
-        code, _, stderr = launch("tpu", *arguments({}), "--workdir", RUN)
+        code, _, stderr = launch(
+            "tpu", *arguments({"data.train": "arithmetic:train"}), "--workdir", RUN
+        )
     assert code == 2 and stderr.count("\n") == 1
     assert (
         f"{RUN}: gs:// needs gcsfs, and gcsfs is not installed: pip install" in stderr
@@ -302,7 +317,9 @@ def test_no_gcsfs_and_no_credentials(held, launch, monkeypatch, tmp_path):
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
     monkeypatch.setattr("google.auth.compute_engine._metadata._NO_GCE_CHECK", True)
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
-    code, _, stderr = launch("tpu", *arguments({}), "--workdir", RUN)
+    code, _, stderr = launch(
+        "tpu", *arguments({"data.train": "arithmetic:train"}), "--workdir", RUN
+    )
     assert code == 2 and stderr.count("\n") == 1
     assert f"{RUN}: no credentials for Google Cloud" in stderr
     assert held.files() == []

@@ -114,6 +114,7 @@ def test_a_run_that_goes_on(run):
     assert Page(html_report.page([path], samples=1)).cells.count("–") >= 6
 
 
+@pytest.mark.slow
 def test_the_command(run, tmp_path):
     path = run()
     command = [sys.executable, str(ROOT / "launch/report.py"), str(path)]

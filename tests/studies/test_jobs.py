@@ -88,6 +88,7 @@ def test_another_run_lies_there(job):
     assert not mine.done()
 
 
+@pytest.mark.slow
 def test_one_that_takes_too_long_is_killed(job, tmp_path):
     slow = job("slow", "waits")
     start = time.monotonic()
@@ -122,6 +123,7 @@ PARENT = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_the_run_ends_with_its_parent(job, tmp_path, number):
     slow, after = job("slow", "waits"), job("after")

@@ -180,6 +180,7 @@ _FORMS = [
 _SMALL = st.integers(2, 97)
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=60, deadline=None)
 @hypothesis.given(
     st.sampled_from(_FORMS),
@@ -212,6 +213,7 @@ def _equal_by_hand(form: str, one: str, two: str) -> bool:
     return "." in form and float(one) == float(two)
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=150, deadline=None)
 @hypothesis.given(
     st.text(max_size=80) | st.text(r"\{}()[]$^_,;=<>|&!%0123abx. fracboxed")

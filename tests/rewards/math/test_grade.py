@@ -28,6 +28,7 @@ def write(path, rows):
     return path
 
 
+@pytest.mark.slow
 def test_agreement_on_the_published_cases(shared, tmp_path):
     lines = (shared / "data" / "grader_cases.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
@@ -59,6 +60,7 @@ HOSTILE = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_hostile_text_is_never_right_and_never_stops_the_batch(tmp_path):
     rows = [
         {"response": rf"\boxed{{{text}}}", "reference": answer, "expected": False}

@@ -62,6 +62,7 @@ def votes(text: str) -> None:
     scalars.compare_literals(text, "12")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "work, count",
     [
