@@ -68,6 +68,7 @@ def test_long_prompts_are_left_out_counted_and_named(shared, ran):
     assert state.sampler.cell_count_2N.sum() == 2 * 4 * 2
 
 
+@pytest.mark.slow
 def test_the_hosts_grade_and_the_learner_agrees_with_the_rollout(ran):
     _, made, workdir = ran
     rows = list(metrics.read_metrics(workdir))
@@ -83,6 +84,7 @@ def test_the_hosts_grade_and_the_learner_agrees_with_the_rollout(ran):
         assert row["response"] and row["correct"] == 0
 
 
+@pytest.mark.slow
 def test_the_numbers_are_in_tensorboard_too(ran):
     _, _, workdir = ran
     found = events(workdir)

@@ -369,6 +369,7 @@ def test_slots_and_evaluations_change_nothing(examined, whole):
             assert row[name] == near, name
 
 
+@pytest.mark.slow
 def test_evaluations(examined):
     _, _, workdir = examined
     evals, result = told(workdir)["evals"], told(workdir)["result"]

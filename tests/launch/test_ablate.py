@@ -70,6 +70,7 @@ def test_the_grid_says_what_every_arm_came_to(ran):
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_arms_differ_by_their_setting_and_share_compiled_programs(ran):
     out, _, _, _ = ran
     kls = [
@@ -98,12 +99,14 @@ def test_the_same_command_starts_nothing_that_is_done(ran, monkeypatch, capsys):
     assert "| few |" not in (out / "ablation.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_grid_is_refused(ran):
     _, argv, arms, _ = ran
     with pytest.raises(InputError, match="differs in clip.low: 0.2 → 0.1"):
         LAUNCH["main"]([*argv, *arms, "--config.clip.low=0.1"])
 
 
+@pytest.mark.slow
 def test_every_combination_in_order(grid, capsys):
     folder, argv = grid
     vary = ["--vary", "kl=0,0.01", "--vary", "sampler=uniform,lim", "--dry_run"]
@@ -136,6 +139,7 @@ def test_every_combination_in_order(grid, capsys):
 BOTH = "give --vary FIELD=A,B,… or --arm NAME:FIELD=A, not both"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -234,6 +238,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(grid, flags, said):
     assert not out.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -258,6 +263,7 @@ def test_a_value_that_no_run_takes_is_its_arms(grid, flags, said):
     assert not (folder / "wrong").exists()
 
 
+@pytest.mark.slow
 def test_a_workdir_of_another_run_is_refused_before_any_runs(grid):
     folder, argv = grid
     out = folder / "taken"

@@ -111,6 +111,7 @@ def test_the_source_checkpoint_is_taken_over(tmp_path):
     assert set(files.dtype_of.values()) == {"BF16"}
 
 
+@pytest.mark.slow
 def test_two_exports_into_one_folder(tmp_path):
     """The second is refused, however late it comes, and the first stays whole."""
     out = tmp_path / "out"

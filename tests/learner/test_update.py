@@ -202,6 +202,7 @@ def test_on_policy_the_gradient_is_reinforces(params, written, reward_PG, direct
     np.testing.assert_allclose(metrics["loss"], loss, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_off_policy_the_clip_takes_gradients(params, written, reward_PG, direct):
     batch = make_batch(written, reward_PG, normaliser="sequence")
     old_BT = noise_like(np.asarray(batch.old_logprob_BT), seed=2, size=0.5)

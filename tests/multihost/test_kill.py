@@ -199,6 +199,7 @@ def test_stopped_killed_killed_and_killed_again(folder, whole, template, tmp_pat
     assert result["params_digest"] == told(whole)["result"]["params_digest"]
 
 
+@pytest.mark.slow
 def test_what_differs_is_named(folder, whole, tmp_path, monkeypatch):
     """Of the config, the data or the version; more steps alone are welcome.
 

@@ -120,6 +120,7 @@ def test_the_numbers_are_those_of_the_dump(whole):
         assert row["invalid_share"] == pytest.approx(1 - len(valid) / len(rows))
 
 
+@pytest.mark.slow
 def test_lengths_of_all_that_was_written_are_kept(whole, made):
     """Of groups that were used, that wait, and that are neither."""
     length = {}
@@ -132,6 +133,7 @@ def test_lengths_of_all_that_was_written_are_kept(whole, made):
     np.testing.assert_allclose(state.length_N, want, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_there_was_something_to_see(whole):
     rows = told(whole)["metrics"]
     assert len({row["dynamic/rounds"] for row in rows}) > 1
@@ -139,6 +141,7 @@ def test_there_was_something_to_see(whole):
     assert all(row["gradient_norm"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_carried_groups_keep_the_log_probabilities_of_their_rollout(whole):
     """The policy has moved since: what is learned from drifts there, and only there."""
     for row in metrics.read_metrics(whole):
@@ -148,6 +151,7 @@ def test_carried_groups_keep_the_log_probabilities_of_their_rollout(whole):
             assert row["drift_max"] < 1e-5
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_after_the_first_step(whole):
     counts = [row["compile_count"] for row in metrics.read_metrics(whole)]
     assert set(counts) == {counts[0]} and counts[0] > 0

@@ -86,6 +86,7 @@ def test_what_comes_back_is_what_was_saved(tmp_path):
     assert_same_bits(params["params"], state.params)
 
 
+@pytest.mark.slow
 def test_eight_devices_to_one_and_to_four(tmp_path):
     state = make_state()
     eight = NamedSharding(mesh_of(8), PartitionSpec("x"))

@@ -326,6 +326,7 @@ CONFIG = parse_config(
 )
 
 
+@pytest.mark.slow
 def test_who_looks_at_a_damaged_step_is_told_of_the_others(tmp_path):
     params = transformer.init_params(CONFIG, jax.random.key(0))
     with checkpoint.Checkpointer(tmp_path, keep=2) as saver:

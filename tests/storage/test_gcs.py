@@ -244,6 +244,7 @@ def test_a_reader_needs_no_more_than_it_reads(held, parts, launch, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_meanwhile_is_one_line(held, parts):
     """Rights that were there a moment ago."""
     train(*parts, RUN)
