@@ -27,7 +27,15 @@ _PARTS |= {word: size for size, word in enumerate(_ORDINALS) if size > 2}
 _PARTS |= {"hundredth": 100, "thousandth": 1000, "millionth": 10**6}
 _POWERS = {"hundred": 2, "thousand": 3, "lakh": 5, "million": 6, "crore": 7,
            "billion": 9, "trillion": 12}  # fmt: skip
-_WORD = rf"(?:{'|'.join([*_SIZES, *_POWERS])})"
+_POWER = rf"(?:{'|'.join(_POWERS)})(?![A-Za-z])"
+# Whole words only, as `six` begins `sixty`.
+_WORD = rf"(?:{'|'.join([*_SIZES, *_POWERS])})(?![A-Za-z])"
+# All that a look-behind looks for must have one width: `housand`, `rillion`.
+_AND = (
+    r"(?:(?<=hundred|housand|million|billion|rillion)|(?<=lakh)|(?<=crore))"
+    r"[ -]and[ -]"
+)
+_PART = rf"(?:{'|'.join(_PARTS)})s?(?![A-Za-z])"
 # Words that may turn what a sentence says into something else.
 REVERSING = {
     "not", "no", "never", "neither", "nor", "without", "if", "than", "unless",
@@ -46,37 +54,82 @@ _NUMBER_SETS = {"in": "Z", "re": "R", "ra": "Q", "na": "N", "co": "C"}
 _FUNCTIONS = {"sine": "sin", "cosine": "cos", "tangent": "tan", "cotangent": "cot"}
 
 
+def spoken_number(words: list[str]) -> int | None:
+    """`one`, `hundred`, `five`, the words of a number without its 'and', as 105.
+
+    None for words that make no one number, as five six, or twenty eleven.
+    """
+    # whole: what thousands and millions have closed; part: what is below them.
+    whole, part, closed = 0, 0, 10**15
+    room = 100  # what the next of the small words has to be below
+    for k, word in enumerate(words):
+        power, size = _POWERS.get(word), _SIZES.get(word)
+        # `hundred` alone is one hundred, but only where the number begins.
+        if power is not None and k and not part:
+            return None
+        if power is None:
+            if not 0 < size < room and words != ["zero"]:
+                return None
+            # One more may follow tens, as in twenty-one, and none the others.
+            part, room = part + size, 10 if size > 19 else 0
+        elif power == 2:
+            if part > 99:
+                return None
+            part, room = (part or 1) * 100, 100
+        else:
+            # Thousands behind millions, never before them.
+            grown = (part or 1) * 10**power
+            if part > 999 or grown >= closed:
+                return None
+            whole, part, closed, room = whole + grown, 0, 10**power, 100
+    return whole + part if part < closed else None
+
+
+# `five2`, `2 five`, `3.five`: one number of both, and nobody knows which.
+_DIGIT_BEFORE = re.compile(r"\d\.?[ -]?$")
+# `twenty-second`, `five-year`: a part of another word. `two-thirds` is not.
+_MORE_AFTER = re.compile(rf"[ -]?\.?\d|-(?!{_PART})[A-Za-z]")
+_PART_AFTER = re.compile(rf"([ -])(?:(hundred|thousand|million)th|{_PART})")
+
+
 def _cardinal(match: re.Match) -> str:
     """`one hundred and five` as 105; words that make no number as they stand."""
-    # whole: what thousands and millions have closed; part: what is below them.
-    whole, part, last = 0, 0, None
-    for word in re.findall(_WORD, match[0]):
-        power = _POWERS.get(word)
-        size = _SIZES.get(word)
-        if power is None:
-            # 'five six' is no number: more follows tens, hundreds and thousands only.
-            if last is not None and not (last > 9 > size > 0 or last in _RAISED):
-                return match[0]
-            part += size
-            last = size if size > 19 else 9 if last in _RAISED else 1
-        elif power == 2:
-            part, last = (part or 1) * 100, 100
-        else:
-            whole, part, last = whole + (part or 1) * 10**power, 0, 1000
-    return str(whole + part)
-
-
-_RAISED = (100, 1000)
+    before, after = match.string[: match.start()], match.string[match.end() :]
+    if _DIGIT_BEFORE.search(before[-3:]) or _MORE_AFTER.match(after):
+        return match[0]
+    part = _PART_AFTER.match(after)
+    # `one hundred and two thirds` is 100 + 2/3, and not 102/3.
+    whole, _, rest = match[0].rpartition("and") if part else ("", "", match[0])
+    words = re.findall(_WORD, rest)
+    numbers = [spoken_number(w) for w in (re.findall(_WORD, whole), words) if w]
+    if None in numbers:
+        return match[0]
+    # `twenty-fourth` is an ordinal, `ten thousandths` may be parts of ten thousand,
+    # and `two hundred and fifty thousandths` 0.25 or 200.05.
+    if part and (
+        (part[1] == "-" and numbers[-1] > 19)
+        or (part[2] and (whole or words[-1] in ("ten", *_POWERS)))
+    ):
+        return match[0]
+    return " and ".join(map(str, numbers))
 
 
 def _power_of_ten(match: re.Match) -> str:
-    return rf"\cdot 10^{{{_POWERS[match[1]]}}}"
+    exponent = sum(_POWERS[word] for word in re.findall(_POWER, match[1]))
+    return rf"\cdot 10^{{{exponent}}}"
 
 
 def _part(match: re.Match) -> str:
     # '7 and a half' is 7 + 1/2, '2 thirds' is 2/3; without a count it is one part.
     whole, top, low = match[1], match[2], _PARTS[match[3] or "half"]
-    fraction = rf"\frac{{{top if top and top.isdigit() else 1}}}{{{low}}}"
+    counted = bool(top) and top.isdigit()
+    count = int(top) if counted else 1
+    # 24 third may be the 24th and a third; 'a million and a half' is 1.5 million.
+    if (count > 9 and not match[4]) or (
+        whole and (count >= low or (not counted and whole.endswith("000")))
+    ):
+        return match[0]
+    fraction = rf"\frac{{{count}}}{{{low}}}"
     return rf"({whole}+{fraction})" if whole else fraction
 
 
@@ -88,11 +141,11 @@ def _ordinal(match: re.Match) -> str:
 _PHRASES: list[tuple[re.Pattern, str | Callable[[re.Match], str]]] = [
     (re.compile(rf"(?<![A-Za-z\\]){old}(?![A-Za-z])"), new)
     for old, new in [
-        (rf"(?<=\d) ?({'|'.join(_POWERS)})", _power_of_ten),
-        # `housand`, since all that a look-behind looks for must have one width.
-        (rf"{_WORD}(?:[ -]{_WORD}|(?<=hundred|housand|million) and {_WORD})*",
-         _cardinal),
-        (rf"(?:(\d+) and )?(?:(\d+|an?)[ -]({'|'.join(_PARTS)})s?|half)"
+        # `2 thousand 5 hundred` is one number, and no product.
+        (rf"(?<=\d) ?({_POWER}(?:[ -]{_POWER})*+)(?![ -](?:\d|{_WORD}))",
+         _power_of_ten),
+        (rf"(?:an? (?={_POWER}))?{_WORD}(?:(?:[ -]|{_AND}){_WORD})*+", _cardinal),
+        (rf"(?<![\d.])(?:(\d+) and )?(?:(\d+|an?)[ -]({'|'.join(_PARTS)})(s?)|half)"
          r"(?! root| power)", _part),
         (rf"({'|'.join(_ORDINALS)})( root| power)", _ordinal),
         (r"(?<=\d) dozen", r"\\cdot 12"),
