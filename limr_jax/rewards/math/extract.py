@@ -59,6 +59,12 @@ _NUMBER = re.compile(
     r"(?:\s?/\s?\d+)?(?<=\d)(?:\s*(?:\\?%|percent\b))?",
     re.IGNORECASE,
 )
+_MARKS = "十百千万萬亿億"
+# `3 million` and 3万 are not the number 3; the 千 of 3千克 is a part of the unit.
+_SCALE = re.compile(
+    r" ?(?:(?:hundred|thousand|million|billion|trillion|lakh|crore|dozen)s?\b"
+    rf"|(?!千[克米瓦卡升])[{_MARKS}][\d{_MARKS}]*)"
+)
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 _TEXT = re.compile(r"\\(?:text|mathrm|mbox|operatorname|begin|end)\s*\{[^{}]*\}")
 _OTHER_LETTERS = re.compile(r"[\u0900-\u0dff\u0600-\u06ff\u3040-\u9fff\uac00-\ud7a3]")
@@ -99,10 +105,14 @@ def _called(text: str, at: int) -> bool:
 def _last_number(text: str, start: int, first: bool) -> str | None:
     """The last (or first) literal number from `start` on."""
     # `共35个` holds the number 35, but `x3` is a name.
-    plain = re.sub(r"(?<=\d)(?=[^\W\d_])|(?<=[^\x00-\x7f])(?=\d)", " ", text[start:])
+    plain = re.sub(
+        rf"(?<=\d)(?=[^\W\d_{_MARKS}])|(?<=[^\x00-\x7f{_MARKS}])(?=\d)",
+        " ",
+        text[start:],
+    )
     numbers = [m for m in _NUMBER.finditer(plain) if m.group()]
     claimed = [
-        m.group()
+        plain[m.start() : (_SCALE.match(plain, m.end()) or m).end()]
         for m in numbers
         if not _denied(plain, m.start()) and not _called(plain, m.start())
     ]

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from limr_jax.rewards.math import compare, normalise, phrases
+from limr_jax.rewards.math import compare, extract, normalise, phrases
 
 ONES = [
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
@@ -125,6 +125,7 @@ SAME = [  # (reference, prediction)
     "twenty-five thousandths"), (r"\frac{22}{7}", "twenty-two sevenths"),
     ("105", "one-hundred-and-five"), ("500000", "5 hundred thousand"),
     ("10^{12}", "1 million million"),
+    ("2500000", "two point five million"), ("2250", "two point twenty-five thousand"),
 ]  # fmt: skip
 
 DIFFERENT = [
@@ -134,8 +135,16 @@ DIFFERENT = [
     ("15", "sixty-fourth"), ("20", "twenty-second"), 
     ("10200", "one hundred and two hundred"), ("52", "five2"), ("100a", "a hundred"),
     ("100.5", "two hundred and one half"), ("1002000", "two thousand million"),
+    ("2.5", "two point five million"), ("0.5", "zero point five thousand"),
     ("1000000.5", "a million and a half"), ("1000000", "5 thousand 2 hundred"),
 ]  # fmt: skip
+
+
+def test_a_number_in_prose_keeps_its_words():
+    text = "Therefore the total comes to about 3 million in all of them"
+    assert extract.bare_answers(text)[0] == "3 million"
+    text = "Therefore the total comes to about 3 millions in all of them"
+    assert extract.bare_answers(text)[0] == "3 millions"
 
 
 @pytest.mark.parametrize("reference, prediction", SAME)
