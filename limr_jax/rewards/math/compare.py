@@ -140,6 +140,9 @@ def match_forms(ref: Form, pred: Form) -> str | None:
     names = [variables(re.sub(r"\b(?:and|or)\b", " ", f.text)) for f in (ref, pred)]
     if stated and all(pieces) and names[0] != names[1]:
         return None  # x > 5 is not y > 5
+    # `x > 1 or x < 5` is the whole line, `x > 1 and x < 5` a part of it.
+    if all(map(_is_conditions, (ref, pred))):
+        points = (ref.joined == "or") is (pred.joined == "or")
     if all(pieces) and not points:
         return (
             "region" if intervals.same_region(*pieces, same_end=_texts_match) else None
@@ -183,6 +186,11 @@ def _one_of_alternatives(form: Form) -> Form:
     first, *others = form.parts
     same = all(scalars.same_value(first, other) for other in others)
     return parse_form(first) if same else form
+
+
+def _is_conditions(form: Form) -> bool:
+    kinds = {parse_form(part).kind for part in form.parts}
+    return form.kind == "list" and kinds == {"relation"}
 
 
 def _texts_match(ref: str, pred: str) -> bool:
@@ -380,20 +388,32 @@ def _sorted_by_letter(parts: tuple[str, ...]) -> tuple[str, ...]:
 
 def _same_matrix(ref: Form, pred: Form) -> bool:
     """Entry by entry; a single column or row may be written as a tuple."""
-    rows = [
-        f.rows if f.kind == "matrix" else (f.parts,) if f.kind == "tuple" else None
-        for f in (ref, pred)
-    ]
-    if not rows[0] or not rows[1]:
-        return False
-    # A vector may be a row, a column or a tuple; two matrices must have one shape.
-    shapes = [[len(r) for r in form] for form in rows]
-    if shapes[0] != shapes[1]:
-        if "matrix" == ref.kind == pred.kind:
+    if ref.kind == pred.kind:
+        # A row and a column are two vectors, and two shapes are two matrices.
+        shapes = [[len(row) for row in form.rows] for form in (ref, pred)]
+        if shapes[0] != shapes[1]:
             return False
-        rows = [[tuple(cell for row in form for cell in row)] for form in rows]
-    flat = [[cell for row in form for cell in row] for form in rows]
-    return len(flat[0]) == len(flat[1]) and all(map(_same_cell, flat[0], flat[1]))
+    mine, yours = _cells(ref, pred.kind), _cells(pred, ref.kind)
+    return (
+        bool(mine)
+        and len(mine) == len(yours)
+        and all(_same_cell(a, b) for a, b in zip(mine, yours))
+    )
+
+
+def _cells(form: Form, beside: str) -> tuple[str, ...]:
+    """The entries of a matrix or a tuple, in order; none of what is neither.
+
+    beside: the other form's kind. Beside a tuple a matrix of several rows and columns
+    has no entries, as a tuple does not say where its rows end.
+    """
+    if form.kind != "matrix":
+        # Neither a half-open interval nor `17 R 2` is a vector.
+        return form.parts if form.ops in (("(", ")"), ("[", "]")) else ()
+    several = len(form.rows) > 1 and max(map(len, form.rows)) > 1
+    if beside == "tuple" and several:
+        return ()
+    return tuple(cell for row in form.rows for cell in row)
 
 
 def _same_cell(ref: str, pred: str) -> bool:

@@ -83,6 +83,29 @@ DIFFERENT = [
 ]  # fmt: skip
 
 
+_SQUARE = r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"
+_ROW, _COLUMN = (
+    r"\begin{pmatrix}1&2&3\end{pmatrix}",
+    r"\begin{bmatrix}1\\2\\3\end{bmatrix}",
+)
+MATRICES = [  # (reference, prediction, same)
+    (_SQUARE, "(1,2,3,4)", False), ("(1,2,3,4)", _SQUARE, False),
+    (_SQUARE, "[1,2,3,4]", False), (_SQUARE, r"\langle 1,2,3,4 \rangle", False),
+    ("[[1,2],[3,4]]", "(1,2,3,4)", False), (_SQUARE, "[[1,2],[3,4]]", True),
+    (r"\begin{bmatrix}1&2&3\\4&5&6\end{bmatrix}", "(1,2,3,4,5,6)", False),
+    (r"A = \left[\begin{array}{cc}1&2\\3&4\end{array}\right]", "(1,2,3,4)", False),
+    ("(1,2,3)", _ROW, True), (f"2{_SQUARE}", "(2,4,6,8)", False),
+    (_ROW, "(1,2,3)", True), (_COLUMN, "[1, 2, 3]", True),
+    (_ROW, _COLUMN, False), (_COLUMN, "(1,3,2)", False),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", "[1,2)", False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("reference, prediction, same", MATRICES)
+def test_a_matrix_of_rows_and_columns_is_no_tuple(reference, prediction, same):
+    assert bool(compare.same_answer(reference, prediction)) is same
+
+
 @pytest.mark.parametrize("reference, prediction", SAME)
 def test_same(reference, prediction):
     assert compare.same_answer(reference, prediction)
