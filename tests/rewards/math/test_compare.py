@@ -167,6 +167,29 @@ def test_bare_answers(text, answer):
     assert (extract.bare_answers(text) or [None])[0] == answer
 
 
+@pytest.mark.parametrize(
+    "gap",
+    [
+        " and ", ",", ", and ", ", or ", "; and ", "$, and $", r",\,", r"\text{, and }",
+        r",\quad\text{and}\quad ", ",\nand ", ", and/or ", ", and, ", ", and $y=$ ",
+        ", and the other root is ",
+    ],
+)  # fmt: skip
+def test_boxes_with_one_join_between_them_are_a_list(gap):
+    assert extract.joined_boxes(rf"\boxed{{1}}{gap}\boxed{{2}}") == "1 , 2"
+
+
+@pytest.mark.parametrize(
+    "gap", [", 5 and ", " and 5 and ", ", and we get ", ", so ", ", and therefore "]
+)
+def test_boxes_with_more_between_them_are_none(gap):
+    assert extract.joined_boxes(rf"\boxed{{1}}{gap}\boxed{{2}}") == "2"
+
+
+def test_formulas_with_a_semicolon_between_them_are_a_list():
+    assert extract.bare_answers("the two roots are $1$; $2$")[0] == "1 , 2"
+
+
 def test_chosen_letter():
     assert extract.chosen_letter("It's not A, therefore I think it's B") == "B"
     assert extract.chosen_letter("The answer is D, it can't be A or B") == "D"
