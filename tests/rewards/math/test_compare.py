@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import pytest
 
 from limr_jax.data.boxed import boxed_answer, boxes
-from limr_jax.rewards.math import compare, extract, normalise
+from limr_jax.rewards.math import compare, extract, normalise, notation
 from limr_jax.rewards.math.forms import parse_form
 from limr_jax.rewards.math.literals import numbers_agree, parse_number
 
@@ -114,6 +114,32 @@ def test_same(reference, prediction):
 @pytest.mark.parametrize("reference, prediction", DIFFERENT)
 def test_different(reference, prediction):
     assert compare.same_answer(reference, prediction) is None
+
+
+@pytest.mark.parametrize(
+    "reference, prediction, same",
+    [
+        (r"\text{even at all in any}", r"\text{even}", True),
+        (r"5 \text{even at all in any}", r"\text{even}", False),
+        (r"x + 1 \text{odd an the}", "odd", False),
+        (r"7 \text{red balls at all in}", "red balls", False),
+        (r"\text{Petya wins the game}", "Petya", True),
+    ],
+)
+def test_idle_words_behind_the_words(reference, prediction, same):
+    """They raised an IndexError, which makes a verdict invalid."""
+    assert bool(compare.same_answer(reference, prediction)) is same
+
+
+@pytest.mark.parametrize(
+    "written, plain",
+    [
+        (r"\num{1.5e3}{x}", r"1.5\cdot 10^{3}{x}"), (r"\num{12}", "12"),
+        (r"\qty{5}{\kilo\metre}", r"5 \text{ km}"), (r"\si{\metre}{x}", r"\text{ m}{x}"),
+    ],
+)  # fmt: skip
+def test_siunitx_with_and_without_a_second_group(written, plain):
+    assert notation.standard_notation(written) == plain
 
 
 def test_last_balanced_box_of_a_response():
