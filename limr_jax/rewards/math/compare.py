@@ -88,8 +88,11 @@ def _usual_index(text: str) -> str:
 
 def _match_converted(ref: str, pred: str) -> str | None:
     """1500 m is 1.5 km."""
-    values = units.in_reference_unit(ref, pred)
-    return "unit converted" if values and scalars.same_value(*values) else None
+    converted = units.in_reference_unit(ref, pred)
+    if converted is None:
+        return None
+    mine, yours = converted
+    return "unit converted" if scalars.same_value(mine, yours) else None
 
 
 # ---- forms -----------------------------------------------------------------------
@@ -106,8 +109,8 @@ def match_forms(ref: Form, pred: Form) -> str | None:
     numbered = [named_parts.numbered_parts(f.text) for f in (ref, pred)]
     if any(numbered):
         # A bare `5, 7` against `(1) 5 (2) 7` is compared in its order.
-        sides = [some or f.parts for some, f in zip(numbered, (ref, pred))]
-        same = len(sides[0]) == len(sides[1]) and all(map(_texts_match, *sides))
+        mine, yours = (some or f.parts for some, f in zip(numbered, (ref, pred)))
+        same = len(mine) == len(yours) and all(map(_texts_match, mine, yours))
         return "numbered parts" if same else None
     if sets.same_formula(ref.text, pred.text):
         return "sets"
@@ -121,7 +124,8 @@ def match_forms(ref: Form, pred: Form) -> str | None:
     if "relation" in (ref.kind, pred.kind):
         unlabelled = relations.without_labels(ref, pred)
         if unlabelled:
-            return match_forms(*unlabelled)
+            ref_value, pred_value = unlabelled
+            return match_forms(ref_value, pred_value)
     # Before the rules for relations, as conditions have signs of their own.
     if piecewise.parse_pieces(ref.text) or piecewise.parse_pieces(pred.text):
         return "piecewise" if piecewise.same_function(ref, pred) else None
@@ -129,7 +133,8 @@ def match_forms(ref: Form, pred: Form) -> str | None:
         ref, pred, same=_texts_match
     ):
         return "relation"
-    pieces = [intervals.parse_region(f) for f in (ref, pred)]
+    mine, yours = (intervals.parse_region(f) for f in (ref, pred))
+    regions = bool(mine and yours)
     # (1, 2) is a point beside a tuple, and an interval beside an inequality.
     points = ref.kind == pred.kind == "tuple" or {ref.kind, pred.kind} <= {
         "list",
@@ -138,15 +143,14 @@ def match_forms(ref: Form, pred: Form) -> str | None:
     stated = {ref.kind, pred.kind} <= {"relation", "list"}
     # Of inequalities the letter is a part, as x > 5 says nothing of y.
     names = [variables(re.sub(r"\b(?:and|or)\b", " ", f.text)) for f in (ref, pred)]
-    if stated and all(pieces) and names[0] != names[1]:
+    if stated and regions and names[0] != names[1]:
         return None  # x > 5 is not y > 5
     # `x > 1 or x < 5` is the whole line, `x > 1 and x < 5` a part of it.
     if all(map(_is_conditions, (ref, pred))):
         points = (ref.joined == "or") is (pred.joined == "or")
-    if all(pieces) and not points:
-        return (
-            "region" if intervals.same_region(*pieces, same_end=_texts_match) else None
-        )
+    if regions and not points:
+        same = intervals.same_region(mine, yours, same_end=_texts_match)
+        return "region" if same else None
     if ref.kind == "relation" and pred.kind == "relation":
         return None
     if ref.kind == "relation":
@@ -203,16 +207,16 @@ def _match_scalars(ref: Form, pred: Form) -> str | None:
     if r"\dots" in ref.text + pred.text:
         return "series" if _same_series(ref.text, pred.text) else None
     # Only now: a letter that could be a unit may be a variable, as in 3 m.
-    bare = [units.without_unit(f.text) for f in (ref, pred)]
-    if bare != [ref.text, pred.text] and all(bare):
+    mine, yours = (units.without_unit(f.text) for f in (ref, pred))
+    if (mine, yours) != (ref.text, pred.text) and mine and yours:
         if units.conflict(ref.text, pred.text):
             return _match_converted(ref.text, pred.text)
-        if scalars.same_value(*bare):
+        if scalars.same_value(mine, yours):
             return "value without unit"
-    clocks = [times_of_day.parse(f.text) for f in (ref, pred)]
-    if all(clocks):
-        return "time" if times_of_day.same_time(*clocks) else None
-    return "ratio" if _same_ratio(*bare) else None
+    asked, told = (times_of_day.parse(f.text) for f in (ref, pred))
+    if asked and told:
+        return "time" if times_of_day.same_time(asked, told) else None
+    return "ratio" if _same_ratio(mine, yours) else None
 
 
 def _same_in_any_order(mine: list[Form], yours: list[Form]) -> bool:
@@ -249,8 +253,8 @@ def _same_series(ref: str, pred: str) -> bool:
     name = letters.pop()
     # Two lengths, as one may agree by chance: k² and 2^k do at 4.
     for length in (4, 7):
-        filled = [series.with_length(t, name, length) for t in (ref, pred)]
-        if None in filled or not scalars.same_value(*filled):
+        mine, yours = (series.with_length(t, name, length) for t in (ref, pred))
+        if mine is None or yours is None or not scalars.same_value(mine, yours):
             return False
     return True
 
@@ -266,7 +270,7 @@ def _has_plus_minus(form: Form) -> bool:
 
 
 def _plus_minus_choices(text: str) -> list[str]:
-    r"""`1 \pm a` → `1 + a`, `1 - a`; several signs vary together or apart."""
+    r"""`1 \pm a` → `1 + a`, `1 - a`; of several signs each varies by itself."""
     pieces = _SIGN.split(text)
     count = len(pieces) // 2
     # Every sign doubles the choices.

@@ -135,7 +135,8 @@ def test_idle_words_behind_the_words(reference, prediction, same):
     "written, plain",
     [
         (r"\num{1.5e3}{x}", r"1.5\cdot 10^{3}{x}"), (r"\num{12}", "12"),
-        (r"\qty{5}{\kilo\metre}", r"5 \text{ km}"), (r"\si{\metre}{x}", r"\text{ m}{x}"),
+        (r"\qty{5}{\kilo\metre}", r"5 \text{ km}"),
+        (r"\si{\metre}{x}", r"\text{ m}{x}"),
     ],
 )  # fmt: skip
 def test_siunitx_with_and_without_a_second_group(written, plain):
