@@ -17,7 +17,7 @@ From a spelling to a structure
     brackets       what stands outside all brackets
     forms          list, tuple, set, relation, matrix or item
     letters        which letters are variables; substitution
-    variants       looser readings of a pair: without units, qualifiers, constants
+    variants       looser readings of a pair: without qualifiers and moduli, other names
 
 Is it the same? `compare` asks, by the form that the answer has
     compare        the rules, lists and tuples among them
@@ -31,7 +31,7 @@ Is it the same? `compare` asks, by the form that the answer has
     matrices       matrices, vectors and determinants
     series         sums and products with dots
     units          units of measurement, counted things, currencies
-    clock          times of day
+    times_of_day   times of day
     scalars        numbers and expressions, by their values
     literals       literal numbers and their rounding, without sympy
     sympy_parse    LaTeX to sympy

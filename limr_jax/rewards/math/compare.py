@@ -88,8 +88,11 @@ def _usual_index(text: str) -> str:
 
 def _match_converted(ref: str, pred: str) -> str | None:
     """1500 m is 1.5 km."""
-    values = units.in_reference_unit(ref, pred)
-    return "unit converted" if values and scalars.same_value(*values) else None
+    converted = units.in_reference_unit(ref, pred)
+    if converted is None:
+        return None
+    mine, yours = converted
+    return "unit converted" if scalars.same_value(mine, yours) else None
 
 
 # ---- forms -----------------------------------------------------------------------
@@ -106,8 +109,8 @@ def match_forms(ref: Form, pred: Form) -> str | None:
     numbered = [named_parts.numbered_parts(f.text) for f in (ref, pred)]
     if any(numbered):
         # A bare `5, 7` against `(1) 5 (2) 7` is compared in its order.
-        sides = [some or f.parts for some, f in zip(numbered, (ref, pred))]
-        same = len(sides[0]) == len(sides[1]) and all(map(_texts_match, *sides))
+        mine, yours = (some or f.parts for some, f in zip(numbered, (ref, pred)))
+        same = len(mine) == len(yours) and all(map(_texts_match, mine, yours))
         return "numbered parts" if same else None
     if sets.same_formula(ref.text, pred.text):
         return "sets"
@@ -121,7 +124,8 @@ def match_forms(ref: Form, pred: Form) -> str | None:
     if "relation" in (ref.kind, pred.kind):
         unlabelled = relations.without_labels(ref, pred)
         if unlabelled:
-            return match_forms(*unlabelled)
+            ref_value, pred_value = unlabelled
+            return match_forms(ref_value, pred_value)
     # Before the rules for relations, as conditions have signs of their own.
     if piecewise.parse_pieces(ref.text) or piecewise.parse_pieces(pred.text):
         return "piecewise" if piecewise.same_function(ref, pred) else None
@@ -129,7 +133,8 @@ def match_forms(ref: Form, pred: Form) -> str | None:
         ref, pred, same=_texts_match
     ):
         return "relation"
-    pieces = [intervals.parse_region(f) for f in (ref, pred)]
+    mine, yours = (intervals.parse_region(f) for f in (ref, pred))
+    regions = bool(mine and yours)
     # (1, 2) is a point beside a tuple, and an interval beside an inequality.
     points = ref.kind == pred.kind == "tuple" or {ref.kind, pred.kind} <= {
         "list",
@@ -138,12 +143,14 @@ def match_forms(ref: Form, pred: Form) -> str | None:
     stated = {ref.kind, pred.kind} <= {"relation", "list"}
     # Of inequalities the letter is a part, as x > 5 says nothing of y.
     names = [variables(re.sub(r"\b(?:and|or)\b", " ", f.text)) for f in (ref, pred)]
-    if stated and all(pieces) and names[0] != names[1]:
+    if stated and regions and names[0] != names[1]:
         return None  # x > 5 is not y > 5
-    if all(pieces) and not points:
-        return (
-            "region" if intervals.same_region(*pieces, same_end=_texts_match) else None
-        )
+    # `x > 1 or x < 5` is the whole line, `x > 1 and x < 5` a part of it.
+    if all(map(_is_conditions, (ref, pred))):
+        points = (ref.joined == "or") is (pred.joined == "or")
+    if regions and not points:
+        same = intervals.same_region(mine, yours, same_end=_texts_match)
+        return "region" if same else None
     if ref.kind == "relation" and pred.kind == "relation":
         return None
     if ref.kind == "relation":
@@ -185,6 +192,11 @@ def _one_of_alternatives(form: Form) -> Form:
     return parse_form(first) if same else form
 
 
+def _is_conditions(form: Form) -> bool:
+    kinds = {parse_form(part).kind for part in form.parts}
+    return form.kind == "list" and kinds == {"relation"}
+
+
 def _texts_match(ref: str, pred: str) -> bool:
     return match_forms(parse_form(ref), parse_form(pred)) is not None
 
@@ -195,16 +207,16 @@ def _match_scalars(ref: Form, pred: Form) -> str | None:
     if r"\dots" in ref.text + pred.text:
         return "series" if _same_series(ref.text, pred.text) else None
     # Only now: a letter that could be a unit may be a variable, as in 3 m.
-    bare = [units.without_unit(f.text) for f in (ref, pred)]
-    if bare != [ref.text, pred.text] and all(bare):
+    mine, yours = (units.without_unit(f.text) for f in (ref, pred))
+    if (mine, yours) != (ref.text, pred.text) and mine and yours:
         if units.conflict(ref.text, pred.text):
             return _match_converted(ref.text, pred.text)
-        if scalars.same_value(*bare):
+        if scalars.same_value(mine, yours):
             return "value without unit"
-    clocks = [times_of_day.parse(f.text) for f in (ref, pred)]
-    if all(clocks):
-        return "time" if times_of_day.same_time(*clocks) else None
-    return "ratio" if _same_ratio(*bare) else None
+    asked, told = (times_of_day.parse(f.text) for f in (ref, pred))
+    if asked and told:
+        return "time" if times_of_day.same_time(asked, told) else None
+    return "ratio" if _same_ratio(mine, yours) else None
 
 
 def _same_in_any_order(mine: list[Form], yours: list[Form]) -> bool:
@@ -241,8 +253,8 @@ def _same_series(ref: str, pred: str) -> bool:
     name = letters.pop()
     # Two lengths, as one may agree by chance: k² and 2^k do at 4.
     for length in (4, 7):
-        filled = [series.with_length(t, name, length) for t in (ref, pred)]
-        if None in filled or not scalars.same_value(*filled):
+        mine, yours = (series.with_length(t, name, length) for t in (ref, pred))
+        if mine is None or yours is None or not scalars.same_value(mine, yours):
             return False
     return True
 
@@ -258,7 +270,7 @@ def _has_plus_minus(form: Form) -> bool:
 
 
 def _plus_minus_choices(text: str) -> list[str]:
-    r"""`1 \pm a` → `1 + a`, `1 - a`; several signs vary together or apart."""
+    r"""`1 \pm a` → `1 + a`, `1 - a`; of several signs each varies by itself."""
     pieces = _SIGN.split(text)
     count = len(pieces) // 2
     # Every sign doubles the choices.
@@ -380,20 +392,32 @@ def _sorted_by_letter(parts: tuple[str, ...]) -> tuple[str, ...]:
 
 def _same_matrix(ref: Form, pred: Form) -> bool:
     """Entry by entry; a single column or row may be written as a tuple."""
-    rows = [
-        f.rows if f.kind == "matrix" else (f.parts,) if f.kind == "tuple" else None
-        for f in (ref, pred)
-    ]
-    if not rows[0] or not rows[1]:
-        return False
-    # A vector may be a row, a column or a tuple; two matrices must have one shape.
-    shapes = [[len(r) for r in form] for form in rows]
-    if shapes[0] != shapes[1]:
-        if "matrix" == ref.kind == pred.kind:
+    if ref.kind == pred.kind:
+        # A row and a column are two vectors, and two shapes are two matrices.
+        shapes = [[len(row) for row in form.rows] for form in (ref, pred)]
+        if shapes[0] != shapes[1]:
             return False
-        rows = [[tuple(cell for row in form for cell in row)] for form in rows]
-    flat = [[cell for row in form for cell in row] for form in rows]
-    return len(flat[0]) == len(flat[1]) and all(map(_same_cell, flat[0], flat[1]))
+    mine, yours = _cells(ref, pred.kind), _cells(pred, ref.kind)
+    return (
+        bool(mine)
+        and len(mine) == len(yours)
+        and all(_same_cell(a, b) for a, b in zip(mine, yours))
+    )
+
+
+def _cells(form: Form, beside: str) -> tuple[str, ...]:
+    """The entries of a matrix or a tuple, in order; none of what is neither.
+
+    beside: the other form's kind. Beside a tuple a matrix of several rows and columns
+    has no entries, as a tuple does not say where its rows end.
+    """
+    if form.kind != "matrix":
+        # Neither a half-open interval nor `17 R 2` is a vector.
+        return form.parts if form.ops in (("(", ")"), ("[", "]")) else ()
+    several = len(form.rows) > 1 and max(map(len, form.rows)) > 1
+    if beside == "tuple" and several:
+        return ()
+    return tuple(cell for row in form.rows for cell in row)
 
 
 def _same_cell(ref: str, pred: str) -> bool:

@@ -17,7 +17,16 @@ _PERCENT_AFTER = re.compile(r"[\s$]*(?:\\?%|(?:percent(?:age)?|pct)\b)", re.IGNO
 _NEW_CLAIM = re.compile(
     r"\b(?:so|thus|hence|therefore|then|but|not|answer|final|wait)\b|\.\s|\n\n"
 )
-_JOIN = re.compile(r"\b(?:and|or)\b|[,;]")
+# `, and ` is one join; but `, and we get ` begins another sentence.
+_JOIN = re.compile(
+    r"[,;] *(?:and/or|and|or)\b(?: *,)?"
+    r"(?! *(?:we|it|this|that|which|finally|get|find|obtain)\b)"
+    r"|\b(?:and/or|and|or)\b(?: *,)?|[,;]"
+)
+# Between two boxes: fonts, dollars and spaces, `\,` and `\;` among them.
+_BLANK = re.compile(
+    r"[\s${}~]+|\\(?:(?:text(?:rm|bf|it)?|mathrm|mbox|q?quad)(?![A-Za-z])|[,;:! ])"
+)
 
 
 def joined_boxes(text: str) -> str | None:
@@ -32,7 +41,9 @@ def joined_boxes(text: str) -> str | None:
     for box in reversed(all_boxes[:-1]):
         gap = text[box[1] : run[-1][0]]
         # A box further off is an earlier result, not a part of the answer.
-        if len(gap) > 40 or _NEW_CLAIM.search(gap) or len(_JOIN.findall(gap)) > 1:
+        if len(gap) > 40 or _NEW_CLAIM.search(gap):
+            break
+        if len(_JOIN.findall(_BLANK.sub(" ", gap))) > 1:
             break
         run.append(box)
     answer = " , ".join(content for _, _, content in reversed(run))
@@ -58,6 +69,12 @@ _NUMBER = re.compile(
     r"(?<![\w.,])[-−]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?"
     r"(?:\s?/\s?\d+)?(?<=\d)(?:\s*(?:\\?%|percent\b))?",
     re.IGNORECASE,
+)
+_MARKS = "十百千万萬亿億"
+# `3 million` and 3万 are not the number 3; the 千 of 3千克 is a part of the unit.
+_SCALE = re.compile(
+    r" ?(?:(?:hundred|thousand|million|billion|trillion|lakh|crore|dozen)s?\b"
+    rf"|(?!千[克米瓦卡升])[{_MARKS}][\d{_MARKS}]*)"
 )
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 _TEXT = re.compile(r"\\(?:text|mathrm|mbox|operatorname|begin|end)\s*\{[^{}]*\}")
@@ -99,10 +116,14 @@ def _called(text: str, at: int) -> bool:
 def _last_number(text: str, start: int, first: bool) -> str | None:
     """The last (or first) literal number from `start` on."""
     # `共35个` holds the number 35, but `x3` is a name.
-    plain = re.sub(r"(?<=\d)(?=[^\W\d_])|(?<=[^\x00-\x7f])(?=\d)", " ", text[start:])
+    plain = re.sub(
+        rf"(?<=\d)(?=[^\W\d_{_MARKS}])|(?<=[^\x00-\x7f{_MARKS}])(?=\d)",
+        " ",
+        text[start:],
+    )
     numbers = [m for m in _NUMBER.finditer(plain) if m.group()]
     claimed = [
-        m.group()
+        plain[m.start() : (_SCALE.match(plain, m.end()) or m).end()]
         for m in numbers
         if not _denied(plain, m.start()) and not _called(plain, m.start())
     ]
@@ -144,7 +165,7 @@ def _formula_runs(text: str, start: int) -> list[list[re.Match]]:
             continue
         gap = text[runs[-1][-1].end() : span.start()] if runs else "-"
         # The "-" of the first formula joins it to nothing.
-        if re.fullmatch(r"\s*(?:,|and|or|,\s*and|,\s*or)\s*", gap):
+        if re.fullmatch(r"\s*(?:[,;]|and|or|[,;]\s*(?:and|or))\s*", gap):
             runs[-1].append(span)
         else:
             runs.append([span])

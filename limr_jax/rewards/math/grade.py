@@ -88,6 +88,11 @@ def grade_math(
 
     mode: "response" needs a box, "prediction" does not. prompts: for `second` alone,
     which may turn a wrong answer into a right one, never the other way round.
+
+    Raises:
+      InputError: no worker process can be started, or `pool` was closed meanwhile.
+      ValueError: not as many references as texts, or `second` has not as many opinions
+        as it was asked for.
     """
     verdicts: dict[tuple, Verdict] = {}
     jobs: dict[tuple, dict] = {}

@@ -16,6 +16,7 @@ _LINE: Piece = (r"-\infty", r"\infty", False, False)
 _CUP = re.compile(r"\\cup(?![A-Za-z])|(?<=[\])])\s*U\s*(?=[\[(])")
 _MINUS = re.compile(r"\\(?:setminus|backslash)(?![A-Za-z])|(?<=\})\s*[-\\]\s*(?=\\\{)")
 _BAR = re.compile(r"\||:")
+_OR = re.compile(r"(?<![A-Za-z\\])or(?![a-z])")
 _REALS = re.compile(
     r"\\mathbb\s*\{?\s*R\s*\}?|\\text\{\s*all real numbers\s*\}|all real numbers|\\R"
 )
@@ -123,14 +124,14 @@ def _inequality(form: Form) -> tuple[Piece, ...] | None:
     return None
 
 
-_DISTANCE = re.compile(r"\|\s*[a-z]\s*(?:([+-])\s*([^|]+?))?\s*\|")
+_DISTANCE = re.compile(r"\|\s*(?P<name>[a-z])\s*(?:([+-])\s*([^|]+?))?\s*\|")
 
 
 def _around(distance: re.Match, sign: str, size: str) -> tuple[Piece, ...] | None:
     """`|x - a| < r` lies within r of a, `|x| > r` beyond r of 0."""
     # `|x - 2|` is the distance from 2: the sign turns.
-    back = {"+": "-", "-": "+", None: ""}[distance[1]]
-    middle = f"{back}({distance[2]})" if distance[2] else ""
+    back = {"+": "-", "-": "+", None: ""}[distance[2]]
+    middle = f"{back}({distance[3]})" if distance[3] else ""
     low, high = f"-({size}){middle}", f"({size}){middle}"
     if sign in _BELOW:
         return ((low, high, _BELOW[sign], _BELOW[sign]),)
@@ -156,18 +157,21 @@ def _text_after_bar(text: str) -> str:
     return text[text.index(marks[0], len(parts[0])) + 1 :]
 
 
-def _joined(form: Form) -> tuple[Piece, ...] | None:
-    """`x < 1 or x > 2`, `a \\le -2 or a = 1`; 'and' between bounds cuts them."""
-    forms = [parse_form(p) for p in form.parts]
-    holes = [p.parts[1] for p in forms if p.ops == (r"\ne",) and is_label(p.parts[0])]
-    if len(holes) == len(forms):
-        return _without(tuple(holes))
-    # `x < 3 or x ≠ 2` is the whole line, and cuts nothing.
-    if len(holes) == 1 and len(forms) > 1 and form.joined != "or":
-        return _cut(form, holes[0])
+def _bounded(relation: Form) -> str | None:
+    """The name that a relation says something of: x in `1 < x < a` and `|x| < 3`."""
+    sides = relation.parts
+    distance = _DISTANCE.fullmatch(sides[0])
+    if distance:
+        return distance["name"]
+    named = sides[1:2] if len(sides) == 3 else filter(is_label, sides)
+    return next(("".join(side.split()) for side in named), None)
+
+
+def _regions(forms: list[Form], joined: str) -> list[tuple[Piece, ...] | None] | None:
+    """The region of each part of a list; None for a list of points or of values."""
     regions = []
     for part in forms:
-        if part.kind == "tuple" and form.joined == ",":
+        if part.kind == "tuple" and joined == ",":
             return None  # a list of points, not a union
         if part.kind == "relation" and part.ops == ("=",) and part.labelled:
             regions.append(((part.parts[1], part.parts[1], True, True),))
@@ -178,18 +182,50 @@ def _joined(form: Form) -> tuple[Piece, ...] | None:
     bounds = any(p.kind == "relation" and p.ops != ("=",) for p in forms)
     if not bounds and not all(p.kind == "tuple" for p in forms):
         return None  # a list of values
-    together = _concatenated(regions)
-    # `x > 1 and x < 2` is what lies between the two bounds.
-    if together and form.joined in ("and", ",") and len(together) == 2:
-        low = [p for p in together if p[1] == _LINE[1]]
-        high = [p for p in together if p[0] == _LINE[0]]
-        if len(low) == len(high) == 1 and low != high:
-            return ((low[0][0], high[0][1], low[0][2], high[0][3]),)
-    return together
+    return regions
+
+
+def _joined(form: Form) -> tuple[Piece, ...] | None:
+    """`x < 1 or x > 2`, `a \\le -2 or a = 1`; 'and' between bounds cuts them."""
+    forms = [parse_form(p) for p in form.parts]
+    # `x > 1 and y < 2` is a region of the plane.
+    if len({_bounded(p) for p in forms if p.kind == "relation"}) > 1:
+        return None
+    holes = [p.parts[1] for p in forms if p.ops == (r"\ne",) and is_label(p.parts[0])]
+    if len(holes) == len(forms):
+        return _without(tuple(holes))
+    regions = _regions(forms, form.joined)
+    together = _concatenated(regions) if regions else None
+    # `x < 3 or x ≠ 2` is the whole line, and cuts nothing; (1, 2) and (3, 4) are two.
+    if not together or form.joined == "or" or any(p.kind == "tuple" for p in forms):
+        return together
+    if split_outside_brackets(form.text, _OR)[1]:
+        return None  # `x < 1 or x > 5 and x ≠ 6`: which of them is cut?
+    between = _between(together)
+    numbers = all(_size(end) is not None for piece in together for end in piece[:2])
+    if numbers:
+        # What has nothing in common is listed, 1 < x < 2 and 3 < x < 4; but x < 1 and
+        # x > 2 is no x at all.
+        return _common(regions) or (None if between else together)
+    if len(holes) == 1:
+        return _cut(form, holes[0])
+    # x > a and x > b: which is the closer, nobody knows.
+    half_lines = sum(p[0] == _LINE[0] or p[1] == _LINE[1] for p in together)
+    listed = half_lines < (2 if form.joined == "," else 1)
+    return between or (together if listed else None)
+
+
+def _between(pieces: tuple[Piece, ...]) -> tuple[Piece, ...] | None:
+    """`x > a` and `x < b`: what lies between their ends, whose order nobody knows."""
+    low = [p for p in pieces if p[1] == _LINE[1]]
+    high = [p for p in pieces if p[0] == _LINE[0]]
+    if not len(low) == len(high) == 1 or len(pieces) != 2 or low == high:
+        return None
+    return ((low[0][0], high[0][1], low[0][2], high[0][3]),)
 
 
 def _cut(form: Form, hole: str) -> tuple[Piece, ...] | None:
-    """`m < 3 and m ≠ 2`: one interval without a point of it."""
+    """`m < a and m ≠ b`: one interval without a point, which is taken to lie in it."""
     others = [p for p in form.parts if r"\ne" not in p]
     joined = others[0] if len(others) == 1 else f" {form.joined} ".join(others)
     whole = parse_region(parse_form(joined))
@@ -199,13 +235,33 @@ def _cut(form: Form, hole: str) -> tuple[Piece, ...] | None:
     return ((low, hole, low_in, False), (hole, high, False, high_in))
 
 
+def _common(regions: list[tuple[Piece, ...]]) -> tuple[Piece, ...]:
+    """What lies in all of the regions; their ends are numbers."""
+    common = regions[0]
+    for region in regions[1:]:
+        pairs = ((one, two) for one in common for two in region)
+        common = tuple(piece for one, two in pairs for piece in _overlap(one, two))
+    return common
+
+
+def _overlap(one: Piece, two: Piece) -> tuple[Piece, ...]:
+    # Of two equal ends the open one is the closer.
+    low = max(one, two, key=lambda piece: (_size(piece[0]), not piece[2]))
+    high = min(one, two, key=lambda piece: (_size(piece[1]), piece[3]))
+    size = _size(high[1]) - _size(low[0])
+    empty = size < 0 or (size == 0 and not (low[2] and high[3]))
+    return () if empty else ((low[0], high[1], low[2], high[3]),)
+
+
 def merge(region: tuple[Piece, ...]) -> tuple[Piece, ...]:
     """Pieces that meet as one, `(1, 2]` and `[2, 3)`, where all ends are numbers."""
     ends = [[_size(piece[k]) for k in (0, 1)] for piece in region]
     if any(None in pair for pair in ends):
         return region
     merged: list[tuple] = []
-    for (low, high), piece in sorted(zip(ends, region), key=lambda pair: pair[0]):
+    # Of equal ends the closed one begins first: in (1, 2) ∪ [1, 3] the 1 is in.
+    in_order = sorted(zip(ends, region), key=lambda pair: (pair[0][0], not pair[1][2]))
+    for (low, high), piece in in_order:
         # At a common end one of the two has to hold it: (1, 2) and (2, 3) stay two.
         if merged and (low < merged[-1][0] or low == merged[-1][0] and (
             piece[2] or merged[-1][1][3]
@@ -228,9 +284,13 @@ def _size(end: str) -> float | None:
 
 def same_region(ref: tuple[Piece, ...], pred: tuple[Piece, ...], same_end) -> bool:
     """Piece by piece, in any order; `same_end` compares two ends."""
-    # Merged only where the counts differ: it needs ends that are numbers.
-    if len(ref) != len(pred):
-        ref, pred = merge(ref), merge(pred)
+    # Merged only where they differ as they stand: it needs ends that are numbers.
+    return _same_pieces(ref, pred, same_end) or _same_pieces(
+        merge(ref), merge(pred), same_end
+    )
+
+
+def _same_pieces(ref: tuple[Piece, ...], pred: tuple[Piece, ...], same_end) -> bool:
     if len(ref) != len(pred):
         return False
     left = list(pred)

@@ -121,7 +121,7 @@ def same_choice(ref: str, pred: str) -> str | None:
         return ("choices" if "," in ref + pred else None) if several else "choice"
     for option, other, text in ((mine, yours, pred), (yours, mine, ref)):
         if option and option[1] and not other and len(option[0]) == 1:
-            values = normalise.clean(option[1]), text
-            if scalars.same_value(*values):
+            value = normalise.clean(option[1])
+            if scalars.same_value(value, text):
                 return "choice by value"
     return None

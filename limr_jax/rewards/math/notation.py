@@ -9,7 +9,7 @@ import re
 _GROUP = r"\s*\{([^{}]*)\}"
 _SI = re.compile(
     rf"\\(?P<kind>num|SI|qty|si|unit|ang)(?![A-Za-z])\s*(?:\[[^\[\]]*\])?{_GROUP}"
-    rf"(?:(?<!num\{{){_GROUP})?"
+    rf"(?:{_GROUP})?"
 )
 _SI_NAMES = {
     "kilo": "k", "centi": "c", "milli": "m", "micro": "u", "mega": "M", "giga": "G",

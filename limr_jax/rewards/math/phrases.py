@@ -27,7 +27,16 @@ _PARTS |= {word: size for size, word in enumerate(_ORDINALS) if size > 2}
 _PARTS |= {"hundredth": 100, "thousandth": 1000, "millionth": 10**6}
 _POWERS = {"hundred": 2, "thousand": 3, "lakh": 5, "million": 6, "crore": 7,
            "billion": 9, "trillion": 12}  # fmt: skip
-_WORD = rf"(?:{'|'.join([*_SIZES, *_POWERS])})"
+_POWER = rf"(?:{'|'.join(_POWERS)})(?![A-Za-z])"
+# Whole words only, as `six` begins `sixty`.
+_WORD = rf"(?:{'|'.join([*_SIZES, *_POWERS])})(?![A-Za-z])"
+_SMALL = rf"(?:{'|'.join(_SIZES)})(?![A-Za-z])"
+# All that a look-behind looks for must have one width: `housand`, `rillion`.
+_AND = (
+    r"(?:(?<=hundred|housand|million|billion|rillion)|(?<=lakh)|(?<=crore))"
+    r"[ -]and[ -]"
+)
+_PART = rf"(?:{'|'.join(_PARTS)})s?(?![A-Za-z])"
 # Words that may turn what a sentence says into something else.
 REVERSING = {
     "not", "no", "never", "neither", "nor", "without", "if", "than", "unless",
@@ -46,37 +55,82 @@ _NUMBER_SETS = {"in": "Z", "re": "R", "ra": "Q", "na": "N", "co": "C"}
 _FUNCTIONS = {"sine": "sin", "cosine": "cos", "tangent": "tan", "cotangent": "cot"}
 
 
+def spoken_number(words: list[str]) -> int | None:
+    """`one`, `hundred`, `five`, the words of a number without its 'and', as 105.
+
+    None for words that make no one number, as five six, or twenty eleven.
+    """
+    # whole: what thousands and millions have closed; part: what is below them.
+    whole, part, closed = 0, 0, 10**15
+    room = 100  # what the next of the small words has to be below
+    for k, word in enumerate(words):
+        power, size = _POWERS.get(word), _SIZES.get(word)
+        # `hundred` alone is one hundred, but only where the number begins.
+        if power is not None and k and not part:
+            return None
+        if power is None:
+            if not 0 < size < room and words != ["zero"]:
+                return None
+            # One more may follow tens, as in twenty-one, and none the others.
+            part, room = part + size, 10 if size > 19 else 0
+        elif power == 2:
+            if part > 99:
+                return None
+            part, room = (part or 1) * 100, 100
+        else:
+            # Thousands behind millions, never before them.
+            grown = (part or 1) * 10**power
+            if part > 999 or grown >= closed:
+                return None
+            whole, part, closed, room = whole + grown, 0, 10**power, 100
+    return whole + part if part < closed else None
+
+
+# `five2`, `2 five`, `3.five`: one number of both, and nobody knows which.
+_DIGIT_BEFORE = re.compile(r"\d\.?[ -]?$")
+# `twenty-second`, `five-year`: a part of another word. `two-thirds` is not.
+_MORE_AFTER = re.compile(rf"[ -]?\.?\d|-(?!{_PART})[A-Za-z]")
+_PART_AFTER = re.compile(rf"([ -])(?:(hundred|thousand|million)th|{_PART})")
+
+
 def _cardinal(match: re.Match) -> str:
     """`one hundred and five` as 105; words that make no number as they stand."""
-    # whole: what thousands and millions have closed; part: what is below them.
-    whole, part, last = 0, 0, None
-    for word in re.findall(_WORD, match[0]):
-        power = _POWERS.get(word)
-        size = _SIZES.get(word)
-        if power is None:
-            # 'five six' is no number: more follows tens, hundreds and thousands only.
-            if last is not None and not (last > 9 > size > 0 or last in _RAISED):
-                return match[0]
-            part += size
-            last = size if size > 19 else 9 if last in _RAISED else 1
-        elif power == 2:
-            part, last = (part or 1) * 100, 100
-        else:
-            whole, part, last = whole + (part or 1) * 10**power, 0, 1000
-    return str(whole + part)
-
-
-_RAISED = (100, 1000)
+    before, after = match.string[: match.start()], match.string[match.end() :]
+    if _DIGIT_BEFORE.search(before[-3:]) or _MORE_AFTER.match(after):
+        return match[0]
+    part = _PART_AFTER.match(after)
+    # `one hundred and two thirds` is 100 + 2/3, and not 102/3.
+    whole, _, rest = match[0].rpartition("and") if part else ("", "", match[0])
+    words = re.findall(_WORD, rest)
+    numbers = [spoken_number(w) for w in (re.findall(_WORD, whole), words) if w]
+    if None in numbers:
+        return match[0]
+    # `twenty-fourth` is an ordinal, `ten thousandths` may be parts of ten thousand,
+    # and `two hundred and fifty thousandths` 0.25 or 200.05.
+    if part and (
+        (part[1] == "-" and numbers[-1] > 19)
+        or (part[2] and (whole or words[-1] in ("ten", *_POWERS)))
+    ):
+        return match[0]
+    return " and ".join(map(str, numbers))
 
 
 def _power_of_ten(match: re.Match) -> str:
-    return rf"\cdot 10^{{{_POWERS[match[1]]}}}"
+    exponent = sum(_POWERS[word] for word in re.findall(_POWER, match[1]))
+    return rf"\cdot 10^{{{exponent}}}"
 
 
 def _part(match: re.Match) -> str:
     # '7 and a half' is 7 + 1/2, '2 thirds' is 2/3; without a count it is one part.
     whole, top, low = match[1], match[2], _PARTS[match[3] or "half"]
-    fraction = rf"\frac{{{top if top and top.isdigit() else 1}}}{{{low}}}"
+    counted = bool(top) and top.isdigit()
+    count = int(top) if counted else 1
+    # 24 third may be the 24th and a third; 'a million and a half' is 1.5 million.
+    if (count > 9 and not match[4]) or (
+        whole and (count >= low or (not counted and whole.endswith("000")))
+    ):
+        return match[0]
+    fraction = rf"\frac{{{count}}}{{{low}}}"
     return rf"({whole}+{fraction})" if whole else fraction
 
 
@@ -88,11 +142,13 @@ def _ordinal(match: re.Match) -> str:
 _PHRASES: list[tuple[re.Pattern, str | Callable[[re.Match], str]]] = [
     (re.compile(rf"(?<![A-Za-z\\]){old}(?![A-Za-z])"), new)
     for old, new in [
-        (rf"(?<=\d) ?({'|'.join(_POWERS)})", _power_of_ten),
-        # `housand`, since all that a look-behind looks for must have one width.
-        (rf"{_WORD}(?:[ -]{_WORD}|(?<=hundred|housand|million) and {_WORD})*",
-         _cardinal),
-        (rf"(?:(\d+) and )?(?:(\d+|an?)[ -]({'|'.join(_PARTS)})s?|half)"
+        # `2 thousand 5 hundred` is one number, and no product.
+        (rf"(?<=\d) ?({_POWER}(?:[ -]{_POWER})*+)(?![ -](?:\d|{_WORD}))",
+         _power_of_ten),
+        # `two point five million` is 2.5 million, and not 2.5000000.
+        (rf"(?<=point ){_SMALL}(?:[ -]{_SMALL})*+(?=[ -]{_POWER})", _cardinal),
+        (rf"(?:an? (?={_POWER}))?{_WORD}(?:(?:[ -]|{_AND}){_WORD})*+", _cardinal),
+        (rf"(?<![\d.])(?:(\d+) and )?(?:(\d+|an?)[ -]({'|'.join(_PARTS)})(s?)|half)"
          r"(?! root| power)", _part),
         (rf"({'|'.join(_ORDINALS)})( root| power)", _ordinal),
         (r"(?<=\d) dozen", r"\\cdot 12"),
@@ -166,51 +222,155 @@ def as_formula(text: str) -> str:
 _DIGITS = {c: k for k, c in enumerate("零一二三四五六七八九")} | {"两": 2, "〇": 0}
 # The exponent of ten that each stands for.
 _TEN_TO = {"十": 1, "百": 2, "千": 3, "万": 4, "萬": 4, "亿": 8, "億": 8}
-_NUMERAL = rf"[{''.join([*_DIGITS, *_TEN_TO])}]+"
+_MARKS, _COUNT = "".join(_TEN_TO), "一二三四五六七八九"
+_HAN = f"{''.join(_DIGITS)}{_MARKS}"
+_NUMERAL = rf"[{_HAN}]++"
 _CHINESE = re.compile(
     rf"(?P<sign>负?)(?:(?P<whole>{_NUMERAL})又)?(?P<first>{_NUMERAL})"
-    rf"(?:分之(?P<top>{_NUMERAL}|\d+)|点(?P<places>{_NUMERAL}))?"
+    rf"(?:分之(?P<top>{_NUMERAL}|\d++(?:\.\d++)?+)(?:点(?P<rest>{_NUMERAL}))?+"
+    rf"|点(?P<places>[零〇{_COUNT}]++)(?P<tail>[{_MARKS}]*+))?+"
+    # What goes on, as 十二点三十分 does, is no number that was read to its end.
+    rf"(?!\.?\d|[{_HAN}点又]|分之)"
 )
-# `3千克` is 3 kg: there 千 is a part of the unit.
-_AFTER_DIGITS = re.compile(rf"(?<=\d)\s*([{''.join(_TEN_TO)}]+)(?!克|米|瓦|卡|升|分)")
+# 3百万, 1.5亿: a number and one power of ten; `3万5千` has two of them.
+_SCALE = r"[十百千]?(?:[万萬]?[亿億]|[万萬])?"
+_SCALED = re.compile(rf"(\d+(?:\.\d+)?)({_SCALE})")
+_AFTER_DIGITS = re.compile(rf"(?<![\d.{_HAN}])\d[\d.]*+\s*[{_MARKS}][\d.{_HAN}]*+")
+_AS_HAN = str.maketrans("0123456789", "零一二三四五六七八九")
+# 千, if it has a digit before it, 百 and so on; 零 where a place is left out.
+_SECTION = re.compile(
+    rf"(零?)(?:([两{_COUNT}]?)千(?:零(?!.?百))?)?(?:([两{_COUNT}]?)百(?:零(?!.?十))?)?"
+    rf"(?:([{_COUNT}]?)十)?([{_COUNT}])?"
+)
 
 
 def _chinese(text: str) -> str:
     """三十五 as 35, 三分之二 as 2/3, 百分之二十 as 20 %, `3万` as 30,000."""
-    text = _AFTER_DIGITS.sub(
-        lambda m: rf"\cdot 10^{{{sum(_TEN_TO[mark] for mark in m[1])}}}", text
-    )
+    text = _AFTER_DIGITS.sub(_scaled, text)
     numeral = _CHINESE.match(text)
     if not numeral:
         return text
-    sign, rest = numeral["sign"].replace("负", "-"), text[numeral.end() :]
-    first = _chinese_number(numeral["first"])
+    rest = text[numeral.end() :]
+    number = _chinese_formula(numeral)
+    # 千克 is a unit of its own; 三点五分 may be a time of day.
+    if (
+        number is None
+        or (numeral[0] == "千" and rest[:1] in _OF_THOUSAND)
+        or (numeral["places"] and rest[:1] in ("分", "秒"))
+    ):
+        return text
+    return f"{numeral['sign'].replace('负', '-')}{number}{rest}"
+
+
+_OF_THOUSAND = tuple("克米瓦卡升")
+
+
+def _scaled(match: re.Match) -> str:
+    """`3万` as 3 times ten to the fourth, `3万5千` as 35000."""
+    written = "".join(match[0].split())
+    after, kept = match.string[match.end() :][:1], ""
+    # `3千克` is 3 kg: there 千 is a part of the unit.
+    if written[-1] == "千" and after in _OF_THOUSAND:
+        written, kept = written[:-1], "千"
+    scaled = _SCALED.fullmatch(written)
+    if scaled and scaled[2] and after != "分":
+        exponent = sum(_TEN_TO[mark] for mark in scaled[2])
+        return rf"{scaled[1]}\cdot 10^{{{exponent}}}{kept}"
+    # `3万5` may be 35000 or 30005.
+    value = None if re.search(rf"[{_MARKS}]\d$", written) else chinese_number(written)
+    return match[0] if scaled or value is None else f"{value}{kept}"
+
+
+def _chinese_formula(numeral: re.Match) -> str | None:
+    """A numeral with its fraction or its decimals; None for what is none."""
+    first = chinese_number(numeral["first"])
+    if first is None or (numeral["whole"] and not numeral["top"]):
+        return None
     if numeral["places"]:
-        first = f"{first}." + "".join(
-            str(_DIGITS.get(c, "")) for c in numeral["places"]
-        )
+        places = "".join(str(_DIGITS[c]) for c in numeral["places"])
+        tail = numeral["tail"]
+        # 三点五万 is 35,000, and 三点五十 nothing.
+        if not re.fullmatch(_SCALE, tail) or tail in ("十", "百"):
+            return None
+        exponent = sum(_TEN_TO[mark] for mark in tail)
+        return f"{first}.{places}" + rf"\cdot 10^{{{exponent}}}" * bool(tail)
+    if not numeral["top"]:
+        return str(first)
     # 三分之二: the denominator stands first.
-    if numeral["top"]:
-        top = (
-            numeral["top"]
-            if numeral["top"].isdigit()
-            else _chinese_number(numeral["top"])
-        )
-        whole = _chinese_number(numeral["whole"]) if numeral["whole"] else ""
-        percent = numeral["first"] == "百" and not whole
-        first = rf"{top}\%" if percent else rf"{whole}\frac{{{top}}}{{{first}}}"
-    return f"{sign}{first}{rest}"
+    top = numeral["top"]
+    top = top if top[0].isascii() else chinese_number(top)
+    if top is None:
+        return None
+    if numeral["rest"]:
+        if not {*numeral["rest"]} <= {*"零〇", *_COUNT}:
+            return None
+        top = f"{top}." + "".join(str(_DIGITS[c]) for c in numeral["rest"])
+    if numeral["first"] == "百" and not numeral["whole"]:
+        return rf"{top}\%"
+    whole = chinese_number(numeral["whole"]) if numeral["whole"] else ""
+    # 二又二分之三 is no mixed number.
+    if whole is None or (numeral["whole"] and not 0 < float(top) < first):
+        return None
+    return rf"{whole}\frac{{{top}}}{{{first}}}"
 
 
-def _chinese_number(marks: str) -> int:
-    # total: closed by 万 or 亿; part: by 十, 百 or 千; digit: waits for its power.
-    total = part = digit = 0
-    for mark in marks:
-        power = _TEN_TO.get(mark)
-        if power is None:
-            digit = _DIGITS[mark]
-        elif power < 4:
-            part, digit = part + (digit or 1) * 10**power, 0  # 十 alone is 10
-        else:
-            total, part, digit = (total + part + digit) * 10**power, 0, 0
-    return total + part + digit
+def chinese_number(marks: str) -> int | None:
+    """一亿三千万 as 130,000,000; None for what makes no one number.
+
+    二〇二四 is read digit by digit; 三四 is not, as it says three or four.
+    """
+    marks = marks.replace("〇", "零")
+    if len(marks) > 1 and {*marks} <= {"零", *_COUNT}:
+        digits = "".join(str(_DIGITS[c]) for c in marks)
+        return int(digits) if len(digits) > 2 and digits[0] != "0" else None
+    return 0 if marks == "零" else _closed(marks, 0, True)
+
+
+def _closed(marks: str, behind: int, last: bool) -> int | None:
+    """What 亿 and 万 close is less than they are, and so is what follows them.
+
+    behind: the exponent of what stands before, 0 at the start. last: do these end the
+    number? Then a digit may lack its place: 一万五 is 15,000.
+    """
+    for names, exponent in (("亿億", 8), ("万萬", 4)):
+        split = max(map(marks.rfind, names))
+        if split < 0:
+            continue
+        above, below = marks[:split], marks[split + 1 :]
+        # 一亿五千 may be meant as 1.5 亿: what leaves out 万 has its 零.
+        if exponent == 8 and len(below) > 1 and not re.search("[零万萬]", below):
+            return None
+        # 万 alone is ten thousand, but not behind 亿.
+        high = _closed(above, behind, False) if above else None if behind else 1
+        low = _closed(below, exponent, last) if below else 0
+        size = 10**exponent
+        fits = high is not None and low is not None and high < size and low < size
+        return high * size + low if fits else None
+    return _section(marks, behind, last)
+
+
+def _section(marks: str, behind: int, last: bool) -> int | None:
+    """A number below ten thousand."""
+    if marks.isdigit() and marks.isascii():
+        # `3万50` may be meant as 3.5万, or as 30,050.
+        short = behind and len(marks) < 3 or marks[0] == "0"
+        return None if short else int(marks)
+    if marks == "两":
+        return None if behind and last else 2  # 一百两 is a weight
+    match = _SECTION.fullmatch(marks.translate(_AS_HAN))
+    if match is None or marks[-1] == "零" or (match[1] and not behind):
+        return None
+    # 百 alone is one hundred, where the numeral begins with it.
+    bare = match[2] == "" or match[3] == ""
+    if bare and (behind or marks[0] not in "千百" or {*"千百"} <= {*marks}):
+        return None
+    places = zip((1000, 100, 10), match.group(2, 3, 4))
+    value = sum(
+        size * _DIGITS.get(count, 1) for size, count in places if count is not None
+    )
+    ones = _DIGITS[match[5]] if match[5] else 0
+    # 三百五 is 350, and 一万五 15,000; 三百五万 is anybody's guess.
+    before = _TEN_TO.get(marks[-2], 1) if len(marks) > 1 else behind if last else 1
+    if ones and before > 1:
+        return None if bare or not last else value + ones * 10 ** (before - 1)
+    return value + ones

@@ -78,17 +78,16 @@ def _agree(sides: list, name: str, points: list[fractions.Fraction]) -> bool:
             continue
         if None in texts:
             return False
-        regions = [_region(text, name, x) for text in texts]
-        if any(regions):
-            if not all(regions) or not intervals.same_region(
-                *map(intervals.merge, regions), same_end=scalars.same_value
-            ):
+        one, two = (_region(text, name, x) for text in texts)
+        if one or two:
+            same = scalars.same_value
+            if not (one and two and intervals.same_region(one, two, same_end=same)):
                 return False
         else:
-            values = [_value(text, name, x) for text in texts]
-            if values == [None, None]:
+            one, two = (_value(text, name, x) for text in texts)
+            if one is None and two is None:
                 continue
-            if None in values or not scalars.nearly_equal(*values):
+            if one is None or two is None or not scalars.nearly_equal(one, two):
                 return False
         known += 1
     return known > 5

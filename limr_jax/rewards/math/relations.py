@@ -100,8 +100,8 @@ def same_relation(ref: Form, pred: Form, same: Callable[[str, str], bool]) -> bo
     if names and not (variables(sides_r[1]) or variables(sides_p[1])):
         return False  # x = 1 and y = 1
     # 2x = 4y and x = 2y: what is 0 may be multiplied, in inequalities by what is > 0.
-    differences = [f"({s[0]})-({s[1]})" for s in (sides_r, sides_p)]
-    return scalars.same_up_to_factor(*differences, positive=_POSITIVE[ops_r[0]])
+    mine, yours = (f"({left})-({right})" for left, right in (sides_r, sides_p))
+    return scalars.same_up_to_factor(mine, yours, positive=_POSITIVE[ops_r[0]])
 
 
 def solves(ref: Form, pred: Form) -> bool:

@@ -263,12 +263,12 @@ def _degrees(reference: str, prediction: str) -> bool:
     marks = [t.endswith("°") for t in (reference, prediction)]
     if marks[0] == marks[1]:
         return False
-    texts = [
+    mine, yours = (
         rf"\frac{{({t.removesuffix('°')})\pi}}{{180}}" if m else t
         for t, m in zip((reference, prediction), marks)
-    ]
+    )
     bare = prediction if marks[0] else reference
-    return r"\pi" in bare and _same_constant(*texts)
+    return r"\pi" in bare and _same_constant(mine, yours)
 
 
 def same_expression(reference: str, prediction: str) -> bool:
@@ -289,7 +289,7 @@ def same_expression(reference: str, prediction: str) -> bool:
     names, counted = _names(ref, pred)
     try:  # near is not equal: x + e^{-100}
         values, _ = next(_points(names, counted))
-        return equal_closed_forms(*(_exactly_at(e, values) for e in (ref, pred)))
+        return equal_closed_forms(_exactly_at(ref, values), _exactly_at(pred, values))
     except Exception:
         return False
 

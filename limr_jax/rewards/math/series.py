@@ -1,59 +1,66 @@
 r"""Sums and products written with dots: `a_0 + a_1 + \dots + a_k` for one given k.
 
 The first and the last term show what runs: where they differ, and only there, an
-index goes from the one to the other. With a number put in for the letter that ends
+index goes from the one to the other, by one from term to term; every other term before
+the dots has to be what this makes of it. With a number put in for the letter that ends
 it, the series is an ordinary expression, and so is what it is compared with.
 """
 
 import re
 
+from limr_jax.rewards.math import scalars
+from limr_jax.rewards.math.brackets import split_outside_brackets
 from limr_jax.rewards.math.letters import substitute
 
 _DOTS = r"\dots"
 _TOKEN = re.compile(r"\\[A-Za-z]+|\d+|\S")
+_PLUS = re.compile(r"\+")
+_MOST = 50  # terms: every one is a formula to parse
+# `3`, `n`, `{k-1}`, `(n-1)`: where in the series a term stands.
+_PLACE = re.compile(r"[({]*(?:(\d{1,9})|([A-Za-z])(?:([+-]\d{1,9}))?)[)}]*")
 
 
-def _depth_end(text: str, stop: str) -> int:
-    """Where a bracket closes that was not opened in `text`; its length if none does."""
-    # stop: (what opens, what closes), swapped for a text read backwards.
+def _depth_end(text: str, brackets: tuple[str, str]) -> int:
+    """Where a bracket closes that was not opened in `text`; its length if none does.
+
+    brackets: what opens and what closes, swapped for a text read backwards.
+    """
     depth = 0
     for k, char in enumerate(text):
         if char in "([{)]}":
-            depth += 1 if char in stop[0] else -1
+            depth += 1 if char in brackets[0] else -1
             if depth < 0:
                 return k
     return len(text)
 
 
-def _groups_before(text: str) -> int:
-    """Where the run of `(…)` factors begins that `text` ends with."""
-    start = len(text)
-    while text[:start].rstrip().endswith(")"):
-        inside = text[: text[:start].rstrip().rindex(")")]
+def _groups_before(text: str) -> list[int]:
+    """Where each factor begins of the run `(…)(…)` that `text` ends with."""
+    starts = []
+    end = len(text)
+    while text[:end].rstrip().endswith(")"):
+        inside = text[: text[:end].rstrip().rindex(")")]
         back = _depth_end(inside[::-1], (")]}", "([{"))
         if back == len(inside):
             break
-        start = len(inside) - back - 1
-    return start
+        end = len(inside) - back - 1
+        starts.insert(0, end)
+    return starts
 
 
-def _index(first: str, last: str) -> tuple[str, str, str, str] | None:
-    """(before, after, from, to) of the one place where two terms differ."""
+def _index(first: str, last: str) -> tuple[list[str], list[str], str, str] | None:
+    """(before, after, from, to) of the one place where two terms differ, in tokens."""
     one, two = _TOKEN.findall(first), _TOKEN.findall(last)
     if len(one) != len(two):
         return None
-    places = {(a, b) for a, b in zip(one, two) if a != b}
-    if len(places) != 1:
-        return None
-    (a, b) = places.pop()
     at = [k for k, (x, y) in enumerate(zip(one, two)) if x != y]
     if len(at) != 1:
         return None
-    return " ".join(one[: at[0]]), " ".join(one[at[0] + 1 :]), a, b
+    return one[: at[0]], one[at[0] + 1 :], one[at[0]], two[at[0]]
 
 
-def _parts(text: str) -> tuple[str, str, str, str, str] | None:
-    """(head, first term, operator, last term, tail) around the dots."""
+def _parts(text: str) -> tuple[str, list[str], str, str, str] | None:
+    """(head, terms before the dots, operator, last term, tail)."""
     left, _, right = text.partition(_DOTS)
     left, right = left.rstrip(), right.lstrip()
     if left.endswith("+") and right.startswith("+"):
@@ -61,17 +68,17 @@ def _parts(text: str) -> tuple[str, str, str, str, str] | None:
         # Within brackets the sum begins behind the last that is open.
         start = len(left) - _depth_end(left[::-1], (")]}", "([{"))
         end = _depth_end(right, ("([{", ")]}"))
-        # Of the terms before the dots only the first is looked at.
-        terms = re.split(r"\+", left[start:])
-        last, *rest = right[:end].split("+", 1)
+        terms, _ = split_outside_brackets(left[start:], _PLUS)
+        (last, *rest), _ = split_outside_brackets(right[:end], _PLUS)
         tail = "".join("+" + r for r in rest) + right[end:]
-        return left[:start], terms[0], "+", last, tail
+        return left[:start], terms, "+", last, tail
     if left.endswith(")") and right.startswith("("):
-        start = _groups_before(left)
-        first_end = start + left[start:].index("(") + 1
-        first_end += _depth_end(left[first_end:], ("([{", ")]}")) + 1
+        starts = _groups_before(left)
+        if not starts:
+            return None
+        factors = [left[a:b] for a, b in zip(starts, [*starts[1:], len(left)])]
         end = _depth_end(right[1:], ("([{", ")]}")) + 2
-        return left[:start], left[start:first_end], "", right[:end], right[end:]
+        return left[: starts[0]], factors, "", right[:end], right[end:]
     return None
 
 
@@ -79,26 +86,56 @@ def with_length(text: str, letter: str, length: int) -> str | None:
     """The text with the dots filled in and `letter` = `length` everywhere."""
     if text.count(_DOTS) == 1:
         series = _parts(text)
-        index = _index(series[1], series[3]) if series else None
+        index = _index(series[1][0], series[3]) if series else None
         if index is None:
             return None
-        head, _, operator, _, tail = series
-        before, after, low, high = index
-        ends = [length if e == letter else int(e) if e.isdigit() else None
-                for e in (low, high)]  # fmt: skip
-        # Every term is a formula to parse.
-        if None in ends or abs(ends[1] - ends[0]) > 50:
+        head, shown, operator, _, tail = series
+        before, after, *ends = index
+        low, high = (
+            length if end == letter else int(end) if end.isdigit() else None
+            for end in ends
+        )
+        if None in (low, high) or max(abs(high - low), len(shown)) > _MOST:
             return None
         # Downwards, too: `a_k + \dots + a_1`.
-        step = 1 if ends[0] <= ends[1] else -1
-        terms = [f"{before} {k} {after}" for k in range(ends[0], ends[1] + step, step)]
+        step = 1 if low <= high else -1
+
+        def term(place: int) -> str:
+            return " ".join([*before, str(place), *after])
+
+        # `1 + 4 + 9 + \dots + n` is not the sum of 1 to n.
+        for k, one in enumerate(shown[1:], start=1):
+            at_length = _put_in(one, letter, length)
+            expected = low + k * step
+            place = _place(one, before, after, letter, length)
+            if place != expected and not scalars.same_value(term(expected), at_length):
+                return None
+        terms = [term(place) for place in range(low, high + step, step)]
         text = f"{head} {operator.join(terms)} {tail}"
+    return _put_in(text, letter, length)
+
+
+def _put_in(text: str, letter: str, length: int) -> str:
+    # `2n` is 2 times 4, and not 24.
+    text = re.sub(rf"(?<=[\d)}}])\s*(?={letter}(?![A-Za-z]))", r"\\cdot ", text)
     return substitute(text, letter, str(length))
+
+
+def _place(term: str, before: list[str], after: list[str], letter: str, length: int):
+    """The index of a term, length - 1 for `a_{k-1}`; None if it is of another sort."""
+    tokens = _TOKEN.findall(term)
+    end = len(tokens) - len(after)
+    if tokens[: len(before)] != before or tokens[end:] != after:
+        return None
+    found = _PLACE.fullmatch("".join(tokens[len(before) : end]))
+    if not found or found[2] not in (None, letter):
+        return None
+    return int(found[1]) if found[1] else length + int(found[3] or 0)
 
 
 def end_letter(text: str) -> str | None:
     """The letter that the series runs to (or from)."""
     series = _parts(text) if text.count(_DOTS) == 1 else None
-    index = _index(series[1], series[3]) if series else None
+    index = _index(series[1][0], series[3]) if series else None
     ends = [e for e in index[2:] if re.fullmatch("[A-Za-z]", e)] if index else []
     return ends[0] if len(ends) == 1 else None

@@ -132,8 +132,8 @@ def _folded(values: list[Indicator | None], marks: list[str]) -> Indicator | Non
         if total is None or value is None or len(total) * len(value) > _MOST:
             return None
         # From the right, the value so far is what an arrow points to.
-        pair = (value, total) if mark in _ARROWS else (total, value)
-        total = _joined(mark, *pair)
+        left, right = (value, total) if mark in _ARROWS else (total, value)
+        total = _joined(mark, left, right)
     return total
 
 

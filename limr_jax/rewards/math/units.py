@@ -208,7 +208,7 @@ _OPTION = re.compile(r"\(?[A-J]\)?[:.]?\s*(?:\\text\{\s*|\s)[A-Za-z]{2}")
 
 
 def split_unit(text: str) -> tuple[str, str]:
-    """A cleaned item as (value, unit words); the unit is '' where there is none.
+    r"""A cleaned item as (value, unit words); the unit is '' where there is none.
 
     Words that are no known unit, no known noun and no known phrase stay in the value,
     which then is none: `5 \text{ squared}` is not 5.

@@ -1,8 +1,9 @@
 r"""Readings of a pair of answers, from the strictest to the loosest.
 
-A qualifier that only one side has is dropped ("for every integer k"), the free integer
-of a family may have any letter, and a unit that only one side names is no difference.
-Strings in, strings out; what is the same is not decided here.
+A qualifier that only one side has is dropped ("for every integer k"), and so is a
+modulus; a comma may be a decimal point; the free integer of a family, and constants of
+integration, may have any letters. Strings in, strings out; what is the same is not
+decided here, and units are dropped by `compare`.
 """
 
 import itertools
@@ -16,13 +17,14 @@ def variants(ref: str, pred: str) -> Iterator[tuple[str, str]]:
     """Ever looser readings of the pair, each applied to both sides."""
     yield ref, pred
     yield _decimal_comma(ref, pred)
-    short = _unqualified(*_without_modulus(ref, pred))
-    yield short[0], short[1]
-    renamed = _renamed(ref, pred, short)
+    ref_value, pred_value = _without_modulus(ref, pred)
+    ref_short, pred_short = _unqualified(ref_value, pred_value)
+    yield ref_short, pred_short
+    renamed = _renamed(ref, pred, (ref_short, pred_short))
     if renamed:
         yield renamed
     # Last, as it tries several assignments, each with its own comparison.
-    yield from _other_constants(*short)
+    yield from _other_constants(ref_short, pred_short)
 
 
 _CONGRUENT = re.compile(
@@ -101,12 +103,13 @@ _QUALIFIER = re.compile(
 )
 
 
-def _unqualified(ref: str, pred: str) -> list[str]:
+def _unqualified(ref: str, pred: str) -> tuple[str, str]:
     """Without 'for every integer k', unless both qualify and one holds a value."""
     qualifiers = [_QUALIFIER.search(t) for t in (ref, pred)]
     if all(qualifiers) and any(re.search(r"[\d=]", m.group()) for m in qualifiers):
-        return [ref, pred]
-    return [_QUALIFIER.sub("", t).rstrip(" ,;(") for t in (ref, pred)]
+        return ref, pred
+    mine, yours = (_QUALIFIER.sub("", t).rstrip(" ,;(") for t in (ref, pred))
+    return mine, yours
 
 
 _ANY_NUMBER = re.compile(r"integer|\\mathbb\s*\{?[ZNR]|\bnatural\b|constant|arbitrary")
@@ -114,7 +117,7 @@ _COUNTERS = set("kmnltpNKZ")  # run over the integers where π shows a period
 _CONSTANTS = set("ABCDcKk")  # of integration
 
 
-def _renamed(ref: str, pred: str, short: list[str]) -> tuple[str, str] | None:
+def _renamed(ref: str, pred: str, short: tuple[str, str]) -> tuple[str, str] | None:
     """A family's free number may have any letter: n π and k π, t and x in Z."""
     values = [re.sub(r"^[^=]*=", "", t) if "=" in t else t for t in short]
     mine, yours = variables(values[0]), variables(values[1])

@@ -153,9 +153,12 @@ def _names(sentence: str, words: str) -> bool:
         return False
     every = [w for w in every if w not in _IDLE]
     n = len(few)
+    # In '5 even at all' no word but these says anything; what does is the 5.
+    if len(every) <= n:
+        return False
     # 'Petya and Vasya', 'Petya's dog': the subject is more than these words.
     starts = every[:n] == few and every[n] not in ("and", "or", "of", "s")
     verbs = ("is", "are", "be", "was", "were")
-    ends = every[-n:] == few and len(every) > n and every[-n - 1] in verbs
+    ends = every[-n:] == few and every[-n - 1] in verbs
     within = n > 1 and any(every[k : k + n] == few for k in range(len(every)))
     return starts or ends or within

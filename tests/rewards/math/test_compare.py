@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import pytest
 
 from limr_jax.data.boxed import boxed_answer, boxes
-from limr_jax.rewards.math import compare, extract, normalise
+from limr_jax.rewards.math import compare, extract, normalise, notation
 from limr_jax.rewards.math.forms import parse_form
 from limr_jax.rewards.math.literals import numbers_agree, parse_number
 
@@ -83,6 +83,29 @@ DIFFERENT = [
 ]  # fmt: skip
 
 
+_SQUARE = r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"
+_ROW, _COLUMN = (
+    r"\begin{pmatrix}1&2&3\end{pmatrix}",
+    r"\begin{bmatrix}1\\2\\3\end{bmatrix}",
+)
+MATRICES = [  # (reference, prediction, same)
+    (_SQUARE, "(1,2,3,4)", False), ("(1,2,3,4)", _SQUARE, False),
+    (_SQUARE, "[1,2,3,4]", False), (_SQUARE, r"\langle 1,2,3,4 \rangle", False),
+    ("[[1,2],[3,4]]", "(1,2,3,4)", False), (_SQUARE, "[[1,2],[3,4]]", True),
+    (r"\begin{bmatrix}1&2&3\\4&5&6\end{bmatrix}", "(1,2,3,4,5,6)", False),
+    (r"A = \left[\begin{array}{cc}1&2\\3&4\end{array}\right]", "(1,2,3,4)", False),
+    ("(1,2,3)", _ROW, True), (f"2{_SQUARE}", "(2,4,6,8)", False),
+    (_ROW, "(1,2,3)", True), (_COLUMN, "[1, 2, 3]", True),
+    (_ROW, _COLUMN, False), (_COLUMN, "(1,3,2)", False),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", "[1,2)", False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("reference, prediction, same", MATRICES)
+def test_a_matrix_of_rows_and_columns_is_no_tuple(reference, prediction, same):
+    assert bool(compare.same_answer(reference, prediction)) is same
+
+
 @pytest.mark.parametrize("reference, prediction", SAME)
 def test_same(reference, prediction):
     assert compare.same_answer(reference, prediction)
@@ -91,6 +114,33 @@ def test_same(reference, prediction):
 @pytest.mark.parametrize("reference, prediction", DIFFERENT)
 def test_different(reference, prediction):
     assert compare.same_answer(reference, prediction) is None
+
+
+@pytest.mark.parametrize(
+    "reference, prediction, same",
+    [
+        (r"\text{even at all in any}", r"\text{even}", True),
+        (r"5 \text{even at all in any}", r"\text{even}", False),
+        (r"x + 1 \text{odd an the}", "odd", False),
+        (r"7 \text{red balls at all in}", "red balls", False),
+        (r"\text{Petya wins the game}", "Petya", True),
+    ],
+)
+def test_idle_words_behind_the_words(reference, prediction, same):
+    """They raised an IndexError, which makes a verdict invalid."""
+    assert bool(compare.same_answer(reference, prediction)) is same
+
+
+@pytest.mark.parametrize(
+    "written, plain",
+    [
+        (r"\num{1.5e3}{x}", r"1.5\cdot 10^{3}{x}"), (r"\num{12}", "12"),
+        (r"\qty{5}{\kilo\metre}", r"5 \text{ km}"),
+        (r"\si{\metre}{x}", r"\text{ m}{x}"),
+    ],
+)  # fmt: skip
+def test_siunitx_with_and_without_a_second_group(written, plain):
+    assert notation.standard_notation(written) == plain
 
 
 def test_last_balanced_box_of_a_response():
@@ -142,6 +192,29 @@ def test_boxes_with_and_without_braces_and_behind_thinking(text, answer):
 )
 def test_bare_answers(text, answer):
     assert (extract.bare_answers(text) or [None])[0] == answer
+
+
+@pytest.mark.parametrize(
+    "gap",
+    [
+        " and ", ",", ", and ", ", or ", "; and ", "$, and $", r",\,", r"\text{, and }",
+        r",\quad\text{and}\quad ", ",\nand ", ", and/or ", ", and, ", ", and $y=$ ",
+        ", and the other root is ",
+    ],
+)  # fmt: skip
+def test_boxes_with_one_join_between_them_are_a_list(gap):
+    assert extract.joined_boxes(rf"\boxed{{1}}{gap}\boxed{{2}}") == "1 , 2"
+
+
+@pytest.mark.parametrize(
+    "gap", [", 5 and ", " and 5 and ", ", and we get ", ", so ", ", and therefore "]
+)
+def test_boxes_with_more_between_them_are_none(gap):
+    assert extract.joined_boxes(rf"\boxed{{1}}{gap}\boxed{{2}}") == "2"
+
+
+def test_formulas_with_a_semicolon_between_them_are_a_list():
+    assert extract.bare_answers("the two roots are $1$; $2$")[0] == "1 , 2"
 
 
 def test_chosen_letter():
