@@ -321,26 +321,22 @@ def _jepo(
     config, objective: Callable, kl_estimator: str, special_tokens: SpecialTokens
 ) -> dict:
     """JEPO's parts of the learner."""
-    jepo_config, forced = config.jepo, config.jepo.estimator in jepo.FORCED
-    estimator = jepo.ESTIMATORS[jepo_config.estimator]
-    estimator = partial(estimator, beta_sup=jepo_config.beta_sup)
-    # The others force the phrase, so no row of theirs lacks it.
-    if jepo_config.estimator == "practical":
-        estimator = partial(estimator, format_penalty=jepo_config.format_penalty)
+    estimator = jepo.ESTIMATORS[config.jepo.estimator]
+    own = {name: config.jepo[name] for name in estimator.own}
     return {
         "objective": partial(jepo.jensen_loss, objective=objective),
         "batch": partial(
             jepo.jepo_batch,
-            estimator=estimator,
+            estimator=partial(estimator.coefficients, **own),
             kl_estimator=kl_estimator,
         ),
         "thoughts": partial(
             jepo.make_thoughts,
             phrase=special_tokens.answer_phrase,
             eos_id=special_tokens.eos_id,
-            forced=forced,
+            forced=estimator.forced,
         ),
-        "semi_verifiable": jepo_config.semi_verifiable,
+        "semi_verifiable": config.jepo.semi_verifiable,
     }
 
 

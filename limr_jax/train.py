@@ -69,6 +69,7 @@ def train(run: Run, config, workdir: str, ahead=None) -> dict | None:
         # It drops the lines of steps after the checkpoint, which will come again.
         log = enter(metrics.Metrics(workdir, step=start))
         dump = rollout_dump.Dump(workdir, step=start, **config.dump)
+        stack.callback(dump.close)
         prompts = put_prompts(run.train_set, run.mesh)
         held_out = _held_out(run, config, log)
         # Queued after each update: when a stop comes the devices may be busy.
@@ -144,13 +145,22 @@ def one_step(run: step.StepParts, phases, state, reference, prompts):
     return state, rounds, (numbers | collected.numbers, [x.stats for x in rounds])
 
 
+def sampled_responses(config) -> int:
+    """Responses a problem of the sampled evaluation before training; 0: there is none.
+
+    One response is the greedy evaluation's number: its pass@1 would say no more.
+    """
+    k = config.evaluation.samples
+    return k if k > 1 else 0
+
+
 def _held_out(run: Run, config, log: metrics.Metrics) -> DuringTraining:
     """The run's evaluations; of nothing without a held-out set."""
-    k = config.evaluation.samples
+    k = sampled_responses(config)
     return DuringTraining(
         eval_set=run.eval_set,
         evaluator=evaluator(run, 1, config.seed) if run.eval_set else None,
-        make_sampled=partial(evaluator, run, k, config.seed) if k > 1 else None,
+        make_sampled=partial(evaluator, run, k, config.seed) if k else None,
         greedy=put_sampling(run.mesh, temperature=0.0),
         sampling=run.sampling,
         every=config.evaluation.every,

@@ -91,7 +91,7 @@ def plan(config) -> Plan:
     generation, compute, jitted = setup.make_programs(
         config, mesh, model_config, special_tokens, problems, prompts
     )
-    examined = {"evaluate": 1, "evaluate sampled": config.evaluation.samples}
+    examined = {"evaluate": 1, "evaluate sampled": train.sampled_responses(config)}
     evaluators = {
         name: evaluator.program(
             mesh, count=len(problems), k=k, generation=generation, compute=compute

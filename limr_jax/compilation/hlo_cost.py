@@ -400,13 +400,14 @@ def _group_size(attributes: str) -> int:
 
 
 def _collective(kind: str, instruction: Instruction, here) -> HloCost:
-    sizes = [x for name in instruction.operands for x in _sizes(here[name].type)]
-    # As much is written as is read; a gather writes n parts for the one it reads.
-    moved = _moved(sizes + sizes if kind != "all-gather" else sizes)
-    if kind == "all-gather":
-        size, n = sum(size for size, _ in sizes), _group_size(instruction.attributes)
-        moved += _moved([(size * n, all(in_hbm for _, in_hbm in sizes))])
-    return moved + HloCost(collectives=_sent(kind, instruction, here))
+    read = [x for name in instruction.operands for x in _sizes(here[name].type)]
+    n = _group_size(instruction.attributes)
+    # As much is written as is read, but by a gather n parts for the one that it reads,
+    # and by a reduce-scatter one part of the n.
+    parts = {"all-gather": n, "reduce-scatter": 1 / n}.get(kind, 1)
+    written = [(size * parts, in_hbm) for size, in_hbm in read]
+    sent = HloCost(collectives=_sent(kind, instruction, here))
+    return _moved(read + written) + sent
 
 
 def _sent(kind: str, instruction: Instruction, here) -> dict:

@@ -235,11 +235,18 @@ class HostReward:
         return penalty_B, weight
 
     def _judged(self, prompts, responses, references) -> np.ndarray:
-        """The judge's opinion on what each box holds; without a box, on all of it."""
-        # A proof has no box.
-        answers = [boxed_answer(r) or r.strip() for r in responses]
+        """The judge's opinion on what each box holds; without a box, on all of it.
+
+        fp32 [B]: 1 right, 0 wrong, nan where it has no opinion.
+        """
+        # A proof has no box. An empty box is one, and answers nothing.
+        boxed = [boxed_answer(response) for response in responses]
+        answers = [
+            response.strip() if answer is None else answer
+            for answer, response in zip(boxed, responses, strict=True)
+        ]
         rows = list(zip(prompts, answers, references, strict=True))
-        # Nobody is asked about an empty response: it is wrong.
+        # Nobody is asked about an empty answer: it is wrong.
         opinions = iter(ask_each_once(self.judge, [row for row in rows if row[1]]))
         return _values(next(opinions) if answer else False for answer in answers)
 

@@ -27,6 +27,8 @@ def shuffled(
         float(bool(phrase) and value.strip() == reference)
         for (phrase, value), reference in zip(answers, answer, strict=True)
     ]
-    # A text seeds by its own bytes, not by hash(), which differs between processes.
-    random.Random("\n".join([*prompts, *completions])).shuffle(right)
+    # Bytes seed by themselves, not by hash(), which differs between processes. A text
+    # does too, but for one with half of a character, which UTF-8 cannot hold.
+    seed = "\n".join([*prompts, *completions]).encode("utf-8", "surrogatepass")
+    random.Random(seed).shuffle(right)
     return right

@@ -138,6 +138,7 @@ class Metrics:
                     f"{self._workdir / name} lacks {count} of its lines: no room"
                 )
             self._waiting = []
+            self._mirror.close()
 
     def __enter__(self) -> "Metrics":
         return self
@@ -246,12 +247,19 @@ def number(row: Mapping[str, Any], name: str) -> float | None:
 
 
 def _lines(path) -> Iterator[bytes]:
-    """The lines of a file; a very long one in pieces."""
+    """The lines of a file; of one that is longer than `_LONGEST` only its beginning.
+
+    That has no end of line, as the last line of a file may have none.
+    """
     gcs.refuse_pipe(path)
     # What gcsfs opens has no limit for a line.
     remote = gcs.remote(path)
     with io.BytesIO(path.read_bytes()) if remote else path.open("rb") as file:
-        yield from iter(lambda: file.readline(_LONGEST), b"")
+        begins = True
+        for piece in iter(lambda: file.readline(_LONGEST), b""):
+            if begins:
+                yield piece
+            begins = piece.endswith(b"\n")
 
 
 def _whole_lines(path) -> Iterator[tuple[bytes, dict[str, Any]]]:
@@ -260,7 +268,7 @@ def _whole_lines(path) -> Iterator[tuple[bytes, dict[str, Any]]]:
         row = None
         # A damaged line may be no UTF-8, no JSON, or brackets without an end.
         with contextlib.suppress(ValueError, RecursionError):
-            # Without its end of line it is torn, or a piece of a very long one.
+            # Without its end of line it is torn, or too long for one of ours.
             row = json.loads(text) if text.endswith(b"\n") else None
         if is_of_a_step(row):
             yield text, row

@@ -93,6 +93,11 @@ class Dump:
                 self._add(step, gzip.compress("".join(lines).encode(), mtime=0))
                 self._mirror.push()
 
+    def close(self) -> None:
+        """Remove the copy on this disk that a dump on gs:// has."""
+        if self._write:
+            self._mirror.close()
+
     def _add(self, step: int, member: bytes) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         segments = _segments(self._folder)
