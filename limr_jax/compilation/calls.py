@@ -34,6 +34,7 @@ from limr_jax.rewards.types import Graded
 from limr_jax.rollout.sampling import sampling_of
 from limr_jax.rollout.slots import SlotPlan
 from limr_jax.rollout.types import GenerateConfig, Rollout
+from limr_jax.samplers.from_config import stand_ins
 from limr_jax.sharding import REPLICATED, make_mesh
 from limr_jax.step import Recording, StepParts
 
@@ -211,10 +212,9 @@ def _problems(config, mesh) -> tuple[Problems, Prompts]:
             f"{config.prompts_per_step}) and slice.answer_length={answer} (at least "
             "1) stand in for data.train; give both"
         )
-    names = tuple(map(str, range(count)))
-    problems = Problems("stand-ins", names, names, (None,) * count, names, {})
     length = config.rollout.max_prompt_length
-    return problems, prompt_shapes(mesh, count, length, answer)
+    shapes = prompt_shapes(mesh, count, length, answer)
+    return stand_ins(config.sampler, count), shapes
 
 
 def prompt_shapes(mesh, count: int, length: int, answer_length: int) -> Prompts:
