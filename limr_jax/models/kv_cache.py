@@ -122,7 +122,7 @@ def write_column(kv, new, column, index):
 
 
 def read_columns(kv, width: int, index):
-    """A layer's keys [B, K, C, width] and values [B, K, width, C], of the first columns.
+    """The first columns of a layer: keys [B, K, C, width], values [B, K, width, C].
 
     kv, index: as `write_column` takes them.
     """

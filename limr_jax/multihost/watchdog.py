@@ -123,7 +123,10 @@ class Watch:
             stop.decide(max(begun))
 
     def _judge(self) -> None:
-        """Apart from `_beat`, whose calls may hang where the coordinator does."""
+        """Call `end` once, with a line that names the process that is gone; a thread.
+
+        It is apart from `_beat`, whose calls may hang where the coordinator does.
+        """
         start = time.monotonic()
         while not self._over.wait(BEAT_SECONDS):
             now = time.monotonic()

@@ -80,7 +80,11 @@ def json_line(row: Mapping) -> str:
 
 
 def append(path: pathlib.Path, data: bytes) -> None:
-    """Add the bytes at the file's end, all of them or none; OSError: none."""
+    """Add the bytes at the file's end, or make the file of them.
+
+    Raises:
+      OSError: not all of them could be written; then the file is as long as before.
+    """
     size = path.stat().st_size if path.exists() else 0
     try:
         with open(path, "ab") as file:
@@ -178,7 +182,11 @@ class Lenient:
 
 
 def plain(value: Any) -> Any:
-    """A scalar, list or dict of Python's own, of an array or a NumPy scalar."""
+    """The value in Python's own scalars, lists and dicts, as JSON takes them.
+
+    Arrays and NumPy's scalars become such, within mappings, lists and tuples too; a
+    mapping's keys become texts.
+    """
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

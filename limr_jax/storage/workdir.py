@@ -48,6 +48,9 @@ def claim(
 ) -> None:
     """Make the workdir this run's, or check that it is; before anything is written.
 
+    All processes call it, process 0 writes; it waits for all of them, and raises as
+    `agree.barrier` too.
+
     identity: nested, as JSON can hold it: `config` (with every field), `version`, …,
     and `content`, which maps fields (`data.train` of the config, or of the identity
     itself) to digests of what they name. A folder that is not there, or is empty,
