@@ -46,8 +46,14 @@ def train(run: Run, config, workdir: str, ahead=None) -> dict | None:
     called.
 
     Returns the result (kept in result.json too), or None after SIGTERM: then the state
-    after the last update is saved, and the same call goes on from there. Likewise
-    before a GradingFailed is raised.
+    after the last update is saved, and the same call goes on from there.
+
+    Raises:
+      InputError: the workdir is another run's, or cannot be read or written; none of
+        its checkpoints is whole; a step's loss or gradient is no finite number.
+      host.GradingFailed: the hosts could not grade a step. The state before it is
+        saved first.
+      agree.Diverged: the processes differ in what they are about to do.
     """
     # Whatever a reward function makes the current folder.
     workdir = workdir_path(workdir, ())
@@ -97,7 +103,8 @@ def train(run: Run, config, workdir: str, ahead=None) -> dict | None:
                     run, phases, state, reference, prompts
                 )
                 digests = array_digest.queue(state)
-                numbers = phases.finish(*on_host(numbers))
+                numbers, stats = on_host(numbers)
+                numbers = phases.finish(numbers, stats)
                 if dump.keeps:
                     dump.add(done, _rows(run, rounds))
                 del rounds  # the next evaluation's rollouts take their memory
