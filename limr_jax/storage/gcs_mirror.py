@@ -12,6 +12,7 @@ import weakref
 
 from etils import epath
 
+from limr_jax import console
 from limr_jax.errors import InputError
 from limr_jax.storage import gcs
 
@@ -22,7 +23,7 @@ class Mirror:
     A run writes in `folder`, which is `workdir` itself where that is local. patterns:
     the files that are followed, as in glob. Where the remote folder has some they are
     fetched at once; `push` copies what has changed since, and removes what is gone.
-    After `close`, or with the Mirror, the local copy is gone.
+    `close` removes the local copy, which else goes with the Mirror.
 
     Raises:
       InputError: the files that are there cannot be fetched.
@@ -75,8 +76,12 @@ class Mirror:
         self._pushed = now
 
     def close(self) -> None:
-        """Remove the local copy of a remote folder; what is not pushed is lost."""
-        if self._remote is not None:
-            # A later push would take the files for gone, and remove the remote ones.
-            self._remote = None
-            self._remove()
+        """Remove the local copy of a remote folder, unless a push of it has failed."""
+        if self._remote is None:
+            return
+        if self._stamps() != self._pushed:
+            self._remove.detach()
+            console.warn(f"{self._remote} lacks what lies in {self.folder}")
+        self._remove()
+        # A later push would take the files for gone, and remove the remote ones.
+        self._remote = None

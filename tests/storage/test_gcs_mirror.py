@@ -6,6 +6,7 @@ With a bucket, and the arrays in it: test_gcs.py.
 import contextlib
 import json
 import runpy
+import shutil
 import tempfile
 
 import fsspec
@@ -69,6 +70,20 @@ def test_a_folder_is_followed_and_fetched(bucket):
     del other
     assert not any(folder.exists() for folder in folders)
     assert (bucket / "a.txt").exists()
+
+
+def test_what_could_not_be_pushed_stays_on_this_disk(bucket, capsys):
+    mirror = Mirror(RUN, "*.txt")
+    (mirror.folder / "a.txt").write_text("1")
+    bucket.rmdir()
+    bucket.write_text("no folder")
+    with pytest.raises(InputError):
+        mirror.push()
+    mirror.close()
+    warned = f"warning: {RUN} lacks what lies in {mirror.folder}\n"
+    assert capsys.readouterr().err == warned
+    assert (mirror.folder / "a.txt").read_text() == "1"
+    shutil.rmtree(mirror.folder)
 
 
 def test_a_local_folder_is_itself(tmp_path):
