@@ -155,7 +155,7 @@ def one_step(run: step.StepParts, phases, state, reference, prompts):
 def sampled_responses(config) -> int:
     """Responses a problem of the sampled evaluation before training; 0: there is none.
 
-    One response is the greedy evaluation's number: its pass@1 would say no more.
+    Of one response pass@k would hardly say more than the greedy evaluation does.
     """
     k = config.evaluation.samples
     return k if k > 1 else 0

@@ -102,6 +102,7 @@ class _Worker:
             # `close` notes before it kills: it has come too early for this process, or
             # finds it in `self.process`.
             if ending.comes():
+                self.process = None
                 _end(process)
                 return "it was ended", False
             self._buffer = b""
