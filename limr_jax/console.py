@@ -75,12 +75,12 @@ class Stream:
 
     def write(self, text: str) -> int:
         """Write as much as the stream takes; the whole text counts as written."""
-        shape = shown(text) if self._escape else text
+        as_shown = shown(text) if self._escape else text
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
         with self._tolerant():
             # "→" becomes "\u2192" where the stream is ASCII, and no exception.
             self._stream.write(
-                shape.encode(encoding, "backslashreplace").decode(encoding)
+                as_shown.encode(encoding, "backslashreplace").decode(encoding)
             )
         return len(text)
 
@@ -200,8 +200,9 @@ def progress(
             last = now
             spent, of, left = now - start, "", ""
             if total is not None:
-                of, rest = f"/{total}", spent * (total / done - 1)
-                left = f", {rest:.0f} s left"
+                of = f"/{total}"
+                if done:  # else nothing says how fast it goes
+                    left = f", {spent * (total / done - 1):.0f} s left"
             print(f"{label} {done}{of} {unit}s, {spent:.0f} s{left}", file=stream)
             stream.flush()
 

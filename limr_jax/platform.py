@@ -237,7 +237,7 @@ def as_launched(text: str) -> str:
     """
     return re.sub(
         r"python (launch/\w+\.py)",
-        lambda found: " ".join(["python", *launch_words(found[1])]),
+        lambda match: " ".join(["python", *launch_words(match[1])]),
         text,
     )
 

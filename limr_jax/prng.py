@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 # Each purpose has a stream of its own, so that an evaluation more changes no rollout.
-# The numbers are part of every run's identity: only append. Number 4 was the
-# bootstrap's, which is gone.
+# The numbers are part of every run's identity: only append. Number 4 stays unused:
+# there are runs that drew intervals from it, and no other draw may repeat theirs.
 STREAMS = {"init": 0, "sampler": 1, "rollout": 2, "eval": 3, "minibatch": 5}
 
 

@@ -1,10 +1,17 @@
 """Every jitted program of a run, made once, with its shardings and donation.
 
-`train.one_step` calls exactly these objects, in this order: draw, generate, grade (or
-the host's graders), observe, collect (with a sampler that keeps only some groups: these
-five once a round), reference (with KL only), values (with a critic only), thoughts
-(with JEPO only), update. Where a step has several calls of generate, split comes before
-the first, join after the last, and join_grades when all are graded.
+A run calls these objects and no copies of them, so that what is compiled ahead, or
+reported, is what runs. At its start: copy (with KL only), and of a new run init. For a
+held-out set: grade_eval, or the hosts' graders. Then `train.one_step`,
+
+    each round  draw, split, generate, join, grade (or the hosts' graders), join_grades,
+                observe, collect
+    each step   reference (with KL only), values (with a critic only), thoughts (with
+                JEPO only), update
+
+split, join and join_grades are there where a round has several calls of generate,
+collect and further rounds where a sampler keeps only some groups. Without collect,
+reference and values come before grade: so the devices work while hosts grade.
 """
 
 import dataclasses
@@ -253,7 +260,8 @@ def _nothing_waits(generate, *, sampler: PromptSampler, params, prompts, phrase)
         graded = in_graph.grade(written, drawn, phrase=phrase)
         return drawn, written, graded
 
-    return group_buffer.empty(*jax.eval_shape(one_round, params, prompts))
+    drawn, written, graded = jax.eval_shape(one_round, params, prompts)
+    return group_buffer.empty(drawn, written, graded)
 
 
 def _collector(sampler: PromptSampler, max_age: int, at) -> Callable | None:

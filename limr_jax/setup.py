@@ -95,10 +95,10 @@ def set_up(config) -> Run:
         host_prompts(train_set),
     )
 
-    def grader(problem_set, by_tokens, graded=host_reward):
-        if graded is None or problem_set is None:
+    def grader(problem_set, by_tokens, reward):
+        if reward is None or problem_set is None:
             return by_tokens
-        return HostGrader(mesh, tokenizer, problem_set.problems, graded)
+        return HostGrader(mesh, tokenizer, problem_set.problems, reward)
 
     warn_of_filters(config.rollout)
     return Run(
@@ -111,7 +111,7 @@ def set_up(config) -> Run:
         programs=jitted,
         # Only where a sampler keeps some groups is there a second round.
         max_rounds=config.sampler.dynamic.max_rounds if jitted.collect else 1,
-        grade=grader(train_set, jitted.grade),
+        grade=grader(train_set, jitted.grade, host_reward),
         grade_eval=grader(eval_set, jitted.grade_eval, held_out_reward),
         sampling=sampling,
         # On the devices once: in the loop a NumPy value in a call is an error.
@@ -137,19 +137,19 @@ def make_programs(
     prompts: the set's arrays or their shapes. Nothing is put on the mesh's devices: it
     may be a slice that is not there.
     """
-    lengths = config.rollout.max_prompt_length, config.rollout.max_response_length
+    prompt_length = config.rollout.max_prompt_length
+    response_length = config.rollout.max_response_length
     check_length(
         config.model,
         model_config,
-        tokens=sum(lengths),
-        what="rollout.max_prompt_length={} + rollout.max_response_length={}".format(
-            *lengths
-        ),
+        tokens=prompt_length + response_length,
+        what=f"rollout.max_prompt_length={prompt_length} + "
+        f"rollout.max_response_length={response_length}",
     )
     compute = compute_config(config.model, model_config, mesh)
     generation = GenerateConfig(
         group=config.group_size,
-        response_length=config.rollout.max_response_length,
+        response_length=response_length,
         # 0: every rollout of the step has its own slot.
         slots=config.rollout.slots or config.prompts_per_step * config.group_size,
         compactions=config.rollout.compactions,
@@ -232,7 +232,8 @@ def load_sets(config, tokenizer):
     eval_set = load_problems(data.eval, **places) if data.eval else None
     # Before `fit` leaves out long prompts, so that these are compared as well.
     if not data.allow_overlap:
-        refuse_held_out(train_set, *filter(None, [eval_set]), **places)
+        held_out = [eval_set] if eval_set else []
+        refuse_held_out(train_set, *held_out, **places)
     train_set, eval_set = fit(train_set), fit(eval_set) if eval_set else None
     # These compare with a reference; a function of a user's need not.
     compares = {"token", "math", "limr", "judge"} & host.parse_spec(
@@ -321,26 +322,22 @@ def _jepo(
     config, objective: Callable, kl_estimator: str, special_tokens: SpecialTokens
 ) -> dict:
     """JEPO's parts of the learner."""
-    jepo_config, forced = config.jepo, config.jepo.estimator in jepo.FORCED
-    estimator = jepo.ESTIMATORS[jepo_config.estimator]
-    estimator = partial(estimator, beta_sup=jepo_config.beta_sup)
-    # The others force the phrase, so no row of theirs lacks it.
-    if jepo_config.estimator == "practical":
-        estimator = partial(estimator, format_penalty=jepo_config.format_penalty)
+    estimator = jepo.ESTIMATORS[config.jepo.estimator]
+    own = {name: config.jepo[name] for name in estimator.own}
     return {
         "objective": partial(jepo.jensen_loss, objective=objective),
         "batch": partial(
             jepo.jepo_batch,
-            estimator=estimator,
+            estimator=partial(estimator.coefficients, **own),
             kl_estimator=kl_estimator,
         ),
         "thoughts": partial(
             jepo.make_thoughts,
             phrase=special_tokens.answer_phrase,
             eos_id=special_tokens.eos_id,
-            forced=forced,
+            forced=estimator.forced,
         ),
-        "semi_verifiable": jepo_config.semi_verifiable,
+        "semi_verifiable": config.jepo.semi_verifiable,
     }
 
 

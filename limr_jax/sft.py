@@ -44,7 +44,7 @@ from limr_jax.storage.workdir import claim
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """Packed rows: several texts a row, none cut. R rows, S columns."""
+    """Packed rows: several texts a row, none cut. R rows, W columns."""
 
     tokens_RW: np.ndarray  # int32
     position_RW: np.ndarray  # int32, from 0 in each text; -1 = padding
@@ -123,7 +123,10 @@ def pack(
 
 
 def batches(texts: Texts, *, rows: int, seed: int) -> Iterator[PackedBatch]:
-    """Batches without end: every row once an epoch, in a new order each epoch.
+    """Batches without end, of packed rows in a new random order each epoch.
+
+    rows: R, of a batch. A row comes once an epoch at most: where R does not divide the
+    packed rows, those that an order has over are not in its epoch.
 
     Raises:
       InputError: fewer packed rows than a batch has.
@@ -140,7 +143,6 @@ def batches(texts: Texts, *, rows: int, seed: int) -> Iterator[PackedBatch]:
     return (
         _batch(texts, order[i : i + rows])
         for order in orders
-        # Rows that do not fill an order's last batch are not in that epoch.
         for i in range(0, count - rows + 1, rows)
     )
 

@@ -68,7 +68,14 @@ class Collected(NamedTuple):
 
 
 def draw(run: StepParts, phases, state: State, prompts) -> tuple[State, PromptBatch]:
-    """The step's problems, as the sampler chooses them; all hosts agree on them."""
+    """The state after a draw, and the P problems that the sampler has chosen.
+
+    prompts: the training set on the devices.
+
+    Raises:
+      agree.Diverged: other processes are at another step, or have drawn others.
+      preemption.Stopped: the processes have agreed to stop.
+    """
     sampler, drawn = phases("draw", run.programs.draw, state, prompts, run.seed)
     # Hosts that drew other problems would hang in the next collective, or spoil it.
     phases.agree(run.fingerprint, state.step, drawn.ids_P)
@@ -79,6 +86,10 @@ def generate(run: StepParts, phases, state: State, drawn: PromptBatch) -> Genera
     """G rollouts of each problem, in one or several calls.
 
     The hosts grade the rollouts of a call while the devices are at the next one's.
+
+    Raises:
+      host.GradingFailed: the hosts could not grade one of the earlier calls.
+      preemption.Stopped: the processes have agreed to stop.
     """
     programs, params = run.programs, state.train.params
 
@@ -116,9 +127,14 @@ def grade(run: StepParts, phases, generated: Generated, queued: dict) -> Graded:
 
     queued: what `queue_scores` has queued on the devices; it is waited for first, so
     that each phase has its own seconds.
+
+    Raises:
+      host.GradingFailed: the hosts could not grade the rollouts.
+      preemption.Stopped: the processes have agreed to stop.
     """
+    rollout, drawn = generated.ungraded
     # Hosts grade in this line, while the devices are at what is queued.
-    last = phases.start("grade", run.grade, *generated.ungraded)
+    last = phases.start("grade", run.grade, rollout, drawn)
     for name, scores in queued.items():
         phases.wait(name, scores)
     grades = phases.wait("grade", [*generated.grades, last])
@@ -145,7 +161,7 @@ def collect(
 
     before: what the step's earlier rounds came to; None in its first.
     """
-    drawn, rollout, graded = groups = rounds[-1].groups
+    groups = rounds[-1].groups
     if not run.programs.collect:
         return state, Collected(groups, None, {}, whole=True)
     pool, surplus, numbers = phases(
@@ -155,16 +171,17 @@ def collect(
         before.pool if before else state.surplus,
         state.sampler,
         state.step,
-        drawn,
-        rollout,
-        graded,
+        groups.drawn,
+        groups.rollout,
+        groups.graded,
     )
     # The host waits here: whether to generate once more is its decision.
     enough = phases.reached(numbers["dynamic/used_groups"], len(pool.kept_P))
     whole = enough or len(rounds) == run.max_rounds
     # No earlier round's surplus is lost: until P groups are kept there is none.
     state = dataclasses.replace(state, surplus=surplus)
-    return state, Collected(Groups(*pool.groups), pool, numbers, whole)
+    drawn, rollout, graded = pool.groups
+    return state, Collected(Groups(drawn, rollout, graded), pool, numbers, whole)
 
 
 def queue_scores(
@@ -215,7 +232,10 @@ def score(
 def update(
     run: StepParts, phases, state: State, groups: Groups, scores: Scores
 ) -> tuple[State, dict[str, jax.Array]]:
-    """The next step's state, and the update's metrics; `state` is given up for it."""
+    """The next step's state, and the update's metrics; `state` is given up for it.
+
+    Raises preemption.Stopped where the processes have agreed to begin no further one.
+    """
     drawn, rollout, graded = groups
     with phases.learning():
         return phases(
@@ -265,7 +285,10 @@ class Phases:
         return out
 
     def wait(self, name, arrays):
-        """Until these are ready; the phase's seconds grow by the wait."""
+        """The arrays, a pytree, once they are ready; the wait is the phase's, too.
+
+        Raises preemption.Stopped when the processes have agreed to stop.
+        """
         return self.start(name, preemption.ready, arrays)
 
     def queue(self, name, program, *args):
@@ -273,7 +296,10 @@ class Phases:
         return program(*args)
 
     def agree(self, *what) -> None:
-        """`agree.require_same_step`, before anything is drawn from."""
+        """Refuse to go on where other processes are about to do something else.
+
+        The arguments and what it raises are those of `agree.require_same_step`.
+        """
         agree.require_same_step(*what)
 
     def learning(self):
@@ -285,9 +311,12 @@ class Phases:
         return jax.device_get(count) == wanted
 
     def finish(self, numbers: dict, stats: list[RolloutStats]) -> dict:
-        """The step's numbers with seconds, tokens a second, and compilations so far.
+        """The step's metrics by name: those given, and of its time and its tokens.
 
-        The update's tokens are all of its batch, those that the filter drops too.
+        numbers: of the update, on the host. stats: of each round, on the host. Added
+        are what `over_rounds` gives, seconds of the step and of each phase, tokens a
+        second, and the compilations of this process so far. The update's tokens are all
+        of its batch, those that the filter drops too.
         """
         numbers = {
             name: np.asarray(x) if isinstance(x, Mean) else x
@@ -316,7 +345,7 @@ class Called(NamedTuple):
     name: str  # of its phase, or of a program that is no phase of its own
     program: Callable
     args: tuple
-    made: tuple = ()  # what the step's calls before it gave
+    results: tuple = ()  # what the step's calls before it gave
 
 
 class Recording:
@@ -327,13 +356,13 @@ class Recording:
 
     def __init__(self):
         self.calls: list[Called] = []
-        self._made: list[Any] = []
+        self._results: list[Any] = []
 
     def __call__(self, name, program, *args):
         if hasattr(program, "lower"):  # a host's grader is no program
-            self.calls.append(Called(name, program, args, tuple(self._made)))
-        self._made.append(program.eval_shape(*args))
-        return self._made[-1]
+            self.calls.append(Called(name, program, args, tuple(self._results)))
+        self._results.append(program.eval_shape(*args))
+        return self._results[-1]
 
     start = queue = __call__
 

@@ -46,8 +46,14 @@ def train(run: Run, config, workdir: str, ahead=None) -> dict | None:
     called.
 
     Returns the result (kept in result.json too), or None after SIGTERM: then the state
-    after the last update is saved, and the same call goes on from there. Likewise
-    before a GradingFailed is raised.
+    after the last update is saved, and the same call goes on from there.
+
+    Raises:
+      InputError: the workdir is another run's, or cannot be read or written; none of
+        its checkpoints is whole; a step's loss or gradient is no finite number.
+      host.GradingFailed: the hosts could not grade a step. The state before it is
+        saved first.
+      agree.Diverged: the processes differ in what they are about to do.
     """
     # Whatever a reward function makes the current folder.
     workdir = workdir_path(workdir, ())
@@ -69,6 +75,7 @@ def train(run: Run, config, workdir: str, ahead=None) -> dict | None:
         # It drops the lines of steps after the checkpoint, which will come again.
         log = enter(metrics.Metrics(workdir, step=start))
         dump = rollout_dump.Dump(workdir, step=start, **config.dump)
+        stack.callback(dump.close)
         prompts = put_prompts(run.train_set, run.mesh)
         held_out = _held_out(run, config, log)
         # Queued after each update: when a stop comes the devices may be busy.
@@ -96,7 +103,8 @@ def train(run: Run, config, workdir: str, ahead=None) -> dict | None:
                     run, phases, state, reference, prompts
                 )
                 digests = array_digest.queue(state)
-                numbers = phases.finish(*on_host(numbers))
+                numbers, stats = on_host(numbers)
+                numbers = phases.finish(numbers, stats)
                 if dump.keeps:
                     dump.add(done, _rows(run, rounds))
                 del rounds  # the next evaluation's rollouts take their memory
@@ -144,13 +152,22 @@ def one_step(run: step.StepParts, phases, state, reference, prompts):
     return state, rounds, (numbers | collected.numbers, [x.stats for x in rounds])
 
 
+def sampled_responses(config) -> int:
+    """Responses a problem of the sampled evaluation before training; 0: there is none.
+
+    Of one response pass@k would hardly say more than the greedy evaluation does.
+    """
+    k = config.evaluation.samples
+    return k if k > 1 else 0
+
+
 def _held_out(run: Run, config, log: metrics.Metrics) -> DuringTraining:
     """The run's evaluations; of nothing without a held-out set."""
-    k = config.evaluation.samples
+    k = sampled_responses(config)
     return DuringTraining(
         eval_set=run.eval_set,
         evaluator=evaluator(run, 1, config.seed) if run.eval_set else None,
-        make_sampled=partial(evaluator, run, k, config.seed) if k > 1 else None,
+        make_sampled=partial(evaluator, run, k, config.seed) if k else None,
         greedy=put_sampling(run.mesh, temperature=0.0),
         sampling=run.sampling,
         every=config.evaluation.every,

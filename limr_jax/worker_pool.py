@@ -27,8 +27,25 @@ _START_SECONDS = 600.0  # a cold disk and two cores with ten others are no failu
 _PAUSES = (1.0, 5.0)  # seconds before a start that failed is tried again
 
 
+class _Ending:
+    """Whether a `map` is to end before its last reply, and why."""
+
+    def __init__(self):
+        self.reasons: list[BaseException] = []  # `map` raises the first
+        self._noted = threading.Event()
+
+    def note(self, reason: BaseException) -> None:
+        """End the `map`: after this no job is handed out, and no process stays."""
+        self.reasons.append(reason)
+        self._noted.set()
+
+    def comes(self, seconds: float = 0.0) -> bool:
+        """Whether a reason is noted; waits so many seconds for one."""
+        return self._noted.wait(seconds)
+
+
 class _Worker:
-    """One process, or none yet. Used by one thread at a time."""
+    """One process, or none yet. Used by one thread at a time; any other may kill it."""
 
     def __init__(self, command: Sequence[str], wall_seconds: float):
         self.command = list(command)
@@ -36,25 +53,26 @@ class _Worker:
         self.process: subprocess.Popen | None = None
         self._buffer = b""
 
-    def start(self) -> None:
+    def start(self, ending: _Ending) -> None:
         """Start the process and wait until it has loaded its libraries.
 
         One that ends meanwhile is started again: the memory, say, may be another's for
-        a moment. Raises InputError when the last try has failed, or the process is not
-        ready in ten minutes.
+        a moment. Raises InputError when the last try has failed, the process is not
+        ready in ten minutes, or the `map` ends; then there is no process.
         """
-        # After the last pause comes one more try, and then no other.
-        for pause in (*_PAUSES, None):
+        for pause in (0.0, *_PAUSES):
+            # A process that `close` has killed as it started is no failed start.
+            if ending.comes(pause):
+                raise InputError("a grading process was ended while it started")
             try:
-                reason, late = self._try()
+                reason, late = self._try(ending)
             except OSError as error:  # no process, or no file, can be had
                 reason, late = str(error), False
             if reason is None:
                 return
             # A start that was too slow has had its ten minutes already.
-            if late or pause is None:
+            if late:
                 break
-            time.sleep(pause)
         command, times = " ".join(self.command), len(_PAUSES) + 1
         how = f"was not ready in {_START_SECONDS} s" if late else f"ended {times} times"
         raise InputError(
@@ -62,7 +80,7 @@ class _Worker:
             "processors or memory, or give fewer workers"
         )
 
-    def _try(self) -> tuple[str | None, bool]:
+    def _try(self, ending: _Ending) -> tuple[str | None, bool]:
         """(why the start failed, None if it did not; whether for its length)."""
         paths = [_ROOT, os.environ.get("PYTHONPATH", "")]
         settings = {"PYTHONPATH": os.pathsep.join(p for p in paths if p)}
@@ -70,7 +88,7 @@ class _Worker:
         settings |= {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
         # A file: nobody reads stderr meanwhile, and a full pipe would stop the worker.
         with tempfile.TemporaryFile() as complaints:
-            self.process = subprocess.Popen(
+            process = self.process = subprocess.Popen(
                 # -P: what lies in the current folder is not imported.
                 [sys.executable, "-P", *self.command],
                 stdin=subprocess.PIPE,
@@ -81,9 +99,15 @@ class _Worker:
                 # `select` knows what the pipe holds, not what a buffer of ours does.
                 bufsize=0,
             )
+            # `close` notes before it kills: it has come too early for this process, or
+            # finds it in `self.process`.
+            if ending.comes():
+                self.process = None
+                _end(process)
+                return "it was ended", False
             self._buffer = b""
             # A worker that does not read must not hold us: `_write` goes by the clock.
-            os.set_blocking(self.process.stdin.fileno(), False)
+            os.set_blocking(process.stdin.fileno(), False)
             deadline = time.monotonic() + _START_SECONDS
             if self._read_line(deadline) is not None:
                 return None, False
@@ -95,14 +119,15 @@ class _Worker:
             last = [line for line in map(str.strip, lines) if line][-1:]
             return last[0] if last else "it said nothing", late
 
-    def ask(self, job: dict) -> dict:
+    def ask(self, job: dict, ending: _Ending) -> dict:
         """The reply to one job; `{"error": …}` if the worker did not live to give it.
 
         The clock starts when the job is handed to a process that is ready for it.
+        Raises InputError as `start` does.
         """
         if self.process is None or self.process.poll() is not None:
             self.kill()
-            self.start()
+            self.start(ending)
         deadline = time.monotonic() + self.wall_seconds
         # In ASCII halves of characters and new lines are JSON's escapes.
         line = json.dumps(job).encode("ascii") + b"\n"
@@ -153,13 +178,17 @@ class _Worker:
         """End the process, if there is one; the next job starts another."""
         # Taken out first: `close` and the thread that serves it may both come here.
         process, self.process = self.process, None
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            with contextlib.suppress(OSError):
-                pipe.close()
+        if process is not None:
+            _end(process)
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Kill a worker's process, and close our ends of its pipes."""
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):
+            pipe.close()
 
 
 def _kill_all(workers: list[_Worker]) -> None:
@@ -189,14 +218,14 @@ class WorkerPool:
         command = ["-m", module, str(cpu_seconds), str(memory_mib)]
         self._workers = [_Worker(command, wall_seconds) for _ in range(count)]
         self._lock = threading.Lock()
-        self._failures: list[BaseException] = []  # of the `map` under way
+        self._ending = _Ending()  # of the `map` under way
         # It holds the list, not the pool, which could else never be collected.
         weakref.finalize(self, _kill_all, self._workers)  # at exit at the latest
 
     def close(self) -> None:
         """End the processes, and a `map` under way; the next one starts fresh ones."""
         # Before the kill: so `map` raises this, and not what threads then meet.
-        self._failures.append(InputError("the grading processes were ended"))
+        self._ending.note(InputError("the grading processes were ended"))
         _kill_all(self._workers)
 
     def map(self, jobs: Sequence[dict]) -> list[dict]:
@@ -210,14 +239,16 @@ class WorkerPool:
             replies: list[dict | None] = [None] * len(jobs)
             # All threads take from it: whoever is free has the next job.
             queue = iter(range(len(jobs)))
-            # A list of its own: `close` ends this `map` and no later one.
-            failures = self._failures = []
+            # One of its own: `close` ends this `map` and no later one.
+            ending = self._ending = _Ending()
             threads = [
                 threading.Thread(
-                    target=_serve, args=(w, queue, jobs, replies, failures), daemon=True
+                    target=_serve,
+                    args=(worker, queue, jobs, replies, ending),
+                    daemon=True,
                 )
                 # No more workers start than there are jobs.
-                for w in self._workers[: len(jobs)]
+                for worker in self._workers[: len(jobs)]
             ]
             try:
                 for thread in threads:
@@ -225,21 +256,21 @@ class WorkerPool:
                 for thread in threads:
                     thread.join()
             except BaseException:  # Ctrl-C: no worker is left with half an item
-                failures.append(KeyboardInterrupt())
+                ending.note(KeyboardInterrupt())
                 _kill_all(self._workers)
                 raise
-        if failures:
-            raise failures[0]
+        if ending.reasons:
+            raise ending.reasons[0]
         return replies
 
 
-def _serve(worker, queue, jobs, replies, failures) -> None:
+def _serve(worker, queue, jobs, replies, ending: _Ending) -> None:
     """One thread: hand a worker one job after another until none is left."""
     for k in queue:
-        if failures:
+        if ending.comes():
             return
         try:
-            replies[k] = worker.ask(jobs[k])
+            replies[k] = worker.ask(jobs[k], ending)
         except Exception as error:
-            failures.append(error)
+            ending.note(error)
             return

@@ -111,10 +111,13 @@ def test_progress_on_a_terminal_and_elsewhere(capsys):
             advance()
     assert "rollout" in terminal.getvalue() and "\r" in terminal.getvalue()
     with console.progress("rollout", 4, unit="wave", every=0, stream=file) as advance:
+        advance(0)
         advance()
         advance(3)
     assert file.getvalue() == (
-        "rollout 1/4 waves, 0 s, 0 s left\nrollout 4/4 waves, 0 s, 0 s left\n"
+        "rollout 0/4 waves, 0 s\n"
+        "rollout 1/4 waves, 0 s, 0 s left\n"
+        "rollout 4/4 waves, 0 s, 0 s left\n"
     )
     with console.progress("rollout", stream=quick) as advance:
         advance()

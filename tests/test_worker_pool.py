@@ -129,6 +129,42 @@ def test_closed_while_it_works_a_pool_ends_at_once_and_starts_nothing(pool):
     assert pool.map([{"do": "echo", "x": 1}])[0]["echo"] == 1
 
 
+@pytest.mark.parametrize("moment", [0.0, 0.05, 0.5])
+def test_closed_while_its_workers_start_a_pool_leaves_none(
+    tmp_path, monkeypatch, moment
+):
+    """A process that was killed as it started is not taken for a start that failed."""
+    slow = "import time; time.sleep(1.0)\n" + textwrap.dedent(TEST_WORKER)
+    (tmp_path / "slow_worker.py").write_text(slow)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    started, popen = [], subprocess.Popen
+
+    def noted(*args, **options):
+        started.append(popen(*args, **options))
+        return started[-1]
+
+    monkeypatch.setattr(worker_pool.subprocess, "Popen", noted)
+    pool = worker_pool.WorkerPool(workers=2, module="slow_worker")
+    said = []
+
+    def work():
+        try:
+            pool.map([{"do": "echo"}] * 4)
+        except InputError as error:
+            said.append(str(error))
+
+    thread, ending = threading.Thread(target=work), pool._ending
+    thread.start()
+    while pool._ending is ending:
+        time.sleep(0.001)
+    time.sleep(moment)
+    pool.close()
+    thread.join(timeout=0.9)  # a try again comes after a second
+    assert not thread.is_alive() and said == ["the grading processes were ended"]
+    assert len(started) <= 2 and all(x.poll() is not None for x in started)
+    assert not any(worker.process for worker in pool._workers)
+
+
 def test_a_worker_that_starts_slowly_is_waited_for_and_one_that_never_does_is_not(
     tmp_path, monkeypatch
 ):

@@ -39,7 +39,7 @@ def choose(
     """ids_P of the P = `prompts` problems of a pool to draw (arXiv:2507.04632).
 
     Their pass rates, drawn from the posterior, are nearest to `target`. pool_X: ids of
-    Q ≥ P different problems.
+    X ≥ P different problems.
     """
 
     def draw(problem):

@@ -34,6 +34,7 @@ from limr_jax.rewards.types import Graded
 from limr_jax.rollout.sampling import sampling_of
 from limr_jax.rollout.slots import SlotPlan
 from limr_jax.rollout.types import GenerateConfig, Rollout
+from limr_jax.samplers.from_config import stand_ins
 from limr_jax.sharding import REPLICATED, make_mesh
 from limr_jax.step import Recording, StepParts
 
@@ -91,7 +92,7 @@ def plan(config) -> Plan:
     generation, compute, jitted = setup.make_programs(
         config, mesh, model_config, special_tokens, problems, prompts
     )
-    examined = {"evaluate": 1, "evaluate sampled": config.evaluation.samples}
+    examined = {"evaluate": 1, "evaluate sampled": train.sampled_responses(config)}
     evaluators = {
         name: evaluator.program(
             mesh, count=len(problems), k=k, generation=generation, compute=compute
@@ -138,7 +139,10 @@ def plan(config) -> Plan:
 
 
 def longest_first(calls: list[Call]) -> list[Call]:
-    """For compiling side by side: two take as long as all the others together."""
+    """The calls in the order in which to compile them, two at a time.
+
+    Update and generate come first: they take as long as all the others together.
+    """
     return sorted(calls, key=lambda call: call.name not in ("update", "generate"))
 
 
@@ -173,7 +177,7 @@ def _judge(config, devices) -> tuple | None:
 
 
 def _micro_batches(config) -> int:
-    """Of one update, where every response is as long as it may be."""
+    """Micro-batches of an update, where every response is as long as it may be."""
     rows = config.prompts_per_step * config.group_size // config.minibatches_per_step
     size = config.micro_batch_rows or rows
     # A packed row holds `row_responses` of full length.
@@ -211,10 +215,9 @@ def _problems(config, mesh) -> tuple[Problems, Prompts]:
             f"{config.prompts_per_step}) and slice.answer_length={answer} (at least "
             "1) stand in for data.train; give both"
         )
-    names = tuple(map(str, range(count)))
-    problems = Problems("stand-ins", names, names, (None,) * count, names, {})
     length = config.rollout.max_prompt_length
-    return problems, prompt_shapes(mesh, count, length, answer)
+    shapes = prompt_shapes(mesh, count, length, answer)
+    return stand_ins(config.sampler, count), shapes
 
 
 def prompt_shapes(mesh, count: int, length: int, answer_length: int) -> Prompts:
@@ -304,15 +307,15 @@ def calls(
         "update": {"turns": (micro_batches,), "shares": (0.0, 1.0)},
     }
     for called in recording.calls:
-        made_before = (*alive, *called.made)
+        in_memory = (*alive, *called.results)
         if called.name == "generate":
             rows = len(called.args[2].ids_P)
             rounds = _rounds(mesh, rows, length, generation, compute.model)
-            loops["generate"] = _loops(length, generation, *rounds)
+            loops["generate"] = _loops(length, generation, rounds)
         if called.name == "observe" and judge:  # the hosts' grades are there by then
             (own_mesh, ask, args), times = judge
             calls.append(
-                Call("judge", "step", own_mesh, ask, args, made_before, times=times)
+                Call("judge", "step", own_mesh, ask, args, in_memory, times=times)
             )
         calls.append(
             Call(
@@ -321,7 +324,7 @@ def calls(
                 mesh,
                 called.program,
                 called.args,
-                made_before,
+                in_memory,
                 **loops.get(called.name, {}),
             )
         )
@@ -353,7 +356,7 @@ def _rounds(
 ) -> tuple[int, ...]:
     """Rounds of refilling, and prompts that a device copies in one, if it copies any.
 
-    None: no refill.
+    An empty tuple: there is a slot for every rollout, so that none is refilled.
     """
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     rows = prompts * generation.group // devices
@@ -365,13 +368,16 @@ def _rounds(
     return (-(-rows // slots), *copies)
 
 
-def _loops(length: int, generation: GenerateConfig, *rounds: int) -> dict:
+def _loops(
+    length: int, generation: GenerateConfig, rounds: tuple[int, ...] = ()
+) -> dict:
     """How often `generate.generate`'s loops turn, every response as long as allowed.
 
-    Turns are rounds, then decode steps of one; the loops over fewer slots do not turn
-    where all rows end together. Shares are of the widths of the cache that attention
-    reads: prompts fill `length` columns, and once the ring has turned all are read. Two
-    widths would be taken for a conditional that is on or off: then nothing is said.
+    rounds: of refilling, as `_rounds` has them. Turns are these, then decode steps of
+    one; the loops over fewer slots do not turn where all rows end together. Shares are
+    of the widths of the cache that attention reads: prompts fill `length` columns, and
+    once the ring has turned all are read. Two widths would be taken for a conditional
+    that is on or off: then nothing is said.
     """
     # A rollout's first token comes from its prompt, without a decode step.
     steps = generation.response_length - 1

@@ -66,8 +66,8 @@ def planned(
     if shared:
         # The size of a block depends on how many heads a device has.
         with jax.set_mesh(mesh):
-            cuts = ragged_decode.cuts(length, longest, model)
-        read = _RaggedColumns(length, group, *cuts)
+            prompt, own = ragged_decode.cuts(length, longest, model)
+        read = _RaggedColumns(length=length, group=group, prompt=prompt, own=own)
     return simulated(
         lengths(rollouts, longest),
         np.full(rollouts, length),
@@ -274,11 +274,18 @@ def _whole(total_2) -> int:
 
 
 def must(parts: list[Steps], *, weights: float, column: float) -> float:
-    """Bytes that the steps must read; `weights` of a step, `column` of a row."""
+    """Bytes that a device reads in these steps at least: weights, and live columns.
+
+    weights: bytes that each step reads of them. column: bytes of a row's column, keys
+    and values of all layers.
+    """
     return sum(weights * part.steps + column * part.live for part in parts)
 
 
 def ratio(parts: list[Steps], *, weights: float, column: float) -> float:
-    """Bytes read over bytes that must be."""
+    """Bytes that a device reads in these steps, over those that it must read.
+
+    The arguments are those of `must`. At least one of the parts has a step.
+    """
     read = sum(weights * part.steps + column * part.read for part in parts)
     return read / must(parts, weights=weights, column=column)

@@ -137,10 +137,11 @@ def cost(
 
 
 def kernels(text: str) -> list[str]:
-    """The names of the Pallas kernels for TPU in it."""
+    """The names of the Pallas kernels for TPU that an HLO text calls, each once."""
     # '%ragged_decode.3 = … custom_call_target="tpu_custom_call"' is ragged_decode.
     call = re.compile(r'%([\w\-]+)[\w.\-]* = .* custom_call_target="tpu_custom_call"')
-    return sorted({found[1] for found in map(call.search, text.splitlines()) if found})
+    matches = filter(None, map(call.search, text.splitlines()))
+    return sorted({match[1] for match in matches})
 
 
 def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
@@ -179,7 +180,10 @@ def _instruction(line: str) -> Instruction:
 
 
 def _closed(text: str, start: int) -> int:
-    """Behind the parenthesis that closes the one at `start`."""
+    """The place behind the parenthesis that closes the one at `start` of a text.
+
+    Raises ValueError where none does.
+    """
     depth = 0
     for i in range(start, len(text)):
         depth += (text[i] == "(") - (text[i] == ")")
@@ -190,14 +194,14 @@ def _closed(text: str, start: int) -> int:
 
 def _sizes(result: str) -> list[tuple[float, bool]]:
     """(bytes, lies in HBM) of each array of a type."""
-    found = []
+    sizes = []
     for dtype, dims, layout in _ARRAY.findall(result):
         # What is no array of numbers, such as token[], takes no room.
         if dtype in _BITS:
             elements = math.prod(int(n) for n in dims.split(",") if n)
             # S(1) and the like are memories on the chip.
-            found.append((elements * _BITS[dtype] / 8, "S(" not in layout))
-    return found
+            sizes.append((elements * _BITS[dtype] / 8, "S(" not in layout))
+    return sizes
 
 
 def _moved(sizes) -> HloCost:
@@ -219,7 +223,7 @@ def _cost_of(instruction: Instruction, here, computations, of, assumed) -> HloCo
         return HloCost()
     if opcode == "while":
         condition = _called(instruction, "condition")
-        trips = _told(instruction) or _trips(computations[condition])
+        trips = _known_trips(instruction) or _trips(computations[condition])
         # Before the body: an outer loop begins before those within it.
         trips = next(assumed.turns) if trips is None else trips
         return trips * (of(_called(instruction, "body")) + of(condition))
@@ -284,17 +288,17 @@ def _fusion(instruction: Instruction, here, computations) -> HloCost:
 
 def _fused(name: str, computations) -> HloCost:
     """The collectives of a fusion; what they read and write, its boundary says."""
-    inner, found = computations[name], HloCost()
+    inner, cost = computations[name], HloCost()
     for line in inner.values():
         kind = line.opcode.removesuffix("-start")
         if line.opcode == "fusion":
-            found += _fused(_called(line, "calls"), computations)
+            cost += _fused(_called(line, "calls"), computations)
         elif kind in COLLECTIVES:
             # libtpu's own name for a sum of which each chip keeps a part.
             if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"
-            found += HloCost(collectives=_sent(kind, line, inner))
-    return found
+            cost += HloCost(collectives=_sent(kind, line, inner))
+    return cost
 
 
 def _results(inner, computations) -> list[float]:
@@ -363,10 +367,10 @@ def _passed_on(inner) -> int | None:
     return int(line.inside) if line.opcode == "parameter" else None
 
 
-def _told(loop: Instruction) -> int | None:
+def _known_trips(loop: Instruction) -> int | None:
     """The trips that XLA itself has noted; its TPU compiler does not."""
-    found = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
-    return int(found[1]) if found else None
+    match = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
+    return int(match[1]) if match else None
 
 
 def _trips(condition: dict[str, Instruction]) -> int | None:
@@ -400,13 +404,14 @@ def _group_size(attributes: str) -> int:
 
 
 def _collective(kind: str, instruction: Instruction, here) -> HloCost:
-    sizes = [x for name in instruction.operands for x in _sizes(here[name].type)]
-    # As much is written as is read; a gather writes n parts for the one it reads.
-    moved = _moved(sizes + sizes if kind != "all-gather" else sizes)
-    if kind == "all-gather":
-        size, n = sum(size for size, _ in sizes), _group_size(instruction.attributes)
-        moved += _moved([(size * n, all(in_hbm for _, in_hbm in sizes))])
-    return moved + HloCost(collectives=_sent(kind, instruction, here))
+    read = [x for name in instruction.operands for x in _sizes(here[name].type)]
+    n = _group_size(instruction.attributes)
+    # As much is written as is read, but by a gather n parts for the one that it reads,
+    # and by a reduce-scatter one part of the n.
+    parts = {"all-gather": n, "reduce-scatter": 1 / n}.get(kind, 1)
+    written = [(size * parts, in_hbm) for size, in_hbm in read]
+    sent = HloCost(collectives=_sent(kind, instruction, here))
+    return _moved(read + written) + sent
 
 
 def _sent(kind: str, instruction: Instruction, here) -> dict:

@@ -170,7 +170,7 @@ def not_compiled(config, plan: Plan) -> list[dict]:
 
 
 def _whole(shapes) -> list[int]:
-    """Bytes of each array, all of it."""
+    """Bytes of each array of a pytree of shapes, where one device holds all of it."""
     return [x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)]
 
 
@@ -181,7 +181,7 @@ def slot_columns(plan: Plan) -> int:
 
 
 def column_bytes(plan: Plan) -> float:
-    """Bytes on a chip of a column's keys and values, of one row."""
+    """Bytes that one column of one row takes on a chip: keys and values, all layers."""
     config = plan.compute.model
     tensor = plan.mesh.shape["tensor"]
     # Kv heads that tensor does not divide are whole on every device.
@@ -231,7 +231,7 @@ def advice(config, plan: Plan, programs: list[Compiled], limit: float) -> list[d
 
 
 def _bytes(shapes) -> int:
-    """Of a pytree, on one chip."""
+    """Bytes that a pytree of shapes with shardings takes on one chip."""
     return sum(map(chip_bytes, jax.tree.leaves(shapes)))
 
 

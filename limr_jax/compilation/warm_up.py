@@ -20,10 +20,11 @@ from limr_jax.setup import Run
 
 @contextlib.contextmanager
 def compiling(run: Run, prompts: Prompts) -> Iterator[Callable]:
-    """Compile what a step calls, in threads; gives what waits until all is compiled.
+    """While it lasts, the programs of a step compile in threads; yields `ready`.
 
-    That raises what a compiler raised, and `preemption.Stopped` as waiting for devices
-    does.
+    ready() returns when all are compiled. It raises what a compiler raised, and
+    `preemption.Stopped` when the hosts have agreed to stop. prompts: the training set
+    on the devices, or its shapes.
     """
     calls = step_calls(run, prompts)
     # Two take as long as all the others together.

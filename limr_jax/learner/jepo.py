@@ -201,14 +201,24 @@ def _multi_sample(answer_PG, formatted_PG, valid_PG, *, beta_sup: float):
     )
 
 
-# (ℓ_PG, formatted_PG, valid_PG) → jepo.Coefficients
+@dataclasses.dataclass(frozen=True)
+class Estimator:
+    """One value of `jepo.estimator`: its formula, and what that needs."""
+
+    # (ℓ_PG, formatted_PG, valid_PG, **own) → jepo.Coefficients
+    coefficients: Callable
+    own: tuple[str, ...]  # fields of the config's section `jepo` that it gets by name
+    # It needs ℓ of every thought, so `make_thoughts` forces the phrase.
+    forced: bool
+
+
 ESTIMATORS = {
-    "practical": jepo.practical,
-    "multi_sample": _multi_sample,
-    "one_sample": _one_sample,
+    "practical": Estimator(
+        jepo.practical, own=("beta_sup", "format_penalty"), forced=False
+    ),
+    "multi_sample": Estimator(_multi_sample, own=("beta_sup",), forced=True),
+    "one_sample": Estimator(_one_sample, own=("beta_sup",), forced=True),
 }
-# Those that need ℓ of every thought: `make_thoughts` forces the phrase for them.
-FORCED = ("multi_sample", "one_sample")
 
 
 def jepo_batch(
@@ -225,8 +235,8 @@ def jepo_batch(
 
     One pass has both gradients, of the thoughts and of the answers; rows that are
     `whole_B` have RLOO's advantage. scores: with `thoughts`, scored. kl_coefficient: of
-    this step. estimator: one of ESTIMATORS, with its own numbers. kl_estimator: one of
-    `losses.KL_ESTIMATORS`, for the metric.
+    this step. estimator: `coefficients` of an `Estimator`, with its own numbers.
+    kl_estimator: one of `losses.KL_ESTIMATORS`, for the metric.
     """
     rows: Thoughts = scores.thoughts
     shape = reward_PG.shape

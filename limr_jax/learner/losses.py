@@ -2,7 +2,7 @@
 
 Each returns the loss of every token, and two dicts of statistics of every token by
 name: those whose means over the chosen tokens are metrics, and those whose maxima are.
-All are arrays [R, X].
+All are arrays [R, Y].
 """
 
 from collections.abc import Callable

@@ -38,7 +38,10 @@ class Layout:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Packing:
-    """Where everything stands; -1: nothing stands there."""
+    """Where B rollouts stand in packed rows, and the way back; -1: nothing is there.
+
+    S and T are the columns of a rollout's text and of its response.
+    """
 
     source_RW: jax.Array  # int32: b · S + s, the column of the texts
     target_RY: jax.Array  # int32: b · T + t, the predicted token
@@ -178,7 +181,10 @@ def _read(x, index_RX, empty):
 
 
 class Rows:
-    """Rows i · size … of a packing, and what stands in them."""
+    """The packed rows i · size to (i + 1) · size − 1, and what stands in them.
+
+    i may be traced. R is `size` here.
+    """
 
     def __init__(self, packing: Packing, i, size: int):
         def rows(x_RY):
@@ -192,11 +198,17 @@ class Rows:
         self._from_RY = rows(packing.from_RY)
 
     def columns(self, x_BS, empty):
-        """Of something that every column of the texts has, that of these rows."""
+        """What stands in these rows' columns, [size, W]; `empty` where nothing does.
+
+        x_BS: a value for each column of the rollouts' texts.
+        """
         return _read(x_BS, self._source_RW, empty)
 
     def targets(self, x_BT, empty):
-        """Of something that every predicted token has, that of these rows."""
+        """What these rows' predicted tokens have, [size, Y]; `empty` where none is.
+
+        x_BT: a value for each token of the rollouts' responses.
+        """
         return _read(x_BT, self._target_RY, empty)
 
     def segment_RW(self):

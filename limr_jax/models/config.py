@@ -75,6 +75,7 @@ class ModelConfig:
 
     @property
     def tail(self) -> tuple[str, ...]:
+        """The kinds of attention of the layers that fill no whole group, in order."""
         # The 26 layers of Gemma 3 1B are 4 groups of 6 and a tail of 2.
         return self.pattern[: self.layers % len(self.pattern)]
 

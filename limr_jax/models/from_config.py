@@ -16,17 +16,20 @@ from limr_jax.sharding import param_shardings
 
 DIMENSIONS = ("width", "layers", "heads", "kv_heads", "head_dim", "mlp_width")
 _KERNEL = {"auto": True, "xla": False}  # of model.attention
-_DIGESTED, _PLACES = (
-    2**26,
-    64,
-)  # bytes hashed of a large file; in how many pieces
+_DIGESTED, _PLACES = 2**26, 64  # bytes hashed of a large file; in how many pieces
 _DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 
 
 def read_model_config(section, vocab_size: int) -> ModelConfig:
-    """The checkpoint's config.json, or the config's own dimensions.
+    """The model that the config's section `model` names; nothing of it is loaded.
 
-    A checkpoint's tensors are checked against it; nothing is loaded.
+    It is what the checkpoint's config.json says or, with init=random, the section
+    itself. vocab_size: ids that the tokenizer has.
+
+    Raises:
+      InputError: the checkpoint cannot be read, its tensors are not of that model, or
+        it is another than model.preset's; dimensions that are missing or make no
+        model; a vocabulary smaller than the tokenizer's.
     """
     try:
         if section.init == "random":
@@ -122,7 +125,11 @@ def _random_model(section, vocab_size: int) -> ModelConfig:
 
 
 def load_params(config, model_config: ModelConfig, mesh):
-    """The first parameters: the checkpoint's, or random ones of the seed; fp32."""
+    """The first parameters, fp32, as sharding.py's table lays them on the mesh.
+
+    They are the checkpoint's or, with model.init=random, made from the seed. Raises
+    InputError where the checkpoint cannot be read.
+    """
     if config.model.init != "random":
         return hf_weights.load_params(resolve(config.model.init), model_config, mesh)
     make = partial(transformer.init_params, model_config)
@@ -158,7 +165,11 @@ def init_digest(init: str) -> str | None:
 
 
 def compute_dtype(name: str, devices):
-    """The dtype of compute by name; 'auto' is fp32 where the devices are CPUs."""
+    """The dtype of compute that model.dtype names.
+
+    'auto' is fp32 where the devices, a sequence, are CPUs, and bf16 elsewhere. Raises
+    InputError for a name that is none.
+    """
     if name == "auto":
         return jnp.float32 if devices[0].platform == "cpu" else jnp.bfloat16
     return choose(_DTYPES, name, "model.dtype")

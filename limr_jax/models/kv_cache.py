@@ -44,6 +44,7 @@ class KVCache:
 
     @property
     def rows(self) -> int:
+        """B, how many rows the cache has."""
         return next(iter(self.position.values())).shape[0]
 
 
@@ -62,33 +63,38 @@ def column_counts(config: ModelConfig, columns: int) -> dict[str, int]:
 
 
 def _map(function: Callable, config: ModelConfig, *caches: KVCache) -> KVCache:
-    """`function(*arrays, kind, axis, empty)` of each array; axis is the columns'."""
+    """A cache whose arrays are the function's, of the same array of each of these.
 
-    def layer(kind, *kvs):
+    It is called as `function(*arrays, kind=…, axis=…, empty=…)`: the kind of attention,
+    the axis of the columns, and what stands in an empty one.
+    """
+
+    def layer(kind, kvs):
         return tuple(
-            function(*arrays, kind, axis, 0)
+            function(*arrays, kind=kind, axis=axis, empty=0)
             # Keys have their columns last, values last but one, before channels.
             for arrays, axis in zip(zip(*kvs), (-1, -2))
         )
+
+    def positions(kind):
+        arrays = (cache.position[kind] for cache in caches)
+        # No query sees a column of position -1.
+        return function(*arrays, kind=kind, axis=-1, empty=-1)
 
     first = caches[0]
     return KVCache(
         blocks=tuple(
             {
-                key: layer(config.pattern[int(key)], *(g[key] for g in groups))
+                key: layer(config.pattern[int(key)], [group[key] for group in groups])
                 for key in groups[0]
             }
             for groups in zip(*(cache.blocks for cache in caches))
         ),
         tail={
-            key: layer(config.tail[int(key)], *(cache.tail[key] for cache in caches))
+            key: layer(config.tail[int(key)], [cache.tail[key] for cache in caches])
             for key in first.tail
         },
-        position={
-            # The empty key is 0, the empty position -1: no query sees that column.
-            kind: function(*(cache.position[kind] for cache in caches), kind, -1, -1)
-            for kind in first.position
-        },
+        position={kind: positions(kind) for kind in first.position},
     )
 
 
@@ -98,9 +104,11 @@ def _rows_axis(x) -> int:
 
 
 def write_column(kv, new, column, index):
-    """Keys and values of a layer with `new` at `column`.
+    """A layer's (keys, values) with new ones written at one column, in their dtype.
 
-    index: which layer of the stacks it is; None where there are no stacks.
+    kv: [B, K, C, S] and [B, K, S, C], or stacks of them. new: [B, K, C, 1] and
+    [B, K, 1, C]. column: 0 to S − 1, may be traced. index: which layer of the stacks it
+    is; None where there are no stacks.
     """
     stack = () if index is None else (index,)
     # [B, K, C, S] and [B, K, S, C], behind the layer's number in a stack.
@@ -114,7 +122,10 @@ def write_column(kv, new, column, index):
 
 
 def read_columns(kv, width: int, index):
-    """The first `width` columns of a layer's keys and values."""
+    """The first columns of a layer: keys [B, K, C, width], values [B, K, width, C].
+
+    kv, index: as `write_column` takes them.
+    """
     parts = (
         jax.lax.slice_in_dim(x, 0, width, axis=x.ndim + axis)
         for x, axis in zip(kv, (-1, -2))
@@ -161,21 +172,28 @@ def places(cache: KVCache, column) -> dict:
 
 
 def ring(prompts: KVCache, config: ModelConfig, *, rows: int, columns: int) -> KVCache:
-    """A cache of `rows` empty rows, for rollouts that read their prompts beside it."""
+    """A cache of empty rows, for rollouts that read their prompts beside it.
+
+    prompts: the cache that those lie in, of the same model and dtypes. rows: B.
+    columns: S, of a row; a sliding layer keeps its window's at most.
+    """
     counts = column_counts(config, columns)
 
-    def empty(x, kind, axis, value):
+    def filled(x, *, kind, axis, empty):
         shape = list(x.shape)
         shape[_rows_axis(x)], shape[axis] = rows, counts[kind]
-        return jnp.full(shape, value, x.dtype)
+        return jnp.full(shape, empty, x.dtype)
 
-    return _map(empty, config, prompts)
+    return _map(filled, config, prompts)
 
 
 def in_order(prompts: KVCache, config: ModelConfig, *, length: int) -> KVCache:
-    """The cache of prompts so long, the last column last: a full ring is turned."""
+    """The prompts' cache with each layer's columns in their order, the newest last.
 
-    def turned(x, kind, axis, _):
+    length: columns of the prompts, L. Where a layer keeps fewer, its ring is turned.
+    """
+
+    def turned(x, *, kind, axis, empty):
         size = x.shape[axis]
         # Column c lies at c % size, so the oldest that is kept at length % size.
         return jnp.roll(x, -length % size, axis=axis) if length > size else x
@@ -183,11 +201,17 @@ def in_order(prompts: KVCache, config: ModelConfig, *, length: int) -> KVCache:
     return _map(turned, config, prompts)
 
 
-def repeat(cache: KVCache, config: ModelConfig, *, group: int, rows: int, columns: int):
-    """`rows` rows with room for `columns`: row b has prompt b // group."""
+def repeat(
+    cache: KVCache, config: ModelConfig, *, group: int, rows: int, columns: int
+) -> KVCache:
+    """A cache of `rows` rows, each a copy of a prompt's: row b has prompt b // group.
+
+    cache: of the prompts. columns: S, which the new rows have room for; those behind
+    the prompt's are empty.
+    """
     counts = column_counts(config, columns)
 
-    def widened(x, kind, axis, empty):
+    def widened(x, *, kind, axis, empty):
         # Only prompts that these rows have: repeated for all rollouts and cut after,
         # the cache would be there once whole.
         x = jax.lax.slice_in_dim(x, 0, -(-rows // group), axis=_rows_axis(x))
@@ -205,10 +229,16 @@ def _widen(x, axis: int, count: int, empty):
     return jnp.pad(x, pads, constant_values=empty)
 
 
-def put(cache: KVCache, prompts: KVCache, config: ModelConfig, *, row, prompt, turn):
-    """The cache with this prompt in this row, `turn` columns further round the ring."""
+def put(
+    cache: KVCache, prompts: KVCache, config: ModelConfig, *, row, prompt, turn
+) -> KVCache:
+    """The cache with a copy of one prompt in one row, and nothing else in that row.
 
-    def put_one(x, prompt_x, kind, axis, empty):
+    row, prompt: numbers of rows of `cache` and of `prompts`. turn: columns by which the
+    prompt lies further round the ring than in `prompts`. All three may be traced.
+    """
+
+    def put_one(x, prompt_x, *, kind, axis, empty):
         at = _rows_axis(x)
         new = jax.lax.dynamic_slice_in_dim(prompt_x, prompt, 1, axis=at)
         # As wide as the row: what its last rollout left there is overwritten.
@@ -254,7 +284,7 @@ def by_parts(function: Callable, *arrays):
 
 
 def take(cache: KVCache, row_X) -> KVCache:
-    """A cache of these rows, in this order."""
+    """A cache of X = len(row_X) rows: those of these numbers, in this order."""
 
     def one(x):
         if not _rows_axis(x):

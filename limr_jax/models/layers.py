@@ -17,6 +17,11 @@ from limr_jax.sharding import ROWS, constrain
 
 
 class RMSNorm(nnx.Module):
+    """x over the root of its mean square, along the last axis, times a learned scale.
+
+    size: of that axis.
+    """
+
     def __init__(self, size: int, config: ModelConfig):
         self.eps, self.plus_one = config.norm_eps, config.norm_plus_one
         # Gemma's checkpoints hold scale − 1, so there 0 is the identity.
@@ -57,6 +62,11 @@ class Projection(nnx.Module):
 
 
 class Attention(nnx.Module):
+    """Projections to query, key and value heads and back; who sees whom is a caller's.
+
+    With norms of the heads and biases where the config has them.
+    """
+
     def __init__(self, config: ModelConfig, *, rngs):
         D, H, K, C = config.width, config.heads, config.kv_heads, config.head_dim
         self.config = config
@@ -90,6 +100,8 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
+    """A gated feed-forward layer: down(activation(gate(x)) · up(x)), D → F → D."""
+
     def __init__(self, config: ModelConfig, *, rngs):
         D, F = config.width, config.mlp_width
         self.activation = config.activation
@@ -130,6 +142,10 @@ class Block(nnx.Module):
         self.mlp = MLP(config, rngs=rngs)
 
     def __call__(self, x_BTD, rotation, attend, dtype):
+        """The residual stream after the layer, fp32 [B, T, D], and what `attend` keeps.
+
+        rotation, attend: as `Attention` takes them. dtype: of the operands of products.
+        """
         y_BTD = self.attention_norm(x_BTD, dtype)
         y_BTD, kept = self.attention(y_BTD, rotation, attend)
         if self.attention_out_norm is not None:

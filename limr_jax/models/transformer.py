@@ -249,10 +249,14 @@ def _read(
 
 
 def prefill(params, tokens_BL, position_BL, *, config, columns: int, dtype):
-    """hidden_BLD and the cache of the prompts, with room for `columns` columns.
+    """hidden_BLD after the final norm, in `dtype`, and the prompts' cache of B rows.
 
-    Prompts are left-padded (position -1), so that all rows go on at column L. Column c
-    lies at c % the columns that a layer has.
+    tokens_BL, position_BL: int32; prompts are left-padded (position -1), so that all
+    rows go on at column L. columns: how many the cache has room for; column c lies at
+    c % the columns that a layer keeps.
+
+    Raises:
+      ValueError: there is not even room for the prompts' L columns.
     """
     L = tokens_BL.shape[1]
     if columns < L:
@@ -337,11 +341,13 @@ def decode(
     config,
     dtype,
 ):
-    """One token of every row, written at `column` (a traced scalar) of the cache.
+    """hidden_BD after one more token of every row, and the cache with their columns.
 
-    shared: the rows' prompts, where decode's kernel reads them beside the cache, whose
-    positions it then leaves alone. Returns hidden_BD and the cache; a row of position
-    -1 writes an empty column, or sees none.
+    token_B, position_B: int32; a row of position -1 writes an empty column, or sees
+    none. column: int32 scalar, may be traced; all rows write there, counted on and not
+    round the ring. shared: the rows' prompts, where decode's kernel reads them beside
+    the cache, whose positions then stay as they are. hidden_BD is after the final norm,
+    in `dtype`.
     """
     params = unstack(params, config)
     place = places(cache, column)

@@ -95,9 +95,10 @@ def listening() -> Iterator[None]:
 
 
 def obey() -> None:
-    """From here on a stop ends what waits; all hosts come here, and then save alike.
+    """Let a stop end what waits from here on, as `Stopped`; one that has come, too.
 
-    Before, one host might leave what another has gone on from.
+    All processes call it, when what each would save is of the same step. A stop before
+    that might leave what another process has gone on from.
     """
     _stop.obeyed = True
 

@@ -139,9 +139,9 @@ def _together(processes: int) -> Iterator[None]:
     coordinates = global_state.service is not None
     words = LastWords(process)
 
-    def end(code: int) -> NoReturn:
+    def end(code: int, *, early: bool = True) -> NoReturn:
         words.cancel()
-        if code and coordinates:
+        if early and coordinates:
             time.sleep(_LINGER_SECONDS)  # the store is in this process
         _exit(code)
 
@@ -162,16 +162,20 @@ def _together(processes: int) -> Iterator[None]:
         # The watch beats on meanwhile, so that one that dies before it ends the others.
         jax.distributed.shutdown()  # which waits for the others
         _watch.leave()
-        code = 0
     except BaseException as error:
-        code = _tell(error)
-    end(code)
+        end(_tell(error))
+    end(0, early=False)
 
 
 def _tell(error: BaseException) -> int:
     """Say why this process ends, here and to the others; its exit code."""
-    if isinstance(error, SystemExit) and not error.code:
-        return 0
+    if isinstance(error, SystemExit):
+        # Whatever it says of itself, the others would wait for it.
+        _leave(f"SystemExit {error.code or 0} before the end of the run")
+        if isinstance(error.code, int | None):
+            return error.code or 0
+        _complain(str(error.code))
+        return 1
     if complaint := platform.complaint(error):
         error = InputError(complaint)
     line = " ".join(str(error).split()) or type(error).__name__

@@ -28,10 +28,11 @@ def name(process: int, record: Mapping) -> str:
 
     record: has `host`, and jax.process_index() as `index`.
     """
-    known = [record["host"]] if record.get("host") else []
+    details = [record["host"]] if record.get("host") else []
     if record.get("index", process) not in (process, None):
-        known.append(f"in JAX {record['index']}")
-    return f"process {process} ({', '.join(known)})" if known else f"process {process}"
+        details.append(f"in JAX {record['index']}")
+    said = f" ({', '.join(details)})" if details else ""
+    return f"process {process}{said}"
 
 
 class Watch:
@@ -93,14 +94,15 @@ class Watch:
             self._client.key_value_set(key, text, allow_overwrite=True)
 
     def _beat(self) -> None:
-        while not self._over.is_set():
-            # The first look comes at once: it tells the others' names.
-            self._over.wait(BEAT_SECONDS if self._seen else 0)
+        pause = 0.0  # the first look comes at once: it tells the others' names
+        while not self._over.wait(pause):
+            pause = BEAT_SECONDS
             try:
                 self._post()
                 pairs = self._client.key_value_dir_get("limr/live/")
             except Exception as error:  # of jaxlib's, with no public type
-                self._error = str(error).splitlines()[0]
+                # Its first line; an exception need not have one.
+                self._error = str(error).strip().partition("\n")[0] or repr(error)
                 continue
             self._look({int(k.rsplit("/", 1)[1]): json.loads(v) for k, v in pairs})
 
@@ -121,7 +123,10 @@ class Watch:
             stop.decide(max(begun))
 
     def _judge(self) -> None:
-        """Apart from `_beat`, whose calls may hang where the coordinator does."""
+        """Call `end` once, with a line that names the process that is gone; a thread.
+
+        It is apart from `_beat`, whose calls may hang where the coordinator does.
+        """
         start = time.monotonic()
         while not self._over.wait(BEAT_SECONDS):
             now = time.monotonic()

@@ -128,19 +128,29 @@ def check_judge(weights: Mapping[str, float], has_judge: bool) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class Overlong:
+    """DAPO's penalty of long responses, a part of the reward; lengths are in tokens."""
+
+    longest: int  # of the longest response that there can be
+    buffer: int  # the last ones before that, over which it falls from 0 to −1
+    weight: float
+
+    def __call__(self, length_B: np.ndarray) -> np.ndarray:
+        """The part's value for each response, −1 to 0, before its weight."""
+        return dynamic_sampling.overlong_penalty(
+            length_B, max_length=self.longest, buffer=self.buffer
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class HostReward:
-    """A callable that grades a batch of strings; `host_reward` makes it.
+    """A callable that grades a batch of strings; `host_reward` makes it."""
 
-    weights: of each part of the reward, by name; correctness comes from the first.
-    functions: the parts that are a user's own. pool: the grading processes. overlong:
-    (longest response and buffer in tokens, weight) of the penalty, None without one.
-    """
-
-    weights: dict[str, float]
-    functions: dict[str, UserFunction]
-    pool: worker_pool.WorkerPool
+    weights: dict[str, float]  # of each part, by name; correctness is of the first
+    functions: dict[str, UserFunction]  # the parts that are a user's own
+    pool: worker_pool.WorkerPool  # the grading processes
     judge: SecondVerifier | None  # grades for reward=judge; else the rules' second look
-    overlong: tuple[int, int, float] | None
+    overlong: Overlong | None  # None: no penalty
 
     @property
     def part_names(self) -> tuple[str, ...]:
@@ -220,26 +230,25 @@ class HostReward:
             correctness_B = np.where(known_B, parts[first] >= 1.0, np.nan)
         weights = dict(self.weights)
         if self.overlong:
-            parts["overlong"], weights["overlong"] = self._overlong(lengths)
+            if lengths is None:
+                raise InputError("the overlong penalty needs the responses' lengths")
+            parts["overlong"] = self.overlong(np.asarray(lengths, np.float32))
+            weights["overlong"] = self.overlong.weight
         return _combined(correctness_B, well_formed_B, parts, weights, reasons)
 
-    def _overlong(self, lengths) -> tuple[np.ndarray, float]:
-        """(the penalty of each response, its weight)."""
-        longest, buffer, weight = self.overlong
-        if lengths is None:
-            raise InputError("the overlong penalty needs the responses' lengths")
-        length_B = np.asarray(lengths, np.float32)  # tokens, as the other two
-        penalty_B = dynamic_sampling.overlong_penalty(
-            length_B, max_length=longest, buffer=buffer
-        )
-        return penalty_B, weight
-
     def _judged(self, prompts, responses, references) -> np.ndarray:
-        """The judge's opinion on what each box holds; without a box, on all of it."""
-        # A proof has no box.
-        answers = [boxed_answer(r) or r.strip() for r in responses]
+        """The judge's opinion on what each box holds; without a box, on all of it.
+
+        fp32 [B]: 1 right, 0 wrong, nan where it has no opinion.
+        """
+        # A proof has no box. An empty box is one, and answers nothing.
+        boxed = [boxed_answer(response) for response in responses]
+        answers = [
+            response.strip() if answer is None else answer
+            for answer, response in zip(boxed, responses, strict=True)
+        ]
         rows = list(zip(prompts, answers, references, strict=True))
-        # Nobody is asked about an empty response: it is wrong.
+        # Nobody is asked about an empty answer: it is wrong.
         opinions = iter(ask_each_once(self.judge, [row for row in rows if row[1]]))
         return _values(next(opinions) if answer else False for answer in answers)
 
@@ -350,11 +359,13 @@ def host_reward(
                 f"overlong buffer={overlong_buffer} must lie in 1 … "
                 f"{max_response_length}, the longest response; give fewer tokens"
             )
-        overlong = (max_response_length, overlong_buffer, overlong_weight)
+        overlong = Overlong(max_response_length, overlong_buffer, overlong_weight)
     pool = worker_pool.WorkerPool(
         workers=workers_count,
         wall_seconds=wall_seconds,
         cpu_seconds=cpu_seconds,
         memory_mib=memory_mib,
     )
-    return HostReward(weights, functions, pool, judge, overlong)
+    return HostReward(
+        weights=weights, functions=functions, pool=pool, judge=judge, overlong=overlong
+    )

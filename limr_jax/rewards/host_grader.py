@@ -197,6 +197,10 @@ def shapes(mesh, prompts: int, group: int, parts: Iterable[str]) -> Graded:
 def own_rows(arrays) -> tuple[np.ndarray, list[np.ndarray]]:
     """(row_B, values): the rows of [B, …] arrays that this process grades.
 
+    arrays: of one batch, global and cut alike by rows. row_B: int64, the rows' numbers
+    among those of all processes; values: NumPy arrays of these rows, one for each of
+    the arrays. Both are empty where this process grades none.
+
     Where the mesh's `tensor` axis goes over several hosts they hold the same rows; the
     one that has the first copy grades them.
     """

@@ -13,11 +13,13 @@ _PHRASE = "#### "  # which introduces an answer of the built-in arithmetic task
 def shuffled(
     prompts: Sequence[str], completions: Sequence[str], *, answer: Sequence[str], **_
 ) -> list[float]:
-    """1 or 0 as reward=token gives it, then shuffled among all rollouts of the batch.
+    """Rewards of 1 for as many of the batch's rollouts as are right, dealt by chance.
 
-    For --config.reward=limr_jax.rewards.placebo.shuffled. As many are rewarded as were
-    right, so a whole batch's accuracy is true. The shuffle's seed is the batch's text,
-    so that the same rollouts get the same rewards again.
+    For --config.reward=limr_jax.rewards.placebo.shuffled. Right is what has the
+    reference behind its last "#### ". That is reward=token's rule, but for blanks about
+    the answer, and for the end token, which a text does not show. As many are rewarded
+    as were right, so a whole batch's accuracy is true; the others get 0. The seed is
+    the batch's text, so that the same rollouts get the same rewards again.
 
     prompts, completions, answer: of length B. Returns a list of length B.
     """
@@ -27,6 +29,8 @@ def shuffled(
         float(bool(phrase) and value.strip() == reference)
         for (phrase, value), reference in zip(answers, answer, strict=True)
     ]
-    # A text seeds by its own bytes, not by hash(), which differs between processes.
-    random.Random("\n".join([*prompts, *completions])).shuffle(right)
+    # Bytes seed by themselves, not by hash(), which differs between processes. A text
+    # does too, but for one with half of a character, which UTF-8 cannot hold.
+    seed = "\n".join([*prompts, *completions]).encode("utf-8", "surrogatepass")
+    random.Random(seed).shuffle(right)
     return right

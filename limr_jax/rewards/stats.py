@@ -19,11 +19,11 @@ from limr_jax.rollout.types import Rollout
 class Mean:
     """A mean that may be of nothing, so that the host divides: no program gives nan.
 
-    As a NumPy array it is total / count, and nan where count is 0.
+    As a NumPy array it is the scalar total / count, and nan where count is 0.
     """
 
-    total: jax.Array
-    count: jax.Array
+    total: jax.Array  # a scalar: the sum
+    count: jax.Array  # a scalar: of how many
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         total, count = jax.device_get((self.total, self.count))
@@ -31,21 +31,21 @@ class Mean:
 
 
 def mean(x: jax.Array, where: jax.Array) -> Mean:
-    """The mean of the entries of x where `where` holds."""
+    """The mean of the entries of x at which `where` is True; of x's shape, bool."""
     return Mean(jnp.sum(jnp.where(where, x, 0)), jnp.sum(where))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RolloutStats:
-    """Sums over the rollouts of one round, by metric, on the devices.
+    """Sums over the rollouts of one round, by metric; scalars on the devices.
 
     Sums and not means, so that `over_rounds` can add up rounds before it divides.
     """
 
-    total: dict[str, jax.Array]
+    total: dict[str, jax.Array]  # in the metric's unit
     count: dict[str, jax.Array]  # how many each total is a sum of; absent: no mean
-    longest: jax.Array  # tokens of the longest response
+    longest: jax.Array  # int32: tokens of the longest response
 
 
 def rollout_stats(rollout: Rollout, graded: Graded) -> RolloutStats:

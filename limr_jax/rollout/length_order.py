@@ -30,10 +30,14 @@ def remember(length_N: jax.Array, ids_P: jax.Array, mask_BT: jax.Array) -> jax.A
 
 
 def longest_first(expected_P: jax.Array | None, prompts):
-    """Each device's prompts with what should take longest first, and the way back.
+    """The prompts in the order in which their rollouts should begin, and the way back.
 
-    The way back takes arrays of rollouts, G rows a prompt. A prompt of which nothing is
-    known (0) counts as the mean of those of which something is; None: of none.
+    expected_P: tokens that an answer to each is expected to have, fp32; 0: not known,
+    which counts as the mean of those that are. None: the prompts stay as they are.
+    prompts: a pytree of arrays of P rows. Each device orders the prompts that it holds,
+    the longest answer first. The way back is a function that takes a pytree of arrays
+    of P · G rows, the rollouts of prompts in that order, and gives it as the prompts
+    were.
     """
     if expected_P is None:
         return prompts, lambda out: out

@@ -120,13 +120,21 @@ def token_logprob(scaled_XV: jax.Array, token_X: jax.Array):
 
 
 def put_sampling(mesh, **values: float) -> Sampling:
-    """`sampling_of` on the devices."""
+    """How tokens are drawn, put on the mesh's devices, on each the same.
+
+    values: by the names of `sampling_of`'s arguments.
+    """
     everywhere = NamedSharding(mesh, REPLICATED)
     return jax.tree.map(lambda x: put(x, everywhere), sampling_of(**values))
 
 
 def sampling_of(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0) -> Sampling:
-    """`Sampling`, filters that are off as None."""
+    """How tokens are drawn, as NumPy scalars; a filter that is off is None.
+
+    temperature: 0 is argmax. top_p: the mass that is kept; 1 is off. top_k: the tokens
+    that are kept; 0 is off. min_p: the least share of the best token's probability; 0
+    is off.
+    """
     return Sampling(
         temperature=np.float32(temperature),
         top_p=np.float32(top_p) if top_p < 1 else None,

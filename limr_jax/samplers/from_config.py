@@ -5,7 +5,8 @@ this folder and a row of the table, and its fields stand in configs/base.py.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import jax
@@ -62,6 +63,28 @@ def make_sampler(section, data: Problems, *, prompts: int, seed: int) -> PromptS
     draws = Draws(data, prompts, key=stream_key(seed, "sampler"))
     # A sampler without fields of its own has no section.
     return row.make(section[section.name] if row.own else None, draws)
+
+
+def stand_ins(section, count: int) -> Problems:
+    """N = `count` problems, of nothing but what the sampler of this section reads.
+
+    For a report of a run whose data set is not on this machine. What they hold changes
+    the values of a sampler's state, and no shape. Raises InputError where the sampler's
+    file of scores cannot be read.
+    """
+    row = choose(SAMPLERS, section.name, "sampler.name")
+    own = section[section.name] if row.own else None
+    # Ids that the sampler's own file has come first; a name stands there once.
+    names = dict.fromkeys([*row.ids(own), *map(str, range(count))])
+    ids = tuple(itertools.islice(names, count))
+    return Problems(
+        source="stand-ins",
+        ids=ids,
+        prompts=ids,
+        messages=(None,) * count,
+        answers=ids,
+        columns={name: (x,) * count for name, x in row.columns(own).items()},
+    )
 
 
 def _uniform(_, draws: Draws) -> PromptSampler:
@@ -193,6 +216,14 @@ def _numbers(problems: Problems, column: str, field: str) -> np.ndarray:
         ) from error
 
 
+def _scored(own) -> list[str]:
+    """The ids of a score file's problems, those with a score first; none without it."""
+    if not own.scores:
+        return []
+    scores = score_file.read_scores(resolve(own.scores))
+    return sorted(scores, key=lambda problem: not np.isfinite(scores[problem]))
+
+
 @dataclasses.dataclass(frozen=True)
 class SamplerRow:
     """One value of `sampler.name`: how it is made, and the fields of its own."""
@@ -204,6 +235,10 @@ class SamplerRow:
     filters_groups: bool = False
     # It may draw where nothing is graded, reward=none.
     draws_without_rewards: bool = False
+    # (the section) → what it reads of a data set, for `stand_ins`: columns, with a
+    # value that each of them may have; ids, of which one must be there.
+    columns: Callable[..., Mapping[str, float]] = lambda own: {}
+    ids: Callable[..., Sequence[str]] = lambda own: ()
 
 
 SAMPLERS = {
@@ -218,6 +253,7 @@ SAMPLERS = {
             "temperature": limits.Real(limits.SMALL, limits.LARGE),
             "floor": limits.Real(0, 1),
         },
+        ids=_scored,
     ),
     "cdas": SamplerRow(
         _cdas,
@@ -238,6 +274,7 @@ SAMPLERS = {
             "start": limits.Whole(0, limits.COUNT),
             "minimum": limits.Real(-limits.LARGE, limits.LARGE),
         },
+        columns=lambda own: {own.column: own.minimum},
     ),
     "adarft": SamplerRow(
         _adarft,
@@ -248,6 +285,7 @@ SAMPLERS = {
             "alpha": limits.Real(0, limits.LARGE),
             "eta": limits.Real(0, limits.LARGE),
         },
+        columns=lambda own: {own.column: 0.0},
     ),
     "dynamic": SamplerRow(
         _dynamic,

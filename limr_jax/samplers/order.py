@@ -1,4 +1,8 @@
-"""Every problem once an epoch, in a new random order each time."""
+"""A walk through the problems in random order, which samplers draw the next ones of.
+
+Each problem comes exactly once an epoch, and each epoch has an order of its own. The
+next one's is made in time for the batch that reaches into it.
+"""
 
 import dataclasses
 
@@ -9,7 +13,7 @@ import jax.numpy as jnp
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """Every problem exactly once an epoch, in a new random order each time."""
+    """Where the walk through N problems is; a part of a sampler's state."""
 
     order_2N: jax.Array  # int32: this epoch's order, and the next one's
     position: jax.Array  # int32: how much of this epoch's order is drawn

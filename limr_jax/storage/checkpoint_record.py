@@ -11,7 +11,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -151,21 +151,26 @@ def _not_of_orbax(record: logging.LogRecord) -> bool:
 logging.getLogger("asyncio").addFilter(_not_of_orbax)
 
 
+class _Unheard:
+    """A `sys.unraisablehook` that leaves what Orbax did not hear to nobody."""
+
+    def __init__(self, before: Callable):
+        self._before = before  # the hook for all else
+
+    def __call__(self, unraisable) -> None:
+        if not _UNHEARD.match(str(unraisable.exc_value)):
+            self._before(unraisable)
+
+
 def silence_unheard() -> None:
     """Print no traceback of what ends after Orbax has stopped to listen.
 
     It does so at the first failure; each read or write under way would print its own,
     now or seconds later.
     """
-    before = sys.unraisablehook
-
-    def unheard(unraisable) -> None:
-        if not _UNHEARD.match(str(unraisable.exc_value)):
-            before(unraisable)
-
-    # By its name: a second call would wrap the hook once more.
-    if getattr(before, "__name__", "") != unheard.__name__:
-        sys.unraisablehook = unheard
+    # A second call would wrap the hook once more.
+    if not isinstance(sys.unraisablehook, _Unheard):
+        sys.unraisablehook = _Unheard(sys.unraisablehook)
     warnings.filterwarnings("ignore", _NEVER_STARTED, RuntimeWarning)
 
 

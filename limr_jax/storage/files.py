@@ -80,7 +80,11 @@ def json_line(row: Mapping) -> str:
 
 
 def append(path: pathlib.Path, data: bytes) -> None:
-    """Add the bytes at the file's end, all of them or none; OSError: none."""
+    """Add the bytes at the file's end, or make the file of them.
+
+    Raises:
+      OSError: not all of them could be written; then the file is as long as before.
+    """
     size = path.stat().st_size if path.exists() else 0
     try:
         with open(path, "ab") as file:
@@ -95,11 +99,15 @@ def append(path: pathlib.Path, data: bytes) -> None:
 def folder_name(text: str) -> str:
     """A folder's name for any text: two texts never have one name.
 
-    Letters, digits and `:@+=,._-~` stay, every other byte is written as %XX. A name
-    that would be longer than file systems take ends in the text's sha256 instead.
+    Letters, digits and `:@+=,._-~` stay, every other byte is written as %XX. Of "." and
+    "..", which are folders' own names of themselves and of the one above, the dots are
+    too; the empty text is "%". A name that would be longer than file systems take ends
+    in the text's sha256 instead.
     """
     # quote() escapes "%" too, so that "a%20" and "a " stay apart.
     name = urllib.parse.quote(text, safe=":@+=,", errors="surrogatepass")
+    if name in ("", ".", ".."):
+        name = name.replace(".", "%2E") or "%"
     if len(name) <= 180:
         return name
     # 185 characters, more than any name above has: none is the same.
@@ -174,7 +182,11 @@ class Lenient:
 
 
 def plain(value: Any) -> Any:
-    """A scalar, list or dict of Python's own, of an array or a NumPy scalar."""
+    """The value in Python's own scalars, lists and dicts, as JSON takes them.
+
+    Arrays and NumPy's scalars become such, within mappings, lists and tuples too; a
+    mapping's keys become texts.
+    """
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

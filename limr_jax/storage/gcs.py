@@ -77,12 +77,13 @@ def _ask(folder: str, name: str, prefix: str, rights: list[str]) -> None:
             f"{folder}: there is no bucket {name}; correct the name, or make it: "
             f"gcloud storage buckets create gs://{name}"
         ) from error
-    except GoogleAuthError as error:
-        raise InputError(
-            f"{folder}: no credentials for Google Cloud ({_cause(error)}); a TPU VM "
-            "has its account's, elsewhere: gcloud auth application-default login"
-        ) from error
-    except (exceptions.GoogleAPIError, OSError) as error:
+    except (GoogleAuthError, exceptions.GoogleAPIError, OSError) as error:
+        # A server gives the token for credentials; it may be what is out of reach.
+        if isinstance(error, GoogleAuthError) and not _of_network(error):
+            raise InputError(
+                f"{folder}: no credentials for Google Cloud ({_cause(error)}); a TPU "
+                "VM has its account's, elsewhere: gcloud auth application-default login"
+            ) from error
         raise InputError(
             f"{folder} cannot be reached ({_cause(error)}); check network and project"
         ) from error
@@ -90,6 +91,14 @@ def _ask(folder: str, name: str, prefix: str, rights: list[str]) -> None:
         raise InputError(
             f"{folder}: {name} is no bucket's name ({_cause(error)}); correct it"
         ) from error
+
+
+def _of_network(error: BaseException | None) -> bool:
+    """Whether it, or what it was raised from, is of a server that did not answer."""
+    # What `requests` raises is an OSError; google.auth's errors repeat it.
+    return error is not None and (
+        isinstance(error, OSError) or _of_network(error.__cause__)
+    )
 
 
 def _roles(rights: list[str]) -> str:
@@ -129,22 +138,24 @@ def _questions(client, name: str, prefix: str) -> dict[str, Callable]:
     """Of each right a call that needs it; in the order of `WRITE`."""
     from google.cloud.storage.retry import DEFAULT_RETRY
 
-    short = {"retry": DEFAULT_RETRY.with_timeout(_SECONDS), "timeout": _SECONDS}
+    patience = {"retry": DEFAULT_RETRY.with_timeout(_SECONDS), "timeout": _SECONDS}
     # "a/b" → "a/b/", but a whole bucket's "" stays "".
     bucket, prefix = client.bucket(name), f"{prefix.strip('/')}/".lstrip("/")
-    listed = {"prefix": prefix, "max_results": 1}
+    first_below = {"prefix": prefix, "max_results": 1}
     # It need not be there: `exists` then says False, and raises where it may not look.
-    known = bucket.blob(f"{prefix}run.json")
+    run_json = bucket.blob(f"{prefix}run.json")
     # One name a host: where it may not be removed, no second one comes beside it.
     probe = bucket.blob(f"{prefix}.probe-{socket.gethostname()}")
     # It may be gone: after an answer that was lost it is asked for again.
-    gone = {"on_error": lambda _: None}
+    may_be_gone = {"on_error": lambda _: None}
     return {
-        "buckets.get": lambda: client.get_bucket(name, **short),
-        "objects.list": lambda: [*bucket.list_blobs(**listed, **short)],
-        "objects.get": lambda: known.exists(**short),
-        "objects.create": lambda: probe.upload_from_string(b"", **short),
-        "objects.delete": lambda: bucket.delete_blobs([probe], **gone, **short),
+        "buckets.get": lambda: client.get_bucket(name, **patience),
+        "objects.list": lambda: [*bucket.list_blobs(**first_below, **patience)],
+        "objects.get": lambda: run_json.exists(**patience),
+        "objects.create": lambda: probe.upload_from_string(b"", **patience),
+        "objects.delete": lambda: bucket.delete_blobs(
+            [probe], **may_be_gone, **patience
+        ),
     }
 
 

@@ -6,20 +6,27 @@ host's disk, and each one that has changed is copied whole; a new host fetches t
 
 import itertools
 import pathlib
+import shutil
 import tempfile
+import weakref
 
 from etils import epath
 
+from limr_jax import console
 from limr_jax.errors import InputError
 from limr_jax.storage import gcs
 
 
 class Mirror:
-    """`folder` is where to write; it is `workdir` itself where that is local.
+    """Keeps the files of `workdir` like those of `folder`, a folder of this disk.
 
-    patterns: the files that are followed, as in glob. Fetched at once, where the remote
-    folder has some; `push` copies what has changed since, and removes what is gone.
-    InputError where that cannot be done.
+    A run writes in `folder`, which is `workdir` itself where that is local. patterns:
+    the files that are followed, as in glob. Where the remote folder has some they are
+    fetched at once; `push` copies what has changed since, and removes what is gone.
+    `close` removes the local copy, which else goes with the Mirror.
+
+    Raises:
+      InputError: the files that are there cannot be fetched.
     """
 
     def __init__(self, workdir, *patterns: str):
@@ -30,6 +37,10 @@ class Mirror:
             self.folder = pathlib.Path(workdir)
             return
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="limr_jax_"))
+        # At the interpreter's end at the latest, unless that is os._exit.
+        self._remove = weakref.finalize(
+            self, shutil.rmtree, self.folder, ignore_errors=True
+        )
         with gcs.reading(workdir):
             for path in itertools.chain(*map(self._remote.glob, patterns)):
                 here = self.folder / path.relative_to(self._remote)
@@ -63,3 +74,14 @@ class Mirror:
             ) from error
         # Last, so that after a failure the next push tries all of it again.
         self._pushed = now
+
+    def close(self) -> None:
+        """Remove the local copy of a remote folder, unless a push of it has failed."""
+        if self._remote is None:
+            return
+        if self._stamps() != self._pushed:
+            self._remove.detach()
+            console.warn(f"{self._remote} lacks what lies in {self.folder}")
+        self._remove()
+        # A later push would take the files for gone, and remove the remote ones.
+        self._remote = None

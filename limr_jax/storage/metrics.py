@@ -51,9 +51,14 @@ _CONSEQUENCES = {
 class Metrics:
     """Numbers by step as JSON lines and TensorBoard events.
 
-    step: the last step that is done (0 = none); what stands there of later steps, and
-    a line that a kill tore, is dropped at once.
-    write: whether this process writes; by default process 0 does.
+    All processes make one, since they agree on which evaluations are there. step: the
+    last step that is done (0 = none); what stands there of later steps, and a line that
+    a kill tore, is dropped at once. write: whether this process writes; by default
+    process 0 does.
+
+    Raises:
+      InputError: the files cannot be read or written as it begins.
+      agree.Diverged, preemption.Stopped: as `agree.exchange`.
 
     A log that cannot be written later on (a full disk) ends nothing; it is said once.
     Lines of metrics.jsonl and evals.jsonl then wait in memory until there is room, at
@@ -76,7 +81,10 @@ class Metrics:
         self.truncate(step)
 
     def truncate(self, step: int) -> None:
-        """Drop every line of a step after this one."""
+        """Drop every line of a step after this one; raises as the class does.
+
+        All processes call it.
+        """
         if self._write:
             self._waiting = []
             self._cut(step)
@@ -138,6 +146,7 @@ class Metrics:
                     f"{self._workdir / name} lacks {count} of its lines: no room"
                 )
             self._waiting = []
+            self._mirror.close()
 
     def __enter__(self) -> "Metrics":
         return self
@@ -215,8 +224,10 @@ def read_metrics(workdir, name: str = METRICS) -> Iterator[dict[str, Any]]:
 def refuse_lost(workdir, every: int) -> None:
     """InputError where a run without a checkpoint has logged more than it can have.
 
-    A run waits for each of its checkpoints before it begins the next, so that without
-    one it has logged two intervals at most. To start anew would drop what is logged.
+    every: steps from one checkpoint to the next. A run waits for each of them before it
+    begins the next, so that without one it has logged two intervals at most. To start
+    anew would drop what is logged. All processes call it, process 0 reads; raises as
+    `agree.exchange` too.
     """
     rows = read_metrics(workdir) if jax.process_index() == 0 else ()
     logged = agree.broadcast("steps logged", max((x["step"] for x in rows), default=0))
@@ -246,12 +257,19 @@ def number(row: Mapping[str, Any], name: str) -> float | None:
 
 
 def _lines(path) -> Iterator[bytes]:
-    """The lines of a file; a very long one in pieces."""
+    """The lines of a file; of one that is longer than `_LONGEST` only its beginning.
+
+    That has no end of line, as the last line of a file may have none.
+    """
     gcs.refuse_pipe(path)
     # What gcsfs opens has no limit for a line.
     remote = gcs.remote(path)
     with io.BytesIO(path.read_bytes()) if remote else path.open("rb") as file:
-        yield from iter(lambda: file.readline(_LONGEST), b"")
+        begins = True
+        for piece in iter(lambda: file.readline(_LONGEST), b""):
+            if begins:
+                yield piece
+            begins = piece.endswith(b"\n")
 
 
 def _whole_lines(path) -> Iterator[tuple[bytes, dict[str, Any]]]:
@@ -260,7 +278,7 @@ def _whole_lines(path) -> Iterator[tuple[bytes, dict[str, Any]]]:
         row = None
         # A damaged line may be no UTF-8, no JSON, or brackets without an end.
         with contextlib.suppress(ValueError, RecursionError):
-            # Without its end of line it is torn, or a piece of a very long one.
+            # Without its end of line it is torn, or too long for one of ours.
             row = json.loads(text) if text.endswith(b"\n") else None
         if is_of_a_step(row):
             yield text, row

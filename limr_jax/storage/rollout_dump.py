@@ -59,7 +59,10 @@ class Dump:
         self.truncate(step)
 
     def truncate(self, step: int) -> None:
-        """Drop every rollout of a step after this one."""
+        """Drop every rollout of a step after this one, and a member that a kill tore.
+
+        InputError where the dump cannot be read, or a remote one not be written.
+        """
         if not self._write:
             return
         with gcs.reading(self._folder):
@@ -92,6 +95,11 @@ class Dump:
                 # mtime=0: no clock in the bytes, so a resumed dump is the unbroken one.
                 self._add(step, gzip.compress("".join(lines).encode(), mtime=0))
                 self._mirror.push()
+
+    def close(self) -> None:
+        """Remove the copy on this disk that a dump on gs:// has."""
+        if self._write:
+            self._mirror.close()
 
     def _add(self, step: int, member: bytes) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -145,7 +153,11 @@ def _first_step(path) -> int | None:
 
 
 def members(segment) -> Iterator[tuple[list[dict[str, Any]], int]]:
-    """(rows, where it ends in the file) of each whole gzip member that holds a step."""
+    """(rows, where it ends in the file) of each gzip member that holds a step.
+
+    In order, up to the first that is torn, damaged, or of no step. segment: a path of
+    pathlib or epath. InputError where the file cannot be read.
+    """
     with gcs.reading(segment):
         data = segment.read_bytes()
     end = 0

@@ -6,6 +6,7 @@ compared by their digests, so that a run goes on after its data, its tokenizer o
 first model has moved.
 """
 
+import errno
 import fcntl
 import json
 import pathlib
@@ -46,6 +47,9 @@ def claim(
     flag: str = "--workdir",
 ) -> None:
     """Make the workdir this run's, or check that it is; before anything is written.
+
+    All processes call it, process 0 writes; it waits for all of them, and raises as
+    `agree.barrier` too.
 
     identity: nested, as JSON can hold it: `config` (with every field), `version`, …,
     and `content`, which maps fields (`data.train` of the config, or of the identity
@@ -206,9 +210,16 @@ def _lock(path: epath.Path) -> None:
         ) from error
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         file.close()
+        # POSIX has two numbers for a lock that another process holds.
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            raise InputError(
+                f"{path} is being written by another process; wait for it or stop it"
+            ) from None
         raise InputError(
-            f"{path} is being written by another process; wait for it or stop it"
-        ) from None
+            f"{path / _LOCK} cannot be locked ({error.strerror}), as on a network's "
+            "disk without locks: two processes could write there; give a folder of "
+            "another disk"
+        ) from error
     _locks[str(path)] = file

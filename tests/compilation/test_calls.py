@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import types
+from functools import partial
 
 import jax
 import pytest
@@ -13,10 +14,13 @@ from tiny_run import MODEL, ROOT, configure, set_up, write_problems
 from limr_jax import train
 from limr_jax.compilation import calls as calls_lib
 from limr_jax.compilation import compile, decode_traffic, report, slices
+from limr_jax.data import problem_rows
+from limr_jax.data.problems import Problems
 from limr_jax.errors import InputError
 from limr_jax.evaluation import evaluator
 from limr_jax.models import from_config
 from limr_jax.models.attention import ragged_decode
+from limr_jax.samplers.from_config import SAMPLERS, make_sampler
 
 GIB = 2**30
 
@@ -192,6 +196,55 @@ def test_a_report_of_programs_that_fit_and_of_some_that_do_not(
     assert not made["fits"] and not made["advice"]  # none of a tiny model's helps
     said = report.text(made)
     assert "does not fit (update); what helps most: no setting of memory" in said
+
+
+# What the config of a run might say of a sampler beside its name.
+OWN = {
+    "curriculum": {"column": "hardness", "minimum": 3.5},
+    "adarft": {"column": "hardness"},
+    "dynamic": {"max_rounds": 16},  # of 4 of the 64 stand-ins
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [*((name, OWN.get(name, {})) for name in SAMPLERS), ("lim", {"scores": "x.jsonl"})],
+)
+def test_stand_ins_have_what_the_sampler_reads(tmp_path, monkeypatch, name, own):
+    monkeypatch.chdir(tmp_path)
+    # The only score is not that of the first line.
+    scores = [{"id": f"7/{i}", "lim_score": [None, 0.5][i == 90]} for i in range(99)]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, scores)))
+    fields = {f"sampler__{name}__{field}": value for field, value in own.items()}
+    config = tiny(sampler__name=name, **fields)
+    problems, _ = calls_lib._problems(config, jax.make_mesh((4,), ("data",)))
+    make = partial(make_sampler, config.sampler, prompts=4, seed=0)
+    state = jax.eval_shape(make(problems).init)
+    # A program has the shapes that it has of problems that are there.
+    rows = [{"id": f"7/{i + 90}", "hardness": 4, "level": 4} for i in range(64)]
+    assert state == jax.eval_shape(make(problems_of(rows)).init)
+
+
+def problems_of(rows):
+    given = {"problem": "1+1=", "answer": "2"}
+    rows = [(f"line {i}", given | row) for i, row in enumerate(rows)]
+    return Problems(source="here", **problem_rows.read_fields(rows))
+
+
+def test_a_plan_with_a_column_that_the_stand_ins_have(no_slice):
+    plan = calls_lib.plan(tiny(sampler__name="adarft", mesh__tensor=2))
+    state = next(call for call in plan.calls if call.name == "draw").args[0]
+    assert state.sampler.difficulty_N.shape == (64,)
+
+
+@pytest.mark.parametrize(("samples", "names"), [(0, 1), (1, 1), (2, 2)])
+def test_one_response_is_evaluated_by_no_program_of_its_own(no_slice, samples, names):
+    """As the run has it: greedy, and pass@k where k is more than 1."""
+    plan = calls_lib.plan(tiny(data__eval="absent.jsonl", evaluation__samples=samples))
+    evaluated = [call.name for call in plan.calls if call.phase == "evaluation"]
+    both = ["evaluate", "evaluate: grade_eval"]
+    both += ["evaluate sampled", "evaluate sampled: grade_eval"]
+    assert evaluated == both[: 2 * names]
 
 
 @pytest.mark.slow

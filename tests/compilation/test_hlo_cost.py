@@ -135,6 +135,21 @@ ENTRY %main (x: f32[64]) -> f32[64] {{
     assert sent == 2 * 64 * 4 * (size - 1) / size
 
 
+@pytest.mark.parametrize(
+    ("kind", "result"),
+    [("all-gather", 64 * 4), ("reduce-scatter", 64 / 4), ("all-reduce", 64)],
+)
+def test_what_a_collective_reads_and_writes(kind, result):
+    """By hand, in numbers of 4 bytes, over groups of 4 and without a fusion."""
+    text = f"""
+ENTRY %main (x: f32[64]) -> f32[{result:.0f}] {{
+  %x = f32[64]{{0}} parameter(0)
+  ROOT %r = f32[{result:.0f}]{{0}} {kind}(%x), replica_groups={{{{0,1,2,3}}}}
+}}
+"""
+    assert hlo_cost.cost(text).hbm_bytes == 4 * (64 + result)
+
+
 SWITCH = """
 %narrow (x: f32[8]) -> f32[2] {
   %x = f32[8]{0} parameter(0)

@@ -24,7 +24,6 @@ from limr_jax.learner import batch as batch_lib
 from limr_jax.learner import losses, update
 from limr_jax.learner.jepo import (
     ESTIMATORS,
-    FORCED,
     jensen_loss,
     jepo_batch,
     make_thoughts,
@@ -203,7 +202,7 @@ def batch_of(written, rows, estimator, reward_PG, **changes):
         batch_lib.Scores(thoughts=rows),
         np.float32(0),
         **{
-            "estimator": partial(ESTIMATORS[estimator], beta_sup=1.0),
+            "estimator": partial(ESTIMATORS[estimator].coefficients, beta_sup=1.0),
             "kl_estimator": "k3",
             **changes,
         },
@@ -343,7 +342,7 @@ def test_a_solved_prompts_rows_are_rloo_s_whatever_the_estimator(
         whole_P,
         phrase=phrase,
         eos_id=EOS,
-        forced=estimator in FORCED,
+        forced=ESTIMATORS[estimator].forced,
     )
     rows = dataclasses.replace(rows, answer_B=-jnp.arange(P * G, dtype=jnp.float32))
     batch, _ = batch_of(written, rows, estimator, reward_PG)

@@ -244,7 +244,7 @@ def test_the_gradient_is_the_bound_s_but_for_the_last_phrase_s_survival(
     case, estimator
 ):
     table = case.table()
-    of = partial(ESTIMATORS[estimator], beta_sup=1.0)
+    of = partial(ESTIMATORS[estimator].coefficients, beta_sup=1.0)
     got, _ = learned(case, table, of, forced=True)
     exact = expected(case, table, BOUNDS[estimator])
     survival = score(case, table, advantages(estimator, answers(case, table)), "rest")
@@ -303,7 +303,7 @@ def in_practice(case, table):
 def test_in_practice_each_part_is_what_it_is_meant_to_be(case):
     table = case.table()
     jensen_PG, weight_PG, format_PG = in_practice(case, table)
-    practical = partial(ESTIMATORS["practical"], beta_sup=0.5)
+    practical = partial(ESTIMATORS["practical"].coefficients, beta_sup=0.5)
     whole, parts = learned(case, table, practical, forced=False)
     assert apart(sum(parts.values()), whole) < 1e-12
 

@@ -526,6 +526,8 @@ with processes.joined(given["coordinator"], int(given["processes"]), process):
     agree.barrier("all are here")
     if moment == "late" and process == 1:
         time.sleep(60)
+    if moment.startswith("leaves") and process == int(moment[-1]):
+        sys.exit(0)
     if moment != "late":
         time.sleep(4 * watchdog.BEAT_SECONDS)  # until each knows the other's name
         print("ready", flush=True)
@@ -554,6 +556,16 @@ def test_a_report_that_does_not_come(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_process_that_leaves_early_ends_the_others(folder, process):
+    """By SystemExit, though it says that all is well; the others are told at once."""
+    said = start(folder, [["-c", SPEAKS, f"leaves {process}"]] * 2).wait(60)
+    assert [said[process][0], said[1 - process][0]] == [0, 1], said
+    gone = f"process {process} ({socket.gethostname()}, in JAX {1 - process})"
+    line = f"error: {gone} ended: SystemExit 0 before the end of the run; the last"
+    assert line in said[1 - process][1]
+
+
 @pytest.mark.parametrize("process", [0, 1])
 @pytest.mark.parametrize(
     "number",
@@ -646,6 +658,29 @@ def test_all_hosts_stop_after_the_same_update(seed, monkeypatch):
     for one in watches:
         one.leave()
     assert len(set(last)) == 1 and last[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "line"), [("", "OSError()"), (" \n", r"OSError(' \n')"), ("a\nb", "a")]
+)
+def test_a_store_that_never_answers_is_asked_now_and_then(monkeypatch, text, line):
+    """Whatever it says, the thread that asks goes on."""
+    times = []
+
+    class Silent(Store):
+        def key_value_dir_get(self, folder):
+            times.append(time.monotonic())
+            raise OSError(text) if text else OSError
+
+    monkeypatch.setattr(watchdog, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(watchdog, "DEAD_SECONDS", 0.3)
+    said, over = [], threading.Event()
+    watch = watchdog.Watch(Silent(), 0, 1, lambda x: (said.append(x), over.set()))
+    assert over.wait(20)
+    watch.leave()
+    assert said[0].startswith(f"process 0, the coordinator, is gone: {line}; the last")
+    pauses = [b - a for a, b in itertools.pairwise(times)]
+    assert len(pauses) > 1 and min(pauses) >= 0.02
 
 
 def test_alone_nothing_is_joined_and_arrays_come_whole():

@@ -1,5 +1,7 @@
 """The façade: correctness, shaped reward and validity, kept apart."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -65,8 +67,8 @@ def test_math_is_zero_or_one_and_ungradable_is_invalid():
         def map(self, jobs):
             return [{"error": "timeout"} for _ in jobs]
 
-    grade = host.host_reward("math")
-    grades = host.HostReward(grade.weights, grade.functions, Failing(), None, None)(
+    grade = dataclasses.replace(host.host_reward("math"), pool=Failing())
+    grades = grade(
         ["p"] * 3, [r"\boxed{2}", r"\boxed{3}", r"\boxed{\sqrt{2}}"], ["2", "2", "x"]
     )
     np.testing.assert_array_equal(grades.correctness_B, [1, 0, np.nan])
@@ -166,6 +168,21 @@ def test_the_second_verifier_is_asked_only_where_the_first_says_wrong(pool):
     assert asked == [("q", "zwölf", "12"), ("r", "13", "12")]
     assert [v.correct for v in verdicts] == [True, True, False, False]
     assert verdicts[1].reason == "second verifier"
+
+
+def test_the_judge_is_asked_about_the_box_and_without_one_about_all():
+    """An empty box is a box: it answers nothing, whatever stands before it."""
+    asked = []
+
+    def judge(prompts, answers, references):
+        asked.extend(answers)
+        return [True] * len(answers)
+
+    responses = [r"so \boxed{2}", "a proof ", r"a long text \boxed{}", r"\boxed{ }", ""]
+    grade = host.host_reward("judge", judge=judge)
+    grades = grade([*"abcde"], responses, ["2"] * 5)
+    assert asked == ["2", "a proof"]
+    assert grades.reward_B.tolist() == [1, 1, 0, 0, 0] and grades.valid_B.all()
 
 
 @pytest.mark.parametrize("spec", ["math", "limr"])

@@ -1,5 +1,7 @@
 """What the ablations' control and their standard GRPO do."""
 
+import random
+
 import jax
 import numpy as np
 import pytest
@@ -17,6 +19,10 @@ def test_shuffled_rewards_by_hand():
     dealt = shuffled(prompts, texts, answer=answer, level=[1] * 5)
     assert sorted(dealt) == [0, 0, 0, 1, 1]
     assert dealt == shuffled(prompts, texts, answer=answer)
+    # The deal of an ordinary text has not changed, and half of a character is dealt.
+    random.Random("\n".join([*prompts, *texts])).shuffle(right := [1, 0, 0, 0, 1])
+    assert dealt == right
+    assert sorted(shuffled(["\ud800"] * 5, texts, answer=answer)) == [0, 0, 0, 1, 1]
     many = [shuffled(prompts, [*texts[:4], f"#### 5{' ' * i}"], answer=answer)
             for i in range(200)]  # fmt: skip
     # Each rollout is rewarded as often: 2 in 5, ± 4 standard errors.

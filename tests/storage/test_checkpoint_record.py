@@ -285,6 +285,9 @@ def test_what_others_leave_unheard_is_said(monkeypatch):
     monkeypatch.setattr(sys, "unraisablehook", heard.append)
     for _ in range(2):
         checkpoint_record.silence_unheard()
+        hook = sys.unraisablehook
+    checkpoint_record.silence_unheard()
+    assert sys.unraisablehook is hook  # not wrapped once more at each call
     never = "coroutine '{}' was never awaited"
     mine, orbax = never.format("my_reward"), never.format("_read_array_index_and_put")
     for text in ("Event loop is closed", "something else", mine, orbax):

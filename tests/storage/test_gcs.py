@@ -326,6 +326,35 @@ def test_no_gcsfs_and_no_credentials(held, launch, monkeypatch, tmp_path):
     assert held.files() == []
 
 
+@pytest.mark.parametrize("reached", [False, True])
+@pytest.mark.parametrize("kind", ["TransportError", "RefreshError"])
+def test_a_token_server_that_does_not_answer_is_no_lack_of_credentials(
+    monkeypatch, kind, reached
+):
+    def fails():
+        try:
+            raise ConnectionError("no route") if not reached else KeyError("status 404")
+        except (ConnectionError, KeyError) as cause:
+            carried = exceptions.TransportError("no token")
+            carried.__cause__ = cause
+            if kind == "TransportError":
+                raise carried from cause
+            raise exceptions.RefreshError("no token") from carried
+
+    from google.auth import exceptions
+
+    monkeypatch.setattr(gcs, "_client", fails)
+    gcs._granted.clear()
+    with pytest.raises(InputError) as raised:
+        gcs.check(RUN)
+    assert str(raised.value) == (
+        f"{RUN}: no credentials for Google Cloud (no token); a TPU VM has its "
+        "account's, elsewhere: gcloud auth application-default login"
+        if reached
+        else f"{RUN} cannot be reached (no token); check network and project"
+    )
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """The current folder of both processes."""

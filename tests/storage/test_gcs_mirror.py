@@ -6,6 +6,8 @@ With a bucket, and the arrays in it: test_gcs.py.
 import contextlib
 import json
 import runpy
+import shutil
+import tempfile
 
 import fsspec
 import pytest
@@ -55,17 +57,41 @@ def test_a_folder_is_followed_and_fetched(bucket):
     mirror.push()
     assert (bucket / "a.txt").read_text() == "11"
     assert not (bucket / "deep/b").exists()
-    assert (Mirror(RUN, "*.txt").folder / "a.txt").read_text() == "11"
+    other = Mirror(RUN, "*.txt")
+    assert (other.folder / "a.txt").read_text() == "11"
     # What has not changed is not written again.
     (bucket / "a.txt").write_text("of another hand")
     mirror.push()
     assert (bucket / "a.txt").read_text() == "of another hand"
+    # The copies on this disk go, and nothing in the bucket with them.
+    folders = mirror.folder, other.folder
+    mirror.close()
+    mirror.push()
+    del other
+    assert not any(folder.exists() for folder in folders)
+    assert (bucket / "a.txt").exists()
+
+
+def test_what_could_not_be_pushed_stays_on_this_disk(bucket, capsys):
+    mirror = Mirror(RUN, "*.txt")
+    (mirror.folder / "a.txt").write_text("1")
+    bucket.rmdir()
+    bucket.write_text("no folder")
+    with pytest.raises(InputError):
+        mirror.push()
+    mirror.close()
+    warned = f"warning: {RUN} lacks what lies in {mirror.folder}\n"
+    assert capsys.readouterr().err == warned
+    assert (mirror.folder / "a.txt").read_text() == "1"
+    shutil.rmtree(mirror.folder)
 
 
 def test_a_local_folder_is_itself(tmp_path):
     mirror = Mirror(tmp_path, "*")
     assert mirror.folder == tmp_path
     mirror.push()
+    mirror.close()
+    assert tmp_path.exists()
 
 
 def test_a_compile_report_lies_beside_its_workdir(bucket, tmp_path, monkeypatch):
@@ -83,7 +109,12 @@ def test_a_compile_report_lies_beside_its_workdir(bucket, tmp_path, monkeypatch)
     assert [path.name for path in tmp_path.iterdir()] == ["gs"]
 
 
-def test_metrics_and_rollouts_of_a_run_that_another_host_takes_up(bucket):
+def test_metrics_and_rollouts_of_a_run_that_another_host_takes_up(
+    bucket, tmp_path, monkeypatch
+):
+    (tmp_path / "here").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "here"))
+
     def write(steps, done):
         with metrics.Metrics(RUN, step=done) as log:
             dump = rollout_dump.Dump(RUN, step=done)
@@ -93,6 +124,8 @@ def test_metrics_and_rollouts_of_a_run_that_another_host_takes_up(bucket):
                 # At once, for a host may be taken away.
                 assert [*metrics.read_metrics(RUN)][-1]["step"] == step
             log.evaluation(steps[0], {"accuracy": 0.5})
+            dump.close()
+        assert not [*(tmp_path / "here").iterdir()]
 
     write([1, 2, 3], done=0)
     write([3, 4], done=2)

@@ -246,6 +246,8 @@ DAMAGED_LINES = [
     b'{"step": 2, "x": ' + b"[" * 10**5 + b"\n",
     b"\xff\xfe\n",
     b"x" * (2**24 + 5) + b"\n",
+    b"x" * 2**24 + b'{"step": 2}\n',  # what is behind the limit is no line
+    b"x" * (3 * 2**24) + b"\n",
 ]
 
 
@@ -254,8 +256,10 @@ def test_a_damaged_line_in_the_middle_costs_no_other(tmp_path, line):
     whole = [b'{"step": 1}\n', b'{"step": 3}\n']
     (tmp_path / "metrics.jsonl").write_bytes(line.join(whole))
     assert [row["step"] for row in metrics.read_metrics(tmp_path)] == [1, 3]
+    assert metrics.damaged_lines(tmp_path) == 1
     metrics.Metrics(tmp_path, step=3).close()
     assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join(whole)
+    assert metrics.damaged_lines(tmp_path) == 0
 
 
 @pytest.mark.parametrize("place", ["metrics.jsonl", "rollouts/00000001.jsonl.gz"])

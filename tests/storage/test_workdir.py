@@ -1,5 +1,6 @@
 """A run is the content of what it reads, and no other files become a run's."""
 
+import errno
 import json
 import os
 import shutil
@@ -228,6 +229,23 @@ def test_a_grid_goes_on_after_its_data_have_moved(tmp_path):
     assert not job(data={"train": "b"}).done()
     with pytest.raises(InputError, match="differs in seed: absent → 1"):
         job(seed=1).done()
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EAGAIN, "is being written by another process; wait for it or stop it"),
+        (errno.EACCES, "is being written by another process; wait for it or stop it"),
+        (errno.ENOLCK, r"\.lock cannot be locked \(No locks available\), as on a"),
+    ],
+)
+def test_a_lock_that_is_not_to_be_had(tmp_path, monkeypatch, number, said):
+    def refused(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(workdir.fcntl, "lockf", refused)
+    with pytest.raises(InputError, match=said):
+        workdir.claim(tmp_path / "run", {"config": {}})
 
 
 @pytest.mark.parametrize("name", ["run.json", "result.json", ".lock"])

@@ -14,7 +14,10 @@ from limr_jax.models.kv_cache import KVCache, over_filled, places, read_columns
 
 
 def rotate(x_BTHC, cos_sin):
-    """Rotary embedding by halves, in fp32; `cos_sin` is from `rotation`."""
+    """Heads of queries or keys, turned by their positions: [B, T, H, C], in x's dtype.
+
+    cos_sin: the two arrays [B, T, C / 2] that `rotation` gives. Turned in fp32.
+    """
     cos, sin = (x_BTC[:, :, None] for x_BTC in cos_sin)
     # Channel c turns with c + C/2, as Hugging Face's weights are laid out, and not with
     # its neighbour.
@@ -24,9 +27,10 @@ def rotate(x_BTHC, cos_sin):
 
 
 def attend_causal(q_BTHC, k_BKCT, v_BKTC, mask_BTT, config: ModelConfig):
-    """`attend` where nobody sees a later column: most of those are not even read.
+    """`attend` of texts to themselves, where no token sees a later column: out_BTHC.
 
-    Where a kernel of the backend's fits, this is not called.
+    mask_BTT: bool, as `attend` has it, False in all later columns, most of which are
+    not even read. `transformer.forward` calls it where no kernel of a TPU's fits.
     """
 
     def part(start, end):
@@ -43,7 +47,13 @@ def attend_causal(q_BTHC, k_BKCT, v_BKTC, mask_BTT, config: ModelConfig):
 
 
 def attend(q_BTHC, k_BKCS, v_BKSC, mask_BTS, config: ModelConfig):
-    """Softmax attention, by chunks of queries where the scores are many."""
+    """Softmax attention of T queries to S columns: out_BTHC, in v's dtype.
+
+    q_BTHC, k_BKCS, v_BKSC: query head h reads kv head h // Q. mask_BTS: bool, which
+    columns a query sees; where it sees none the output is their plain mean. config: the
+    ModelConfig, which has scale and soft cap. Scores and softmax are fp32; where they
+    are many, they are made by chunks of queries.
+    """
     B, T, H, _ = q_BTHC.shape
     return by_chunks(
         lambda q_BTHC, mask_BTS: _attend_at_once(
@@ -102,7 +112,11 @@ def rotation(position_BT, rope: Rope, C: int):
 
 
 def seen_mask(query_BT, key_BS, window: int | None):
-    """Who sees whom, from positions alone; -1 is padding or an empty column."""
+    """Which columns each query sees, from positions alone: bool [B, T, S].
+
+    query_BT, key_BS: positions, int32; -1 is padding or an empty column, which nobody
+    sees. window: positions that a query sees at most, itself included; None: all.
+    """
     query_BT1, key_B1S = query_BT[:, :, None], key_BS[:, None]
     seen = (key_B1S >= 0) & (key_B1S <= query_BT1)
     return seen if window is None else seen & (query_BT1 - key_B1S < window)

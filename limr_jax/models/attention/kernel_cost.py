@@ -40,8 +40,10 @@ class Launch:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
+    """What one launch of a kernel computes and moves, on one device."""
+
     flops: float  # of matrix products
-    hbm_bytes: float
+    hbm_bytes: float  # read and written
 
 
 # First letters of a kernel's name → its cost, filled as kernels' modules are imported.

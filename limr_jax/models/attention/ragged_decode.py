@@ -53,13 +53,14 @@ class RowPlaces:
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """So many columns in blocks of `size`."""
+    """How columns of the cache lie in blocks, which the kernel reads whole."""
 
-    columns: int
-    size: int
+    columns: int  # of a ring, or of a prompt
+    size: int  # columns of a block; it divides them
 
     @property
     def blocks(self) -> int:
+        """The number of blocks."""
         return self.columns // self.size
 
 
@@ -79,9 +80,12 @@ class ReadList:
 
 
 def fits(columns: int, config) -> int:
-    """Columns of a block where decode reads such a ring by this kernel, else 0.
+    """The size of the blocks in which this kernel reads a ring; 0 where it does not.
 
-    Only where a TPU is compiled for and the config wants it.
+    columns: of the ring, or of a prompt that is read in several blocks. config: the
+    ModelConfig. The size is in columns: the first of BLOCKS that divides them and of
+    which a device of the current mesh holds keys of no more than MOST numbers. It is 0
+    too where no TPU is compiled for, or the config wants XLA's attention.
     """
     if not config.attention_kernel or not (INTERPRET or platform() == "tpu"):
         return 0
@@ -90,23 +94,33 @@ def fits(columns: int, config) -> int:
 
 
 def _numbers(config) -> int:
-    """Of a column on a device, as its values lie there: 128 to a head at least."""
+    """Numbers that the keys of one column take on a device; its values take as many.
+
+    A head's channels lie in whole lines of 128 there.
+    """
     # kv heads that `tensor` does not divide lie whole on every device.
     parts = shards("tensor") if config.kv_heads % shards("tensor") == 0 else 1
     return config.kv_heads // parts * max(config.head_dim, 128)
 
 
 def shares(config, *, length: int, columns: int) -> bool:
-    """Whether decode reads prompts so long, and rings of so many columns, by it.
+    """Whether decode reads prompts and rings by this kernel, in all layers.
 
-    Then rollouts share their prompts' columns, and none is copied.
+    config: the ModelConfig. length: columns of a prompt. columns: of a row's ring.
+    Where it does, the rollouts of a prompt share its columns; where not, each begins
+    with a copy of them.
     """
     counts = column_counts(config, length), column_counts(config, columns)
     return all(fits(kinds[kind], config) for kinds in counts for kind in config.pattern)
 
 
 def cuts(length: int, columns: int, config) -> tuple[Cut, Cut]:
-    """Of prompts and of the ring, both of which `fits`; a prompt in one, if it can."""
+    """How prompts of `length` columns and rings of `columns` are cut: (prompt, own).
+
+    A prompt is one block where its keys are no more than MOST numbers on a device, so
+    that one read serves all its rows. Otherwise, as the ring always, it must be of
+    columns that `fits` has a size for.
+    """
     whole = length * _numbers(config) <= MOST
     prompt = Cut(length, length if whole else fits(length, config))
     return prompt, Cut(columns, fits(columns, config))
@@ -137,11 +151,16 @@ def read_list(
 
 
 def list_entries(own_B, seen_B, prompt_B, column, prompt: Cut, own: Cut) -> ReadList:
-    """The list for rows that have so many columns of their own, the last `column`.
+    """The list of the blocks that one device's B rows read at a step.
 
-    seen_B: columns that they see of their prompts, prompt_B; rows that see none go by
-    prompt 0, or each would have the kernel fetch its own. A row without any column of
-    its own has an entry all the same, of which nothing comes.
+    own_B: columns of the ring that are a row's own, the last of them `column`, which is
+    counted on and not round the ring. seen_B: columns that a row sees at the end of its
+    prompt. prompt_B: which prompt that is. prompt, own: how prompts and ring are cut.
+    I is one more than the most blocks that B rows can have.
+
+    Rows that see nothing of a prompt go by prompt 0, or each would have the kernel
+    fetch its own. A row without a column of its own has an entry all the same, of which
+    nothing comes.
     """
     own_from_B = _own_from(own_B, column, own)
     prompt_from_B = _prompt_from(seen_B, prompt)
@@ -460,12 +479,14 @@ class ColumnsRead:
     """Rows that read so many columns each at a step, whether prompts' or their own."""
 
     columns: float
-    group: int = 1
+    group: int = 1  # rows of a prompt, which follow one another
 
     def prompt_columns(self, prompt: Cut) -> float:
+        """Columns of its prompt that a row reads at a step: 0, all count as its own."""
         return 0.0
 
     def own_columns(self, own: Cut) -> float:
+        """Columns that a row reads at a step, those of its prompt among them."""
         return self.columns
 
 

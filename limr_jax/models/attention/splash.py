@@ -148,7 +148,14 @@ def _seen(columns: int, size: int, shared: bool, window: int | None) -> Seen:
 
 
 def sight(position_BT, segment_BT, branch_BT, config, *, window: int | None) -> Sight:
-    """Segments and branches are as in `transformer.forward`; texts lie in one piece."""
+    """What each query of B rows of T columns sees, for `attend`.
+
+    position_BT: int32, -1 = padding, which sees itself alone. segment_BT, branch_BT:
+    int32 or None, as in `transformer.forward`: what belongs together lies in one piece.
+    config: the ModelConfig. window: positions that a query sees at most, itself
+    included; None: all. `fits` must be true of such rows. In the result T is filled up
+    to whole blocks of queries.
+    """
     T, shared = position_BT.shape[1], branch_BT is not None
     size = queries(T, config.head_dim)
     seen = _seen(T, size, shared, window)
@@ -202,7 +209,11 @@ def sight(position_BT, segment_BT, branch_BT, config, *, window: int | None) -> 
 
 
 def _visited(size: int, near_BT, far_BT, least_BT):
-    """Blocks of keys that a query of a block of queries sees one of."""
+    """Whether a query of block i sees a key of block j, bool [B, I, J].
+
+    size: queries of a block, twice its keys. near_BT, far_BT: as in `Sight`. least_BT:
+    the first column of a prompt that a query sees; it is None where far_BT is.
+    """
     B, T = near_BT.shape
     column_T = jnp.arange(T, dtype=jnp.int32)[None]
     begin_J = jnp.arange(0, T, size // 2, dtype=jnp.int32)[None, None]
@@ -219,7 +230,12 @@ def _visited(size: int, near_BT, far_BT, least_BT):
 
 
 def attend(q_BTHC, k_BKCT, v_BKTC, sight: Sight, config):
-    """Softmax attention; forward and backward in the kernel, by rows and heads."""
+    """Softmax attention by the kernel, forward and backward: out_BTHC, in q's dtype.
+
+    q_BTHC, k_BKCT, v_BKTC: of one dtype. sight: of the same rows, from `sight`. config:
+    the ModelConfig. Each device computes the rows and the heads that it holds. What
+    comes at padding means nothing.
+    """
     heads = divided(q_BTHC.shape, ROWS, None, "tensor", None)
     kv_heads = divided(k_BKCT.shape, ROWS, "tensor", None, None)
     rows = jax.tree.map(lambda x: divided(x.shape, ROWS, *[None] * (x.ndim - 1)), sight)
@@ -329,7 +345,11 @@ def _kernel(sight: Sight, softcap):
 
 
 def _held(visited_BIJ, axis: int):
-    """The block that is in memory at each turn along the axis: only visited ones."""
+    """The number of the block that is in memory at each turn along `axis`, int32.
+
+    visited_BIJ: as in `Sight`. Only visited blocks are fetched: the last one stays
+    until the next, and before the first that one is there already.
+    """
     size = visited_BIJ.shape[axis]
     at = jax.lax.broadcasted_iota(jnp.int32, visited_BIJ.shape, axis)
     held = jax.lax.cummax(jnp.where(visited_BIJ, at, -1), axis=axis)
