@@ -8,8 +8,9 @@ chat_template.json; the first of them counts.
 A file alone, or a directory with nothing but a tokenizer, works too.
 
 Special tokens are read as such only where a chat template wrote them, never in the
-text of a problem (chat_template.py says how). Added tokens that a checkpoint does not
-call special (Qwen's ``<tool_call>``) are ordinary vocabulary and always read.
+text of a problem (chat_template.py says how); which they are says vocabulary.py. Added
+tokens that a checkpoint does not call special (Qwen's ``<tool_call>``) are ordinary
+vocabulary and always read.
 """
 
 import dataclasses
@@ -196,7 +197,12 @@ def load_tokenizer(path) -> Tokenizer:
     numbers = [tokenizer_files.read(directory / name) for name in models]
     make = JsonVocabulary if file.suffix == ".json" else PieceVocabulary
     added = tokenizer_files.added_tokens(directory, config)
-    vocabulary = make(file, added, tokenizer_files.special_texts(token_files))
+    vocabulary = make(
+        file,
+        added,
+        special=tokenizer_files.special_texts(token_files),
+        ends=tokenizer_files.end_ids(numbers),
+    )
 
     specials = vocabulary.specials
 
