@@ -73,8 +73,7 @@ class Tokenizer:
     ) -> list[list[int]]:
         """`encode` of many texts, on all cores where the library can."""
         mark = chat_template.noncharacter(texts)
-        specials = self.vocabulary.specials
-        marked = [chat_template.protect(text, specials, mark) for text in texts]
+        marked = [self._protected(text, mark) for text in texts]
         return self._encode_marked(marked, mark, continued)
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
@@ -115,13 +114,9 @@ class Tokenizer:
         # is text.
         contents = [text for chat in chats for m in chat for text in m.values()]
         mark = chat_template.noncharacter(contents)
-        specials = self.vocabulary.specials
 
         def protected(message):
-            return {
-                name: chat_template.protect(text, specials, mark)
-                for name, text in message.items()
-            }
+            return {name: self._protected(x, mark) for name, x in message.items()}
 
         marked = [[protected(message) for message in chat] for chat in chats]
         texts = self._render(marked, add_generation_prompt)
@@ -168,6 +163,21 @@ class Tokenizer:
         bos = "" if self.bos_id is None else text_of(self.bos_id)
         pad = text_of(self.pad_id)
         return {"bos_token": bos, "eos_token": text_of(self.eos_id), "pad_token": pad}
+
+    def _protected(self, text: str, mark: str) -> str:
+        """The text with marks where it is to be cut, so that no special token is read.
+
+        Its template, if it has one, is to come; what that writes is no part of it.
+        """
+        specials = [x for x in self.vocabulary.specials if len(x) > 1]
+        marked = chat_template.protect(text, specials, mark)
+        # A normaliser makes < of its full-width form, say, and of several a token. No
+        # person writes so: such a text is cut at every character.
+        for piece in marked.split(mark):
+            normal = self.vocabulary.normalised(piece)
+            if normal != piece and any(special in normal for special in specials):
+                return mark.join(text)
+        return marked
 
     def _encode_marked(self, marked, mark, continued) -> list[list[int]]:
         # Only a text's first piece is the start of a text: a tokenizer's blank before

@@ -2,7 +2,8 @@
 
 Each has `specials` (text → id of the tokens that are never ordinary text), `size` (the
 highest id + 1), its own `bos_id` and `eos_id` or None, `id_of`, `text_of`, `encode` of
-many texts, special tokens read, and `decode`, special tokens written.
+many texts, special tokens read, `decode`, special tokens written, and `normalised`, a
+text as its tokens are looked for in it.
 
 A token is special if its entry, or a field of the configuration that is a token's name,
 calls it so, or if it ends a response; be it a piece that the vocabulary has for texts.
@@ -194,6 +195,13 @@ class JsonVocabulary:
             # "fast" keeps no offsets, which nobody reads here.
             rows = library.encode_batch_fast(list(texts), add_special_tokens=False)
         return [row.ids for row in rows]
+
+    def normalised(self, text: str) -> str:
+        """The text as the file's normaliser leaves it, before its words are found."""
+        if self.library.normalizer is None:
+            return text
+        with self._named("cannot encode a text"):
+            return self.library.normalizer.normalize_str(text)
 
     def decode(self, ids: list[int]) -> str:
         """The text of the ids, special tokens written out."""
@@ -389,6 +397,10 @@ class PieceVocabulary:
 
     def _plain(self, text: str, continued: bool) -> list[int]:
         return (self.inner if continued else self.start).encode(text) if text else []
+
+    def normalised(self, text: str) -> str:
+        """The text itself: special tokens are cut out before SentencePiece has it."""
+        return text
 
     def decode(self, ids: list[int]) -> str:
         """The text of the ids, special tokens written out."""

@@ -605,6 +605,9 @@ def test_a_letter_that_ends_a_response_stays_one(tmp_path):
         assert tokenizer.encode("1") == [tokenizer.eos_id]
 
 
+WIDE = ("\uff1cturn\uff1e", "<turn>", "<\uff54urn>", "<turn>\uff1cturn>")
+
+
 def test_a_normaliser_makes_no_special_token(tmp_path):
     """SentencePiece's own makes ASCII of full-width letters, and a piece of that."""
     model = io.BytesIO()
@@ -620,5 +623,24 @@ def test_a_normaliser_makes_no_special_token(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<turn>"}')
     tokenizer = load_tokenizer(tmp_path)
-    for text in ("\uff1cturn\uff1e", "<turn>", "<\uff54urn>"):
+    for text in WIDE:
         assert tokenizer.eos_id not in tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_nor_does_that_of_a_tokenizer_json(tmp_path, added):
+    """Neither of a word of the vocabulary, nor where an added token is normalised."""
+    name, content = vocabulary("BPE")
+    written = json.loads(content) | {"normalizer": {"type": "NFKC"}}
+    if added:
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "special"), False)
+        token = {"id": TURN, "content": "<turn>", "normalized": True} | flags
+        written["added_tokens"].append(token)
+    (tmp_path / name).write_text(json.dumps(written))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<turn>"}')
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}<turn>")
+    tokenizer = load_tokenizer(tmp_path)
+    for text in WIDE:
+        assert TURN not in tokenizer.encode(text)
+        (chat,) = tokenizer.encode_chats([[{"role": "user", "content": text}]])
+        assert chat.count(TURN) == 1 and chat[-1] == TURN
