@@ -36,9 +36,12 @@ import time
 from limr_jax import platform
 from limr_jax.config import load as config_lib
 from limr_jax.errors import InputError
+from limr_jax.storage import files
 
 BASE = platform.launch_root() / "configs/base.py"
 CACHE = "~/.cache/limr_jax/bench"
+# Figures that `ratios` has, where the peer has them.
+_COMPARED = ("step_s", "generate_s", "peak_rss_mib", "first_step_s")
 
 
 def main(argv: list[str]) -> None:
@@ -98,7 +101,8 @@ def _benchlib(workload: str):
         raise InputError(f"--workload={workload}: no such file with benchlib.py beside")
     cache = pathlib.Path(os.environ.setdefault("BENCH_CACHE", CACHE)).expanduser()
     os.environ["BENCH_CACHE"] = str(cache)
-    cache.mkdir(parents=True, exist_ok=True)
+    with files.writing(cache):
+        cache.mkdir(parents=True, exist_ok=True)
     # No __pycache__ in the workload's folder, which may not be written to.
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     sys.path.insert(0, str(folder))
@@ -212,15 +216,28 @@ def _write_problems(bl, workload, count: int) -> pathlib.Path:
 
 
 def _kept(name: str, write) -> pathlib.Path:
-    """The file or folder of the cache, written whole if it is not there."""
+    """The file or folder of the cache, written whole if it is not there.
+
+    write: called with the path of what it is to make. InputError: there is no room.
+    """
     cache = pathlib.Path(os.environ["BENCH_CACHE"])
     path = cache / f"limr_jax-{name}"
-    if not path.exists():
+    if path.exists():
+        return path
+    with files.writing(path):
         # Beside it, then renamed: no other process finds half of it.
         beside = pathlib.Path(tempfile.mkdtemp(dir=cache))
-        write(beside / name)
-        (beside / name).rename(path)
-        shutil.rmtree(beside)
+        try:
+            write(beside / name)
+            try:
+                (beside / name).rename(path)
+            except OSError:
+                # A folder that holds something is not replaced: another process was
+                # quicker, and what it made is the same.
+                if not path.exists():
+                    raise
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
     return path
 
 
@@ -250,7 +267,14 @@ def _with_even_tokens(run):
 
 
 def measure(bl, run, config, warmup: int, repeats: int) -> dict:
-    """Steps of the run, those of the warm-up apart; under the peers' names."""
+    """Train the run for some steps, and measure them; figures under the peers' names.
+
+    bl: the workload's module benchlib, which says which steps were disturbed, to be
+    made again. warmup: untimed steps, at least the one that compiles. repeats: timed
+    steps. In the result `…_s` are seconds and `…_mib` MiB; what differs by step is an
+    object of median, min, max and n over the timed steps; ref_s is None for a run
+    without a reference policy. Each step's own numbers go to stderr.
+    """
     import jax
 
     from limr_jax import step, train
@@ -289,16 +313,20 @@ def measure(bl, run, config, warmup: int, repeats: int) -> dict:
         bl.reset_peak()
         rows, noise = bl.repeat_quiet(once, repeats)
     rows = [row for _, row in rows]
-    reference = ("seconds_reference", "seconds_grade")
+    ref_s = None
 
     def stats(*names, digits=4):
         return bl.stats([sum(row[name] for name in names) for row in rows], digits)
+
+    if run.programs.reference:
+        # With several devices the wait for the one is counted in the other.
+        ref_s = stats("seconds_reference", "seconds_grade")
 
     return {
         "step_s": stats("seconds"),
         "draw_s": stats("seconds_draw"),
         "generate_s": stats("seconds_generate"),
-        "ref_s": stats(*reference) if run.programs.reference else None,
+        "ref_s": ref_s,
         "update_s": stats("seconds_update"),
         "tokens": stats("tokens", digits=1),
         "gen_tok_per_s": stats("generate_tokens_per_second", digits=1),
@@ -327,38 +355,69 @@ class _Compiling:
             self.seconds += seconds
 
 
-def _read_peers(files: str) -> dict[str, dict]:
-    """The results in the files that a comma separates; name → a peer's figures."""
+def _read_peers(paths: str) -> dict[str, dict]:
+    """The results in the files that a comma separates; name → a peer's figures.
+
+    A figure is a number above 0, or an object with such a number as its `median`.
+    InputError: a file cannot be read, its last line is no result, or two have one name.
+    """
     peers = {}
-    for file in filter(None, files.split(",")):
+    for file in filter(None, paths.split(",")):
         try:
             text = pathlib.Path(file).read_text(encoding="utf-8")
             # What it printed before is no result.
             result = json.loads(text.strip().splitlines()[-1])
-        except (OSError, UnicodeDecodeError, IndexError, ValueError) as error:
+        except (OSError, ValueError, IndexError, RecursionError) as error:
             raise InputError(f"--against={file}: no result ({error})") from error
         stem = pathlib.Path(file).stem
-        modes = result.get("results", {"": result})
-        peers |= {f"{stem} {mode}".strip(): figures for mode, figures in modes.items()}
+        modes = result.get("results", {"": result}) if _is_object(result) else None
+        # Here, and not when all has been measured.
+        if not _is_object(modes) or not all(map(_is_result, modes.values())):
+            raise InputError(
+                f"--against={file}: no result (its last line is no object of figures "
+                "above 0); give a peer's output, or leave it out"
+            )
+        named = {f"{stem} {mode}".strip(): figures for mode, figures in modes.items()}
+        if twice := peers.keys() & named:
+            raise InputError(
+                f"--against={paths}: two results are called {min(twice)!r}, as their "
+                "files are; call one otherwise"
+            )
+        peers |= named
     return peers
+
+
+def _is_object(value) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_result(figures) -> bool:
+    """Whether `ratios` can compare with all that it looks for in a peer's figures."""
+    if not _is_object(figures):
+        return False
+    found = [figures.get(what) for what in (*_COMPARED, "seconds")]
+    medians = [_median(x) for x in found if x is not None]
+    # type: True is an int. nan is not above 0.
+    return all(type(x) in (int, float) and 0 < x < math.inf for x in medians)
 
 
 def ratios(ours: dict, peers: dict[str, dict]) -> dict:
     """Our medians over each peer's, for every figure that the peer has."""
     ratio_to = {}
     for name, peer in peers.items():
-        if "seconds" in peer:  # it only generates, so its memory is not a step's
+        # It only generates, so that its memory is not a step's.
+        if peer.get("seconds") is not None:
             peer = {"generate_s": peer["seconds"]}
         ratio_to[name] = {
             what: round(_median(ours[what]) / _median(peer[what]), 3)
-            for what in ("step_s", "generate_s", "peak_rss_mib", "first_step_s")
-            if what in peer
+            for what in _COMPARED
+            if peer.get(what) is not None
         }
     return ratio_to
 
 
 def _median(figure) -> float:
-    return figure["median"] if isinstance(figure, dict) else figure
+    return figure.get("median") if isinstance(figure, dict) else figure
 
 
 if __name__ == "__main__":

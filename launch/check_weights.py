@@ -19,6 +19,8 @@ import json
 import pathlib
 import sys
 import time
+import zipfile
+import zlib
 
 from limr_jax import platform
 from limr_jax.config.load import run_main
@@ -29,10 +31,12 @@ with platform.importing_jax():
     import jax.numpy as jnp
     import numpy as np
 
+    from limr_jax.data import jsonl
     from limr_jax.models import hf_config, hf_weights, transformer
     from limr_jax.sharding import make_mesh
 
 TOLERANCE = 1e-4
+_DAMAGED = (zipfile.BadZipFile, zlib.error)  # an .npz is a zip file
 
 
 def main(argv: list[str]) -> int:
@@ -63,39 +67,74 @@ def main(argv: list[str]) -> int:
 
 
 def read_golden(directory: pathlib.Path, config) -> dict[str, np.ndarray]:
-    """input_ids, lengths, greedy, and logits where they are known."""
+    """What DIR holds to compare with: input_ids, lengths, greedy, and logits if known.
+
+    The shapes are those at the top of this file, of a golden.json with B = 1.
+    InputError: a file is none of these, or not of a model with this config.
+    """
     arrays, listed = directory / "golden.npz", directory / "golden.json"
     if arrays.is_file():
         try:
             with np.load(arrays, allow_pickle=False) as file:
                 golden = dict(file)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError, *_DAMAGED) as error:
             raise InputError(f"{arrays} cannot be read: {error}") from None
         missing = {"input_ids", "lengths", "logits", "greedy"} - set(golden)
         if missing:
             raise InputError(f"{arrays} lacks {', '.join(sorted(missing))}")
     elif listed.is_file():
-        golden = _read_greedy(listed, directory)
+        arrays, golden = listed, _read_greedy(listed, directory)
     else:
         raise InputError(
             f"{directory} holds nothing to compare with; put a golden.npz or a "
             "golden.json with greedy_token_ids there"
         )
-    if max(golden["input_ids"].max(), golden["greedy"].max()) >= config.vocab_size:
-        raise InputError(
-            f"{directory}: golden token ids go beyond the vocabulary of "
-            f"{config.vocab_size}; they are of another model"
-        )
+    _check_shapes(golden, arrays, config)
+    for name in ("input_ids", "greedy"):
+        ids = golden[name]
+        if ids.min() < 0 or ids.max() >= config.vocab_size:
+            raise InputError(
+                f"{directory}: golden token ids are not all below the vocabulary's "
+                f"{config.vocab_size}; they are of another model"
+            )
     return golden
 
 
+def _check_shapes(golden, path: pathlib.Path, config) -> None:
+    """InputError unless the arrays fit one another and the model's vocabulary."""
+    rows, tokens = (*golden["input_ids"].shape, -1, -1)[:2]
+    for name, kinds, shape in (
+        ("input_ids", "iu", (rows, tokens)),
+        ("lengths", "iu", (rows,)),
+        # As long as they are: no other array says.
+        ("greedy", "iu", (rows, *golden["greedy"].shape[-1:])),
+        ("logits", "f", (rows, tokens, config.vocab_size)),
+    ):
+        array = golden.get(name)
+        if array is None:  # of a golden.json
+            continue
+        if array.shape != shape or array.dtype.kind not in kinds or not array.size:
+            raise InputError(
+                f"{path}: {name} is {array.dtype} {list(array.shape)}, not what fits "
+                f"input_ids {list(golden['input_ids'].shape)} and this model's "
+                f"vocabulary of {config.vocab_size}; take the files of one model"
+            )
+    lengths = golden["lengths"]
+    if lengths.min() < 1 or lengths.max() > tokens:
+        raise InputError(
+            f"{path}: lengths from {lengths.min()} to {lengths.max()} are not from 1 "
+            f"to {tokens}, the tokens of a row; mend them"
+        )
+
+
 def _read_greedy(listed: pathlib.Path, directory) -> dict[str, np.ndarray]:
-    try:
-        written = json.loads(listed.read_text(encoding="utf-8"))
-        greedy = written["greedy_token_ids"]
-        prompt = written.get("prompt_ids") or [_bos(directory)]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{listed} has no greedy_token_ids ({error!r})") from None
+    written = jsonl.read_object(listed)
+    greedy = written.get("greedy_token_ids")
+    prompt = written.get("prompt_ids") or [_bos(directory)]
+    for name, ids in (("greedy_token_ids", greedy), ("prompt_ids", prompt)):
+        # Not isinstance, to which True is an int.
+        if not isinstance(ids, list) or any(type(x) is not int for x in ids):
+            raise InputError(f"{listed}: {name} is no list of token ids; give one")
     if greedy[: len(prompt)] != prompt or len(greedy) == len(prompt):
         raise InputError(
             f"{listed}: greedy_token_ids must start with the prompt {prompt} and go on"
@@ -110,10 +149,9 @@ def _read_greedy(listed: pathlib.Path, directory) -> dict[str, np.ndarray]:
 def _bos(directory: pathlib.Path) -> int:
     for name in ("config.json", "generation_config.json"):
         path = directory / name
-        if path.is_file():
-            bos = json.loads(path.read_text(encoding="utf-8")).get("bos_token_id")
-            if bos is not None:
-                return bos
+        bos = jsonl.read_object(path).get("bos_token_id") if path.is_file() else None
+        if type(bos) is int:
+            return bos
     raise InputError(
         f"{directory}: golden.json has no prompt_ids and config.json no bos_token_id; "
         "add one"
@@ -121,7 +159,12 @@ def _bos(directory: pathlib.Path) -> int:
 
 
 def logit_error(params, golden, config) -> float:
-    """Largest difference of the forward pass's logits over the valid positions."""
+    """The largest absolute difference between this model's logits and golden's, fp32.
+
+    Of one forward pass over golden's rows, at all tokens but the padding. params: the
+    model's, in the layout of `transformer`. golden: with `logits`, as `read_golden`
+    returns it.
+    """
     how = {"config": config, "dtype": jnp.float32}
 
     @jax.jit
@@ -131,18 +174,18 @@ def logit_error(params, golden, config) -> float:
 
     tokens_BT, position_BT = _rows(golden)
     logits_BTV = np.asarray(logits(params, tokens_BT, position_BT))
-    if logits_BTV.shape != golden["logits"].shape:
-        raise InputError(
-            f"golden logits are {list(golden['logits'].shape)}, "
-            f"this model's {list(logits_BTV.shape)}: another model's"
-        )
     # Where there is only padding, any logits are as good.
     error_BTV = np.abs(logits_BTV - golden["logits"])[position_BT >= 0]
     return float(error_BTV.max())
 
 
 def greedy_agreement(params, golden, config) -> float:
-    """Share of the greedy tokens that prefill and decode choose too."""
+    """The share of golden's greedy tokens that this model chooses too, 0 to 1.
+
+    Each row of golden's input_ids is continued by prefill and decode, every token the
+    likeliest after those before it; a token agrees with the one in its place. params:
+    as of `logit_error`. golden: as `read_golden` returns it.
+    """
     tokens_BT, position_BT = _rows(golden)
     # Right-padded to left-padded: column j takes column j − shift, round the end.
     shift_B = (tokens_BT.shape[1] - golden["lengths"])[:, None]

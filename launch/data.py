@@ -15,7 +15,6 @@ stdout is one JSON object.
 import collections
 import json
 import os
-import re
 
 import numpy as np
 
@@ -32,7 +31,7 @@ with platform.importing_jax():
         normalised_text,
         overlapping_ids,
     )
-    from limr_jax.data.problems import chats, load_problems
+    from limr_jax.data.problems import chats, load_problems, named_file
     from limr_jax.data.tokenizer import load_tokenizer
 
 
@@ -80,16 +79,28 @@ def _describe(options) -> dict:
     facts["unit"] = "tokens" if tokenizer else "characters"
     facts |= _lengths(problems, tokenizer)
     facts["duplicates"] = _duplicates(problems)
-    sets, absent = evaluation_sets(**where)
+    public, absent = evaluation_sets(**where)
+    # An evaluation set holds itself, all of it. Another split of its name is another
+    # set, and one that is asked for by --eval is compared whatever it is.
+    sets = [x for x in public if x.source not in _own_names(options.spec)]
     sets += [load_problems(spec, **where) for spec in options.eval]
     facts["overlap"] = {
         each.source: [list(pair) for pair in overlapping_ids(problems, each)]
         for each in sets
-        if each.source.split(":")[0] != re.split(r"[:\[]", options.spec)[0]
     }
     facts["not_compared"] = absent
     _show(options.spec, facts)
     return facts
+
+
+def _own_names(spec: str) -> set[str]:
+    """'name:split' of a prepared set, of each of its splits where none is named."""
+    if named_file(spec) is not None:
+        return set()
+    name, _, split = spec.partition("[")[0].partition(":")
+    facts = catalogue.FACTS.get(name)
+    splits = [split] if split else facts.splits if facts else ()
+    return {f"{name}:{each}" for each in splits}
 
 
 def _lengths(problems, tokenizer) -> dict:

@@ -15,7 +15,6 @@ stdout is one JSON object.
 """
 
 import json
-import pathlib
 
 from limr_jax.config import limits
 from limr_jax.config import load as config_lib
@@ -75,12 +74,14 @@ def main(argv: list[str]) -> None:
 
 def _refuse_names(names: str, n: int) -> None:
     """InputError where no set is named, or one with thoughts of its own."""
+    from limr_jax.evaluation import benchmarks
+
     if not names.strip(", "):
         raise InputError(
             "no set is named; give --sets=proofs:test, or a config with data.eval"
         )
     for name in map(str.strip, names.split(",")):
-        if "@" in name and not pathlib.Path(name).exists():
+        if benchmarks.split_name(name)[1]:
             raise InputError(
                 f"--sets={names}: each has --n={n} thoughts a problem, at temperature "
                 f"1; leave out what stands behind the @ of {name}"

@@ -38,7 +38,7 @@ with platform.importing_jax():
     from limr_jax.data import jsonl
     from limr_jax.samplers import score_file
     from limr_jax.storage import files
-    from limr_jax.studies import reward_curves
+    from limr_jax.studies import reward_curves, run_files
 
 _RULES = ("threshold", "top", "random", "linear", "std")
 _NAMES = {"linear": "linear_score", "std": "std"}  # the rules with a score of their own
@@ -178,6 +178,8 @@ def main(argv: list[str]) -> None:
     options = _parser().parse_args(argv)
     names = ("rewards", "scores", "problems")
     files.output(options.out, *(getattr(options, name, None) for name in names))
+    if options.run:
+        run_files.refuse(options.out, options.run)
     _refuse_idle(options)
     {"score": score, "select": select}[options.verb](options)
 

@@ -83,8 +83,9 @@ def main(argv: list[str]) -> int:
         jobs.check_arm(arm, train_job(options, arm, config.seed, out, ARMS[arm]))
     tokenizer = load_tokenizer(resolve(config.tokenizer))
     problems = setup.load_sets(config, tokenizer)[0].problems
-    _check_probe(config, options, len(problems))
-    console.say(_plan(config, options, problems, out))
+    if _probed(arms):
+        _check_probe(config, options, len(problems))
+    console.say(_plan(config, options, arms, problems, out))
     if options.dry_run:
         return 0
     # Another threshold gives other sets: these are part of whose folder it is.
@@ -150,7 +151,7 @@ def _check(config, options) -> tuple[str, ...]:
         choose(ARMS, arm, "--arms")
     if len(set(arms)) < len(arms):
         raise InputError(f"--arms={options.arms} names one twice; name each once")
-    if options.probe_epochs < 2:
+    if _probed(arms) and options.probe_epochs < 2:
         raise InputError(
             f"--probe_epochs={options.probe_epochs} must be at least 2; the paper's "
             "probe has 21"
@@ -167,7 +168,7 @@ def _check(config, options) -> tuple[str, ...]:
 
 
 def _check_probe(config, options, problems: int) -> None:
-    """InputError where a run cannot have so many steps."""
+    """InputError where the probe would have more steps than a run can."""
     steps = probe_steps(problems, config.prompts_per_step, options.probe_epochs)
     if steps > _STEPS:
         raise InputError(
@@ -181,14 +182,17 @@ def _probed(arms) -> bool:
     return any("data.train" in ARMS[arm] for arm in arms)
 
 
-def _plan(config, options, problems, out) -> str:
-    """What will run, as a line."""
-    steps = probe_steps(len(problems), config.prompts_per_step, options.probe_epochs)
-    runs = f"{options.arms} of {config.num_steps:,} steps"
+def _plan(config, options, arms, problems, out) -> str:
+    """What will run, as a line; the probe only where an arm needs one."""
+    probe = ""
+    if _probed(arms):
+        epochs = options.probe_epochs
+        steps = probe_steps(len(problems), config.prompts_per_step, epochs)
+        probe = f"a probe of {epochs} epochs, {steps:,} steps, and "
     return (
         f"{len(problems):,} problems of {problems.source}; for each of {options.seeds} "
-        f"seeds a probe of {options.probe_epochs} epochs, {steps:,} steps, and {runs} "
-        f"with an evaluation each, into {out}"
+        f"seeds {probe}{options.arms} of {config.num_steps:,} steps with an evaluation "
+        f"each, into {out}"
     )
 
 

@@ -29,8 +29,10 @@ def main(argv: list[str]) -> None:
     if len(options.runs) > 1 and not options.out:
         raise InputError("a page of several runs has no folder; give --out FILE.html")
     out = files.local(options.out or f"{options.runs[0]}/report.html", "--out")
-    from limr_jax.studies import html_report
+    from limr_jax.studies import html_report, run_files
 
+    for run in options.runs:
+        run_files.refuse(out, run)
     files.write_text(out, html_report.page(options.runs, samples=options.samples))
     print(f"{out}: {out.stat().st_size:,} bytes")
 

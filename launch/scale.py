@@ -30,6 +30,7 @@ from limr_jax import platform
 from limr_jax.config import load as config_lib
 from limr_jax.errors import InputError, choose
 from limr_jax.storage import files
+from limr_jax.studies import child_process
 
 CONFIG = str(platform.launch_root() / "configs/tiny.py")
 WARM_UP = 2
@@ -131,9 +132,10 @@ def read(path: pathlib.Path) -> list[dict]:
 def in_a_process(point: Point, steps: int) -> dict:
     """The figures of one point; InputError with its last line if it fails."""
     # A process has as many devices as when it first asked: one process a point.
-    flags = f"--xla_force_host_platform_device_count={point.devices}"
-    root = str(platform.import_root())
-    environment = os.environ | {"PYTHONPATH": root, "XLA_FLAGS": flags}
+    devices = f"--xla_force_host_platform_device_count={point.devices}"
+    # Behind the user's own flags: of two that say how many, the last one counts.
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {devices}".strip()
+    environment = child_process.environment() | {"XLA_FLAGS": flags}
     command = [sys.executable, "-m", "limr_jax.studies.child_process", __file__]
     options = ["--steps", str(steps), "--point", json.dumps(dataclasses.asdict(point))]
     start = time.monotonic()
@@ -160,7 +162,15 @@ def in_a_process(point: Point, steps: int) -> dict:
 
 
 def measured(point: Point, steps: int) -> dict:
-    """Run the point's steps here; one flat row."""
+    """Run the point in this process, and time `steps` steps of it; a row of plain JSON.
+
+    WARM_UP steps come before them. In the row are the seconds of a step (`seconds`) and
+    of two of its parts (`generate`, `update`) and its `tokens`, medians over the timed
+    steps; the FLOPs that these tokens need (`work`); the seconds of the prompt sampler
+    by part, and what draw and update are of a step (`sampler_share`, 0 to 1); MiB at
+    the peak of the timed steps (`memory_mib`) and of the process (`memory_ever_mib`).
+    InputError where no run can be as the point says.
+    """
     with tempfile.TemporaryDirectory() as folder:
         fields = COMMON | point.fields
         if point.problems:
@@ -271,11 +281,11 @@ def sampler_seconds(run, config, state) -> dict[str, float]:
             seconds.append(time.perf_counter() - start)
         return min(seconds[1:])  # the first call compiles
 
-    graded = (ids_P, reward_PG, reward_PG > 0)
+    valid_PG = reward_PG > 0
     return {
         "draw": least(sample, scored, jax.random.key(0)),
-        "update": least(update, scored, *graded),
-        "epoch_end": least(update, ended, *graded),
+        "update": least(update, scored, ids_P, reward_PG, valid_PG),
+        "epoch_end": least(update, ended, ids_P, reward_PG, valid_PG),
     }
 
 

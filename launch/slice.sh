@@ -112,6 +112,8 @@ look() {
     state=$assumed_state
   elif line=$(tpu describe "$name" "--format=$format"); then
     IFS=$'\t' read -r state made_type made_version made_spot <<<"$line"
+    # gcloud writes True, False or nothing.
+    [[ $made_spot == [Tt]rue ]] || made_spot=""
   elif grep -q NOT_FOUND "$scratch/stderr"; then
     state=ABSENT
   else
@@ -274,7 +276,7 @@ watch_run() {
 make_anew() { # 1: not yet
   say "$name is $state; making it anew"
   type=${type:-$made_type} version=${version:-$made_version}
-  [[ $made_spot != [Tt]rue ]] || spot=true
+  [[ -z $made_spot ]] || spot=true
   until make; do
     grep -qiE 'capacity|stockout|unavailable|deadline' "$scratch/stderr" ||
       fail "making $name anew"

@@ -25,9 +25,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 with platform.importing_jax():
     from limr_jax.data import sft_texts
-    from limr_jax.data.problems import Problems, load_problems
+    from limr_jax.data.problems import Problems, files_read, load_problems
     from limr_jax.data.tokenizer import load_tokenizer
     from limr_jax.storage import files, rollout_dump
+    from limr_jax.studies import run_files
 
 
 def _parser() -> Parser:
@@ -55,9 +56,11 @@ def _parser() -> Parser:
 def main(argv: list[str]) -> None:
     """One verb."""
     options = _parser().parse_args(argv)
-    # A set's name may have a slice behind it, and a file may be named like one.
-    spec = getattr(options, "spec", "")
-    files.output(options.out, spec, spec.partition("[")[0])
+    if options.verb == "right":
+        files.output(options.out)
+        run_files.refuse(options.out, options.run)
+    else:
+        files.output(options.out, *files_read(options.spec, **_where(options)))
     read, rows = {"short": _short, "plans": _plans, "right": _right}[options.verb](
         options
     )
@@ -65,10 +68,12 @@ def main(argv: list[str]) -> None:
     print(json.dumps({"read": read, "written": len(rows), "out": options.out}))
 
 
+def _where(options) -> dict:
+    return {"data_dir": options.data_dir, "manual_dir": options.manual_dir}
+
+
 def _problems(options) -> Problems:
-    return load_problems(
-        options.spec, data_dir=options.data_dir, manual_dir=options.manual_dir
-    )
+    return load_problems(options.spec, **_where(options))
 
 
 def _short(options) -> tuple[int, list[dict]]:

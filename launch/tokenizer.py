@@ -19,7 +19,7 @@ from limr_jax.errors import InputError
 
 with platform.importing_jax():
     from limr_jax.data.datasets.arithmetic import expressions
-    from limr_jax.data.problems import load_problems
+    from limr_jax.data.problems import files_read, load_problems
     from limr_jax.storage import files
 
 SPECIAL = {"pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3}
@@ -37,14 +37,14 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     if options.pieces is not None and not options.texts:
         raise InputError(f"--pieces={options.pieces} does nothing without --texts")
-    out = files.output(options.path, options.texts, flag="path")
+    where = {"data_dir": options.data_dir, "manual_dir": options.manual_dir}
+    read = files_read(options.texts, **where) if options.texts else []
+    out = files.output(options.path, *read, flag="path")
     # SentencePiece writes a blank as U+2581 inside its pieces.
     symbols = ["\n", expressions.ANSWER_PHRASE.replace(" ", "\u2581")]
     limits = {}
     if options.texts:
-        problems = load_problems(
-            options.texts, data_dir=options.data_dir, manual_dir=options.manual_dir
-        )
+        problems = load_problems(options.texts, **where)
         texts = [*problems.prompts, *problems.answers]
         pieces = 1024 if options.pieces is None else options.pieces
         # SentencePiece takes no limit below 10.

@@ -94,9 +94,16 @@ def compile_template(source: str) -> jinja2.Template:
 
 
 def generate(template: jinja2.Template, messages, add_generation_prompt, names):
-    """Yields the parts of the text that a template makes of messages.
+    """Yields the parts of the text that a template makes of one chat's messages.
 
-    names: further variables of the template (`bos_token`, …), by name.
+    To be called where a template may do no harm (template_worker.py): it may yield
+    without end. messages: objects with `role` and `content`. add_generation_prompt:
+    whether the text ends where an answer begins. names: further variables of the
+    template (`bos_token`, …), by name.
+
+    Raises:
+      jinja2.TemplateError: the template does not want the messages. A template is a
+        program, so that it may raise any other exception too.
     """
     yield from template.generate(
         messages=messages,

@@ -30,10 +30,11 @@ def read_fields(rows: Sequence[tuple[str, dict]]) -> dict[str, Any]:
         messages.append(chat)
         answers.append(_answer(row, where))
         jsonl.check_level(row.get("level"), where)
-    taken = {"id", "answer", "prompt" if "prompt" in rows[0][1] else "problem"}
+    # Row by row: in one file some may have a `prompt`, and others a `problem`.
+    rest = [_columns(row) for _, row in rows]
     # A dict, not a set: columns stay in the order in which they first occur.
-    names = dict.fromkeys(name for _, row in rows for name in row if name not in taken)
-    columns = {name: tuple(row.get(name) for _, row in rows) for name in names}
+    names = dict.fromkeys(name for columns in rest for name in columns)
+    columns = {name: tuple(each.get(name) for each in rest) for name in names}
     if "level" in columns:
         # 1 and "1" are one level: figures are given by its name.
         columns["level"] = tuple(levels.setdefault(str(x), x) for x in columns["level"])
@@ -44,6 +45,17 @@ def read_fields(rows: Sequence[tuple[str, dict]]) -> dict[str, Any]:
         "answers": tuple(answers),
         "columns": columns,
     }
+
+
+def _columns(row: dict) -> dict:
+    """What the row has beside its id, its answer and the field that is its prompt."""
+    taken = ("id", "answer", _prompt_field(row))
+    return {name: value for name, value in row.items() if name not in taken}
+
+
+def _prompt_field(row: dict) -> str:
+    """The field that the prompt stands in; `problem` comes second."""
+    return "prompt" if "prompt" in row else "problem"
 
 
 def _answer(row: dict, where: str) -> str:
@@ -57,8 +69,8 @@ def _answer(row: dict, where: str) -> str:
 
 
 def _prompt(row: dict, where: str) -> tuple[str, tuple[Message, ...] | None]:
-    """The prompt's text, and its messages if it is a chat; `problem` comes second."""
-    field = "prompt" if "prompt" in row else "problem"
+    """The prompt's text, and its messages if it is a chat."""
+    field = _prompt_field(row)
     chat = row.get(field)
     if not isinstance(chat, list):
         prompt = jsonl.text_field(row, field, where)

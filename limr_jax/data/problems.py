@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import pathlib
 import re
 from collections.abc import Iterable
@@ -94,9 +95,7 @@ def load_problems(spec: str, *, data_dir, manual_dir=None) -> Problems:
       InputError: one line with the place and the remedy, for whatever is wrong.
     """
     name, rows_slice = _parse(spec)
-    # With a slash it is a path, so that a misspelt one is a file that is not there, and
-    # not a data set that nobody knows.
-    if name.endswith((".jsonl", ".json")) or "/" in name or pathlib.Path(name).exists():
+    if _is_file(name):
         rows = list(jsonl.read_rows(name))
     else:
         rows = tfds.read(name, data_dir, manual_dir)
@@ -110,11 +109,41 @@ def load_problems(spec: str, *, data_dir, manual_dir=None) -> Problems:
     return Problems(source=spec, **problem_rows.read_fields(chosen))
 
 
+def named_file(spec: str) -> pathlib.Path | None:
+    """The file that `spec` names, without its slice; None: it names a prepared set.
+
+    The file need not be there. InputError: what stands in the brackets is no slice.
+    """
+    name, _ = _parse(spec)
+    return pathlib.Path(name) if _is_file(name) else None
+
+
+def files_read(spec: str, *, data_dir, manual_dir=None) -> list[pathlib.Path]:
+    """The user's files that the problems of `spec` come from, for none to be replaced.
+
+    Nothing is read. Of a prepared set they are the local copies of its source in
+    `manual_dir`, as `load_problems` has it; none where there are none.
+    InputError: what stands in the brackets is no slice.
+    """
+    name, _ = _parse(spec)
+    if _is_file(name):
+        return [pathlib.Path(name)]
+    return tfds.local_files(name, data_dir, manual_dir)
+
+
+def _is_file(name: str) -> bool:
+    """Whether a name without its slice is a file's, and not a prepared set's."""
+    # With a slash it is a path, so that a misspelt one is a file that is not there, and
+    # not a data set that nobody knows.
+    return name.endswith((".jsonl", ".json")) or "/" in name or os.path.exists(name)
+
+
 def _parse(spec: str) -> tuple[str, slice]:
     """'name[a:b]' → name and slice; a file that has this very name comes first."""
     # Only what stands in the last brackets: "a[1].jsonl[:2]" is two rows of a[1].jsonl.
     match = re.fullmatch(r"(.+?)\[([^\[\]]*)\]", spec)
-    if not match or pathlib.Path(spec).exists():
+    # Not pathlib's `exists`, which raises for a name that is too long for a file.
+    if not match or os.path.exists(spec):
         return spec, slice(None)
     numbers = match[2].split(":")
     try:

@@ -8,8 +8,9 @@ chat_template.json; the first of them counts.
 A file alone, or a directory with nothing but a tokenizer, works too.
 
 Special tokens are read as such only where a chat template wrote them, never in the
-text of a problem (chat_template.py says how). Added tokens that a checkpoint does not
-call special (Qwen's ``<tool_call>``) are ordinary vocabulary and always read.
+text of a problem (chat_template.py says how); which they are says vocabulary.py. Added
+tokens that a checkpoint does not call special (Qwen's ``<tool_call>``) are ordinary
+vocabulary and always read.
 """
 
 import dataclasses
@@ -72,8 +73,7 @@ class Tokenizer:
     ) -> list[list[int]]:
         """`encode` of many texts, on all cores where the library can."""
         mark = chat_template.noncharacter(texts)
-        specials = self.vocabulary.specials
-        marked = [chat_template.protect(text, specials, mark) for text in texts]
+        marked = [self._protected(text, mark) for text in texts]
         return self._encode_marked(marked, mark, continued)
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
@@ -114,13 +114,9 @@ class Tokenizer:
         # is text.
         contents = [text for chat in chats for m in chat for text in m.values()]
         mark = chat_template.noncharacter(contents)
-        specials = self.vocabulary.specials
 
         def protected(message):
-            return {
-                name: chat_template.protect(text, specials, mark)
-                for name, text in message.items()
-            }
+            return {name: self._protected(x, mark) for name, x in message.items()}
 
         marked = [[protected(message) for message in chat] for chat in chats]
         texts = self._render(marked, add_generation_prompt)
@@ -168,6 +164,21 @@ class Tokenizer:
         pad = text_of(self.pad_id)
         return {"bos_token": bos, "eos_token": text_of(self.eos_id), "pad_token": pad}
 
+    def _protected(self, text: str, mark: str) -> str:
+        """The text with marks where it is to be cut, so that no special token is read.
+
+        Its template, if it has one, is to come; what that writes is no part of it.
+        """
+        specials = [x for x in self.vocabulary.specials if len(x) > 1]
+        marked = chat_template.protect(text, specials, mark)
+        # A normaliser makes < of its full-width form, say, and of several a token. No
+        # person writes so: such a text is cut at every character.
+        for piece in marked.split(mark):
+            normal = self.vocabulary.normalised(piece)
+            if normal != piece and any(special in normal for special in specials):
+                return mark.join(text)
+        return marked
+
     def _encode_marked(self, marked, mark, continued) -> list[list[int]]:
         # Only a text's first piece is the start of a text: a tokenizer's blank before
         # any other would be in the middle of it. Two calls for all, for the library's
@@ -196,7 +207,12 @@ def load_tokenizer(path) -> Tokenizer:
     numbers = [tokenizer_files.read(directory / name) for name in models]
     make = JsonVocabulary if file.suffix == ".json" else PieceVocabulary
     added = tokenizer_files.added_tokens(directory, config)
-    vocabulary = make(file, added, tokenizer_files.special_texts(token_files))
+    vocabulary = make(
+        file,
+        added,
+        special=tokenizer_files.special_texts(token_files),
+        ends=tokenizer_files.end_ids(numbers),
+    )
 
     specials = vocabulary.specials
 

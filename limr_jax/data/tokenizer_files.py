@@ -114,6 +114,17 @@ def special_texts(sources: Sequence[Mapping]) -> set[str]:
     return names
 
 
+def end_ids(sources: Sequence[Mapping]) -> set[int]:
+    """The ids that end a response, of the files that give numbers; only what is an id.
+
+    sources: the objects of generation_config.json and config.json.
+    """
+    values = (source.get("eos_token_id") for source in sources)
+    several = (x if isinstance(x, list) else [x] for x in values)
+    # `load_tokenizer` refuses what is no id, and one that no token has.
+    return {i for ids in several for i in ids if type(i) is int and 0 <= i < 2**32}
+
+
 def read_template(directory, config: dict, specials: Mapping) -> ChatTemplate | None:
     """The checkpoint's chat template, from where transformers looks for it first.
 

@@ -2,7 +2,12 @@
 
 Each has `specials` (text → id of the tokens that are never ordinary text), `size` (the
 highest id + 1), its own `bos_id` and `eos_id` or None, `id_of`, `text_of`, `encode` of
-many texts, special tokens read, and `decode`, special tokens written.
+many texts, special tokens read, `decode`, special tokens written, and `normalised`, a
+text as its tokens are looked for in it.
+
+A token is special if its entry, or a field of the configuration that is a token's name,
+calls it so, or if it ends a response; be it a piece that the vocabulary has for texts.
+Only a single character stays what it is to texts: nothing else could write it.
 """
 
 import contextlib
@@ -14,7 +19,7 @@ import pathlib
 import re
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import sentencepiece
 import tokenizers
@@ -23,7 +28,9 @@ from sentencepiece import sentencepiece_model_pb2
 from limr_jax.data.jsonl import read_bytes
 from limr_jax.errors import InputError, shown
 
-_USER_DEFINED = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
+_PIECE = sentencepiece_model_pb2.ModelProto.SentencePiece
+# Kinds of pieces that a text may be read as, or that nothing reads.
+_ORDINARY = (_PIECE.NORMAL, _PIECE.USER_DEFINED, _PIECE.UNUSED)
 _LARGEST = 2**24  # a hundred times the largest vocabulary there is
 _GROWTH = 10_000  # what a normaliser or a decoder may make of one character
 _UNKNOWN = "\U000f1234"  # no vocabulary has it
@@ -47,11 +54,18 @@ class JsonVocabulary:
     """A tokenizer.json, by the library `tokenizers`.
 
     added: tokens of the configuration; those that the file lacks come after its own, as
-    in transformers. special: texts of added tokens that are special whatever the file
-    says of them, since the configuration has them as its end token, say.
+    in transformers. special: texts of tokens that are special whatever the file says of
+    them, since the configuration has them as its end token, say; ends: ids of such.
+    Raises InputError where the file cannot be read, or has another id for a token.
     """
 
-    def __init__(self, path: pathlib.Path, added: Sequence[Added], special: set[str]):
+    def __init__(
+        self,
+        path: pathlib.Path,
+        added: Sequence[Added],
+        special: set[str],
+        ends: set[int],
+    ):
         self.path = path
         try:
             text = read_bytes(path).decode("utf-8")
@@ -70,11 +84,20 @@ class JsonVocabulary:
                 self.library if inner == written else _library(json.dumps(inner))
             )
         # By id: the library numbers them on from its own highest.
-        for token in sorted(added, key=lambda token: token.id):
-            self._add(token)
+        with self._named("cannot take a token of the configuration"):
+            for token in sorted(added, key=lambda token: token.id):
+                self._add(token)
         self.size = self._checked_size(written)
+        entries = {token.content: token for token in added}
+        special = special | {text for text, token in entries.items() if token.special}
+        with self._named("cannot take a special token of the configuration"):
+            named = ends | {self.id_of(text) for text in special}
+            for token in named - self.library.get_added_tokens_decoder().keys():
+                self._set_apart(token, entries)
         tokens = self.library.get_added_tokens_decoder()
-        special = special | {t.content for t in tokens.values() if t.special}
+        special = special | {
+            t.content for i, t in tokens.items() if t.special or i in ends
+        }
         self.specials = {
             t.content: i for i, t in tokens.items() if t.content in special
         }
@@ -89,9 +112,25 @@ class JsonVocabulary:
         self.eos_id = None
 
     def _add(self, token: Added) -> None:
-        # The file has it, and what the file says of it counts.
-        if self.library.token_to_id(token.content) is not None:
-            return
+        # Where the file has it, what the file says of it counts.
+        if self.id_of(token.content) is None:
+            self._add_to_library(token)
+        _check_id(self.path, token, self.id_of(token.content))
+
+    def _set_apart(self, token: int | None, entries: Mapping[str, Added]) -> None:
+        """Make a special word of the vocabulary an added token, which `protect` finds.
+
+        token: its id; None, or an id of nothing, is refused where it is used. entries:
+        text → what the configuration says of it.
+        """
+        text = None if token is None else self.text_of(token)
+        # A letter stays one, and so does what is written otherwise than it reads, such
+        # as "Ġthe" for " the".
+        if text is not None and len(text) > 1 and self.decode([token]) == text:
+            entry = entries.get(text, Added(token, text))
+            self._add_to_library(dataclasses.replace(entry, special=True))
+
+    def _add_to_library(self, token: Added) -> None:
         library_token = tokenizers.AddedToken(
             token.content,
             single_word=token.single_word,
@@ -103,7 +142,6 @@ class JsonVocabulary:
         self.library.add_tokens([library_token])
         if self.inner is not self.library:
             self.inner.add_tokens([library_token])
-        self._check_id(token.content, token.id)
 
     def _checked_size(self, written: dict) -> int:
         """The highest id + 1.
@@ -119,24 +157,16 @@ class JsonVocabulary:
             )
         if len(set(ids)) < len(ids):
             raise InputError(f"{self.path}: two tokens have one id; fetch it again")
-        for token in written.get("added_tokens") or ():
-            self._check_id(token["content"], token["id"])
+        for entry in written.get("added_tokens") or ():
+            token = Added(entry["id"], entry["content"])
+            # The library numbers added tokens on, whatever the file says.
+            _check_id(self.path, token, self.id_of(token.content))
         with self._named("cannot encode every text"):
             # Where an unknown character has no token, it fails here and not at some
             # problem.
             self.library.encode(_UNKNOWN)
             self.inner.encode(_UNKNOWN)
         return 1 + max(ids)
-
-    def _check_id(self, content: str, token: int) -> None:
-        # The library numbers added tokens on, whatever the file says.
-        actual = self.library.token_to_id(content)
-        if actual != token:
-            raise InputError(
-                f"{self.path}: the token {shown(content)!r} is to have the id {token}, "
-                f"but the vocabulary has it at {actual}; take tokenizer and "
-                "configuration from the same checkpoint"
-            )
 
     def _first(self) -> int | None:
         """The token that the file's own post-processor puts before a text."""
@@ -165,6 +195,13 @@ class JsonVocabulary:
             # "fast" keeps no offsets, which nobody reads here.
             rows = library.encode_batch_fast(list(texts), add_special_tokens=False)
         return [row.ids for row in rows]
+
+    def normalised(self, text: str) -> str:
+        """The text as the file's normaliser leaves it, before its words are found."""
+        if self.library.normalizer is None:
+            return text
+        with self._named("cannot encode a text"):
+            return self.library.normalizer.normalize_str(text)
 
     def decode(self, ids: list[int]) -> str:
         """The text of the ids, special tokens written out."""
@@ -268,17 +305,33 @@ def _not_at_start(part: dict | None) -> dict | None:
 class PieceVocabulary:
     """A SentencePiece model, with the tokens that the configuration adds to it.
 
-    special: texts of added tokens that are special, as of `JsonVocabulary`.
+    added, special, ends: as of `JsonVocabulary`, and so what it raises.
     """
 
-    def __init__(self, path: pathlib.Path, added: Sequence[Added], special: set[str]):
+    def __init__(
+        self,
+        path: pathlib.Path,
+        added: Sequence[Added],
+        special: set[str],
+        ends: set[int],
+    ):
         self.path, data = path, read_bytes(path)
+        special = special | {t.content for t in added if t.special}
+        ends = ends | {t.id for t in added if t.special}
         proto = sentencepiece_model_pb2.ModelProto()
         try:
             proto.ParseFromString(data)
             if not proto.pieces:
                 raise ValueError("it holds no pieces")
-            self.start = sentencepiece.SentencePieceProcessor(model_proto=data)
+            # SentencePiece reads no control piece in a text, whatever its normaliser
+            # makes of that, and any other piece wherever it stands.
+            for i, piece in enumerate(proto.pieces):
+                named = i in ends or piece.piece in special
+                if named and len(piece.piece) > 1 and piece.type in _ORDINARY:
+                    piece.type = _PIECE.CONTROL
+            self.start = sentencepiece.SentencePieceProcessor(
+                model_proto=proto.SerializeToString()
+            )
             # What follows a special token is not the start of a text: no blank there.
             proto.normalizer_spec.add_dummy_prefix = False
             self.inner = sentencepiece.SentencePieceProcessor(
@@ -291,19 +344,21 @@ class PieceVocabulary:
                 f"{path}: not a SentencePiece model ({shown(error, limit=200)}); give "
                 "the file that came with the checkpoint"
             ) from None
-        # SentencePiece does not read control pieces (<s>) in a text, which is right for
-        # a problem, but a template writes them: they are cut out before it.
+        for token in added:
+            _check_id(path, token, own.get(token.content, token.id))
+        # Control pieces (<s>) are not read in a problem, which is right, but a template
+        # writes them: they are cut out before SentencePiece has the text.
         control = [i for i in pieces if self.start.is_control(i)]
         tokens = [Added(i, self.start.id_to_piece(i), special=True) for i in control]
         # SentencePiece itself keeps user-defined pieces whole; others it would take
         # apart.
-        whole = {i for i in pieces if proto.pieces[i].type == _USER_DEFINED}
+        whole = {i for i in pieces if proto.pieces[i].type == _PIECE.USER_DEFINED}
         tokens += [t for t in added if t.special or t.id not in whole]
         # Of two entries the later one, from the configuration, as it has the flags.
         tokens = list({t.content: t for t in tokens}.values())
         self.ids = own | {t.content: t.id for t in tokens}
         self.texts = {t.id: t.content for t in tokens}
-        special = special | {t.content for t in tokens if t.special}
+        special = special | {t.content for t in tokens if t.special or t.id in ends}
         self.specials = {t.content: t.id for t in tokens if t.content in special}
         self.size = 1 + max(self.ids.values())
         self.bos_id = _or_none(self.start.bos_id())
@@ -343,6 +398,10 @@ class PieceVocabulary:
     def _plain(self, text: str, continued: bool) -> list[int]:
         return (self.inner if continued else self.start).encode(text) if text else []
 
+    def normalised(self, text: str) -> str:
+        """The text itself: special tokens are cut out before SentencePiece has it."""
+        return text
+
     def decode(self, ids: list[int]) -> str:
         """The text of the ids, special tokens written out."""
         # Runs of pieces between special tokens, which SentencePiece would leave out.
@@ -356,6 +415,16 @@ class PieceVocabulary:
             elif token < len(self.start):  # an id between added tokens is nobody's
                 run.append(token)
         return "".join([*out, library.decode(run)])
+
+
+def _check_id(path, token: Added, actual: int) -> None:
+    """InputError unless the vocabulary has the token at the id that a file says."""
+    if actual != token.id:
+        raise InputError(
+            f"{path}: the token {shown(token.content)!r} is to have the id {token.id}, "
+            f"but the vocabulary has it at {actual}; take tokenizer and configuration "
+            "from the same checkpoint"
+        )
 
 
 def _pattern(token: Added) -> str:

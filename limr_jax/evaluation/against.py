@@ -10,6 +10,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from etils import epath
+
 from limr_jax.config import diff
 from limr_jax.errors import InputError
 from limr_jax.evaluation import (
@@ -22,7 +24,7 @@ from limr_jax.evaluation.accuracy import right
 from limr_jax.models.from_config import DIMENSIONS
 from limr_jax.platform import resolve
 from limr_jax.storage import files
-from limr_jax.storage.workdir import read_result, read_run
+from limr_jax.storage.workdir import read_result, read_run, workdir_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,7 @@ class OtherPolicy:
     """The policy that the evaluated one is compared with, and its evaluation."""
 
     path: str  # as the user named it
-    out: pathlib.Path  # the folder of its evaluation
+    out: epath.Path | pathlib.Path  # the folder of its evaluation; may be on gs://
     identity: Mapping  # as `benchmarks.BenchmarkSuite` has it
     suite: benchmarks.BenchmarkSuite | None  # None: its evaluation is finished
 
@@ -54,7 +56,8 @@ def find_policy(
                 f"--against={path} is an evaluation that is not finished; give the "
                 "command that it had once more"
             )
-        other = OtherPolicy(path, pathlib.Path(path), stored, None)
+        # pathlib would make gs:/bucket of gs://bucket.
+        other = OtherPolicy(path, workdir_path(path), stored, None)
     else:
         run_config = trained_policy.read_config(path) if stored is not None else None
         other_suite = benchmarks.set_up(

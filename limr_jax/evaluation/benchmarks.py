@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import hashlib
-import pathlib
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,7 +16,12 @@ import limr_jax
 from limr_jax.config import limits
 from limr_jax.data.boxed import boxed_answer
 from limr_jax.data.datasets import catalogue, tfds
-from limr_jax.data.problems import TokenizedProblems, load_problems, tokenize
+from limr_jax.data.problems import (
+    TokenizedProblems,
+    load_problems,
+    named_file,
+    tokenize,
+)
 from limr_jax.data.special_tokens import encode_answer_phrase
 from limr_jax.data.tokenizer import Tokenizer, load_tokenizer
 from limr_jax.errors import InputError
@@ -53,6 +58,7 @@ class Benchmark:
 
     @property
     def label(self) -> str:
+        """'SET@k': of its folder and its figures; the temperature is no part of it."""
         return f"{self.spec}@{self.k}"
 
 
@@ -67,8 +73,7 @@ def parse(names: str, *, k: int, temperature: float) -> list[Benchmark]:
     benchmarks: dict[str, Benchmark] = {}
     own = []  # how many of the two each benchmark has of its own
     for name in filter(None, map(str.strip, names.split(","))):
-        # A file may have an @ in its name.
-        spec, *suffixes = [name] if pathlib.Path(name).exists() else name.split("@")
+        spec, suffixes = split_name(name)
         try:
             if len(suffixes) > 2:
                 raise ValueError
@@ -110,6 +115,22 @@ def parse(names: str, *, k: int, temperature: float) -> list[Benchmark]:
     return list(benchmarks.values())
 
 
+def split_name(name: str) -> tuple[str, list[str]]:
+    """One benchmark's name as its set and what stands behind it, each after an @.
+
+    'held@out.jsonl[:3]@4@0.6' is 'held@out.jsonl[:3]' and ['4', '0.6'], where there is
+    a file held@out.jsonl. InputError: what stands in the brackets is no slice.
+    """
+    # A file may have an @ in its name: the longest that there is.
+    for count in range(name.count("@") + 1):
+        spec, *suffixes = name.rsplit("@", count)
+        file = named_file(spec)
+        if file is not None and os.path.exists(file):
+            return spec, suffixes
+    spec, *suffixes = name.split("@")
+    return spec, suffixes
+
+
 def _check(benchmark: Benchmark) -> None:
     name = f"benchmark {benchmark.label}:"
     k, temperature = benchmark.k, benchmark.temperature
@@ -127,7 +148,9 @@ def _check(benchmark: Benchmark) -> None:
 def _with_split(spec: str) -> str:
     """A builder's name alone means its split for evaluation: aime24 → aime24:test."""
     name, bracket, rest = spec.partition("[")
-    if ":" in name or name not in tfds.names():
+    file = named_file(spec)
+    # A folder of that name may be where the set is prepared.
+    if ":" in name or name not in tfds.names() or (file and os.path.isfile(file)):
         return spec
     # The embedded sets are not in the catalogue; what they hold out is "eval".
     splits = catalogue.FACTS[name].splits if name in catalogue.FACTS else ("eval",)

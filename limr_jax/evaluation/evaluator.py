@@ -145,10 +145,14 @@ def program(
     generation: GenerateConfig,
     compute: ComputeConfig,
 ) -> tuple[Callable, int]:
-    """The jitted program that writes k responses a problem; and the problems of a call.
+    """The jitted program that writes k responses a problem; and P, problems of a call.
 
-    It is called as `Evaluator.generate` is: (params, Prompts, ids_P, Sampling, key) →
-    PromptBatch, Rollout. count: problems of the set.
+    The program: (params, Prompts, ids_P, Sampling, key) → (PromptBatch, Rollout).
+    Prompts: of the whole set; ids_P: int32, places of problems in it; key: of the
+    random stream. The Rollout has P · k rows, of which row b is of problem b // k. Both
+    results lie spread over the mesh by rows.
+    count: problems of the set. generation: its `group` is replaced by k, its `slots` by
+    P · k. That is at most the `slots` given, or else one problem a device.
     """
     # Devices that rows lie over; `tensor` divides the model instead.
     rows = mesh.shape["data"] * mesh.shape["fsdp"]

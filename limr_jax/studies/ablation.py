@@ -32,6 +32,22 @@ FIGURES = {
 }
 
 
+def before_and_after(workdir) -> tuple[dict, dict]:
+    """A run's evaluations of the untrained policy and of the policy trained so far.
+
+    Lines of evals.jsonl: that of step 0, and the last of a later step. Each is empty
+    where there is none: of a run without data.eval, that has just begun, or whose file
+    is damaged.
+    """
+    before, after = {}, {}
+    for row in metrics.read_metrics(workdir, metrics.EVALS):
+        if row["step"] == 0:
+            before = row
+        else:
+            after = row
+    return before, after
+
+
 def figures(workdir) -> dict[str, float]:
     """The FIGURES of a finished run, nan for what it has none of.
 
@@ -39,13 +55,12 @@ def figures(workdir) -> dict[str, float]:
     evaluated before and after.
     """
     rows = list(metrics.read_metrics(workdir))
-    evals = list(metrics.read_metrics(workdir, metrics.EVALS))
-    if not rows or len(evals) < 2:
+    before, after = before_and_after(workdir)
+    if not (rows and before and after):
         raise InputError(
             f"{workdir} has no evaluation before and after; set data.eval and let it "
             "finish"
         )
-    before, after = evals[0], evals[-1]
     # A step in which something was compiled, as in a process's first, is no steady one.
     counts = [row["compile_count"] for row in rows]
     steady = [

@@ -11,6 +11,17 @@ import signal
 import sys
 import threading
 
+from limr_jax import platform
+
+
+def environment() -> dict[str, str]:
+    """This process's environment variables, in which a child finds this package.
+
+    It comes first on PYTHONPATH; what the user has there, a reward's module say, stays.
+    """
+    paths = [str(platform.import_root()), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
 
 def _end_with_parent() -> None:
     """Block until stdin is closed, then kill this process."""

@@ -15,7 +15,7 @@ from limr_jax.config.diff import differences
 from limr_jax.errors import InputError
 from limr_jax.storage import metrics, rollout_dump
 from limr_jax.storage.workdir import read_result, read_run
-from limr_jax.studies import plots
+from limr_jax.studies import ablation, plots
 
 _LONGEST = 2000  # characters of a prompt or a response that are shown
 _STYLE = """
@@ -27,13 +27,13 @@ pre { background: #f4f4f4; padding: .6em; white-space: pre-wrap; }
 pre { overflow-wrap: anywhere; }
 svg { max-width: 100%; height: auto; }
 """
-# Heading → (which of the run's evaluations, the number in it).
+# Heading → (which of `ablation.before_and_after`, the number in it).
 _EVALS = {
     "accuracy before": (0, "accuracy"),
-    "accuracy after": (-1, "accuracy"),
-    "well formed after": (-1, "well_formed"),
+    "accuracy after": (1, "accuracy"),
+    "well formed after": (1, "well_formed"),
     "tokens before": (0, "response_length"),
-    "tokens after": (-1, "response_length"),
+    "tokens after": (1, "response_length"),
 }
 
 
@@ -97,21 +97,14 @@ def _overview(runs: Mapping) -> str:
     head = ["run", "steps", *_EVALS, "pass rate of the last step", "seconds"]
     table = []
     for name, (rows, stored) in runs.items():
-        evals = _evals(name)
+        evals = ablation.before_and_after(name)
         result, _ = _result(name)
-        cells = [
-            _number(evals[at] if evals else {}, figure)
-            for at, figure in _EVALS.values()
-        ]
+        cells = [_number(evals[at], figure) for at, figure in _EVALS.values()]
         table.append(
             [name, f"{rows[-1]['step']} of {stored.get('num_steps')}", *cells]
             + [_number(rows[-1], "pass_rate"), _number(result, "seconds")]
         )
     return "<h2>Results</h2>" + _table(head, table)
-
-
-def _evals(workdir) -> list[dict]:
-    return list(metrics.read_metrics(workdir, metrics.EVALS))
 
 
 def _curves(runs: Mapping) -> str:
@@ -132,8 +125,10 @@ def _levels(runs: Mapping) -> str:
     prefix = "accuracy_level_"
     table, levels = [], {}
     for name in runs:
-        evals = _evals(name)
-        for when, row in [("before", evals[0]), ("after", evals[-1])] if evals else []:
+        for when, row in zip(("before", "after"), ablation.before_and_after(name)):
+            # A run that has just begun has no policy after.
+            if not row:
+                continue
             at = {x.removeprefix(prefix): row[x] for x in row if x.startswith(prefix)}
             # A dict, as a set in order: runs may have been evaluated on other levels.
             levels |= dict.fromkeys(at)

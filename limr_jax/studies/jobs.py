@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import datetime
 import json
-import os
 import pathlib
 import shlex
 import signal
@@ -31,6 +30,7 @@ from limr_jax.errors import InputError
 from limr_jax.multihost import preemption
 from limr_jax.storage import files, metrics
 from limr_jax.storage.workdir import content, read_result, read_run
+from limr_jax.studies import child_process
 
 ROOT = platform.import_root()
 _POLL = 0.5  # seconds
@@ -71,6 +71,11 @@ class Job:
         return self.workdir.with_name(self.workdir.name + suffix)
 
     def as_typed(self) -> str:
+        """The command as a line for a shell, of a checkout or of an installed wheel.
+
+        The script stands in it as `platform.launch_words` names it, and Python as
+        `python`; `_run` starts the same script otherwise.
+        """
         script, *arguments = self.command
         return shlex.join(["python", *platform.launch_words(script), *arguments])
 
@@ -205,14 +210,13 @@ def environment(cache: pathlib.Path) -> dict[str, str]:
 
     cache: its folder; what this process's own variables say of it goes first.
     """
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     cached = {
         "JAX_COMPILATION_CACHE_DIR": str(cache.absolute()),
         # The small programs too: a run has a dozen.
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
-    return cached | os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    return cached | child_process.environment()
 
 
 def _steps(job: Job) -> int:

@@ -22,20 +22,18 @@ _POINTS = 20  # what is noisy step by step is shown as means of a twentieth of t
 def learning_curves(runs: Mapping[str, Sequence]) -> Figure:
     """The mean over each arm's runs, by step, and a band from the least to the most.
 
-    runs: arm → workdirs. Where samplers differ so do the problems drawn, and with them
-    the pass rate of the rollouts.
+    runs: arm → workdirs. The runs of an arm are compared at the steps that all of them
+    have, those that have no such number aside. Where samplers differ so do the problems
+    drawn, and with them the pass rate of the rollouts.
     """
     # Not pyplot's, which would need a backend and hold on to every figure.
     figure = Figure(figsize=(13, 3.8), layout="constrained")
     for axes, (title, (file, name)) in zip(figure.subplots(1, 3), _PANELS.items()):
         for i, (arm, workdirs) in enumerate(runs.items()):
-            curves = [c for c in (_curve(w, file, name) for w in workdirs) if len(c)]
-            if not curves:
+            curves = [c for c in (_curve(w, file, name) for w in workdirs) if c]
+            steps, values_of_seeds = _together(curves, noisy=file == metrics.METRICS)
+            if not len(steps):
                 continue
-            # As far as all of them have come.
-            length = min(map(len, curves))
-            steps = curves[0][:length, 0]
-            values_of_seeds = np.stack([curve[:length, 1] for curve in curves])
             color = f"C{i % 10}"
             axes.plot(steps, values_of_seeds.mean(0), ".-", color=color, label=arm)
             axes.fill_between(
@@ -81,17 +79,35 @@ def growth(axes: Mapping[str, Sequence[Mapping]]) -> Figure:
     return figure
 
 
-def _curve(workdir, file: str, name: str) -> np.ndarray:
-    """[points, 2]: step and value; of metrics.jsonl, means over some steps each."""
-    rows = [
-        (row["step"], value)
+def _curve(workdir, file: str, name: str) -> dict[int, float]:
+    """Step → the number of this name in a line of the workdir's file, if it has one."""
+    return {
+        row["step"]: value
         for row in metrics.read_metrics(workdir, file)
         if (value := metrics.number(row, name)) is not None
-    ]
-    width = max(1, len(rows) // _POINTS) if file == metrics.METRICS else 1
-    # Whole windows only; up to width − 1 of the newest rows are left out.
-    whole = len(rows) // width * width
-    return np.array(rows[:whole], float).reshape(-1, width, 2).mean(axis=1)
+    }
+
+
+def _together(
+    curves: Sequence[Mapping[int, float]], *, noisy: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """(steps [points], values [runs, points]) of several curves at the same steps.
+
+    noisy: a point is the mean of a window of steps, of which there are about _POINTS;
+    else each common step is a point. No points where no step is common to all.
+    """
+    common = set.intersection(*map(set, curves)) if curves else set()
+    # By the common steps, not by a run's own: windows of another width would hold
+    # other steps, and the mean over runs would be of none.
+    width = max(1, len(common) // _POINTS) if noisy else 1
+    # Whole windows only; up to width − 1 of the newest steps are left out.
+    points = len(common) // width
+    steps = sorted(common)[: points * width]
+    values = np.array([[curve[step] for step in steps] for curve in curves], float)
+    return (
+        np.array(steps, float).reshape(points, width).mean(axis=1),
+        values.reshape(len(curves), points, width).mean(axis=2),
+    )
 
 
 def save(figure: Figure, path: pathlib.Path) -> None:

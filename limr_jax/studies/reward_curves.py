@@ -18,10 +18,16 @@ from limr_jax.errors import InputError
 from limr_jax.samplers import score_file
 from limr_jax.storage import metrics, rollout_dump
 
-# What becomes of a missing cell. `backfill` is what LIMR's released script does: see
-# algorithms/lim.py.
+
+def _backfill_and_drop(value_NE, seen_NE):
+    """Curves as LIMR's released script makes them whole: see algorithms/lim.py."""
+    filled_NE, known_NE = lim.backfill(value_NE, seen_NE)
+    return lim.drop(filled_NE, known_NE)
+
+
+# What becomes of a missing cell.
 MISSING = {
-    "backfill": lambda *cells: lim.drop(*lim.backfill(*cells)),
+    "backfill": _backfill_and_drop,
     "carry": lim.carry,
     "drop": lim.drop,
 }

@@ -6,6 +6,7 @@ import http.server
 import io
 import json
 import pathlib
+import runpy
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import zipfile
 
 import pytest
 
+from limr_jax.data import problems
 from limr_jax.data.boxed import reference_answer
 from limr_jax.data.datasets import catalogue, normalise, tfds
 from limr_jax.data.overlap import evaluation_sets, refuse_held_out, refuse_overlap
@@ -398,3 +400,40 @@ def test_describe(tmp_path, shared):
     failed = subprocess.run(command, capture_output=True, text=True)
     assert failed.returncode == 2
     assert failed.stderr.count("\n") == 1
+
+
+def test_describe_compares_with_the_other_split(tmp_path, capsys):
+    """And with what --eval names, be it the set itself."""
+    describe = runpy.run_path(str(ROOT / "launch" / "data.py"))["main"]
+    question = {"question": "How many?", "answer": "So many. #### 7"}
+    rows = [question | {"split": split} for split in ("train", "test")]
+    rows += [{"question": "Why?", "answer": "#### 8", "split": "train"}]
+    manual = tmp_path / "manual"
+    manual.mkdir()
+    (manual / "gsm8k.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    where = ["--data_dir", str(tmp_path / "cache"), "--manual_dir", str(manual)]
+
+    def overlap(spec, *more):
+        describe(["describe", spec, *where, *more])
+        said = json.loads(capsys.readouterr().out.splitlines()[-1])
+        others = [x for x in catalogue.EVALUATION_SETS if x != "gsm8k:test"]
+        assert said["not_compared"] == others
+        return {name: len(pairs) for name, pairs in said["overlap"].items()}
+
+    assert overlap("gsm8k:train[:5]") == {"gsm8k:test": 1}
+    assert overlap("gsm8k:test") == {}
+    assert overlap("gsm8k:test", "--eval=gsm8k:test") == {"gsm8k:test": 1}
+    two = overlap("gsm8k:train[1:]", "--eval=gsm8k:train[:1]")
+    assert two == {"gsm8k:test": 0, "gsm8k:train[:1]": 0}
+
+
+def test_a_file_of_a_sets_name_is_no_set(tmp_path, monkeypatch):
+    """Where a file and a public set have one name, the file is meant."""
+    monkeypatch.chdir(tmp_path)
+    row = {"id": "a", "problem": "1+1=", "answer": "2"}
+    (tmp_path / "math500").write_text(json.dumps(row))
+    assert problems.named_file("math500[:1]") == pathlib.Path("math500")
+    assert load_problems("math500[:1]", data_dir=tmp_path).ids == ("a",)
+    own_names = runpy.run_path(str(ROOT / "launch" / "data.py"))["_own_names"]
+    assert own_names("math500") == set()
+    assert own_names("aime24[:3]") == {"aime24:test"}

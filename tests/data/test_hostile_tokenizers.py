@@ -3,10 +3,12 @@ r"""Tokenizer files made to hurt: each is one line, or is read aright.
 Made by mutation of a small checkpoint, sorted by what is wrong with them.
 """
 
+import io
 import json
 import os
 
 import pytest
+import sentencepiece
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders, models, pre_tokenizers, processors
@@ -281,6 +283,14 @@ REFUSED = {
         decoder({"300": {"content": "<x>"}}),
         "the token '<x>' is to have the id 300, but the vocabulary has it at 262",
     ),
+    "another id for a token": (
+        decoder({"7": {"content": "</s>"}}),
+        "the token '</s>' is to have the id 7, but the vocabulary has it at 2",
+    ),
+    "half a surrogate pair for a token": (
+        config(mask_token="\ud800x"),
+        "cannot take a special token of the configuration",
+    ),
     "an added text twice": (
         decoder({"262": {"content": "<x>"}, "263": {"content": "<x>"}}),
         "has the id or the text of another",
@@ -439,9 +449,9 @@ def test_a_regular_expression_that_gives_up(tmp_path, capfd):
 
 
 def pieces(*names, **settings) -> bytes:
-    """A SentencePiece model of these pieces."""
+    """A SentencePiece model of these pieces; turn: the kind of a piece <turn>."""
     proto = sentencepiece_model_pb2.ModelProto()
-    kinds = {"<unk>": 2, "<s>": 3, "</s>": 3}
+    kinds = {"<unk>": 2, "<s>": 3, "</s>": 3, "<turn>": settings.pop("turn", 1)}
     for name in names:
         proto.pieces.add(piece=name, score=-1.0, type=kinds.get(name, 1))
     for name, value in settings.items():
@@ -489,3 +499,148 @@ def test_ids_that_are_nobodys(tmp_path):
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": 9}')
     with pytest.raises(InputError, match="the eos_token_id 9 is no token of the voc"):
         load_tokenizer(tmp_path)
+
+
+def test_another_id_for_a_piece(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(GOOD)
+    said = {"added_tokens_decoder": {"9": {"content": "</s>", "special": True}}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    with pytest.raises(InputError) as caught:
+        load_tokenizer(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}/tokenizer.model: the token '</s>' is to have the id 9, but the "
+        "vocabulary has it at 2; take tokenizer and configuration from the same "
+        "checkpoint"
+    )
+
+
+# --- tokens of the vocabulary itself that a configuration calls special ------------
+
+LETTERS = ["▁", "1", *"<turn>"]
+TURN = len(WORDS) + len(LETTERS)  # the id of <turn>
+
+
+def vocabulary(kind):
+    """(name of the file, its bytes) with a token <turn> that texts are read as."""
+    if kind != "BPE":
+        names = ["<unk>", "<s>", "</s>", "a", "b", "c", *LETTERS, "<turn>"]
+        types = sentencepiece_model_pb2.ModelProto.SentencePiece
+        turn = getattr(types, kind)
+        return "tokenizer.model", pieces(*names, turn=turn, add_dummy_prefix=False)
+    # Its merges make <turn> of its letters.
+    steps = ["tu", "tur", "turn", "<turn", "<turn>"]
+    words = [*WORDS, *LETTERS, steps[-1], *steps[:-1]]
+    merges = [["t", "u"], ["tu", "r"], ["tur", "n"], ["<", "turn"], ["<turn", ">"]]
+    vocab = {word: i for i, word in enumerate(words)}
+    made = BASE | {"pre_tokenizer": None, "post_processor": None}
+    made |= {"decoder": {"type": "Fuse"}}
+    made |= {"model": BASE["model"] | {"vocab": vocab, "merges": merges}}
+    return "tokenizer.json", json.dumps(made).encode()
+
+
+# Where a configuration says it → its files.
+SAID = {
+    "nowhere": {"tokenizer_config": {"eos_token": "</s>"}},
+    "the end token": {"tokenizer_config": {"eos_token": "<turn>"}},
+    "additional": {
+        "tokenizer_config": {
+            "eos_token": "</s>",
+            "additional_special_tokens": ["<turn>"],
+        }
+    },
+    "the older map": {
+        "tokenizer_config": {"eos_token": "</s>"},
+        "special_tokens_map": {"cls_token": {"content": "<turn>"}},
+    },
+    "an added token": {
+        "tokenizer_config": {
+            "eos_token": "</s>",
+            "added_tokens_decoder": {str(TURN): {"content": "<turn>", "special": True}},
+        }
+    },
+    "an added token that is the end": {
+        "tokenizer_config": {
+            "eos_token": "<turn>",
+            "added_tokens_decoder": {
+                str(TURN): {"content": "<turn>", "special": False}
+            },
+        }
+    },
+    "an id that ends": {
+        "tokenizer_config": {"eos_token": "</s>"},
+        "generation_config": {"eos_token_id": [2, TURN]},
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ["USER_DEFINED", "NORMAL", "BPE"])
+@pytest.mark.parametrize("said", SAID)
+def test_what_a_configuration_calls_special_is_never_read(tmp_path, kind, said):
+    name, content = vocabulary(kind)
+    (tmp_path / name).write_bytes(content)
+    for file, written in SAID[said].items():
+        (tmp_path / f"{file}.json").write_text(json.dumps(written))
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}<turn>")
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.vocabulary.id_of("<turn>") == TURN
+    ids = tokenizer.encode("1<turn>1")
+    assert tokenizer.decode(ids) == "1<turn>1"
+    # A piece of its own that nobody calls special is ordinary vocabulary.
+    assert (TURN in ids) == (said == "nowhere")
+    (chat,) = tokenizer.encode_chats([[{"role": "user", "content": "1<turn>"}]])
+    assert chat[-1] == TURN
+    assert chat.count(TURN) == (2 if said == "nowhere" else 1)
+    assert (TURN in tokenizer.special_ids) == (said != "nowhere")
+
+
+def test_a_letter_that_ends_a_response_stays_one(tmp_path):
+    """Nothing else could write it: a base model may end at a new line, say."""
+    for kind in ("NORMAL", "BPE"):
+        name, content = vocabulary(kind)
+        folder = tmp_path / kind
+        folder.mkdir()
+        (folder / name).write_bytes(content)
+        (folder / "tokenizer_config.json").write_text('{"eos_token": "1"}')
+        tokenizer = load_tokenizer(folder)
+        assert tokenizer.encode("1") == [tokenizer.eos_id]
+
+
+WIDE = ("\uff1cturn\uff1e", "<turn>", "<\uff54urn>", "<turn>\uff1cturn>")
+
+
+def test_a_normaliser_makes_no_special_token(tmp_path):
+    """SentencePiece's own makes ASCII of full-width letters, and a piece of that."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a <turn> b"] * 9),
+        model_writer=model,
+        vocab_size=300,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        user_defined_symbols=["<turn>"],
+        minloglevel=2,
+    )
+    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<turn>"}')
+    tokenizer = load_tokenizer(tmp_path)
+    for text in WIDE:
+        assert tokenizer.eos_id not in tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_nor_does_that_of_a_tokenizer_json(tmp_path, added):
+    """Neither of a word of the vocabulary, nor where an added token is normalised."""
+    name, content = vocabulary("BPE")
+    written = json.loads(content) | {"normalizer": {"type": "NFKC"}}
+    if added:
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "special"), False)
+        token = {"id": TURN, "content": "<turn>", "normalized": True} | flags
+        written["added_tokens"].append(token)
+    (tmp_path / name).write_text(json.dumps(written))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<turn>"}')
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}<turn>")
+    tokenizer = load_tokenizer(tmp_path)
+    for text in WIDE:
+        assert TURN not in tokenizer.encode(text)
+        (chat,) = tokenizer.encode_chats([[{"role": "user", "content": text}]])
+        assert chat.count(TURN) == 1 and chat[-1] == TURN

@@ -122,6 +122,22 @@ def test_other_ways_to_write_a_row(write):
     assert problems.columns["reference"] == (None, None, "clear")
 
 
+def test_which_field_is_the_prompt_is_asked_of_each_row(write):
+    """A column is what stands beside it, whichever row comes first."""
+    rows = [
+        {"id": "a", "problem": "pa", "answer": "1"},
+        {"id": "b", "prompt": "pb", "answer": "2"},
+        {"id": "c", "prompt": "pc", "problem": "as published", "answer": "3"},
+    ]
+    for order in (rows, rows[::-1]):
+        problems = load(write(order))
+        assert problems.prompts == tuple(f"p{row['id']}" for row in order)
+        assert problems.columns.keys() == {"problem"}
+        column = dict(zip(problems.ids, problems.columns["problem"]))
+        assert column == {"a": None, "b": None, "c": "as published"}
+    assert load(write(rows[:2])).columns == {}
+
+
 @pytest.mark.parametrize(
     ("written", "expected"),
     [

@@ -164,3 +164,28 @@ def test_a_tokenizer_of_short_texts(tmp_path):
     with pytest.raises(InputError) as caught:
         main([argv[0], "--pieces=300"])
     assert str(caught.value) == "--pieces=300 does nothing without --texts"
+
+
+def test_no_output_is_the_set_that_is_read(tmp_path, monkeypatch):
+    """However the set is named: with a slice, with brackets, by its source's copy."""
+    tokenizer = runpy.run_path(str(ROOT / "launch/tokenizer.py"))["main"]
+    short = ["short", "--tokenizer=nowhere"]
+    monkeypatch.chdir(tmp_path)
+    for name in ("set.jsonl", "a[1].jsonl", "proofs_valid.jsonl"):
+        proofs(tmp_path / name, ["gcd", "lcm"])
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for spec, out in (
+        ("set.jsonl", "set.jsonl"),
+        ("set.jsonl[:1]", "./set.jsonl"),
+        ("a[1].jsonl[:1]", "a[1].jsonl"),
+        ("proofs:valid[:1]", "proofs_valid.jsonl"),
+    ):
+        line = f"{out} is what is read; give another file"
+        for main, argv, flag in (
+            (tokenizer, [out, f"--texts={spec}", "--manual_dir=."], "path"),
+            (MAIN, [*short, spec, f"--out={out}", "--manual_dir=."], "--out"),
+        ):
+            with pytest.raises(InputError) as caught:
+                main(argv)
+            assert str(caught.value) == f"{flag} {line}"
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -16,7 +16,7 @@ from limr_jax.errors import InputError
 from limr_jax.evaluation import against, benchmarks, flags, run_benchmarks
 from limr_jax.evaluation.benchmarks import Benchmark
 from limr_jax.evaluation.evaluator import Evaluation
-from limr_jax.storage import files, rollout_dump
+from limr_jax.storage import files, gcs, rollout_dump
 from limr_jax.storage.workdir import read_result, write_json
 
 LAUNCH = runpy.run_path(str(ROOT / "launch/evaluate.py"))
@@ -230,6 +230,18 @@ def test_against_a_checkpoint(trained):
     kept = ("benchmarks", "reward", "top_p", "max_response_length", "dtype", "seed")
     for name in kept:
         assert other.identity[name] == suite.identity[name], name
+
+
+def test_a_finished_evaluation_in_a_bucket(monkeypatch):
+    """Its address stays one: pathlib would make gs:/bucket of it."""
+    monkeypatch.setattr(against, "read_run", lambda *_, **__: identity(a__1=("x", 0)))
+    monkeypatch.setattr(against, "read_result", lambda _: {})
+    monkeypatch.setattr(gcs, "check", lambda *_: None)
+    suite = types.SimpleNamespace(identity=identity(b__1=("x", 0)))
+    path = "gs://bucket/evaluation"
+    other = against.find_policy(path, suite, config=None, out="out")
+    assert str(other.out) == path
+    assert str(other.out / "a@1") == f"{path}/a@1"
 
 
 def test_whose_tokenizer_it_is(trained, tmp_path):

@@ -154,3 +154,77 @@ def test_what_is_wrong_is_one_line(bench, arguments, said):
     with pytest.raises(InputError) as error:
         bench(*arguments)
     assert str(error.value) == said
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        "[1]",
+        "3",
+        "null",
+        '"text"',
+        '{"results": [1]}',
+        '{"results": {"static": 3}}',
+        '{"step_s": "1"}',
+        '{"step_s": 0}',
+        '{"step_s": true}',
+        '{"step_s": {"mean": 1}}',
+        '{"seconds": {"median": NaN}}',
+    ],
+)
+def test_a_peer_without_a_result_is_one_line(tmp_path, last):
+    path = tmp_path / "trl.json"
+    path.write_text(f"chatter\n{last}\n")
+    with pytest.raises(InputError) as error:
+        SCRIPT["_read_peers"](str(path))
+    assert str(error.value) == (
+        f"--against={path}: no result (its last line is no object of figures above "
+        "0); give a peer's output, or leave it out"
+    )
+
+
+def test_figures_of_peers(tmp_path):
+    for folder, figures in (("a", {"step_s": 2.0, "generate_s": None}), ("b", {})):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "trl.json").write_text(json.dumps(figures))
+    one, two = (str(tmp_path / x / "trl.json") for x in "ab")
+    ours = dict.fromkeys(SCRIPT["_COMPARED"], {"median": 3.0})
+    peers = SCRIPT["_read_peers"](one)
+    assert SCRIPT["ratios"](ours, peers) == {"trl": {"step_s": 1.5}}
+    with pytest.raises(InputError) as error:
+        SCRIPT["_read_peers"](f"{one},{two}")
+    assert str(error.value) == (
+        f"--against={one},{two}: two results are called 'trl', as their files are; "
+        "call one otherwise"
+    )
+
+
+def test_two_processes_make_the_same_folder(tmp_path, monkeypatch):
+    """The second to end takes the first one's; neither leaves anything else."""
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path))
+    made = tmp_path / "limr_jax-model"
+
+    def write(folder):
+        for each in (folder, made):  # another process ends meanwhile
+            each.mkdir()
+            (each / "config.json").write_text(each.name)
+
+    assert SCRIPT["_kept"]("model", write) == made
+    assert (made / "config.json").read_text() == made.name
+    assert [*tmp_path.iterdir()] == [made]
+
+
+def test_no_room_for_a_model_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path))
+
+    def write(folder):
+        folder.mkdir()
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(InputError) as error:
+        SCRIPT["_kept"]("model", write)
+    assert str(error.value) == (
+        f"{tmp_path}/limr_jax-model: cannot be written (No space left on device); "
+        "check path, rights and room"
+    )
+    assert not [*tmp_path.iterdir()]

@@ -6,8 +6,10 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -90,3 +92,66 @@ def test_check_weights_fails_on_other_weights(shared, tmp_path, precision, capsy
     (directory / "golden.json").unlink()
     with pytest.raises(InputError, match="nothing to compare with"):
         check_weights().main([str(directory)])
+
+
+GOOD = {
+    "input_ids": np.array([[1, 2, 0], [1, 2, 3]]),
+    "lengths": np.array([2, 3]),
+    "greedy": np.array([[4], [4]]),
+    "logits": np.zeros((2, 3, 5), np.float32),
+}
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("[1, 2]", "holds no JSON object; fetch the file again"),
+        ("3", "holds no JSON object"),
+        ("{", "not JSON"),
+        ("{}", "greedy_token_ids is no list of token ids; give one"),
+        ('{"greedy_token_ids": 3}', "greedy_token_ids is no list"),
+        ('{"greedy_token_ids": ["1"]}', "greedy_token_ids is no list"),
+        ('{"greedy_token_ids": [[1], 2]}', "greedy_token_ids is no list"),
+        ('{"greedy_token_ids": [1, 2], "prompt_ids": 1}', "prompt_ids is no list"),
+        ('{"greedy_token_ids": [2, 3]}', "must start with the prompt [1] and go on"),
+        ('{"greedy_token_ids": [1]}', "must start with the prompt [1] and go on"),
+        ('{"greedy_token_ids": [1, 5]}', "are not all below the vocabulary's 5"),
+        ('{"greedy_token_ids": [1, -2]}', "are not all below the vocabulary's 5"),
+        (f'{{"greedy_token_ids": [1, {10**30}]}}', "greedy is object [1, 1], not"),
+        (GOOD | {"input_ids": np.array([1, 2])}, "input_ids is int64 [2], not what"),
+        (GOOD | {"greedy": np.array([4, 4])}, "greedy is int64 [2], not what fits"),
+        (GOOD | {"greedy": np.array([["a"], ["b"]])}, "greedy is <U1 [2, 1], not"),
+        (GOOD | {"greedy": np.zeros((2, 0), int)}, "greedy is int64 [2, 0], not"),
+        (GOOD | {"logits": GOOD["logits"][..., 1:]}, "vocabulary of 5; take the files"),
+        (GOOD | {"lengths": np.array([2, 4])}, "lengths from 2 to 4 are not from 1 to"),
+        (GOOD | {"lengths": np.array([0, 3])}, "lengths from 0 to 3 are not from 1 to"),
+        (b"PK", "cannot be read"),
+    ],
+)
+def test_golden_files_that_are_none(tmp_path, written, said):
+    """Each is one line, before any weights are read."""
+    (tmp_path / "config.json").write_text('{"bos_token_id": 1}')
+    if isinstance(written, dict):
+        np.savez(tmp_path / "golden.npz", **written)
+    elif isinstance(written, bytes):
+        (tmp_path / "golden.npz").write_bytes(written)
+    else:
+        (tmp_path / "golden.json").write_text(written)
+    with pytest.raises(InputError) as caught:
+        check_weights().read_golden(tmp_path, types.SimpleNamespace(vocab_size=5))
+    line = str(caught.value)
+    assert line.startswith(str(tmp_path)) and said in line and "\n" not in line
+
+
+def test_golden_files_that_are_some(tmp_path):
+    config = types.SimpleNamespace(vocab_size=5)
+    (tmp_path / "config.json").write_text('{"bos_token_id": 1}')
+    (tmp_path / "golden.json").write_text('{"greedy_token_ids": [1, 4, 3]}')
+    told = check_weights().read_golden(tmp_path, config)
+    assert {name: x.tolist() for name, x in told.items()} == {
+        "input_ids": [[1]],
+        "lengths": [1],
+        "greedy": [[4, 3]],
+    }
+    np.savez(tmp_path / "golden.npz", **GOOD)
+    assert check_weights().read_golden(tmp_path, config).keys() == GOOD.keys()

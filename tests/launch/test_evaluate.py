@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import json
 import re
+import runpy
 import sys
 import zlib
 
@@ -44,6 +45,36 @@ def test_benchmarks_by_name():
     # --k and --temperature are for those that do not say.
     made = benchmarks.parse("aime24@1,amc23,math500@2", k=8, temperature=0.7)
     assert [(x.k, x.temperature) for x in made] == [(1, 0.7), (8, 0.7), (2, 0.7)]
+
+
+def test_a_file_whose_name_has_an_at(tmp_path, monkeypatch):
+    """With whatever may stand behind the name of a set."""
+    monkeypatch.chdir(tmp_path)
+    names = ("held@out.jsonl", "held@out.jsonl[:3]", "held@out.jsonl[:3]@4")
+    names += ("held@out.jsonl@4@0.6", "held@4@0.6", "math500", "math500[:2]@4")
+    refuse = runpy.run_path(str(ROOT / "launch/likelihood.py"))["_refuse_names"]
+    for name in ("held@out.jsonl", "held@4", "math500"):
+        (tmp_path / name).write_text("")
+    split = {name: benchmarks.split_name(name) for name in names}
+    assert split == {
+        "held@out.jsonl": ("held@out.jsonl", []),
+        "held@out.jsonl[:3]": ("held@out.jsonl[:3]", []),
+        "held@out.jsonl[:3]@4": ("held@out.jsonl[:3]", ["4"]),
+        "held@out.jsonl@4@0.6": ("held@out.jsonl", ["4", "0.6"]),
+        # The file is called so; without it this were 4 responses.
+        "held@4@0.6": ("held@4", ["0.6"]),
+        "math500": ("math500", []),
+        "math500[:2]@4": ("math500[:2]", ["4"]),
+    }
+    for name, (_, behind) in split.items():
+        if behind:
+            with pytest.raises(InputError, match="leave out what stands behind the @"):
+                refuse(name, 4)
+        else:
+            refuse(name, 4)
+    # A file goes before a set of its name.
+    made = benchmarks.parse("math500[:2]@2,held@out.jsonl[:3]@1", k=1, temperature=-1.0)
+    assert [x.spec for x in made] == ["math500[:2]", "held@out.jsonl[:3]"]
 
 
 @pytest.mark.parametrize(

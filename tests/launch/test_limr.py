@@ -136,6 +136,13 @@ def test_a_dry_run_says_what_would_run(given, capsys):
     assert LAUNCH["main"]([*argv, f"--out={out}", "--dry_run", "--seeds=2"]) == 0
     said = capsys.readouterr().out
     assert "10 problems" in said and "a probe of 2 epochs, 5 steps" in said
+    # Arms of all problems need no probe, whatever its epochs would be.
+    for arms, epochs in (("FULL", 1), ("FULL,ONLINE", 10**9)):
+        flags = [f"--out={out}", "--dry_run", f"--arms={arms}"]
+        assert LAUNCH["main"]([*argv, *flags, f"--probe_epochs={epochs}"]) == 0
+        said = capsys.readouterr().out
+        assert f"for each of 1 seeds {arms} of 2 steps" in said
+        assert "probe" not in said
     assert not out.exists()
 
 

@@ -7,6 +7,7 @@ import runpy
 import pytest
 from tiny_run import ROOT
 
+from limr_jax import platform
 from limr_jax.errors import InputError
 from limr_jax.studies import plots
 
@@ -109,3 +110,24 @@ def test_a_point_that_fails_says_why(monkeypatch):
         InputError, match="length 32 failed: error: --config.prompts_per_step"
     ):
         SCRIPT["in_a_process"](broken, 1)
+
+
+def test_a_point_has_the_users_environment(monkeypatch):
+    """PYTHONPATH and XLA_FLAGS are added to, not replaced."""
+    seen = []
+
+    def start(command, *, env, **_):
+        seen.append((env["PYTHONPATH"], env["XLA_FLAGS"]))
+        raise InterruptedError
+
+    monkeypatch.setattr(SCRIPT["subprocess"], "Popen", start)
+    monkeypatch.setenv("PYTHONPATH", "/mine")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
+    with pytest.raises(InterruptedError):
+        SCRIPT["in_a_process"](SCRIPT["points"]()["devices"][1], 1)
+    assert seen == [
+        (
+            f"{platform.import_root()}:/mine",
+            "--xla_cpu_enable_fast_math=false --xla_force_host_platform_device_count=2",
+        )
+    ]

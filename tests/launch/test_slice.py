@@ -80,6 +80,15 @@ def test_create_makes_a_preempted_slice_anew_and_starts_a_stopped_one(cloud):
     assert "is there, a v4-32, not a v4-8" in other
 
 
+@pytest.mark.parametrize("said, shown", [("True", ", spot"), ("False", ""), ("", "")])
+def test_whether_it_is_a_spot_slice(cloud, said, shown):
+    cloud.run("create", "s", "--type", "v4-32", ZONE)
+    fields = ("CREATING", "v4-32", "tpu-ubuntu2204-base", said)
+    (cloud.fake / "slice").write_text("\t".join(fields) + "\n")
+    line = f"s: CREATING, v4-32 in us-central2-b{shown}\n"
+    assert cloud.run("status", "s", ZONE).endswith(line)
+
+
 def test_dry_run_prints_each_command_and_runs_none(cloud):
     said = cloud.run("create", "s", "--type", "v5e-16", ZONE, "--spot", "--dry_run")
     assert (

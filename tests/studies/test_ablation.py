@@ -138,6 +138,11 @@ def test_the_figures_of_a_run(finished):
     }
     with pytest.raises(InputError, match="no evaluation before and after"):
         ablation.figures("/nowhere")
+    # Two evaluations of a trained policy say nothing of the untrained one.
+    path = finished("lost", 0.75) / "evals.jsonl"
+    path.write_text(path.read_text().replace('"step": 0', '"step": 2'))
+    with pytest.raises(InputError, match="no evaluation before and after"):
+        ablation.figures(path.parent)
 
 
 def ran(arm, seed, accuracy=None, error=None, commits=("abc dirty",)):

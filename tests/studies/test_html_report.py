@@ -114,6 +114,22 @@ def test_a_run_that_goes_on(run):
     assert Page(html_report.page([path], samples=1)).cells.count("–") >= 6
 
 
+def test_a_run_that_was_evaluated_once(run):
+    """Before it began, or after: what is not there is no figure of the other."""
+    path, heads = run(), list(html_report._EVALS)
+    lines = (path / "evals.jsonl").read_text().splitlines(keepends=True)
+    for kept, shown, when in (
+        (lines[0], ["0.25", "–", "–", "7.5", "–"], "before, step 0"),
+        (lines[1], ["–", "0.625", "1", "–", "7.5"], "after, step 3"),
+    ):
+        (path / "evals.jsonl").write_text(kept)
+        cells = Page(html_report.page([path], samples=0)).cells
+        cells = [x for x in cells if x.strip()]
+        first = cells.index("3 of 3") + 1
+        assert cells[first : first + len(heads)] == shown
+        assert [x for x in cells if ", step" in x] == [when]
+
+
 @pytest.mark.slow
 def test_the_command(run, tmp_path):
     path = run()

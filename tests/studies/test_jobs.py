@@ -10,9 +10,10 @@ import time
 
 import pytest
 
+from limr_jax import platform
 from limr_jax.errors import InputError
 from limr_jax.storage.workdir import read_result
-from limr_jax.studies import jobs
+from limr_jax.studies import child_process, jobs
 
 # A run: it claims its workdir, writes three steps, and does what it is told.
 SCRIPT = """
@@ -157,3 +158,15 @@ def test_a_torn_record_is_read(job):
     one.beside(".jsonl").write_text(json.dumps({"started": "x"}) + '\n{"en')
     assert jobs.read_record(one) == [{"started": "x"}]
     assert jobs.failure(one) is None
+
+
+def test_a_childs_path_is_the_users_behind_the_packages(monkeypatch, tmp_path):
+    """Where a reward's module is found in one process, it is found in its runs."""
+    root = str(platform.import_root())
+    for given, want in ((None, root), ("", root), ("/mine", f"{root}:/mine")):
+        if given is None:
+            monkeypatch.delenv("PYTHONPATH", raising=False)
+        else:
+            monkeypatch.setenv("PYTHONPATH", given)
+        assert child_process.environment()["PYTHONPATH"] == want
+        assert jobs.environment(tmp_path)["PYTHONPATH"] == want

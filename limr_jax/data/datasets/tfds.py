@@ -34,6 +34,22 @@ def at_hand(spec: str, data_dir, manual_dir=None) -> bool:
     return catalogue.local_file(manual_dir, name, split) is not None
 
 
+def local_files(spec: str, data_dir, manual_dir=None) -> list[pathlib.Path]:
+    """The files of the local copies of a public set's source; of a split, or of all."""
+    name, _, split = spec.partition(":")
+    manual_dir = manual_dir or pathlib.Path(data_dir) / "manual"
+    manual_dir = pathlib.Path(manual_dir).expanduser()
+    # The embedded sets are not in the catalogue, and have no source.
+    known = catalogue.FACTS[name].splits if name in catalogue.FACTS else ()
+    splits = [split] if split else known
+    copies = (catalogue.local_file(manual_dir, name, each) for each in splits)
+    return [
+        file
+        for copy in filter(None, copies)
+        for file in ([copy] if copy.is_file() else copy.rglob("*"))
+    ]
+
+
 def read(spec: str, data_dir, manual_dir=None) -> list[tuple[str, dict]]:
     """All rows of 'name:split', as (place, row), in the set's fixed order.
 

@@ -1,0 +1,28 @@
+"""The files that a run keeps in its workdir: nothing made of it takes their place."""
+
+import pathlib
+
+from limr_jax.errors import InputError
+from limr_jax.storage import gcs
+
+# Names in a workdir, each a file or a folder (storage/README.md).
+_KEPT = ("run.json", "result.json", "metrics.jsonl", "evals.jsonl", "left_out.json")
+_KEPT += ("rollouts", "checkpoints", "tensorboard", "model", ".lock")
+
+
+def refuse(out, workdir) -> None:
+    """InputError where `out`, of the flag --out, is what the run in `workdir` keeps.
+
+    out: a file on this machine that is to be written, there or not. A workdir on gs://
+    holds none.
+    """
+    if gcs.remote(workdir):
+        return
+    # Links are followed: another name of a file is that file.
+    place, folder = pathlib.Path(out).resolve(), pathlib.Path(workdir).resolve()
+    for name in _KEPT:
+        if place.is_relative_to((folder / name).resolve()):
+            raise InputError(
+                f"--out {out} is of the run {workdir} itself ({name}); give another "
+                "file"
+            )
