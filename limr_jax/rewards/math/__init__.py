@@ -12,6 +12,7 @@ From a text to one spelling
     normalise      one spelling for an answer: `clean`
     notation       notations of other packages, schools and countries
     phrases        mathematics in words: "cube root of 125"
+    chinese        Chinese numerals, with Arabic digits or without
 
 From a spelling to a structure
     brackets       what stands outside all brackets

@@ -213,9 +213,9 @@ def _match_scalars(ref: Form, pred: Form) -> str | None:
             return _match_converted(ref.text, pred.text)
         if scalars.same_value(mine, yours):
             return "value without unit"
-    asked, told = (times_of_day.parse(f.text) for f in (ref, pred))
-    if asked and told:
-        return "time" if times_of_day.same_time(asked, told) else None
+    ref_time, pred_time = (times_of_day.parse(f.text) for f in (ref, pred))
+    if ref_time and pred_time:
+        return "time" if times_of_day.same_time(ref_time, pred_time) else None
     return "ratio" if _same_ratio(mine, yours) else None
 
 
