@@ -247,7 +247,7 @@ def test_the_graders_of_a_run_are_ended(folder):
 def test_a_grader_that_cannot_start(folder, tmp_path, monkeypatch):
     """The state is saved, and the line says what to do."""
     monkeypatch.setattr(worker_pool, "_PAUSES", ())
-    monkeypatch.setattr(worker_pool._Worker, "_try", lambda self: ("no luck", False))
+    monkeypatch.setattr(worker_pool._Worker, "_try", lambda *_: ("no luck", False))
     config = configure(folder / "train.jsonl", num_steps=1, reward="math")
     made = set_up(config)
     monkeypatch.setattr(made.tokenizer.vocabulary, "decode", lambda ids: r"\boxed{x}")
