@@ -97,6 +97,7 @@ SCRIPTS = {
     "data": "list",
     "evaluate": f"{TINY} --dry_run",
     "export": "--workdir absent --out OUT",
+    "gguf": "absent --out OUT",
     "grade": "ROWS",
     "likelihood": f"{TINY} --dry_run",
     "lim": "score --run absent --out OUT",

@@ -165,8 +165,9 @@ def _leave(code: int) -> None:
     here = threading.current_thread()
     others = [x for x in threading.enumerate() if x is not here and not x.daemon]
     with contextlib.suppress(KeyboardInterrupt):  # a second ^C: no patience is left
-        for thread in others:
-            thread.join(max(0.0, end - time.monotonic()))
+        # Not by `join`, in which Orbax's threads raise what they failed by.
+        while any(x.is_alive() for x in others) and time.monotonic() < end:
+            time.sleep(0.02)
     if any(thread.is_alive() for thread in others):
         atexit._run_exitfuncs()  # os._exit would leave temporary folders behind
         sys.stdout.flush()
