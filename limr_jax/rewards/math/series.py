@@ -116,8 +116,12 @@ def with_length(text: str, letter: str, length: int) -> str | None:
 
 
 def _put_in(text: str, letter: str, length: int) -> str:
-    # `2n` is 2 times 4, and not 24.
-    text = re.sub(rf"(?<=[\d)}}])\s*(?={letter}(?![A-Za-z]))", r"\\cdot ", text)
+    # `2n` is 2 times 4, and not 24; but `_2 n` may be the base of a logarithm.
+    text = re.sub(
+        rf"(_?)(\d+|\))\s*(?={letter}(?![A-Za-z]))",
+        lambda m: m[1] + m[2] + (" " if m[1] else r"\cdot "),
+        text,
+    )
     return substitute(text, letter, str(length))
 
 

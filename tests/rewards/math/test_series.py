@@ -26,6 +26,7 @@ SERIES = [  # (reference, prediction, same)
     ("n(n+1)", r"2\cdot 1+2\cdot 2+\cdots+2\cdot n", True),
     ("n(n+1)", r"2\cdot 1+2\cdot 3+\cdots+2\cdot n", False),
     (SQUARES, r"1^2+2^2+\cdots+n^2", True),  # in which 2n is no 24
+    (r"2\log_2 n + n!", r"2\log_2 n + (1)(2)\cdots(n)", True),
     (SQUARES, r"1^2+4+9+\cdots+n^2", True),
     (SQUARES, r"1^2+3^2+\cdots+n^2", False),
     (SQUARES, r"1^2+2^3+\cdots+n^2", False),
