@@ -254,6 +254,7 @@ def test_what_cannot_be_read_meanwhile_is_one_line(held, parts):
         checkpoint.Checkpointer(RUN, read_only=True)
 
 
+NAMED = {"data.train": "absent.jsonl"}  # what no command does without; not read here
 ACCOUNT = "give it roles/storage.objectAdmin and roles/storage.legacyBucketReader"
 
 
@@ -280,7 +281,9 @@ def test_a_bucket_that_cannot_be_used_is_one_line(
     monkeypatch.setattr("limr_jax.compilation.calls.plan", None)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")  # as --compile_only sets it
     held.denied.add(denied)
-    code, stdout, stderr = launch("tpu", *arguments({}), "--workdir", workdir, *flags)
+    code, stdout, stderr = launch(
+        "tpu", *arguments(NAMED), "--workdir", workdir, *flags
+    )
     assert (code, stdout) == (2, "")
     assert stderr.startswith(f"error: {workdir}") and stderr.count("\n") == 1, stderr
     assert said in stderr and denied in stderr
@@ -292,7 +295,7 @@ def test_no_gcsfs_and_no_credentials(held, launch, monkeypatch, tmp_path):
     monkeypatch.setattr("limr_jax.setup.set_up", None)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "gcsfs", None)
-        code, _, stderr = launch("tpu", *arguments({}), "--workdir", RUN)
+        code, _, stderr = launch("tpu", *arguments(NAMED), "--workdir", RUN)
     assert code == 2 and stderr.count("\n") == 1
     assert (
         f"{RUN}: gs:// needs gcsfs, and gcsfs is not installed: pip install" in stderr
@@ -302,7 +305,7 @@ def test_no_gcsfs_and_no_credentials(held, launch, monkeypatch, tmp_path):
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
     monkeypatch.setattr("google.auth.compute_engine._metadata._NO_GCE_CHECK", True)
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
-    code, _, stderr = launch("tpu", *arguments({}), "--workdir", RUN)
+    code, _, stderr = launch("tpu", *arguments(NAMED), "--workdir", RUN)
     assert code == 2 and stderr.count("\n") == 1
     assert f"{RUN}: no credentials for Google Cloud" in stderr
     assert held.files() == []
