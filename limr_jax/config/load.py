@@ -8,15 +8,12 @@ ml_collections prints a traceback for a misspelt field, and absl's flags are glo
 
 import _thread
 import argparse
-import atexit
 import contextlib
 import difflib
-import os
 import pathlib
 import re
 import sys
 import threading
-import time
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
@@ -121,9 +118,6 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; {self.prog} --help says more")
 
 
-_PATIENCE = 5.0  # seconds for other threads to end in, after an error
-
-
 def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Run `main(argv)` and exit: 2 after an InputError's one line, 130 after ^C.
 
@@ -150,29 +144,7 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
                 raise  # a fault of ours: its traceback is wanted
             print(f"error: {console.shown(line)}", file=sys.stderr)
             code = 2
-        if code:
-            _leave(code)
     sys.exit(code)
-
-
-def _leave(code: int) -> None:
-    """Exit after an error where other threads would not let Python end.
-
-    After a save that failed, Orbax's threads wait 300 s for a folder that nobody will
-    make, and Python would wait for them: a slice's time, long after the error's line.
-    """
-    end = time.monotonic() + _PATIENCE
-    here = threading.current_thread()
-    others = [x for x in threading.enumerate() if x is not here and not x.daemon]
-    with contextlib.suppress(KeyboardInterrupt):  # a second ^C: no patience is left
-        # Not by `join`, in which Orbax's threads raise what they failed by.
-        while any(x.is_alive() for x in others) and time.monotonic() < end:
-            time.sleep(0.02)
-    if any(thread.is_alive() for thread in others):
-        atexit._run_exitfuncs()  # os._exit would leave temporary folders behind
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
 
 
 @contextlib.contextmanager

@@ -495,26 +495,6 @@ def test_reading_knows_what_was_not_read(repo):
         _ = config.rollout.slot
 
 
-def test_an_error_does_not_wait_for_a_librarys_threads():
-    """As Orbax has them, who wait 300 s for a folder that a full disk did not take."""
-    code = (
-        "import atexit, threading, time\n"
-        "from limr_jax.config import load\n"
-        "from limr_jax.errors import InputError\n"
-        "load._PATIENCE = 0.5\n"
-        "atexit.register(print, 'cleaned up')\n"
-        "def main(argv):\n"
-        "  threading.Thread(target=time.sleep, args=(600,)).start()\n"
-        "  raise InputError('no room')\n"
-        "load.run_main(main)"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
-    )
-    assert ended.returncode == 2
-    assert (ended.stdout, ended.stderr) == ("cleaned up\n", "error: no room\n")
-
-
 @pytest.mark.parametrize(
     "body, code, stderr",
     [
