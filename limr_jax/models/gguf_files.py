@@ -12,6 +12,7 @@ import re
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -161,9 +162,15 @@ def _unpacked(path: pathlib.Path, folder: pathlib.Path) -> list[pathlib.Path]:
                 with archive.open(member) as source, open(folder / name, "wb") as file:
                     shutil.copyfileobj(source, file, 2**20)
                 files.append(folder / name)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,  # bytes that were changed
+        EOFError,
+        NotImplementedError,  # a compression that Python does not have
+        RuntimeError,  # a password
+    ) as error:
         raise InputError(
-            f"{path}: a damaged archive ({error}); fetch it again"
+            f"{path}: a damaged archive ({shown(error)}); fetch it again"
         ) from None
     if not files:
         raise InputError(

@@ -251,6 +251,19 @@ def test_pieces_and_wheels(small, tmp_path):
         convert(tmp_path / "out6", tmp_path / "m.gguf", tmp_path / "n.gguf")
 
 
+@pytest.mark.parametrize("place", [0.02, 0.3, 0.7])
+def test_an_archive_of_changed_bytes_is_one_line(small, tmp_path, place):
+    write(tmp_path / "m.gguf", *small)
+    with zipfile.ZipFile(tmp_path / "m.whl", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(tmp_path / "m.gguf", "package/m.gguf")
+    data = bytearray((tmp_path / "m.whl").read_bytes())
+    at = int(len(data) * place)
+    data[at : at + 2000] = bytes(255 - x for x in data[at : at + 2000])
+    (tmp_path / "m.whl").write_bytes(data)
+    with pytest.raises(InputError, match="a damaged archive"):
+        convert(tmp_path / "out", tmp_path / "m.whl")
+
+
 def test_a_member_of_an_archive_lands_in_no_other_folder(small, tmp_path):
     write(tmp_path / "m.gguf", *small)
     with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
