@@ -9,6 +9,8 @@ come; nothing is written there, but into $BENCH_CACHE (default
 train.py; the one thing of its own is the reward, the share of even tokens.
 
 --problems N      problems in the set (default: as many as the steps draw)
+--model DIR       a checkpoint in place of the workload's random one: real lengths
+--data FILE       with --model: JSONL of problems, asked by the checkpoint's template
 --against FILES   results of peers, comma-separated: the ratios to them are added
 --config.…        any field of configs/base.py, instead of what the workload says
 
@@ -55,7 +57,8 @@ def main(argv: list[str]) -> None:
     peers = _read_peers(options.against)
     repeats = options.repeats or workload["repeats"]
     steps = workload["warmup"] + 2 * repeats  # a disturbed one is made again
-    config = _config(bl, workload, options, steps, fields)
+    make = _real_config if options.model else _config
+    config = make(bl, workload, options, steps, fields)
     # Imported late: a misspelt field is answered at once.
     from limr_jax.setup import set_up
 
@@ -65,6 +68,7 @@ def main(argv: list[str]) -> None:
         "bench": "limr_jax",
         "variant": options.variant,
         "beta": options.kl,
+        **({"model": options.model, "data": options.data} if options.model else {}),
         "overrides": fields,
         "devices": run.mesh.size,
         "problems": len(run.train_set),
@@ -83,11 +87,15 @@ def _parse(argv):
     parser.add_argument("--kl", type=float, default=0.0)
     parser.add_argument("--repeats", type=int, default=0)
     parser.add_argument("--problems", type=int, default=0)
+    parser.add_argument("--model", default="")
+    parser.add_argument("--data", default="")
     parser.add_argument("--against", default="")
     options, fields = parser.parse_known_args(argv)
     for name in ("repeats", "problems", "kl"):
         if not 0 <= (value := getattr(options, name)) < math.inf:
             raise InputError(f"--{name}={value} must be 0 or more, and finite")
+    if bool(options.model) != bool(options.data):
+        raise InputError("--model DIR and --data FILE belong together; give both")
     wrong = [field for field in fields if not field.startswith("--config.")]
     if wrong:
         raise InputError(f"unknown argument {wrong[0]!r}; see --help")
@@ -116,18 +124,74 @@ def _benchlib(workload: str):
 def _config(bl, workload, options, steps: int, fields: list[str]):
     """The workload as a run's config, which `fields` override."""
     model_dir = _write_model(bl, workload, options.variant)
-    adam, training = workload["train"]["adam"], workload["train"]
-    values = {
-        "num_steps": steps,
-        "prompts_per_step": workload["prompts_per_batch"],
-        "group_size": workload["group_size"],
+    values = _values(workload, options) | {
         "tokenizer": model_dir,
         "model.init": model_dir,
+        "answer_phrase": "t3",  # a word that there is; nobody reads it
+        "rollout.max_prompt_length": workload["prompt_len"],
+    }
+    config = _load(values, fields)
+    # `fields` may have changed these: prompts are made for the run as it is.
+    workload = workload | {
+        "prompts_per_batch": config.prompts_per_step,
+        "prompt_len": config.rollout.max_prompt_length,
+    }
+    # Loaded again: how many problems are written depends on what `fields` set.
+    problems = _problem_count(options, config, steps)
+    train = _write_problems(bl, workload, problems)
+    return _load(values | {"data.train": train}, fields)
+
+
+def _real_config(_, workload, options, steps: int, fields: list[str]):
+    """The workload's config, but for the checkpoint and the problems that are given."""
+    values = _values(workload, options) | {
+        "tokenizer": options.model,
+        "model.init": options.model,
+        "data.too_long": "refuse",  # the peers leave none out
+    }
+    config = _load(values, fields)
+    problems = _problem_count(options, config, steps)
+    train = _write_asked(options.data, problems)
+    return _load(values | {"data.train": train}, fields)
+
+
+def _write_asked(path: str, count: int) -> pathlib.Path:
+    """The first problems of a JSONL file, each asked as a user's message alone."""
+    from limr_jax.data.problems import load_problems
+
+    problems = load_problems(f"{path}[:{count}]", data_dir=CACHE)
+
+    def write(path):
+        with path.open("w", encoding="utf-8") as file:
+            for name, problem in zip(problems.ids, problems.prompts, strict=True):
+                prompt = [{"role": "user", "content": problem}]
+                row = {"id": name, "prompt": prompt, "answer": "1"}
+                file.write(json.dumps(row) + "\n")
+
+    return _kept(f"asked-{problems.digest[:12]}.jsonl", write)
+
+
+def _problem_count(options, config, steps: int) -> int:
+    """Problems of the set: by default as many as the steps draw, none comes twice."""
+    problems = options.problems or steps * config.prompts_per_step
+    if problems < config.prompts_per_step:
+        raise InputError(
+            f"--problems={problems} must be at least {config.prompts_per_step}, as "
+            "many as a step draws"
+        )
+    return problems
+
+
+def _values(workload, options) -> dict:
+    """Field → what the workload says of it, whatever model there is."""
+    adam, training = workload["train"]["adam"], workload["train"]
+    return {
+        "num_steps": workload["warmup"] + 2 * (options.repeats or workload["repeats"]),
+        "prompts_per_step": workload["prompts_per_batch"],
+        "group_size": workload["group_size"],
         "model.dtype": workload["dtype"],
         "data.allow_overlap": True,
-        "answer_phrase": "t3",  # a word that there is; nobody reads it
         "rollout.temperature": workload["sampling"]["temperature"],
-        "rollout.max_prompt_length": workload["prompt_len"],
         "rollout.max_response_length": workload["max_new_tokens"],
         "loss_normaliser": "sequence",
         "clip.low": training["epsilon"],
@@ -140,24 +204,13 @@ def _config(bl, workload, options, steps: int, fields: list[str]):
         "optimizer.weight_decay": training["weight_decay"],
         "optimizer.clip_norm": training["max_grad_norm"],
     }
+
+
+def _load(values: dict, fields: list[str]):
+    """The config of these values, which `fields` override."""
     arguments = [f"--config.{name}={value}" for name, value in values.items()]
     arguments = ["--config", str(BASE), *arguments, *fields]
-    config, _ = config_lib.load(arguments, kind="base")
-    # `fields` may have changed these: prompts are made for the run as it is.
-    workload = workload | {
-        "prompts_per_batch": config.prompts_per_step,
-        "prompt_len": config.rollout.max_prompt_length,
-    }
-    # As many as the steps draw: none comes twice.
-    problems = options.problems or steps * config.prompts_per_step
-    if problems < config.prompts_per_step:
-        raise InputError(
-            f"--problems={problems} must be at least {config.prompts_per_step}, as "
-            "many as a step draws"
-        )
-    train = _write_problems(bl, workload, problems)
-    # Loaded again: how many problems are written depends on what `fields` set.
-    return config_lib.load([*arguments, f"--config.data.train={train}"], kind="base")[0]
+    return config_lib.load(arguments, kind="base")[0]
 
 
 def _write_model(bl, workload, variant: str) -> pathlib.Path:

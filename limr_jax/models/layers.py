@@ -9,6 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from limr_jax.models import cpu
 from limr_jax.models.attention.dense import rotate
@@ -55,6 +56,8 @@ class Projection(nnx.Module):
         # multiply the same digits.
         kernel = self.kernel[...].astype(x.dtype)
         y = cpu.contract(x, kernel, self.contracted, dtype)
+        # By this name transformer.py may keep it for the backward pass.
+        y = checkpoint_name(y, "product")
         if self.bias is None:
             return y
         bias = self.bias[...].astype(x.dtype)  # the rollout's copy has no more digits
