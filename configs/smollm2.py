@@ -28,8 +28,10 @@ def get_config():
     c.model.init = "runs/smollm2/warm/model"
     c.rollout.max_prompt_length = 128
     c.rollout.max_response_length = 64
-    c.reward = "math"
-    c.micro_batch_rows = 8
+    c.reward = "token"
+    c.micro_batch_rows = 2
+    c.row_responses = 3
+    c.filter.tau = 0.0
     c.optimizer.learning_rate = 1e-5
     c.evaluation.samples = 0
     return c

@@ -122,9 +122,38 @@ def test_ragged_without_kl_and_with_other_fields(bench, tmp_path):
             np.testing.assert_array_equal(ours[name], theirs[name])
 
 
+@pytest.mark.slow
+def test_a_checkpoint_is_asked_real_problems(bench, tmp_path, monkeypatch):
+    """Its own lengths: the problems' first, each as a user's message alone."""
+    monkeypatch.syspath_prepend(tmp_path / "bench")
+    bl = SCRIPT["_benchlib"](str(tmp_path / "bench/workload.json"))
+    model = SCRIPT["_write_model"](bl, WORKLOAD, "ragged")
+    data = tmp_path / "problems.jsonl"
+    rows = [
+        {"id": str(i), "problem": "t3 t4 " * (1 + i % 3), "answer": "t3"}
+        for i in range(40)
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = bench("--model", str(model), "--data", str(data), "--repeats", "1")
+    assert (said["model"], said["data"]) == (str(model), str(data))
+    assert said["problems"] == 8 * (1 + 2)
+    assert 8 * 4 < said["tokens"]["median"] < 8 * 4 * 12
+    [asked] = (tmp_path / "cache").glob("limr_jax-asked-*.jsonl")
+    first = json.loads(asked.read_text().splitlines()[1])
+    assert first["prompt"] == [{"role": "user", "content": rows[1]["problem"]}]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (
+            ["--model", "somewhere"],
+            "--model DIR and --data FILE belong together; give both",
+        ),
+        (
+            ["--data", "problems.jsonl"],
+            "--model DIR and --data FILE belong together; give both",
+        ),
         (["--variant", "long"], "--variant=long: the workload has fixed or ragged"),
         (["--workers", "2"], "unknown argument '--workers'; see --help"),
         (["--kl", "-1"], "--kl=-1.0 must be 0 or more, and finite"),
