@@ -1,0 +1,105 @@
+"""launch/bench_llama_cpp.py, with a stand-in for llama.cpp."""
+
+import collections
+import importlib.util
+import runpy
+import subprocess
+import sys
+import types
+import zipfile
+
+import pytest
+from tiny_run import ROOT
+
+SCRIPT = ROOT / "launch/bench_llama_cpp.py"
+WORKLOAD = {
+    "prompts_per_batch": 2,
+    "group_size": 3,
+    "prompt_len": 5,
+    "max_new_tokens": 4,
+}
+
+
+class Library(types.ModuleType):
+    """What the script calls of llama.cpp; each call is written down."""
+
+    def __init__(self):
+        super().__init__("llama_cpp")
+        self.read, self.copied = [], []
+
+    def __getattr__(self, name):
+        if not name.startswith("llama_"):
+            raise AttributeError(name)
+        return lambda *_: types.SimpleNamespace()
+
+    def llama_batch_init(self, *_):
+        ids = collections.defaultdict(lambda: [0])
+        return types.SimpleNamespace(
+            token={}, pos={}, n_seq_id={}, seq_id=ids, logits={}
+        )
+
+    def llama_decode(self, _, batch):
+        rows = range(batch.n_tokens)
+        self.read.append([(batch.seq_id[i][0], batch.pos[i]) for i in rows])
+        self.wanted = [i for i in rows if batch.logits[i]]
+        return 0
+
+    def llama_memory_seq_cp(self, _, source, target, *__):
+        self.copied.append((source, target))
+
+    def llama_sampler_sample(self, _, __, index):
+        assert index in self.wanted  # there are logits of it
+        return 7
+
+
+def test_a_prompt_is_read_once_and_all_rollouts_go_on_from_it(monkeypatch):
+    library = Library()
+    monkeypatch.setitem(sys.modules, "llama_cpp", library)
+    script = runpy.run_path(str(SCRIPT))
+    runner = script["Runner"](ROOT / "a.gguf", WORKLOAD, threads=2)
+    seconds, prefill, sampling, tokens = runner.generate([[1, 2, 3, 4, 5]] * 2)
+    assert 0 < prefill + sampling <= seconds
+    assert tokens == 2 * 3 * 4
+    prompts, steps = library.read[:2], library.read[2:]
+    assert prompts == [[(row, i) for i in range(5)] for row in (0, 3)]
+    assert library.copied == [(0, 1), (0, 2), (3, 4), (3, 5)]
+    # The first token of each was drawn from its prompt.
+    assert steps == [[(row, 5 + t) for row in range(6)] for t in range(3)]
+
+
+def run(*arguments, path=""):
+    """The script in a process of its own, which finds modules in `path` first."""
+    code = (
+        f"import runpy, sys; sys.path.insert(0, {str(path)!r})\n"
+        f"runpy.run_path({str(SCRIPT)!r})['main'](sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_what_is_wrong_is_one_line(tmp_path, shared):
+    workload = shared / "bench/workload_135m.json"
+    said = run("--workload", workload, "--model", tmp_path / "none.gguf")
+    assert said.returncode == 2
+    assert said.stderr.splitlines()[-1].endswith("none.gguf is no file")
+    wheel = tmp_path / "a.whl"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("readme", "")
+    (tmp_path / "llama_cpp.py").write_text("")
+    said = run("--workload", workload, "--model", wheel, path=tmp_path)
+    assert said.returncode == 1
+    assert said.stderr.strip() == f"error: {wheel} holds 0 .gguf files; give one file"
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("llama_cpp") is not None, reason="it is installed"
+)
+def test_without_llama_cpp_it_says_what_to_install(tmp_path, shared):
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    said = run(
+        *("--workload", shared / "bench/workload_135m.json"),
+        *("--model", tmp_path / "a.gguf"),
+    )
+    assert said.returncode == 1
+    assert said.stderr.startswith("error: llama.cpp is not installed (")
+    assert said.stderr.endswith("; pip install llama-cpp-python\n")
