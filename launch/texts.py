@@ -3,13 +3,15 @@
     python launch/texts.py short proofs:valid --tokenizer DIR --out train.jsonl
     python launch/texts.py plans train.jsonl --out warm.jsonl
     python launch/texts.py right RUN --out own.jsonl
+    python launch/texts.py sums 'problems.jsonl[:800]' --count 400 --out warm.jsonl
 
 `short` keeps the problems of at most --tokens tokens, prompt and reference answer.
 `plans` gives each a solution: a plan of --terms telling words of its reference answer,
 the answer phrase, the reference; every --plain'th row, or all with --terms 0, without a
 plan. `right` takes the right responses of a folder's dump (RUN/rollouts: of a run, or a
-benchmark's folder of launch/evaluate.py), each text once. The last line on stdout is
-one JSON object.
+benchmark's folder of launch/evaluate.py), each text once. `sums` adds --count texts of
+--each sums to problems that have a solution: practice for a model that sets the right
+sum up and cannot compute it. The last line on stdout is one JSON object.
 """
 
 import itertools
@@ -34,7 +36,7 @@ with platform.importing_jax():
 def _parser() -> Parser:
     parser = Parser("launch/texts.py", __doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("short", "plans"):
+    for verb in ("short", "plans", "sums"):
         each = verbs.add_parser(verb)
         each.add_argument("spec", help="name:split[a:b] or FILE.jsonl[a:b]")
         each.add_argument("--data_dir", default="~/.cache/limr_jax")
@@ -43,6 +45,10 @@ def _parser() -> Parser:
         if verb == "short":
             each.add_argument("--tokenizer", required=True)
             each.add_argument("--tokens", type=int, default=512)
+        elif verb == "sums":
+            each.add_argument("--count", type=int, default=400)
+            each.add_argument("--each", type=int, default=10)
+            each.add_argument("--seed", type=int, default=0)
         else:
             each.add_argument("--phrase", default="#### ")
             each.add_argument("--terms", type=int, default=6)
@@ -61,9 +67,8 @@ def main(argv: list[str]) -> None:
         run_files.refuse(options.out, options.run)
     else:
         files.output(options.out, *files_read(options.spec, **_where(options)))
-    read, rows = {"short": _short, "plans": _plans, "right": _right}[options.verb](
-        options
-    )
+    verbs = {"short": _short, "plans": _plans, "right": _right, "sums": _sums}
+    read, rows = verbs[options.verb](options)
     files.write_rows(options.out, rows)
     print(json.dumps({"read": read, "written": len(rows), "out": options.out}))
 
@@ -113,6 +118,17 @@ def _right(options) -> tuple[int, list[dict]]:
             "folder with rollouts/ of which some are"
         )
     return read, rows
+
+
+def _sums(options) -> tuple[int, list[dict]]:
+    """(problems read, rows to write)."""
+    for name in ("count", "each"):
+        if (value := getattr(options, name)) < 1:
+            raise InputError(f"--{name}={value} must be 1 or more")
+    problems = _problems(options)
+    rows = [problems.row(i) for i in range(len(problems))]
+    practice = sft_texts.sums(options.count, each=options.each, seed=options.seed)
+    return len(rows), [*rows, *practice]
 
 
 if __name__ == "__main__":

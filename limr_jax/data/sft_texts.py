@@ -8,6 +8,7 @@ import collections
 import itertools
 import json
 import math
+import random
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -63,6 +64,40 @@ def planned(
         bare = not plan or (plain and i % plain == 0)
         thought = "" if bare else f"\n{' '.join(plan)}\n"
         yield problems.row(i) | {"solution": f"{thought}{phrase}{answer}"}
+
+
+def sums(count: int, *, each: int, seed: int) -> Iterator[dict]:
+    """Rows of practice: `each` sums to compute, and their solutions a line.
+
+    The four operations on numbers of one to three digits, as word problems have them:
+    of 20 sums 8 add, 7 take away and leave nothing negative, 3 multiply by one digit,
+    2 divide by one digit without a remainder.
+    """
+    rng = random.Random(f"sums {seed}")
+
+    def number() -> int:
+        return rng.randrange(10 ** rng.choice((1, 2, 2, 3)))
+
+    def one() -> str:
+        kind, a, b, digit = rng.randrange(20), number(), number(), rng.randrange(2, 10)
+        if kind < 8:
+            return f"{a} + {b} = {a + b}"
+        if kind < 15:
+            a, b = max(a, b), min(a, b)
+            return f"{a} - {b} = {a - b}"
+        if kind < 18:
+            return f"{a} * {digit} = {a * digit}"
+        return f"{a * digit} / {digit} = {a}"
+
+    for i in range(count):
+        solved = [one() for _ in range(each)]
+        asked = [line.partition(" =")[0] for line in solved]
+        yield {
+            "id": f"sums-{i}",
+            "problem": "\n".join(["Compute each line.", *asked]),
+            "answer": solved[-1].rpartition(" ")[2],
+            "solution": "\n".join(solved),
+        }
 
 
 def right(rows: Iterable[Mapping]) -> Iterator[dict]:
