@@ -42,8 +42,8 @@ class Size:
     ends: int = 297  # tokens of 151,936 that end a ragged response: one in 512
 
 
-# A backward pass of so many rows of 1,280 columns keeps about 25 GB (0.5B) and 30 GB
-# (1.5B) of activations; launch/README.md has the rest of the memory.
+# So many packed rows of 1,280 columns a backward pass: XLA lays the updates out in 48
+# and 65 GiB of an H200 (launch/README.md).
 SIZES = {
     "0.5b": Size({"model.preset": "qwen2.5-0.5b", "micro_batch_rows": 8}),
     "1.5b": Size({"model.preset": "qwen2.5-1.5b", "micro_batch_rows": 4}),
