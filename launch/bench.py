@@ -326,7 +326,8 @@ def measure(bl, run, config, warmup: int, repeats: int) -> dict:
     made again. warmup: untimed steps, at least the one that compiles. repeats: timed
     steps. In the result `…_s` are seconds and `…_mib` MiB; what differs by step is an
     object of median, min, max and n over the timed steps; ref_s is None for a run
-    without a reference policy. Each step's own numbers go to stderr.
+    without a reference policy; drift and drift_max are nats between the rollout's and
+    the learner's log-probability of a token. Each step's own numbers go to stderr.
     """
     import jax
 
@@ -384,6 +385,8 @@ def measure(bl, run, config, warmup: int, repeats: int) -> dict:
         "tokens": stats("tokens", digits=1),
         "gen_tok_per_s": stats("generate_tokens_per_second", digits=1),
         "update_tok_per_s": stats("update_tokens_per_second", digits=1),
+        "drift": stats("drift", digits=8),
+        "drift_max": stats("drift_max", digits=8),
         "peak_rss_mib": bl.peak_rss_mib(),
         "compile_s": round(compile_s, 3),
         "compile_count": compile_count,
