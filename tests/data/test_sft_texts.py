@@ -189,3 +189,45 @@ def test_no_output_is_the_set_that_is_read(tmp_path, monkeypatch):
                 main(argv)
             assert str(caught.value) == f"{flag} {line}"
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_sums_are_right_and_the_same_for_a_seed():
+    rows = [*sft_texts.sums(200, each=10, seed=3)]
+    assert rows == [*sft_texts.sums(200, each=10, seed=3)]
+    assert rows != [*sft_texts.sums(200, each=10, seed=4)]
+    assert len({row["id"] for row in rows}) == 200
+    count = {"+": 0, "-": 0, "*": 0, "/": 0}
+    for row in rows:
+        asked = row["problem"].splitlines()[1:]
+        solved = row["solution"].splitlines()
+        assert len(asked) == len(solved) == 10
+        for left, line in zip(asked, solved, strict=True):
+            a, sign, b = left.split()
+            value = int(line.removeprefix(f"{left} = "))
+            wanted = {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}
+            # A quotient comes out even.
+            assert value == wanted[sign] if sign != "/" else value * int(b) == int(a)
+            assert value >= 0
+            count[sign] += 1
+        assert row["answer"] == solved[-1].split()[-1]
+    shares = {sign: n / 2000 for sign, n in count.items()}
+    expected = {"+": 0.4, "-": 0.35, "*": 0.15, "/": 0.1}
+    assert shares == pytest.approx(expected, abs=0.05)
+
+
+def test_sums_go_behind_the_problems_that_have_a_solution(tmp_path, capsys):
+    path, out = tmp_path / "worked.jsonl", tmp_path / "warm.jsonl"
+    rows = [
+        {"id": f"p{i}", "problem": "1 + 1?", "answer": "2", "solution": "1 + 1 = 2"}
+        for i in range(3)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    MAIN(["sums", f"{path}[:2]", "--count", "4", "--each", "2", "--out", str(out)])
+    said = json.loads(capsys.readouterr().out)
+    assert said == {"read": 2, "written": 6, "out": str(out)}
+    written = load_problems(str(out), data_dir=None)
+    assert written.ids == ("p0", "p1", *(f"sums-{i}" for i in range(4)))
+    assert written.columns["solution"][0] == "1 + 1 = 2"
+    with pytest.raises(InputError, match="--each=0 must be 1 or more"):
+        MAIN(["sums", str(path), "--each", "0", "--out", str(tmp_path / "none.jsonl")])
+    assert not (tmp_path / "none.jsonl").exists()
