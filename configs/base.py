@@ -151,15 +151,22 @@ def get_config() -> ConfigDict:
     # Or 'dr_grpo', 'rloo', 'rloo_normalised' (in JEPO's paper), 'reinforce_pp'; 'ppo'
     # (with a critic), 'jepo' (no verifier).
     c.algorithm = "grpo"
+    # What an advantage weighs: each token's ratio, clipped as PPO does ('clip'); its
+    # whole response's ('gspo'); or log-probabilities, by clipped ratios ('cispo').
+    c.loss = "clip"
     # The loss is a mean over tokens ('token'), or over each 'sequence' and then all; a
     # sum over learned rows × longest allowed ('constant'), or over learned rows
-    # ('rollout'). Empty: as in the algorithm's paper: 'sequence' for grpo, 'constant'
-    # for dr_grpo, 'rollout' for rloo and jepo, 'token' for reinforce_pp and ppo.
+    # ('rollout'). Empty: as in the loss's paper ('sequence' for gspo, 'token' for
+    # cispo), or in the algorithm's: 'sequence' for grpo, 'constant' for dr_grpo,
+    # 'rollout' for rloo and jepo, 'token' for reinforce_pp and ppo.
     c.loss_normaliser = ""
     c.mask_truncated = False  # leave truncated rollouts out of the loss
     c.clip = ConfigDict()
+    # The papers' own: gspo 3e-4 and 4e-4; cispo 1 (no lower bound) and, in ScaleRL, 4.
     c.clip.low = 0.2  # the ratio's clip, below 1
     c.clip.high = 0.2  # above 1
+    # Of clip and gspo: where A < 0, a ratio above it has no gradient; 0: no such bound.
+    c.clip.dual = 3.0
     c.entropy_coefficient = 0.0  # weight of the entropy bonus
     # Optimiser updates a pass, each of other rollouts; 1: exactly on-policy. They are
     # dealt anew for each pass, whole groups where an update has room for them.

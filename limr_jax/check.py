@@ -27,6 +27,7 @@ def check(config) -> None:
             "group_size=1; raise it or take reinforce_pp"
         )
     _check_filter(config, algorithm)
+    _check_clip(config.clip)
     _check_reward(config)
     _check_kl(config.kl)
     _check_critic(config, algorithm)
@@ -74,6 +75,15 @@ def _check_filter(config, algorithm: Algorithm) -> None:
             f"filter.tau={tau} with algorithm={config.algorithm} and "
             f"group_size={group} drops every rollout: no advantage is above "
             f"{largest:.4g}; lower it, or -1 for none"
+        )
+
+
+def _check_clip(clip) -> None:
+    if 0 < clip.dual <= 1:
+        raise InputError(
+            f"clip.dual={clip.dual} takes the gradient of each token of a negative "
+            "advantage whose ratio is above it, so it must be above 1; 3 is usual, 0 "
+            "is off"
         )
 
 
@@ -177,6 +187,7 @@ def _check_jepo(config, algorithm: Algorithm, sampler: SamplerRow) -> None:
     for name, wrong, remedy in (
         ("filter.tau", config.filter.tau >= 0, "set it to -1"),
         ("mask_truncated", config.mask_truncated, "set it to False"),
+        ("loss", config.loss != "clip", "take clip"),
         ("loss_normaliser", config.loss_normaliser == "sequence", "take rollout"),
         (
             "kl.placement",

@@ -264,6 +264,7 @@ def _learning(
     optimizer, critic_rate = dict(config.optimizer), config.critic.learning_rate
     objective = partial(
         losses.policy_gradient,
+        loss=config.loss,
         **_prefixed("clip", config.clip),
         entropy_coefficient=config.entropy_coefficient,
         **placed,
@@ -283,7 +284,7 @@ def _learning(
             else None
         ),
         value_clip=config.critic.value_clip,
-        normaliser=advantages.normaliser(config.loss_normaliser, config.algorithm),
+        normaliser=_normaliser(config),
         group=config.group_size,
         minibatches=config.minibatches_per_step,
         passes=config.updates_per_minibatch,
@@ -292,6 +293,10 @@ def _learning(
         compute=compute,
         **parts,
     )
+
+
+def _normaliser(config) -> str:
+    return advantages.normaliser(config.loss_normaliser, config.algorithm, config.loss)
 
 
 def _prefixed(section: str, fields) -> dict:
@@ -353,8 +358,7 @@ def describe(run: Run, config) -> str:
         f"policy: {parameters:,} parameters, compute in {dtype}",
         f"reference: {'loaded' if run.programs.reference else 'none (no KL)'}",
         f"critic: {'a copy of the policy' if run.programs.values else 'none'}",
-        "loss: normalised as "
-        + advantages.normaliser(config.loss_normaliser, config.algorithm),
+        f"loss: {config.loss}, normalised as {_normaliser(config)}",
         f"problems: {len(run.train_set):,} of {config.data.train}",
     ]
     if run.eval_set:

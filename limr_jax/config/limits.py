@@ -139,12 +139,14 @@ LIMITS: dict[str, Row] = {
     "overlong.buffer": Whole(0, TOKENS),
     "overlong.weight": Real(0, LARGE),
     "algorithm": Text(),  # one of learner/advantages.py's ALGORITHMS
+    "loss": Choice(("clip", "gspo", "cispo")),
     "loss_normaliser": Choice(
         ("token", "sequence", "constant", "rollout"), optional=True
     ),
     "mask_truncated": Flag(),
     "clip.low": Real(0, 1),
     "clip.high": Real(0, LARGE),
+    "clip.dual": Real(0, LARGE),  # above 1, or 0: check.py
     "entropy_coefficient": Real(-LARGE, LARGE),
     "minibatches_per_step": Whole(1, ROWS),
     "updates_per_minibatch": Whole(1, ROWS),

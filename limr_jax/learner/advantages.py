@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from limr_jax.algorithms import dash, dr_grpo, grpo, jepo, ppo, reinforce_pp, rloo
 from limr_jax.config import limits
 from limr_jax.learner.batch import Batch, Scores
-from limr_jax.learner.losses import KL_ESTIMATORS
+from limr_jax.learner.losses import KL_ESTIMATORS, LOSSES
 from limr_jax.rollout.types import Rollout
 
 
@@ -165,9 +165,12 @@ def own_limits() -> dict[str, limits.Row]:
     }
 
 
-def normaliser(name: str, algorithm: str) -> str:
-    """The loss normaliser: `name`, or where that is empty the algorithm's paper's."""
-    return name or ALGORITHMS[algorithm].normaliser
+def normaliser(name: str, algorithm: str, loss: str = "clip") -> str:
+    """The loss normaliser: `name`, or where that is empty a paper's.
+
+    That is the loss's paper, or the algorithm's where the loss's has none.
+    """
+    return name or LOSSES[loss].normaliser or ALGORITHMS[algorithm].normaliser
 
 
 def rl_batch(

@@ -5,11 +5,12 @@ name: those whose means over the chosen tokens are metrics, and those whose maxi
 All are arrays [R, Y].
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from limr_jax.algorithms import kl, ppo
+from limr_jax.algorithms import cispo, gspo, kl, ppo
 from limr_jax.learner.batch import PackedBatch
 from limr_jax.learner.critic import response_values
 from limr_jax.learner.logprobs import response_logprob
@@ -18,6 +19,58 @@ from limr_jax.models.config import ComputeConfig
 KL_ESTIMATORS = {"k1": kl.k1, "k2": kl.k2, "k3": kl.k3}
 # Where the KL stands → its estimator where none is named.
 KL_PLACEMENTS = {"loss": "k3", "reward": "k1"}
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyLoss:
+    """One value of `loss`: what the policy's advantages weigh."""
+
+    # (logprob_RY, PackedBatch, **bounds) → loss_RY, clipped_RY
+    per_token: Callable
+    bounds: tuple[str, ...]  # fields of the config's section `clip` that it gets
+    normaliser: str = ""  # its paper's, above the algorithm's; empty: it has none
+
+
+def _token_ratio(logprob_RY, batch: PackedBatch, **bounds):
+    """`ppo.clip_loss` of packed rows."""
+    return ppo.clip_loss(
+        logprob_RY,
+        batch.old_logprob_RY,
+        batch.advantage_RY,
+        batch.chosen_RY,  # JEPO's answers were chosen by nobody: they have no ratio
+        **bounds,
+    )
+
+
+def _response_ratio(logprob_RY, batch: PackedBatch, **bounds):
+    """The same of GSPO's ratio, one a response; no response is cut over two rows."""
+    log_ratio_RY = gspo.log_ratio(
+        logprob_RY,
+        batch.old_logprob_RY,
+        batch.chosen_RY,
+        batch.layout.first_RY if batch.layout else None,
+    )
+    return ppo.surrogate(log_ratio_RY, batch.advantage_RY, batch.chosen_RY, **bounds)
+
+
+def _clipped_weight(logprob_RY, batch: PackedBatch, **bounds):
+    """`cispo.loss` of packed rows."""
+    return cispo.loss(
+        logprob_RY,
+        batch.old_logprob_RY,
+        batch.advantage_RY,
+        batch.chosen_RY,
+        **bounds,
+    )
+
+
+LOSSES = {
+    "clip": PolicyLoss(_token_ratio, bounds=("low", "high", "dual")),
+    "gspo": PolicyLoss(
+        _response_ratio, bounds=("low", "high", "dual"), normaliser="sequence"
+    ),
+    "cispo": PolicyLoss(_clipped_weight, bounds=("low", "high"), normaliser="token"),
+}
 
 
 def policy_loss(
@@ -58,27 +111,24 @@ def policy_gradient(
     entropy_RY,
     batch: PackedBatch,
     *,
+    loss: str = "clip",
     clip_low: float,
     clip_high: float,
+    clip_dual: float = 0.0,
     kl_coefficient,
     kl_estimator: str,
     kl_placement: str,
     entropy_coefficient: float,
 ):
-    """The loss of reinforcement learning per token: PPO's, with KL and entropy terms.
+    """The loss of reinforcement learning per token, with KL and entropy terms.
 
-    It is `ppo.clip_loss`, minus the entropy bonus, plus `kl_coefficient` times
-    `kl.loss_term` where the batch has the reference's log-probabilities and
-    `kl_placement` is "loss". kl_estimator: one of KL_ESTIMATORS.
+    It is that of LOSSES which `loss` names, minus the entropy bonus, plus
+    `kl_coefficient` times `kl.loss_term` where the batch has the reference's
+    log-probabilities and `kl_placement` is "loss". kl_estimator: one of KL_ESTIMATORS.
     """
-    loss_RY, clipped_RY = ppo.clip_loss(
-        logprob_RY,
-        batch.old_logprob_RY,
-        batch.advantage_RY,
-        batch.chosen_RY,  # JEPO's answers were chosen by nobody: they have no ratio
-        clip_low=clip_low,
-        clip_high=clip_high,
-    )
+    clip = {"low": clip_low, "high": clip_high, "dual": clip_dual}
+    bounds = {f"clip_{name}": clip[name] for name in LOSSES[loss].bounds}
+    loss_RY, clipped_RY = LOSSES[loss].per_token(logprob_RY, batch, **bounds)
     # In a step's first update what rollout and learner compute differently; later ones
     # add what the policy has moved.
     drift_RY = jnp.abs(logprob_RY - batch.old_logprob_RY)

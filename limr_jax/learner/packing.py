@@ -33,6 +33,8 @@ class Layout:
     branch_RW: jax.Array  # int32: 0 is the prompt, seen by its problem's other branches
     token_RY: jax.Array  # int32: the tokens that are predicted
     from_RY: jax.Array  # int32: the column from whose hidden state each is predicted
+    # int32: where in Y the response of each begins; None: a row has one response.
+    first_RY: jax.Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -224,6 +226,10 @@ class Rows:
         """
         S, T = self._packing.text_columns, self._packing.place_BT.shape[1]
         rollout_RW, column_RW = jnp.divmod(self._source_RW, S)
+        # Token t of a response stands t places behind its first; what is empty is its
+        # own first, lest it stand in another's.
+        place_1Y = jnp.arange(self._target_RY.shape[1], dtype=jnp.int32)[None]
+        behind_RY = jnp.where(self._target_RY >= 0, self._target_RY % T, 0)
         return Layout(
             # Branch b + 1 is rollout b's response. -1 has rollout -1: branch 0.
             branch_RW=jnp.where(column_RW < S - T, 0, rollout_RW + 1),
@@ -231,6 +237,7 @@ class Rows:
                 tokens_BS[:, S - T :] if target_BT is None else target_BT, 0
             ),
             from_RY=self._from_RY,
+            first_RY=place_1Y - behind_RY,
         )
 
 

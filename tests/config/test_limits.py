@@ -43,6 +43,7 @@ def test_what_the_table_names_is_what_there_is():
     """Names are written out, since nothing may be loaded before they are checked."""
     for field, names in {
         "loss_normaliser": set(batch_lib.NORMALISERS),
+        "loss": set(losses.LOSSES),
         "kl.estimator": set(losses.KL_ESTIMATORS),
         "jepo.estimator": set(jepo.ESTIMATORS),
         "sampler.cdas.weights": set(samplers_from_config._CDAS_COUNTS),
@@ -226,6 +227,13 @@ def test_a_filter_that_drops_everything():
     assert wrong(filter__tau=2.5) == (
         "filter.tau=2.5 with algorithm=grpo and group_size=8 drops every rollout: no "
         "advantage is above 2.475; lower it, or -1 for none"
+    )
+
+
+def test_a_dual_clip_that_takes_every_bad_token_s_gradient():
+    assert wrong(clip__dual=0.5) == (
+        "clip.dual=0.5 takes the gradient of each token of a negative advantage whose "
+        "ratio is above it, so it must be above 1; 3 is usual, 0 is off"
     )
 
 

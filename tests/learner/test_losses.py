@@ -135,6 +135,13 @@ def test_every_algorithm_has_its_papers_normaliser():
     assert advantages.normaliser("token", "dr_grpo") == "token"
 
 
+def test_a_loss_s_paper_s_normaliser_stands_above_the_algorithm_s():
+    assert advantages.normaliser("", "dr_grpo", "clip") == "constant"
+    assert advantages.normaliser("", "dr_grpo", "gspo") == "sequence"
+    assert advantages.normaliser("", "grpo", "cispo") == "token"
+    assert advantages.normaliser("rollout", "grpo", "gspo") == "rollout"
+
+
 @pytest.mark.slow
 def test_ten_groups_of_sixty_four_are_a_whole_step():
     """Dynamic sampling at its bound; with the empty places it was .156 of a step."""
