@@ -148,8 +148,8 @@ def get_config() -> ConfigDict:
     c.overlong.buffer = 0  # tokens before the limit in which it grows; 0: off
     c.overlong.weight = 1.0  # of the penalty, at most so much off the reward
 
-    # Or 'dr_grpo', 'rloo', 'rloo_normalised' (in JEPO's paper), 'reinforce_pp'; 'ppo'
-    # (with a critic), 'jepo' (no verifier).
+    # Or 'dr_grpo', 'rloo', 'rloo_normalised' (in JEPO's paper), 'maxrl',
+    # 'reinforce_pp'; 'ppo' (with a critic), 'jepo' (no verifier).
     c.algorithm = "grpo"
     # What an advantage weighs: each token's ratio, clipped as PPO does ('clip'); its
     # whole response's ('gspo'); or log-probabilities, by clipped ratios ('cispo').
@@ -158,7 +158,7 @@ def get_config() -> ConfigDict:
     # sum over learned rows × longest allowed ('constant'), or over learned rows
     # ('rollout'). Empty: as in the loss's paper ('sequence' for gspo, 'token' for
     # cispo), or in the algorithm's: 'sequence' for grpo, 'constant' for dr_grpo,
-    # 'rollout' for rloo and jepo, 'token' for reinforce_pp and ppo.
+    # 'rollout' for rloo, maxrl and jepo, 'token' for reinforce_pp and ppo.
     c.loss_normaliser = ""
     c.mask_truncated = False  # leave truncated rollouts out of the loss
     c.clip = ConfigDict()

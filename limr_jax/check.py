@@ -28,7 +28,7 @@ def check(config) -> None:
         )
     _check_filter(config, algorithm)
     _check_clip(config.clip)
-    _check_reward(config)
+    _check_reward(config, algorithm)
     _check_kl(config.kl)
     _check_critic(config, algorithm)
     sampler = SAMPLERS[config.sampler.name]
@@ -105,11 +105,21 @@ def warn_of_filters(rollout) -> None:
         )
 
 
-def _check_reward(config) -> None:
+def _check_reward(config, algorithm: Algorithm) -> None:
     """What is for rewards graded on the hosts only, and how these are named."""
-    # Called for its errors alone: a spec that cannot be read.
+    weights = {}
     if config.reward not in ("token", "none"):
-        host.parse_spec(config.reward)
+        weights = host.parse_spec(config.reward)  # InputError: it cannot be read
+    below = ["reward=limr"] * ("limr" in weights)
+    below += [f"a weight of {x:g} in reward" for x in weights.values() if x < 0]
+    below += [f"overlong.buffer={config.overlong.buffer}"] * (
+        config.overlong.buffer > 0
+    )
+    if algorithm.divides_by_reward and below:
+        raise InputError(
+            f"algorithm={config.algorithm} divides by a group's mean reward, and with "
+            f"{below[0]} it may be below 0; take reward=math and overlong.buffer=0"
+        )
     if config.reward in ("token", "none") and config.overlong.buffer:
         raise InputError(
             f"overlong.buffer={config.overlong.buffer} with reward={config.reward}: "

@@ -17,7 +17,16 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from limr_jax.algorithms import dash, dr_grpo, grpo, jepo, ppo, reinforce_pp, rloo
+from limr_jax.algorithms import (
+    dash,
+    dr_grpo,
+    grpo,
+    jepo,
+    maxrl,
+    ppo,
+    reinforce_pp,
+    rloo,
+)
 from limr_jax.config import limits
 from limr_jax.learner.batch import Batch, Scores
 from limr_jax.learner.losses import KL_ESTIMATORS, LOSSES
@@ -101,6 +110,7 @@ class Algorithm:
     needs_critic: bool = False
     needs_verifier: bool = True  # learns from rewards
     learns_answers: bool = False  # learns from the reference answers' tokens
+    divides_by_reward: bool = False  # so that none may be below 0
 
 
 ALGORITHMS = {
@@ -117,6 +127,13 @@ ALGORITHMS = {
     # The baseline in JEPO's paper: clipped after a division by the group's std.
     "rloo_normalised": Algorithm(
         partial(by_group, estimator=jepo.normalised_rloo), "rollout"
+    ),
+    # Its estimator is of whole responses, as RLOO's is.
+    "maxrl": Algorithm(
+        partial(by_group, estimator=maxrl.advantage),
+        "rollout",
+        largest=maxrl.largest_advantage,
+        divides_by_reward=True,
     ),
     "reinforce_pp": Algorithm(
         partial(

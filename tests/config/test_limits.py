@@ -230,6 +230,21 @@ def test_a_filter_that_drops_everything():
     )
 
 
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"reward": "limr"}, "reward=limr"),
+        ({"reward": "math, -0.2*a.b"}, "a weight of -0.2 in reward"),
+        ({"reward": "math", "overlong__buffer": 64}, "overlong.buffer=64"),
+    ],
+)
+def test_rewards_whose_mean_may_be_below_0(fields, named):
+    assert wrong(algorithm="maxrl", **fields) == (
+        "algorithm=maxrl divides by a group's mean reward, and with "
+        f"{named} it may be below 0; take reward=math and overlong.buffer=0"
+    )
+
+
 def test_a_dual_clip_that_takes_every_bad_token_s_gradient():
     assert wrong(clip__dual=0.5) == (
         "clip.dual=0.5 takes the gradient of each token of a negative advantage whose "

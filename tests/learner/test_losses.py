@@ -124,6 +124,7 @@ def test_every_algorithm_has_its_papers_normaliser():
         "dr_grpo": "constant",
         "rloo": "rollout",
         "rloo_normalised": "rollout",
+        "maxrl": "rollout",
         "reinforce_pp": "token",
         "ppo": "token",
         "jepo": "rollout",
