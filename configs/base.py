@@ -167,6 +167,19 @@ def get_config() -> ConfigDict:
     c.clip.high = 0.2  # above 1
     # Of clip and gspo: where A < 0, a ratio above it has no gradient; 0: no such bound.
     c.clip.dual = 3.0
+    # Rollout and learner may give a token other probabilities, in bf16 or late. How far
+    # they are apart is logged always; w is the learner's over the rollout's.
+    c.mismatch = ConfigDict()
+    # The ratio is to the learner's own log-probabilities before the step, a forward
+    # pass more (the reference's, where there is one, walks the same packed rows).
+    c.mismatch.recompute = False
+    # Tokens are weighed by w, capped ('tis') or masked ('icepop', 'ipo'). Without
+    # recompute w is the ratio itself, of a step's one update, with the same bounds.
+    c.mismatch.correction = "none"
+    c.mismatch.cap = 2.0  # of tis: the largest w
+    c.mismatch.low = 0.5  # of icepop: w below it is masked
+    c.mismatch.high = 5.0  # of icepop: w above it is masked
+    c.mismatch.limit = 0.3  # of ipo: a probability that differs by more is masked
     c.entropy_coefficient = 0.0  # weight of the entropy bonus
     # Optimiser updates a pass, each of other rollouts; 1: exactly on-policy. They are
     # dealt anew for each pass, whole groups where an update has room for them.

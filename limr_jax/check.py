@@ -28,6 +28,7 @@ def check(config) -> None:
         )
     _check_filter(config, algorithm)
     _check_clip(config.clip)
+    _check_mismatch(config)
     _check_reward(config, algorithm)
     _check_kl(config.kl)
     _check_critic(config, algorithm)
@@ -84,6 +85,25 @@ def _check_clip(clip) -> None:
             f"clip.dual={clip.dual} takes the gradient of each token of a negative "
             "advantage whose ratio is above it, so it must be above 1; 3 is usual, 0 "
             "is off"
+        )
+
+
+def _check_mismatch(config) -> None:
+    """Without a recomputation w is the ratio: of one update, and of each token."""
+    correction = config.mismatch.correction
+    if correction == "none" or config.mismatch.recompute:
+        return
+    updates = config.minibatches_per_step * config.updates_per_minibatch
+    if updates > 1:
+        raise InputError(
+            f"mismatch.correction={correction} with {updates} updates a step "
+            "(minibatches_per_step x updates_per_minibatch): their ratios hold what "
+            "the policy has moved as well; set mismatch.recompute=True"
+        )
+    if config.loss != "clip":
+        raise InputError(
+            f"mismatch.correction={correction} with loss={config.loss}, which has no "
+            "ratio of a token as its factor; set mismatch.recompute=True"
         )
 
 
@@ -198,6 +218,8 @@ def _check_jepo(config, algorithm: Algorithm, sampler: SamplerRow) -> None:
         ("filter.tau", config.filter.tau >= 0, "set it to -1"),
         ("mask_truncated", config.mask_truncated, "set it to False"),
         ("loss", config.loss != "clip", "take clip"),
+        ("mismatch.recompute", config.mismatch.recompute, "set it to False"),
+        ("mismatch.correction", config.mismatch.correction != "none", "take none"),
         ("loss_normaliser", config.loss_normaliser == "sequence", "take rollout"),
         (
             "kl.placement",

@@ -6,12 +6,13 @@ held-out set: grade_eval, or the hosts' graders. Then `train.one_step`,
 
     each round  draw, split, generate, join, grade (or the hosts' graders), join_grades,
                 observe, collect
-    each step   reference (with KL only), values (with a critic only), thoughts (with
-                JEPO only), update
+    each step   reference (with KL only), old (where old log-probabilities are computed
+                again, without KL), values (with a critic only), thoughts (with JEPO
+                only), update
 
 split, join and join_grades are there where a round has several calls of generate,
 collect and further rounds where a sampler keeps only some groups. Without collect,
-reference and values come before grade: so the devices work while hosts grade.
+reference, old and values come before grade: so the devices work while hosts grade.
 """
 
 import dataclasses
@@ -76,7 +77,10 @@ class Programs(NamedTuple):
     # metrics
     collect: Callable | None
     copy: Callable | None  # (params) → reference params
-    reference: Callable | None  # (reference params, Rollout, Sampling) → [B, T]
+    # (reference params, policy's or None, Rollout, Sampling) → [B, T] of each
+    reference: Callable | None
+    old: Callable | None  # (params, Rollout, Sampling) → [B, T]; None: not asked alone
+    recompute: bool  # the policy's own log-probabilities are asked: by one of the two
     values: Callable | None  # (critic's params, Rollout) → [B, T]
     thoughts: Callable | None  # (params, Rollout, PromptBatch, Graded, …) → Thoughts
     # (State, PromptBatch, Rollout, Graded, Scores, Sampling, seed) → State, metrics
@@ -146,7 +150,7 @@ def _writing(
 
 
 def _scoring(learning: learner_update.Learning) -> tuple[Callable, ...]:
-    """(copy, reference, values, thoughts) of `Programs`; not jitted yet."""
+    """(copy, reference, old, values, thoughts) of `Programs`; not jitted yet."""
     scoring = {
         "compute": learning.compute,
         "micro_batch_rows": learning.micro_batch_rows,
@@ -165,11 +169,17 @@ def _scoring(learning: learner_update.Learning) -> tuple[Callable, ...]:
         params = transformer.compute_params(params, learning.compute.dtype)
         return jax.tree.map(jnp.copy, params)  # the policy's own buffers are donated
 
-    def reference(params, written, sampling):
+    def old(params, written, sampling):
         tokens_BS, position_BS = written.sequences()
         return logprobs.response_logprobs(
             params, tokens_BS, position_BS, sampling.temperature, **packed(written)
         )
+
+    def reference(params, policy, written, sampling):
+        if policy is None:
+            return old(params, written, sampling), None
+        # One walk over the packed rows for both models.
+        return old((params, policy), written, sampling)
 
     def values(params, written):
         tokens_BS, position_BS = written.sequences()
@@ -186,7 +196,7 @@ def _scoring(learning: learner_update.Learning) -> tuple[Callable, ...]:
         )
         return score_thoughts(params, rows, sampling.temperature, **scoring)
 
-    return copy, reference, values, thoughts
+    return copy, reference, old, values, thoughts
 
 
 def _learning(
@@ -305,6 +315,7 @@ def build(
     phrase: tuple[int, ...],
     with_reference: bool,
     with_reward: bool,
+    recompute: bool,
 ) -> Programs:
     """The programs of one run on `mesh`; `params`, `prompts` are arrays or shapes.
 
@@ -312,6 +323,7 @@ def build(
     max_age: steps that a group may wait, where the sampler keeps only some.
     calls: how often a step generates, for as many of its problems each time.
     phrase: the tokens that introduce an answer.
+    recompute: the learner computes the policy's old log-probabilities itself.
     """
     draw, split, generate, join, join_grades = _writing(
         sampler=sampler,
@@ -319,7 +331,7 @@ def build(
         compute=learning.compute,
         calls=calls,
     )
-    copy, reference, values, thoughts = _scoring(learning)
+    copy, reference, old, values, thoughts = _scoring(learning)
     init, update = _learning(
         sampler=sampler,
         problems=problems,
@@ -370,6 +382,8 @@ def build(
         collect=_collector(sampler, max_age, (pooled, pooled, whole)),
         copy=jitted(copy, shardings.train.params) if with_reference else None,
         reference=jitted(reference) if with_reference else None,
+        old=jitted(old) if recompute and not with_reference else None,
+        recompute=recompute,
         values=jitted(values) if state.critic else None,
         thoughts=jitted(thoughts) if learning.thoughts else None,
         update=jitted(update, (shardings, whole), donate_argnums=0),

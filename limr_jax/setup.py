@@ -178,6 +178,7 @@ def make_programs(
         phrase=special_tokens.answer_phrase,
         with_reference=config.kl.coefficient > 0,
         with_reward=config.reward != "none",
+        recompute=config.mismatch.recompute,
     )
     return generation, compute, jitted
 
@@ -266,6 +267,7 @@ def _learning(
         losses.policy_gradient,
         loss=config.loss,
         **_prefixed("clip", config.clip),
+        correction=_correction(config.mismatch),
         entropy_coefficient=config.entropy_coefficient,
         **placed,
     )
@@ -297,6 +299,14 @@ def _learning(
 
 def _normaliser(config) -> str:
     return advantages.normaliser(config.loss_normaliser, config.algorithm, config.loss)
+
+
+def _correction(mismatch) -> Callable | None:
+    """What a token's loss is weighed by where sampler and learner differ."""
+    row = losses.CORRECTIONS[mismatch.correction]
+    if row.weight is None:
+        return None
+    return partial(row.weight, **{name: mismatch[name] for name in row.bounds})
 
 
 def _prefixed(section: str, fields) -> dict:
@@ -357,6 +367,8 @@ def describe(run: Run, config) -> str:
         f"mesh: {shape} on {run.mesh.devices.flat[0].device_kind}",
         f"policy: {parameters:,} parameters, compute in {dtype}",
         f"reference: {'loaded' if run.programs.reference else 'none (no KL)'}",
+        "old log-probabilities: "
+        + ("the learner's own" if run.programs.recompute else "the rollout's"),
         f"critic: {'a copy of the policy' if run.programs.values else 'none'}",
         f"loss: {config.loss}, normalised as {_normaliser(config)}",
         f"problems: {len(run.train_set):,} of {config.data.train}",

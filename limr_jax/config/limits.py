@@ -147,6 +147,12 @@ LIMITS: dict[str, Row] = {
     "clip.low": Real(0, 1),
     "clip.high": Real(0, LARGE),
     "clip.dual": Real(0, LARGE),  # above 1, or 0: check.py
+    "mismatch.recompute": Flag(),
+    "mismatch.correction": Choice(("none", "tis", "icepop", "ipo")),
+    "mismatch.cap": Real(1, LARGE),
+    "mismatch.low": Real(0, 1),
+    "mismatch.high": Real(1, LARGE),
+    "mismatch.limit": Real(0, 1),
     "entropy_coefficient": Real(-LARGE, LARGE),
     "minibatches_per_step": Whole(1, ROWS),
     "updates_per_minibatch": Whole(1, ROWS),

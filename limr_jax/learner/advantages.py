@@ -241,7 +241,8 @@ def rl_batch(
         problem_B=rollout.problem_B,
         # Truncated rollouts have an advantage, but may not be learned.
         advantage_BT=jnp.where(mask_BT, advantage_BT, 0.0),
-        old_logprob_BT=rollout.logprob_BT,
+        old_logprob_BT=rollout.logprob_BT if scores.old_BT is None else scores.old_BT,
+        sampler_logprob_BT=None if scores.old_BT is None else rollout.logprob_BT,
         reference_BT=scores.reference_BT,
         old_value_BT=scores.value_BT,
         return_BT=return_BT,

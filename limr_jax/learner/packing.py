@@ -252,10 +252,11 @@ def over_rows(
     responses: int,
     size: int,
 ):
-    """A function of packed rows, applied to rollouts: one fp32 number a token, [B, T].
+    """A function of packed rows, applied to rollouts: fp32 numbers of a token, [B, T].
 
     `function(tokens_RW, position_RW, segment_RW, layout) → x_RY` sees `size` packed
-    rows at a time (0: all at once). The numbers are 0 at padding. responses:
+    rows at a time (0: all at once). It gives one array, or a tuple of them, and this
+    function does as it does. The numbers are 0 at padding. responses:
     full-length ones that a packed row has columns for. target_BT: the predicted tokens,
     where they are not the last T = `response_length` of tokens_BS.
     """
@@ -270,17 +271,27 @@ def over_rows(
     B, Y = packing.target_RY.shape
     size = size or B
 
-    def write_rows(i, x_RY):
+    def of_rows(i):
         rows = Rows(packing, i, size)
-        part_RY = function(
+        return function(
             rows.columns(tokens_BS, 0),
             rows.columns(position_BS, -1),
             rows.segment_RW(),
             rows.layout(tokens_BS, target_BT),
         )
-        return jax.lax.dynamic_update_slice_in_dim(x_RY, part_RY, i * size, axis=0)
+
+    def write_rows(i, written):
+        return jax.tree.map(
+            lambda x_RY, part_RY: jax.lax.dynamic_update_slice_in_dim(
+                x_RY, part_RY, i * size, axis=0
+            ),
+            written,
+            of_rows(i),
+        )
 
     # Rows beyond those that hold something are never read. The count is traced.
     count = -(-packing.rows // size)
-    x_RY = jax.lax.fori_loop(0, count, write_rows, jnp.zeros((B, Y), jnp.float32))
-    return _read(x_RY, packing.place_BT, 0.0)
+    shapes = jax.eval_shape(of_rows, 0)
+    empty = jax.tree.map(lambda _: jnp.zeros((B, Y), jnp.float32), shapes)
+    written = jax.lax.fori_loop(0, count, write_rows, empty)
+    return jax.tree.map(lambda x_RY: _read(x_RY, packing.place_BT, 0.0), written)

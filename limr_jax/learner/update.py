@@ -104,6 +104,7 @@ def _packed_rows(batch: Batch, packed: packing.Packing, size: int, i) -> PackedB
         weight_RY=targets(batch.weight_BT),
         advantage_RY=targets(batch.advantage_BT),
         old_logprob_RY=targets(batch.old_logprob_BT),
+        sampler_logprob_RY=targets(batch.sampler_logprob_BT),
         reference_RY=targets(batch.reference_BT),
         old_value_RY=targets(batch.old_value_BT),
         return_RY=targets(batch.return_BT),
@@ -382,6 +383,7 @@ class Learning:
                 micro_batch_rows=self.micro_batch_rows,
                 row_responses=self.row_responses,
             )
+            metrics = losses.with_sample_size(metrics)
             return (policy, value), critic_metrics | metrics
 
         states, metrics = walk(

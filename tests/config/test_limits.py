@@ -44,6 +44,7 @@ def test_what_the_table_names_is_what_there_is():
     for field, names in {
         "loss_normaliser": set(batch_lib.NORMALISERS),
         "loss": set(losses.LOSSES),
+        "mismatch.correction": set(losses.CORRECTIONS),
         "kl.estimator": set(losses.KL_ESTIMATORS),
         "jepo.estimator": set(jepo.ESTIMATORS),
         "sampler.cdas.weights": set(samplers_from_config._CDAS_COUNTS),
@@ -243,6 +244,33 @@ def test_rewards_whose_mean_may_be_below_0(fields, named):
         "algorithm=maxrl divides by a group's mean reward, and with "
         f"{named} it may be below 0; take reward=math and overlong.buffer=0"
     )
+
+
+def test_corrections_that_need_the_learners_own_log_probabilities():
+    assert wrong(mismatch__correction="tis", minibatches_per_step=4) == (
+        "mismatch.correction=tis with 4 updates a step (minibatches_per_step x "
+        "updates_per_minibatch): their ratios hold what the policy has moved as well; "
+        "set mismatch.recompute=True"
+    )
+    assert wrong(mismatch__correction="ipo", loss="gspo") == (
+        "mismatch.correction=ipo with loss=gspo, which has no ratio of a token as its "
+        "factor; set mismatch.recompute=True"
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "remedy"),
+    [
+        ("loss", "gspo", "take clip"),
+        ("mismatch__recompute", True, "set it to False"),
+        ("mismatch__correction", "tis", "take none"),
+    ],
+)
+def test_what_jepo_has_no_place_for(field, value, remedy):
+    said = wrong(**{"algorithm": "jepo", field: value})
+    name = field.replace("__", ".")
+    assert said.startswith(f"{name}={value} with algorithm=jepo, whose gradients of ")
+    assert said.endswith(f"have no such thing; {remedy}")
 
 
 def test_a_dual_clip_that_takes_every_bad_token_s_gradient():

@@ -244,7 +244,7 @@ def by_hand_coefficients(name, log_ratio_BT, advantage_B1, mask_BT):
 def test_each_loss_however_rows_are_packed(params, written, reward_PG, direct, name):
     """Off the policy, and with ratios over 3. GSPO's mean is of the whole response."""
     batch = make_batch(written, reward_PG, normaliser="sequence")
-    old_BT = noise_like(np.asarray(batch.old_logprob_BT), seed=2, size=0.8)
+    old_BT = noise_like(np.asarray(batch.old_logprob_BT), seed=2, size=1.2)
     batch = dataclasses.replace(batch, old_logprob_BT=old_BT)
     _, (logprob_BT, _) = direct(params, 0)
     mask_BT, advantage_B1 = np.asarray(written.mask_BT), by_hand_grpo(reward_PG)
