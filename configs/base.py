@@ -203,6 +203,8 @@ def get_config() -> ConfigDict:
     c.kl.placement = "loss"  # or 'reward'
     c.kl.target = 0.0  # nats a token that the coefficient adapts to; 0: fixed
     c.kl.gain = 0.1  # then a step changes it by at most 0.2 x gain of itself
+    # Steps after which the policy becomes the reference (ProRL); 0: it stays the first.
+    c.kl.reset_every = 0
 
     # Of algorithm=ppo: a copy of the first policy with a value head, its optimiser like
     # the policy's but for the rate.
@@ -210,6 +212,13 @@ def get_config() -> ConfigDict:
     c.critic.learning_rate = 0.0  # above 0 with ppo, 0 without
     c.critic.gamma = 1.0  # discount of a token, 0 to 1
     c.critic.lam = 0.95  # of generalised advantage estimation, 0 to 1
+    c.critic.value_lam = -1.0  # likewise of the critic's own targets; below 0: lam
+    # A response cut at the limit is worth the critic's value there, not 0; its last
+    # token is then not learned.
+    c.critic.bootstrap_truncated = False
+    # First steps in which the critic alone is learned, and the policy's loss, gradient
+    # and statistics are logged as 0.
+    c.critic.pretrain_steps = 0
     c.critic.value_clip = 0.2  # a value's move in a step that is learned from
     c.critic.reward_clip = 10.0  # rewards are clipped to +- this; 0: off
     c.critic.whiten = True  # advantages to mean 0, variance 1 over the step's tokens

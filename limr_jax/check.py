@@ -172,6 +172,11 @@ def _check_kl(kl) -> None:
             f"kl.target={kl.target} with kl.coefficient=0: there is no KL to adapt; "
             "give the first coefficient, or kl.target=0"
         )
+    if kl.reset_every and not kl.coefficient:
+        raise InputError(
+            f"kl.reset_every={kl.reset_every} with kl.coefficient=0: there is no "
+            "reference to reset; give a coefficient, or kl.reset_every=0"
+        )
 
 
 def _check_critic(config, algorithm: Algorithm) -> None:
@@ -182,7 +187,22 @@ def _check_critic(config, algorithm: Algorithm) -> None:
                 f"critic.learning_rate={critic.learning_rate} with "
                 f"algorithm={config.algorithm}, which has no critic; take ppo, or 0"
             )
+        if critic.pretrain_steps:
+            raise InputError(
+                f"critic.pretrain_steps={critic.pretrain_steps} with "
+                f"algorithm={config.algorithm}, which has no critic; take ppo, or 0"
+            )
         return
+    if critic.pretrain_steps >= config.num_steps:
+        raise InputError(
+            f"critic.pretrain_steps={critic.pretrain_steps} leaves none of "
+            f"num_steps={config.num_steps} to the policy; lower it"
+        )
+    if critic.bootstrap_truncated and config.rollout.max_response_length == 1:
+        raise InputError(
+            "critic.bootstrap_truncated=True with rollout.max_response_length=1: a "
+            "response that is cut has no token before its last; raise it"
+        )
     if critic.learning_rate <= 0:
         raise InputError(
             f"critic.learning_rate={critic.learning_rate}: "

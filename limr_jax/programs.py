@@ -58,6 +58,9 @@ class State:
     length_N: jax.Array  # fp32: mean tokens of each problem's last answers; 0: none yet
     # Groups that wait for the next step; None: the sampler keeps whatever it draws.
     surplus: group_buffer.GroupBuffer | None = None
+    # The reference's parameters, where it is reset; else they are the first policy's,
+    # which is no part of the state. None: there is no KL, or no reset.
+    reference: Any = None
 
 
 class Programs(NamedTuple):
@@ -76,7 +79,7 @@ class Programs(NamedTuple):
     # (GroupBuffer, sampler state, step, PromptBatch, Rollout, Graded) → batch, surplus,
     # metrics
     collect: Callable | None
-    copy: Callable | None  # (params) → reference params
+    copy: Callable | None  # (params) → reference params; None: the state has them
     # (reference params, policy's or None, Rollout, Sampling) → [B, T] of each
     reference: Callable | None
     old: Callable | None  # (params, Rollout, Sampling) → [B, T]; None: not asked alone
@@ -149,6 +152,12 @@ def _writing(
     return draw, split, generate, join, join_grades
 
 
+def _reference(params, learning: learner_update.Learning):
+    """A policy as a reference: a copy in the dtype of compute."""
+    params = transformer.compute_params(params, learning.compute.dtype)
+    return jax.tree.map(jnp.copy, params)  # the policy's own buffers are donated
+
+
 def _scoring(learning: learner_update.Learning) -> tuple[Callable, ...]:
     """(copy, reference, old, values, thoughts) of `Programs`; not jitted yet."""
     scoring = {
@@ -165,9 +174,7 @@ def _scoring(learning: learner_update.Learning) -> tuple[Callable, ...]:
         }
 
     def copy(params):
-        """The reference: the first policy in the dtype of compute."""
-        params = transformer.compute_params(params, learning.compute.dtype)
-        return jax.tree.map(jnp.copy, params)  # the policy's own buffers are donated
+        return _reference(params, learning)
 
     def old(params, written, sampling):
         tokens_BS, position_BS = written.sequences()
@@ -205,10 +212,12 @@ def _learning(
     problems: int,
     learning: learner_update.Learning,
     surplus: Callable,
+    reset_every: int,
 ) -> tuple[Callable, Callable]:
     """(init, update) of `Programs`; not jitted yet.
 
-    surplus: () → what waits before the first step.
+    surplus: () → what waits before the first step. reset_every: steps after which the
+    policy becomes the reference, again and again; 0: the state has no reference.
     """
 
     def init(params):
@@ -220,6 +229,7 @@ def _learning(
             sampler=sampler.init(),
             length_N=jnp.zeros(problems, jnp.float32),
             surplus=surplus(),
+            reference=_reference(params, learning) if reset_every else None,
         )
 
     def update(state, drawn, written, graded, scores, sampling, seed):
@@ -237,6 +247,7 @@ def _learning(
             batch,
             batch_metrics,
             key=stream_key(seed, "minibatch", state.step),
+            step=state.step,
         )
         # Before the sampler learns: an epoch's end weighs anew.
         metrics |= sampler.report(state.sampler, drawn.ids_P)
@@ -244,6 +255,13 @@ def _learning(
             state.sampler, drawn.ids_P, graded.correct_PG, graded.valid_PG
         )
         policy, critic_state = states
+        reference = state.reference
+        if reset_every:
+            reference = jax.lax.cond(
+                (state.step + 1) % reset_every == 0,
+                lambda: _reference(policy.params, learning),
+                lambda: state.reference,
+            )
         following = dataclasses.replace(
             state,
             step=state.step + 1,
@@ -251,6 +269,7 @@ def _learning(
             critic=critic_state,
             kl_coefficient=kl_coefficient,
             sampler=sampler_state,
+            reference=reference,
         )
         return following, metrics
 
@@ -293,6 +312,7 @@ def _placed(mesh, shapes: State, pooled: group_buffer.GroupBuffer) -> State:
         sampler=jax.tree.map(lambda _: whole, shapes.sampler),
         length_N=whole,
         surplus=shapes.surplus and jax.tree.broadcast(pooled, shapes.surplus),
+        reference=param_shardings(mesh, shapes.reference),
     )
     return jax.tree.map(
         lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
@@ -316,6 +336,7 @@ def build(
     with_reference: bool,
     with_reward: bool,
     recompute: bool,
+    reset_every: int,
 ) -> Programs:
     """The programs of one run on `mesh`; `params`, `prompts` are arrays or shapes.
 
@@ -324,6 +345,7 @@ def build(
     calls: how often a step generates, for as many of its problems each time.
     phrase: the tokens that introduce an answer.
     recompute: the learner computes the policy's old log-probabilities itself.
+    reset_every: steps after which the reference is reset; 0: never.
     """
     draw, split, generate, join, join_grades = _writing(
         sampler=sampler,
@@ -344,6 +366,7 @@ def build(
             prompts=prompts,
             phrase=phrase,
         ),
+        reset_every=reset_every,
     )
     rows = NamedSharding(mesh, BATCH)
     whole = NamedSharding(mesh, REPLICATED)
@@ -380,7 +403,11 @@ def build(
         grade_eval=grade_eval,
         observe=jitted(observe, whole),
         collect=_collector(sampler, max_age, (pooled, pooled, whole)),
-        copy=jitted(copy, shardings.train.params) if with_reference else None,
+        copy=(
+            jitted(copy, shardings.train.params)
+            if with_reference and not reset_every
+            else None
+        ),
         reference=jitted(reference) if with_reference else None,
         old=jitted(old) if recompute and not with_reference else None,
         recompute=recompute,

@@ -179,6 +179,7 @@ def make_programs(
         with_reference=config.kl.coefficient > 0,
         with_reward=config.reward != "none",
         recompute=config.mismatch.recompute,
+        reset_every=config.kl.reset_every,
     )
     return generation, compute, jitted
 
@@ -286,6 +287,7 @@ def _learning(
             else None
         ),
         value_clip=config.critic.value_clip,
+        pretrain_steps=config.critic.pretrain_steps,
         normaliser=_normaliser(config),
         group=config.group_size,
         minibatches=config.minibatches_per_step,

@@ -193,7 +193,8 @@ def queue_scores(
         queued["reference"] = phases.start(
             "reference",
             programs.reference,
-            reference,
+            # Where it is reset it is the state's.
+            reference if state.reference is None else state.reference,
             state.train.params if programs.recompute else None,
             rollout,
             run.sampling,

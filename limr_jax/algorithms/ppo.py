@@ -10,9 +10,14 @@
 tokens with the end token; what lies outside gives 0, whatever it holds. Sums and the
 one division are the learner's.
 
+A λ of the returns apart from that of the advantages, and value pre-training, are of
+VC-PPO (arXiv:2503.01491); at λ = .95 a critic that says 0 everywhere gives signal to
+the last hundred tokens only.
+
 Departures: a response cut at the length limit also has V = 0 after its last token (it
-is the end of what the reward saw), and the value loss and its clip follow the authors'
-later code: the paper has neither.
+is the end of what the reward saw), unless `after_B` says what it is worth there
+(arXiv:1712.00378). The value loss and its clip follow the authors' later code: the
+paper has neither.
 """
 
 import jax
@@ -86,11 +91,13 @@ def gae(
     *,
     gamma: float,
     lam: float,
+    after_B: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Generalised advantage estimation (arXiv:1506.02438): advantage_BT, return_BT.
 
     Returns are the critic's targets. reward_BT and value_BT: fp32, the value before
-    each token. gamma, lam: γ and λ, 0 to 1. Both results are 0 off the mask. The mask
+    each token. gamma, lam: γ and λ, 0 to 1. after_B: fp32, the value of what stands
+    after the last token of the mask; None: 0. Both results are 0 off the mask. The mask
     may have gaps: the token after one follows the token before it.
     """
 
@@ -105,8 +112,9 @@ def gae(
         return (advantage_B, next_value_B), advantage_B
 
     tokens = (reward_BT.T, value_BT.T, mask_BT.T)  # scan walks axis 0
-    after_B = jnp.zeros_like(value_BT[:, 0])  # nothing is worth anything after the end
-    _, advantage_TB = jax.lax.scan(earlier, (after_B, after_B), tokens, reverse=True)
+    zero_B = jnp.zeros_like(value_BT[:, 0])  # nothing is worth anything after the end
+    later = (zero_B, zero_B if after_B is None else after_B)
+    _, advantage_TB = jax.lax.scan(earlier, later, tokens, reverse=True)
     advantage_BT = jnp.where(mask_BT, advantage_TB.T, 0)
     return advantage_BT, jnp.where(mask_BT, advantage_BT + value_BT, 0)
 

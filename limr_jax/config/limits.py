@@ -167,8 +167,10 @@ LIMITS: dict[str, Row] = {
     "kl.target": Real(0, LARGE),
     # A step changes the coefficient by at most 0.2 x gain of itself, and not below 0.
     "kl.gain": Real(SMALL, 4.99),
+    "kl.reset_every": Whole(0, COUNT),
     "critic.learning_rate": Real(0, 1e38),
     "critic.value_clip": Real(SMALL, LARGE),
+    "critic.pretrain_steps": Whole(0, COUNT),
     "optimizer.learning_rate": Real(0, 1e38),
     "optimizer.warmup_steps": Whole(0, COUNT),
     "optimizer.decay_steps": Whole(0, COUNT),

@@ -67,6 +67,8 @@ def by_token(
     *,
     gamma: float,
     lam: float,
+    value_lam: float,
+    bootstrap_truncated: bool,
     reward_clip: float,
     whiten: bool,
 ):
@@ -76,17 +78,36 @@ def by_token(
     ± `reward_clip` (0: as it is), comes with the last token, a penalty with its own.
     Advantages are whitened over all tokens of valid rollouts, the penalties among them,
     as LIMR's released code does: the critic's values hold those, so nothing of a reward
-    could be whitened without them. gamma and lam are γ and λ.
+    could be whitened without them. gamma and lam are γ and λ; value_lam: λ of the
+    returns, below 0 as of the advantages.
+
+    With `bootstrap_truncated` a response that is cut ends a token earlier, with the
+    critic's value of what stands there. Its reward comes with that token; the cut one
+    has an advantage of 0, and its return is its value before the step.
     """
     mask_BT = rollout.mask_BT & valid_PG.reshape(-1, 1)
     if reward_clip:
         reward_PG = jnp.clip(reward_PG, -reward_clip, reward_clip)
     length_B1 = jnp.sum(rollout.mask_BT, axis=1, keepdims=True)
-    last_BT = jnp.arange(mask_BT.shape[1])[None] == length_B1 - 1
+    columns_1T = jnp.arange(mask_BT.shape[1])[None]
+    cut_BT = after_B = None
+    if bootstrap_truncated:
+        # The critic reads what stands before each token, so of the whole response it
+        # has no value, but of all but its last token it has.
+        truncated_B1 = rollout.truncated_B[:, None]
+        cut_BT = mask_BT & truncated_B1 & (columns_1T == length_B1 - 1)
+        after_B = jnp.sum(jnp.where(cut_BT, value_BT, 0), axis=1)
+        mask_BT, length_B1 = mask_BT & ~cut_BT, length_B1 - truncated_B1
+    last_BT = columns_1T == length_B1 - 1
     reward_BT = jnp.where(last_BT, reward_PG.reshape(-1, 1), 0.0) - penalty_BT
-    advantage_BT, return_BT = ppo.gae(
-        reward_BT, value_BT, mask_BT, gamma=gamma, lam=lam
+    estimate = partial(
+        ppo.gae, reward_BT, value_BT, mask_BT, gamma=gamma, after_B=after_B
     )
+    advantage_BT, return_BT = estimate(lam=lam)
+    if value_lam >= 0:
+        _, return_BT = estimate(lam=value_lam)
+    if cut_BT is not None:
+        return_BT = jnp.where(cut_BT, value_BT, return_BT)
     if whiten:
         advantage_BT = ppo.whiten(advantage_BT, mask_BT)
     return advantage_BT, return_BT
@@ -151,6 +172,8 @@ ALGORITHMS = {
         own={
             "gamma": limits.Real(0, 1),
             "lam": limits.Real(0, 1),
+            "value_lam": limits.Real(-1, 1),  # below 0: lam
+            "bootstrap_truncated": limits.Flag(),
             "reward_clip": limits.Real(0, limits.LARGE),
             "whiten": limits.Flag(),
         },

@@ -109,6 +109,19 @@ def test_gae_is_the_sum_of_discounted_deltas_wherever_the_response_lies():
     np.testing.assert_array_equal(return_BT[0, :3], np.zeros(3))
 
 
+def test_what_stands_after_the_last_token_may_be_worth_something():
+    """δ_2 = 1 + .9 · 2 − .75 where a response is cut; off the mask nothing is read."""
+    reward_BT = jnp.array([[0.0, 0, 1, 99]])
+    value_BT = jnp.array([[0.5, 0.25, 0.75, 99]])
+    mask_BT = jnp.array([[1, 1, 1, 0]], bool)
+    got_BT, return_BT = ppo.gae(
+        reward_BT, value_BT, mask_BT, gamma=0.9, lam=0.5, after_B=jnp.array([2.0])
+    )
+    # δ = [−.275, .425, 2.05]; A_1 = .425 + .45 · 2.05, A_0 = −.275 + .45 · 1.3475
+    np.testing.assert_allclose(got_BT, [[0.331375, 1.3475, 2.05, 0]], rtol=1e-6)
+    np.testing.assert_allclose(return_BT, got_BT + value_BT * mask_BT, rtol=1e-6)
+
+
 def test_gae_steps_over_a_gap_in_the_mask():
     reward_BT = jnp.array([[0.0, 5, 1]])
     value_BT = jnp.array([[0.5, 7, 0.75]])

@@ -273,6 +273,44 @@ def test_what_jepo_has_no_place_for(field, value, remedy):
     assert said.endswith(f"have no such thing; {remedy}")
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"kl__reset_every": 5},
+            "kl.reset_every=5 with kl.coefficient=0: there is no reference to reset; "
+            "give a coefficient, or kl.reset_every=0",
+        ),
+        (
+            {"critic__pretrain_steps": 5},
+            "critic.pretrain_steps=5 with algorithm=grpo, which has no critic; take "
+            "ppo, or 0",
+        ),
+        (
+            {
+                "algorithm": "ppo",
+                "critic__learning_rate": 1e-3,
+                "critic__pretrain_steps": 100,
+            },
+            "critic.pretrain_steps=100 leaves none of num_steps=100 to the policy; "
+            "lower it",
+        ),
+        (
+            {
+                "algorithm": "ppo",
+                "critic__learning_rate": 1e-3,
+                "critic__bootstrap_truncated": True,
+                "rollout__max_response_length": 1,
+            },
+            "critic.bootstrap_truncated=True with rollout.max_response_length=1: a "
+            "response that is cut has no token before its last; raise it",
+        ),
+    ],
+)
+def test_what_has_nothing_to_act_on(fields, said):
+    assert wrong(**fields) == said
+
+
 def test_a_dual_clip_that_takes_every_bad_token_s_gradient():
     assert wrong(clip__dual=0.5) == (
         "clip.dual=0.5 takes the gradient of each token of a negative advantage whose "
