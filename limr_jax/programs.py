@@ -1,8 +1,9 @@
 """Every jitted program of a run, made once, with its shardings and donation.
 
 A run calls these objects and no copies of them, so that what is compiled ahead, or
-reported, is what runs. At its start: copy (with KL only), and of a new run init. For a
-held-out set: grade_eval, or the hosts' graders. Then `train.one_step`,
+reported, is what runs. At its start: copy (with KL, but where the reference is reset
+and so a part of the state), and of a new run init. For a held-out set: grade_eval, or
+the hosts' graders. Then `train.one_step`,
 
     each round  draw, split, generate, join, grade (or the hosts' graders), join_grades,
                 observe, collect

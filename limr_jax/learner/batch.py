@@ -84,8 +84,9 @@ class Scores:
     """What reference, critic and policy say of a step's rollouts before the update."""
 
     reference_BT: jax.Array | None = None  # fp32 log-probability; None without KL
-    old_BT: jax.Array | None = None  # likewise the policy's own; None: not asked
     value_BT: jax.Array | None = None  # fp32; None without a critic
+    # fp32 log-probability of the policy itself; None: the rollout's own are taken
+    old_BT: jax.Array | None = None
     thoughts: Any = None  # jepo.Thoughts, scored; None without JEPO
 
 

@@ -415,15 +415,18 @@ def test_filtered_at_zero_is_unfiltered(params, written, reward_PG, normaliser):
 
 
 @pytest.mark.slow
-def test_sharded_is_unsharded(params, written, reward_PG):
+@pytest.mark.parametrize("name", ["clip", "gspo"])
+def test_sharded_is_unsharded(params, written, reward_PG, name):
     """In micro-batches on 4 x 2 devices, each with half of the heads and the like."""
     mesh = sharding.make_mesh(1, 4, 2)
     batch = make_batch(written, reward_PG)
-    grads, metrics = compute(params, batch)
+    old_BT = noise_like(np.asarray(batch.old_logprob_BT), seed=2)
+    batch = dataclasses.replace(batch, old_logprob_BT=old_BT)
+    grads, metrics = compute(params, batch, loss=name)
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, sharding.param_shardings(mesh, params))
         rows = jax.device_put(batch, NamedSharding(mesh, sharding.BATCH))
-        spread, spread_metrics = compute(placed, rows, micro_batch_rows=8)
+        spread, spread_metrics = compute(placed, rows, micro_batch_rows=8, loss=name)
     kernel = spread["blocks"]["0"]["mlp"]["up"]["kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size / 8
     assert_close(jax.device_get(spread), grads)
