@@ -148,18 +148,38 @@ def get_config() -> ConfigDict:
     c.overlong.buffer = 0  # tokens before the limit in which it grows; 0: off
     c.overlong.weight = 1.0  # of the penalty, at most so much off the reward
 
-    # Or 'dr_grpo', 'rloo', 'rloo_normalised' (in JEPO's paper), 'reinforce_pp'; 'ppo'
-    # (with a critic), 'jepo' (no verifier).
+    # Or 'dr_grpo', 'rloo', 'rloo_normalised' (in JEPO's paper), 'maxrl',
+    # 'reinforce_pp'; 'ppo' (with a critic), 'jepo' (no verifier).
     c.algorithm = "grpo"
+    # What an advantage weighs: each token's ratio, clipped as PPO does ('clip'); its
+    # whole response's ('gspo'); or log-probabilities, by clipped ratios ('cispo').
+    c.loss = "clip"
     # The loss is a mean over tokens ('token'), or over each 'sequence' and then all; a
     # sum over learned rows × longest allowed ('constant'), or over learned rows
-    # ('rollout'). Empty: as in the algorithm's paper: 'sequence' for grpo, 'constant'
-    # for dr_grpo, 'rollout' for rloo and jepo, 'token' for reinforce_pp and ppo.
+    # ('rollout'). Empty: as in the loss's paper ('sequence' for gspo, 'token' for
+    # cispo), or in the algorithm's: 'sequence' for grpo, 'constant' for dr_grpo,
+    # 'rollout' for rloo, maxrl and jepo, 'token' for reinforce_pp and ppo.
     c.loss_normaliser = ""
     c.mask_truncated = False  # leave truncated rollouts out of the loss
     c.clip = ConfigDict()
+    # The papers' own: gspo 3e-4 and 4e-4; cispo 1 (no lower bound) and, in ScaleRL, 4.
     c.clip.low = 0.2  # the ratio's clip, below 1
     c.clip.high = 0.2  # above 1
+    # Of clip and gspo: where A < 0, a ratio above it has no gradient; 0: no such bound.
+    c.clip.dual = 3.0
+    # Rollout and learner may give a token other probabilities, in bf16 or late. How far
+    # they are apart is logged always; w is the learner's over the rollout's.
+    c.mismatch = ConfigDict()
+    # The ratio is to the learner's own log-probabilities before the step, a forward
+    # pass more (the reference's, where there is one, walks the same packed rows).
+    c.mismatch.recompute = False
+    # Tokens are weighed by w, capped ('tis') or masked ('icepop', 'ipo'). Without
+    # recompute w is the ratio itself, of a step's one update, with the same bounds.
+    c.mismatch.correction = "none"
+    c.mismatch.cap = 2.0  # of tis: the largest w
+    c.mismatch.low = 0.5  # of icepop: w below it is masked
+    c.mismatch.high = 5.0  # of icepop: w above it is masked
+    c.mismatch.limit = 0.3  # of ipo: a probability that differs by more is masked
     c.entropy_coefficient = 0.0  # weight of the entropy bonus
     # Optimiser updates a pass, each of other rollouts; 1: exactly on-policy. They are
     # dealt anew for each pass, whole groups where an update has room for them.
@@ -183,6 +203,8 @@ def get_config() -> ConfigDict:
     c.kl.placement = "loss"  # or 'reward'
     c.kl.target = 0.0  # nats a token that the coefficient adapts to; 0: fixed
     c.kl.gain = 0.1  # then a step changes it by at most 0.2 x gain of itself
+    # Steps after which the policy becomes the reference (ProRL); 0: it stays the first.
+    c.kl.reset_every = 0
 
     # Of algorithm=ppo: a copy of the first policy with a value head, its optimiser like
     # the policy's but for the rate.
@@ -190,6 +212,13 @@ def get_config() -> ConfigDict:
     c.critic.learning_rate = 0.0  # above 0 with ppo, 0 without
     c.critic.gamma = 1.0  # discount of a token, 0 to 1
     c.critic.lam = 0.95  # of generalised advantage estimation, 0 to 1
+    c.critic.value_lam = -1.0  # likewise of the critic's own targets; below 0: lam
+    # A response cut at the limit is worth the critic's value there, not 0; its last
+    # token is then not learned.
+    c.critic.bootstrap_truncated = False
+    # First steps in which the critic alone is learned, and the policy's loss, gradient
+    # and statistics are logged as 0.
+    c.critic.pretrain_steps = 0
     c.critic.value_clip = 0.2  # a value's move in a step that is learned from
     c.critic.reward_clip = 10.0  # rewards are clipped to +- this; 0: off
     c.critic.whiten = True  # advantages to mean 0, variance 1 over the step's tokens

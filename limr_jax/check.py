@@ -27,7 +27,9 @@ def check(config) -> None:
             "group_size=1; raise it or take reinforce_pp"
         )
     _check_filter(config, algorithm)
-    _check_reward(config)
+    _check_clip(config.clip)
+    _check_mismatch(config)
+    _check_reward(config, algorithm)
     _check_kl(config.kl)
     _check_critic(config, algorithm)
     sampler = SAMPLERS[config.sampler.name]
@@ -77,6 +79,34 @@ def _check_filter(config, algorithm: Algorithm) -> None:
         )
 
 
+def _check_clip(clip) -> None:
+    if 0 < clip.dual <= 1:
+        raise InputError(
+            f"clip.dual={clip.dual} takes the gradient of each token of a negative "
+            "advantage whose ratio is above it, so it must be above 1; 3 is usual, 0 "
+            "is off"
+        )
+
+
+def _check_mismatch(config) -> None:
+    """Without a recomputation w is the ratio: of one update, and of each token."""
+    correction = config.mismatch.correction
+    if correction == "none" or config.mismatch.recompute:
+        return
+    updates = config.minibatches_per_step * config.updates_per_minibatch
+    if updates > 1:
+        raise InputError(
+            f"mismatch.correction={correction} with {updates} updates a step "
+            "(minibatches_per_step x updates_per_minibatch): their ratios hold what "
+            "the policy has moved as well; set mismatch.recompute=True"
+        )
+    if config.loss != "clip":
+        raise InputError(
+            f"mismatch.correction={correction} with loss={config.loss}, which has no "
+            "ratio of a token as its factor; set mismatch.recompute=True"
+        )
+
+
 def warn_of_filters(rollout) -> None:
     """Warn on stderr where training draws from some of the tokens only.
 
@@ -95,11 +125,21 @@ def warn_of_filters(rollout) -> None:
         )
 
 
-def _check_reward(config) -> None:
+def _check_reward(config, algorithm: Algorithm) -> None:
     """What is for rewards graded on the hosts only, and how these are named."""
-    # Called for its errors alone: a spec that cannot be read.
+    weights = {}
     if config.reward not in ("token", "none"):
-        host.parse_spec(config.reward)
+        weights = host.parse_spec(config.reward)  # InputError: it cannot be read
+    below = ["reward=limr"] * ("limr" in weights)
+    below += [f"a weight of {x:g} in reward" for x in weights.values() if x < 0]
+    below += [f"overlong.buffer={config.overlong.buffer}"] * (
+        config.overlong.buffer > 0
+    )
+    if algorithm.divides_by_reward and below:
+        raise InputError(
+            f"algorithm={config.algorithm} divides by a group's mean reward, and with "
+            f"{below[0]} it may be below 0; take reward=math and overlong.buffer=0"
+        )
     if config.reward in ("token", "none") and config.overlong.buffer:
         raise InputError(
             f"overlong.buffer={config.overlong.buffer} with reward={config.reward}: "
@@ -132,6 +172,11 @@ def _check_kl(kl) -> None:
             f"kl.target={kl.target} with kl.coefficient=0: there is no KL to adapt; "
             "give the first coefficient, or kl.target=0"
         )
+    if kl.reset_every and not kl.coefficient:
+        raise InputError(
+            f"kl.reset_every={kl.reset_every} with kl.coefficient=0: there is no "
+            "reference to reset; give a coefficient, or kl.reset_every=0"
+        )
 
 
 def _check_critic(config, algorithm: Algorithm) -> None:
@@ -142,7 +187,22 @@ def _check_critic(config, algorithm: Algorithm) -> None:
                 f"critic.learning_rate={critic.learning_rate} with "
                 f"algorithm={config.algorithm}, which has no critic; take ppo, or 0"
             )
+        if critic.pretrain_steps:
+            raise InputError(
+                f"critic.pretrain_steps={critic.pretrain_steps} with "
+                f"algorithm={config.algorithm}, which has no critic; take ppo, or 0"
+            )
         return
+    if critic.pretrain_steps >= config.num_steps:
+        raise InputError(
+            f"critic.pretrain_steps={critic.pretrain_steps} leaves none of "
+            f"num_steps={config.num_steps} to the policy; lower it"
+        )
+    if critic.bootstrap_truncated and config.rollout.max_response_length == 1:
+        raise InputError(
+            "critic.bootstrap_truncated=True with rollout.max_response_length=1: a "
+            "response that is cut has no token before its last; raise it"
+        )
     if critic.learning_rate <= 0:
         raise InputError(
             f"critic.learning_rate={critic.learning_rate}: "
@@ -177,6 +237,9 @@ def _check_jepo(config, algorithm: Algorithm, sampler: SamplerRow) -> None:
     for name, wrong, remedy in (
         ("filter.tau", config.filter.tau >= 0, "set it to -1"),
         ("mask_truncated", config.mask_truncated, "set it to False"),
+        ("loss", config.loss != "clip", "take clip"),
+        ("mismatch.recompute", config.mismatch.recompute, "set it to False"),
+        ("mismatch.correction", config.mismatch.correction != "none", "take none"),
         ("loss_normaliser", config.loss_normaliser == "sequence", "take rollout"),
         (
             "kl.placement",

@@ -1,17 +1,19 @@
 """Every jitted program of a run, made once, with its shardings and donation.
 
 A run calls these objects and no copies of them, so that what is compiled ahead, or
-reported, is what runs. At its start: copy (with KL only), and of a new run init. For a
-held-out set: grade_eval, or the hosts' graders. Then `train.one_step`,
+reported, is what runs. At its start: copy (with KL, but where the reference is reset
+and so a part of the state), and of a new run init. For a held-out set: grade_eval, or
+the hosts' graders. Then `train.one_step`,
 
     each round  draw, split, generate, join, grade (or the hosts' graders), join_grades,
                 observe, collect
-    each step   reference (with KL only), values (with a critic only), thoughts (with
-                JEPO only), update
+    each step   reference (with KL only), old (where old log-probabilities are computed
+                again, without KL), values (with a critic only), thoughts (with JEPO
+                only), update
 
 split, join and join_grades are there where a round has several calls of generate,
 collect and further rounds where a sampler keeps only some groups. Without collect,
-reference and values come before grade: so the devices work while hosts grade.
+reference, old and values come before grade: so the devices work while hosts grade.
 """
 
 import dataclasses
@@ -57,6 +59,9 @@ class State:
     length_N: jax.Array  # fp32: mean tokens of each problem's last answers; 0: none yet
     # Groups that wait for the next step; None: the sampler keeps whatever it draws.
     surplus: group_buffer.GroupBuffer | None = None
+    # The reference's parameters, where it is reset; else they are the first policy's,
+    # which is no part of the state. None: there is no KL, or no reset.
+    reference: Any = None
 
 
 class Programs(NamedTuple):
@@ -75,8 +80,11 @@ class Programs(NamedTuple):
     # (GroupBuffer, sampler state, step, PromptBatch, Rollout, Graded) → batch, surplus,
     # metrics
     collect: Callable | None
-    copy: Callable | None  # (params) → reference params
-    reference: Callable | None  # (reference params, Rollout, Sampling) → [B, T]
+    copy: Callable | None  # (params) → reference params; None: the state has them
+    # (reference params, policy's or None, Rollout, Sampling) → [B, T] of each
+    reference: Callable | None
+    old: Callable | None  # (params, Rollout, Sampling) → [B, T]; None: not asked alone
+    recompute: bool  # the policy's own log-probabilities are asked: by one of the two
     values: Callable | None  # (critic's params, Rollout) → [B, T]
     thoughts: Callable | None  # (params, Rollout, PromptBatch, Graded, …) → Thoughts
     # (State, PromptBatch, Rollout, Graded, Scores, Sampling, seed) → State, metrics
@@ -145,8 +153,14 @@ def _writing(
     return draw, split, generate, join, join_grades
 
 
+def _reference(params, learning: learner_update.Learning):
+    """A policy as a reference: a copy in the dtype of compute."""
+    params = transformer.compute_params(params, learning.compute.dtype)
+    return jax.tree.map(jnp.copy, params)  # the policy's own buffers are donated
+
+
 def _scoring(learning: learner_update.Learning) -> tuple[Callable, ...]:
-    """(copy, reference, values, thoughts) of `Programs`; not jitted yet."""
+    """(copy, reference, old, values, thoughts) of `Programs`; not jitted yet."""
     scoring = {
         "compute": learning.compute,
         "micro_batch_rows": learning.micro_batch_rows,
@@ -161,15 +175,19 @@ def _scoring(learning: learner_update.Learning) -> tuple[Callable, ...]:
         }
 
     def copy(params):
-        """The reference: the first policy in the dtype of compute."""
-        params = transformer.compute_params(params, learning.compute.dtype)
-        return jax.tree.map(jnp.copy, params)  # the policy's own buffers are donated
+        return _reference(params, learning)
 
-    def reference(params, written, sampling):
+    def old(params, written, sampling):
         tokens_BS, position_BS = written.sequences()
         return logprobs.response_logprobs(
             params, tokens_BS, position_BS, sampling.temperature, **packed(written)
         )
+
+    def reference(params, policy, written, sampling):
+        if policy is None:
+            return old(params, written, sampling), None
+        # One walk over the packed rows for both models.
+        return old((params, policy), written, sampling)
 
     def values(params, written):
         tokens_BS, position_BS = written.sequences()
@@ -186,7 +204,7 @@ def _scoring(learning: learner_update.Learning) -> tuple[Callable, ...]:
         )
         return score_thoughts(params, rows, sampling.temperature, **scoring)
 
-    return copy, reference, values, thoughts
+    return copy, reference, old, values, thoughts
 
 
 def _learning(
@@ -195,10 +213,12 @@ def _learning(
     problems: int,
     learning: learner_update.Learning,
     surplus: Callable,
+    reset_every: int,
 ) -> tuple[Callable, Callable]:
     """(init, update) of `Programs`; not jitted yet.
 
-    surplus: () → what waits before the first step.
+    surplus: () → what waits before the first step. reset_every: steps after which the
+    policy becomes the reference, again and again; 0: the state has no reference.
     """
 
     def init(params):
@@ -210,6 +230,7 @@ def _learning(
             sampler=sampler.init(),
             length_N=jnp.zeros(problems, jnp.float32),
             surplus=surplus(),
+            reference=_reference(params, learning) if reset_every else None,
         )
 
     def update(state, drawn, written, graded, scores, sampling, seed):
@@ -227,6 +248,7 @@ def _learning(
             batch,
             batch_metrics,
             key=stream_key(seed, "minibatch", state.step),
+            step=state.step,
         )
         # Before the sampler learns: an epoch's end weighs anew.
         metrics |= sampler.report(state.sampler, drawn.ids_P)
@@ -234,6 +256,13 @@ def _learning(
             state.sampler, drawn.ids_P, graded.correct_PG, graded.valid_PG
         )
         policy, critic_state = states
+        reference = state.reference
+        if reset_every:
+            reference = jax.lax.cond(
+                (state.step + 1) % reset_every == 0,
+                lambda: _reference(policy.params, learning),
+                lambda: state.reference,
+            )
         following = dataclasses.replace(
             state,
             step=state.step + 1,
@@ -241,6 +270,7 @@ def _learning(
             critic=critic_state,
             kl_coefficient=kl_coefficient,
             sampler=sampler_state,
+            reference=reference,
         )
         return following, metrics
 
@@ -283,6 +313,7 @@ def _placed(mesh, shapes: State, pooled: group_buffer.GroupBuffer) -> State:
         sampler=jax.tree.map(lambda _: whole, shapes.sampler),
         length_N=whole,
         surplus=shapes.surplus and jax.tree.broadcast(pooled, shapes.surplus),
+        reference=param_shardings(mesh, shapes.reference),
     )
     return jax.tree.map(
         lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
@@ -305,6 +336,8 @@ def build(
     phrase: tuple[int, ...],
     with_reference: bool,
     with_reward: bool,
+    recompute: bool,
+    reset_every: int,
 ) -> Programs:
     """The programs of one run on `mesh`; `params`, `prompts` are arrays or shapes.
 
@@ -312,6 +345,8 @@ def build(
     max_age: steps that a group may wait, where the sampler keeps only some.
     calls: how often a step generates, for as many of its problems each time.
     phrase: the tokens that introduce an answer.
+    recompute: the learner computes the policy's old log-probabilities itself.
+    reset_every: steps after which the reference is reset; 0: never.
     """
     draw, split, generate, join, join_grades = _writing(
         sampler=sampler,
@@ -319,7 +354,7 @@ def build(
         compute=learning.compute,
         calls=calls,
     )
-    copy, reference, values, thoughts = _scoring(learning)
+    copy, reference, old, values, thoughts = _scoring(learning)
     init, update = _learning(
         sampler=sampler,
         problems=problems,
@@ -332,6 +367,7 @@ def build(
             prompts=prompts,
             phrase=phrase,
         ),
+        reset_every=reset_every,
     )
     rows = NamedSharding(mesh, BATCH)
     whole = NamedSharding(mesh, REPLICATED)
@@ -368,8 +404,14 @@ def build(
         grade_eval=grade_eval,
         observe=jitted(observe, whole),
         collect=_collector(sampler, max_age, (pooled, pooled, whole)),
-        copy=jitted(copy, shardings.train.params) if with_reference else None,
+        copy=(
+            jitted(copy, shardings.train.params)
+            if with_reference and not reset_every
+            else None
+        ),
         reference=jitted(reference) if with_reference else None,
+        old=jitted(old) if recompute and not with_reference else None,
+        recompute=recompute,
         values=jitted(values) if state.critic else None,
         thoughts=jitted(thoughts) if learning.thoughts else None,
         update=jitted(update, (shardings, whole), donate_argnums=0),

@@ -178,6 +178,8 @@ def make_programs(
         phrase=special_tokens.answer_phrase,
         with_reference=config.kl.coefficient > 0,
         with_reward=config.reward != "none",
+        recompute=config.mismatch.recompute,
+        reset_every=config.kl.reset_every,
     )
     return generation, compute, jitted
 
@@ -264,7 +266,9 @@ def _learning(
     optimizer, critic_rate = dict(config.optimizer), config.critic.learning_rate
     objective = partial(
         losses.policy_gradient,
+        loss=config.loss,
         **_prefixed("clip", config.clip),
+        correction=_correction(config.mismatch),
         entropy_coefficient=config.entropy_coefficient,
         **placed,
     )
@@ -283,7 +287,8 @@ def _learning(
             else None
         ),
         value_clip=config.critic.value_clip,
-        normaliser=advantages.normaliser(config.loss_normaliser, config.algorithm),
+        pretrain_steps=config.critic.pretrain_steps,
+        normaliser=_normaliser(config),
         group=config.group_size,
         minibatches=config.minibatches_per_step,
         passes=config.updates_per_minibatch,
@@ -292,6 +297,18 @@ def _learning(
         compute=compute,
         **parts,
     )
+
+
+def _normaliser(config) -> str:
+    return advantages.normaliser(config.loss_normaliser, config.algorithm, config.loss)
+
+
+def _correction(mismatch) -> Callable | None:
+    """What a token's loss is weighed by where sampler and learner differ."""
+    row = losses.CORRECTIONS[mismatch.correction]
+    if row.weight is None:
+        return None
+    return partial(row.weight, **{name: mismatch[name] for name in row.bounds})
 
 
 def _prefixed(section: str, fields) -> dict:
@@ -352,9 +369,10 @@ def describe(run: Run, config) -> str:
         f"mesh: {shape} on {run.mesh.devices.flat[0].device_kind}",
         f"policy: {parameters:,} parameters, compute in {dtype}",
         f"reference: {'loaded' if run.programs.reference else 'none (no KL)'}",
+        "old log-probabilities: "
+        + ("the learner's own" if run.programs.recompute else "the rollout's"),
         f"critic: {'a copy of the policy' if run.programs.values else 'none'}",
-        "loss: normalised as "
-        + advantages.normaliser(config.loss_normaliser, config.algorithm),
+        f"loss: {config.loss}, normalised as {_normaliser(config)}",
         f"problems: {len(run.train_set):,} of {config.data.train}",
     ]
     if run.eval_set:

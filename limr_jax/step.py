@@ -187,11 +187,21 @@ def collect(
 def queue_scores(
     run: StepParts, phases, state: State, reference, rollout: Rollout
 ) -> dict[str, jax.Array]:
-    """By phase, what the reference and the critic say of each token; not waited for."""
+    """By phase, what other models and the policy say of each token; not waited for."""
     programs, queued = run.programs, {}
     if programs.reference:
         queued["reference"] = phases.start(
-            "reference", programs.reference, reference, rollout, run.sampling
+            "reference",
+            programs.reference,
+            # Where it is reset it is the state's.
+            reference if state.reference is None else state.reference,
+            state.train.params if programs.recompute else None,
+            rollout,
+            run.sampling,
+        )
+    if programs.old:
+        queued["old"] = phases.start(
+            "old", programs.old, state.train.params, rollout, run.sampling
         )
     if programs.values:
         queued["values"] = phases.start(
@@ -222,8 +232,10 @@ def score(
             graded,
             run.sampling,
         )
+    reference_BT, old_BT = queued.get("reference", (None, None))
     return Scores(
-        reference_BT=queued.get("reference"),
+        reference_BT=reference_BT,
+        old_BT=queued.get("old", old_BT),
         value_BT=queued.get("values"),
         thoughts=thoughts,
     )

@@ -230,8 +230,9 @@ def _first_state(run: Run, config, saver):
     old = saver.restore_newest(run.programs.state, say=console.say)
     if old is None:
         metrics.refuse_lost(saver.workdir, saver.every)
-    # The reference is the first policy, so with KL it is loaded at every start.
-    params = run.load_params() if old is None or run.programs.reference else None
+    # The reference is the first policy, so with KL it is loaded at every start, but
+    # where the checkpoint has it since it is reset.
+    params = run.load_params() if old is None or run.programs.copy else None
     # Before `init`, which takes the memory of `params`.
     reference = reference_of(run, params)
     if old is None:
@@ -243,7 +244,10 @@ def _first_state(run: Run, config, saver):
 
 
 def reference_of(run: Run, params):
-    """The reference: the first policy in the dtype of compute; None without KL."""
+    """The reference: the first policy in the dtype of compute.
+
+    None without KL, and where it is a part of the state.
+    """
     return run.programs.copy(params) if run.programs.copy else None
 
 

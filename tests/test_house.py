@@ -21,6 +21,7 @@ from limr_jax.compilation.calls import plan
 from limr_jax.config import load as config_lib
 from limr_jax.evaluation import benchmarks
 from limr_jax.learner.advantages import ALGORITHMS
+from limr_jax.learner.losses import CORRECTIONS
 from limr_jax.samplers.from_config import SAMPLERS
 from limr_jax.train import train
 
@@ -77,6 +78,8 @@ def test_every_field_is_read(tmp_path, quick_compiler, monkeypatch):
     for name, algorithm in ALGORITHMS.items():
         rate = 0.01 if algorithm.needs_critic else 0.0
         set_up(view(algorithm=name, critic__learning_rate=rate))
+    for name in CORRECTIONS:
+        set_up(view(mismatch__correction=name))
     set_up(view(kl__coefficient=0.1, kl__target=0.1))
     assets = ROOT / "limr_jax/assets/arithmetic"
     set_up(view(reward="math", judge__init=assets))

@@ -27,6 +27,10 @@ expectation over the tokens of π_old the gradient of Σ_t KL(π(·|s_t) ‖ π_
 the states s_t that π_old reached. Departure from GRPO (arXiv:2402.03300), whose
 gradient is that of k3 alone, 1 − e^(−x) in the place of ρ x.
 
+Reference reset (ProRL, arXiv:2505.24864): every K steps π_ref becomes π as it is then,
+so that a long run is not held to where it began. Departure: the optimiser's state goes
+on, where ProRL begins it anew.
+
 Adaptive coefficient (arXiv:1909.08593):
 
     e = clip(KL / target − 1, −0.2, 0.2);   β ← β (1 + K e)

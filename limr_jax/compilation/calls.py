@@ -300,6 +300,7 @@ def calls(
     several_rows = {"turns": (micro_batches * minibatches,)}
     loops = {
         "reference": several_rows,
+        "old": several_rows,
         "values": several_rows,
         "thoughts": several_rows,
         # Its scan over minibatches shows its length. Its conditional asks whether there

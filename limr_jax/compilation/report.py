@@ -205,7 +205,7 @@ def advice(config, plan: Plan, programs: list[Compiled], limit: float) -> list[d
     response = config.rollout.max_response_length
     arguments = {call.name: call.args for call in plan.calls}
     slots = plan.generation.slots
-    learning = {"update", "reference", "values", "thoughts"} & over
+    learning = {"update", "reference", "old", "values", "thoughts"} & over
     rows, kept, without_remat = _activations(config, plan) if learning else (0, 0, 0)
     writing = {"generate", "evaluate", "evaluate sampled"} & over
     ring = column_bytes(plan) * own * slots / by_rows if writing else 0

@@ -139,12 +139,20 @@ LIMITS: dict[str, Row] = {
     "overlong.buffer": Whole(0, TOKENS),
     "overlong.weight": Real(0, LARGE),
     "algorithm": Text(),  # one of learner/advantages.py's ALGORITHMS
+    "loss": Choice(("clip", "gspo", "cispo")),
     "loss_normaliser": Choice(
         ("token", "sequence", "constant", "rollout"), optional=True
     ),
     "mask_truncated": Flag(),
     "clip.low": Real(0, 1),
     "clip.high": Real(0, LARGE),
+    "clip.dual": Real(0, LARGE),  # above 1, or 0: check.py
+    "mismatch.recompute": Flag(),
+    "mismatch.correction": Choice(("none", "tis", "icepop", "ipo")),
+    "mismatch.cap": Real(1, LARGE),
+    "mismatch.low": Real(0, 1),
+    "mismatch.high": Real(1, LARGE),
+    "mismatch.limit": Real(0, 1),
     "entropy_coefficient": Real(-LARGE, LARGE),
     "minibatches_per_step": Whole(1, ROWS),
     "updates_per_minibatch": Whole(1, ROWS),
@@ -159,8 +167,10 @@ LIMITS: dict[str, Row] = {
     "kl.target": Real(0, LARGE),
     # A step changes the coefficient by at most 0.2 x gain of itself, and not below 0.
     "kl.gain": Real(SMALL, 4.99),
+    "kl.reset_every": Whole(0, COUNT),
     "critic.learning_rate": Real(0, 1e38),
     "critic.value_clip": Real(SMALL, LARGE),
+    "critic.pretrain_steps": Whole(0, COUNT),
     "optimizer.learning_rate": Real(0, 1e38),
     "optimizer.warmup_steps": Whole(0, COUNT),
     "optimizer.decay_steps": Whole(0, COUNT),

@@ -17,10 +17,19 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from limr_jax.algorithms import dash, dr_grpo, grpo, jepo, ppo, reinforce_pp, rloo
+from limr_jax.algorithms import (
+    dash,
+    dr_grpo,
+    grpo,
+    jepo,
+    maxrl,
+    ppo,
+    reinforce_pp,
+    rloo,
+)
 from limr_jax.config import limits
 from limr_jax.learner.batch import Batch, Scores
-from limr_jax.learner.losses import KL_ESTIMATORS
+from limr_jax.learner.losses import KL_ESTIMATORS, LOSSES
 from limr_jax.rollout.types import Rollout
 
 
@@ -58,6 +67,8 @@ def by_token(
     *,
     gamma: float,
     lam: float,
+    value_lam: float,
+    bootstrap_truncated: bool,
     reward_clip: float,
     whiten: bool,
 ):
@@ -67,17 +78,36 @@ def by_token(
     ± `reward_clip` (0: as it is), comes with the last token, a penalty with its own.
     Advantages are whitened over all tokens of valid rollouts, the penalties among them,
     as LIMR's released code does: the critic's values hold those, so nothing of a reward
-    could be whitened without them. gamma and lam are γ and λ.
+    could be whitened without them. gamma and lam are γ and λ; value_lam: λ of the
+    returns, below 0 as of the advantages.
+
+    With `bootstrap_truncated` a response that is cut ends a token earlier, with the
+    critic's value of what stands there. Its reward comes with that token; the cut one
+    has an advantage of 0, and its return is its value before the step.
     """
     mask_BT = rollout.mask_BT & valid_PG.reshape(-1, 1)
     if reward_clip:
         reward_PG = jnp.clip(reward_PG, -reward_clip, reward_clip)
     length_B1 = jnp.sum(rollout.mask_BT, axis=1, keepdims=True)
-    last_BT = jnp.arange(mask_BT.shape[1])[None] == length_B1 - 1
+    columns_1T = jnp.arange(mask_BT.shape[1])[None]
+    cut_BT = after_B = None
+    if bootstrap_truncated:
+        # The critic reads what stands before each token, so of the whole response it
+        # has no value, but of all but its last token it has.
+        truncated_B1 = rollout.truncated_B[:, None]
+        cut_BT = mask_BT & truncated_B1 & (columns_1T == length_B1 - 1)
+        after_B = jnp.sum(jnp.where(cut_BT, value_BT, 0), axis=1)
+        mask_BT, length_B1 = mask_BT & ~cut_BT, length_B1 - truncated_B1
+    last_BT = columns_1T == length_B1 - 1
     reward_BT = jnp.where(last_BT, reward_PG.reshape(-1, 1), 0.0) - penalty_BT
-    advantage_BT, return_BT = ppo.gae(
-        reward_BT, value_BT, mask_BT, gamma=gamma, lam=lam
+    estimate = partial(
+        ppo.gae, reward_BT, value_BT, mask_BT, gamma=gamma, after_B=after_B
     )
+    advantage_BT, return_BT = estimate(lam=lam)
+    if value_lam >= 0:
+        _, return_BT = estimate(lam=value_lam)
+    if cut_BT is not None:
+        return_BT = jnp.where(cut_BT, value_BT, return_BT)
     if whiten:
         advantage_BT = ppo.whiten(advantage_BT, mask_BT)
     return advantage_BT, return_BT
@@ -101,6 +131,7 @@ class Algorithm:
     needs_critic: bool = False
     needs_verifier: bool = True  # learns from rewards
     learns_answers: bool = False  # learns from the reference answers' tokens
+    divides_by_reward: bool = False  # so that none may be below 0
 
 
 ALGORITHMS = {
@@ -118,6 +149,13 @@ ALGORITHMS = {
     "rloo_normalised": Algorithm(
         partial(by_group, estimator=jepo.normalised_rloo), "rollout"
     ),
+    # Its estimator is of whole responses, as RLOO's is.
+    "maxrl": Algorithm(
+        partial(by_group, estimator=maxrl.advantage),
+        "rollout",
+        largest=maxrl.largest_advantage,
+        divides_by_reward=True,
+    ),
     "reinforce_pp": Algorithm(
         partial(
             by_group,
@@ -134,6 +172,8 @@ ALGORITHMS = {
         own={
             "gamma": limits.Real(0, 1),
             "lam": limits.Real(0, 1),
+            "value_lam": limits.Real(-1, 1),  # below 0: lam
+            "bootstrap_truncated": limits.Flag(),
             "reward_clip": limits.Real(0, limits.LARGE),
             "whiten": limits.Flag(),
         },
@@ -165,9 +205,12 @@ def own_limits() -> dict[str, limits.Row]:
     }
 
 
-def normaliser(name: str, algorithm: str) -> str:
-    """The loss normaliser: `name`, or where that is empty the algorithm's paper's."""
-    return name or ALGORITHMS[algorithm].normaliser
+def normaliser(name: str, algorithm: str, loss: str = "clip") -> str:
+    """The loss normaliser: `name`, or where that is empty a paper's.
+
+    That is the loss's paper, or the algorithm's where the loss's has none.
+    """
+    return name or LOSSES[loss].normaliser or ALGORITHMS[algorithm].normaliser
 
 
 def rl_batch(
@@ -221,7 +264,8 @@ def rl_batch(
         problem_B=rollout.problem_B,
         # Truncated rollouts have an advantage, but may not be learned.
         advantage_BT=jnp.where(mask_BT, advantage_BT, 0.0),
-        old_logprob_BT=rollout.logprob_BT,
+        old_logprob_BT=rollout.logprob_BT if scores.old_BT is None else scores.old_BT,
+        sampler_logprob_BT=None if scores.old_BT is None else rollout.logprob_BT,
         reference_BT=scores.reference_BT,
         old_value_BT=scores.value_BT,
         return_BT=return_BT,

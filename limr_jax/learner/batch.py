@@ -28,7 +28,10 @@ class Batch:
     # int32: what is predicted, where it is not the last T of tokens_BS.
     target_BT: jax.Array | None = None
     advantage_BT: jax.Array | None = None  # fp32
-    old_logprob_BT: jax.Array | None = None  # fp32, of the policy that chose the token
+    # fp32, of the policy before the step, which ratios are to: as the rollout had it,
+    # or as the learner has it, and then the rollout's own are beside it.
+    old_logprob_BT: jax.Array | None = None
+    sampler_logprob_BT: jax.Array | None = None
     reference_BT: jax.Array | None = None  # fp32, of the reference; None without KL
     old_value_BT: jax.Array | None = None  # fp32, of the critic before the step
     return_BT: jax.Array | None = None  # fp32: the critic's targets
@@ -60,6 +63,7 @@ class PackedBatch:
     layout: Layout | None = None  # what is predicted; None: the last Y columns
     advantage_RY: jax.Array | None = None
     old_logprob_RY: jax.Array | None = None
+    sampler_logprob_RY: jax.Array | None = None
     reference_RY: jax.Array | None = None
     old_value_RY: jax.Array | None = None
     return_RY: jax.Array | None = None
@@ -81,6 +85,8 @@ class Scores:
 
     reference_BT: jax.Array | None = None  # fp32 log-probability; None without KL
     value_BT: jax.Array | None = None  # fp32; None without a critic
+    # fp32 log-probability of the policy itself; None: the rollout's own are taken
+    old_BT: jax.Array | None = None
     thoughts: Any = None  # jepo.Thoughts, scored; None without JEPO
 
 

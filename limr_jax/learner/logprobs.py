@@ -107,10 +107,12 @@ def response_logprobs(
 
     They are fp32 [B, T], 0 at padding. Rows of the same `problem_B` have the same
     prompt; `micro_batch_rows` packed rows are read at a time (0: all). target_BT: the
-    predicted tokens, where they are not the last T of tokens_BS.
+    predicted tokens, where they are not the last T of tokens_BS. params: of one model,
+    or a tuple of several models' that read each packed row one after another; then so
+    many arrays are returned.
     """
 
-    def packed_logprob(tokens_RW, position_RW, segment_RW, layout):
+    def logprob_RY(params, tokens_RW, position_RW, segment_RW, layout):
         return response_logprob(
             params,
             tokens_RW,
@@ -121,6 +123,11 @@ def response_logprobs(
             response_length=response_length,
             compute=compute,
         )[0]
+
+    def packed_logprob(*rows):
+        if isinstance(params, tuple):
+            return tuple(logprob_RY(each, *rows) for each in params)
+        return logprob_RY(params, *rows)
 
     return packing.over_rows(
         packed_logprob,

@@ -5,11 +5,13 @@ name: those whose means over the chosen tokens are metrics, and those whose maxi
 All are arrays [R, Y].
 """
 
+import dataclasses
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 
-from limr_jax.algorithms import kl, ppo
+from limr_jax.algorithms import cispo, gspo, kl, mismatch, ppo
 from limr_jax.learner.batch import PackedBatch
 from limr_jax.learner.critic import response_values
 from limr_jax.learner.logprobs import response_logprob
@@ -18,6 +20,75 @@ from limr_jax.models.config import ComputeConfig
 KL_ESTIMATORS = {"k1": kl.k1, "k2": kl.k2, "k3": kl.k3}
 # Where the KL stands → its estimator where none is named.
 KL_PLACEMENTS = {"loss": "k3", "reward": "k1"}
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyLoss:
+    """One value of `loss`: what the policy's advantages weigh."""
+
+    # (logprob_RY, PackedBatch, **bounds) → loss_RY, clipped_RY
+    per_token: Callable
+    bounds: tuple[str, ...]  # fields of the config's section `clip` that it gets
+    normaliser: str = ""  # its paper's, above the algorithm's; empty: it has none
+
+
+def _token_ratio(logprob_RY, batch: PackedBatch, **bounds):
+    """`ppo.clip_loss` of packed rows."""
+    return ppo.clip_loss(
+        logprob_RY,
+        batch.old_logprob_RY,
+        batch.advantage_RY,
+        batch.chosen_RY,  # JEPO's answers were chosen by nobody: they have no ratio
+        **bounds,
+    )
+
+
+def _response_ratio(logprob_RY, batch: PackedBatch, **bounds):
+    """The same of GSPO's ratio, one a response; no response is cut over two rows."""
+    log_ratio_RY = gspo.log_ratio(
+        logprob_RY,
+        batch.old_logprob_RY,
+        batch.chosen_RY,
+        batch.layout.first_RY if batch.layout else None,
+    )
+    return ppo.surrogate(log_ratio_RY, batch.advantage_RY, batch.chosen_RY, **bounds)
+
+
+def _clipped_weight(logprob_RY, batch: PackedBatch, **bounds):
+    """`cispo.loss` of packed rows."""
+    return cispo.loss(
+        logprob_RY,
+        batch.old_logprob_RY,
+        batch.advantage_RY,
+        batch.chosen_RY,
+        **bounds,
+    )
+
+
+LOSSES = {
+    "clip": PolicyLoss(_token_ratio, bounds=("low", "high", "dual")),
+    "gspo": PolicyLoss(
+        _response_ratio, bounds=("low", "high", "dual"), normaliser="sequence"
+    ),
+    "cispo": PolicyLoss(_clipped_weight, bounds=("low", "high"), normaliser="token"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Correction:
+    """One value of `mismatch.correction`: what a token's loss is weighed by."""
+
+    # (sampler_RY, learner_RY, **bounds) → weight_RY, touched_RY; None: by nothing
+    weight: Callable | None
+    bounds: tuple[str, ...] = ()  # fields of the config's section `mismatch`
+
+
+CORRECTIONS = {
+    "none": Correction(None),
+    "tis": Correction(mismatch.tis, bounds=("cap",)),
+    "icepop": Correction(mismatch.icepop, bounds=("low", "high")),
+    "ipo": Correction(mismatch.ipo, bounds=("limit",)),
+}
 
 
 def policy_loss(
@@ -58,43 +129,97 @@ def policy_gradient(
     entropy_RY,
     batch: PackedBatch,
     *,
+    loss: str = "clip",
     clip_low: float,
     clip_high: float,
+    clip_dual: float = 0.0,
+    correction: Callable | None = None,
     kl_coefficient,
     kl_estimator: str,
     kl_placement: str,
     entropy_coefficient: float,
 ):
-    """The loss of reinforcement learning per token: PPO's, with KL and entropy terms.
+    """The loss of reinforcement learning per token, with KL and entropy terms.
 
-    It is `ppo.clip_loss`, minus the entropy bonus, plus `kl_coefficient` times
-    `kl.loss_term` where the batch has the reference's log-probabilities and
-    `kl_placement` is "loss". kl_estimator: one of KL_ESTIMATORS.
+    It is that of LOSSES which `loss` names, minus the entropy bonus, plus
+    `kl_coefficient` times `kl.loss_term` where the batch has the reference's
+    log-probabilities and `kl_placement` is "loss". kl_estimator: one of KL_ESTIMATORS.
+    correction: `weight` of a `Correction`, with its bounds; None: none.
     """
-    loss_RY, clipped_RY = ppo.clip_loss(
-        logprob_RY,
-        batch.old_logprob_RY,
-        batch.advantage_RY,
-        batch.chosen_RY,  # JEPO's answers were chosen by nobody: they have no ratio
-        clip_low=clip_low,
-        clip_high=clip_high,
-    )
+    clip = {"low": clip_low, "high": clip_high, "dual": clip_dual}
+    bounds = {f"clip_{name}": clip[name] for name in LOSSES[loss].bounds}
+    loss_RY, clipped_RY = LOSSES[loss].per_token(logprob_RY, batch, **bounds)
+    factor_RY, apart = _mismatch(logprob_RY, batch, correction)
+    if factor_RY is not None:
+        loss_RY = factor_RY * loss_RY
     # In a step's first update what rollout and learner compute differently; later ones
     # add what the policy has moved.
     drift_RY = jnp.abs(logprob_RY - batch.old_logprob_RY)
     means = {"entropy": entropy_RY, "clipped_share": clipped_RY, "drift": drift_RY}
+    maxima = {"drift_max": drift_RY}
+    maxima["mismatch/log_weight_max"] = apart["mismatch/log_weight"]
     if entropy_coefficient:  # a Python number: at 0 nothing is compiled
         loss_RY = loss_RY - entropy_coefficient * entropy_RY
     if batch.reference_RY is not None and kl_placement == "loss":
         kl_RY = kl.loss_term(
             logprob_RY,
-            batch.old_logprob_RY,
+            _sampler(batch),  # the tokens are the rollout's, whatever the ratio is to
             batch.reference_RY,
             batch.chosen_RY,
             estimator=KL_ESTIMATORS[kl_estimator],
         )
         loss_RY = loss_RY + kl_coefficient * kl_RY
-    return loss_RY, means, {"drift_max": drift_RY}
+    return loss_RY, means | apart, maxima
+
+
+def _sampler(batch: PackedBatch):
+    """Log-probabilities of the policy that wrote the tokens, as it had them."""
+    if batch.sampler_logprob_RY is None:
+        return batch.old_logprob_RY
+    return batch.sampler_logprob_RY
+
+
+def _mismatch(logprob_RY, batch: PackedBatch, correction: Callable | None):
+    """What the correction multiplies each token's loss by, or None; and statistics.
+
+    w is of the learner's log-probabilities before the step where these were recomputed.
+    Else it is the ratio of this update, which the loss has as a factor already.
+    """
+    recomputed = batch.sampler_logprob_RY is not None
+    learner_RY = batch.old_logprob_RY if recomputed else logprob_RY
+    # Off the mask it is whatever stands there: both are 0, so w is 1.
+    sampler_RY, learner_RY = (
+        jax.lax.stop_gradient(jnp.where(batch.chosen_RY, x_RY, 0))
+        for x_RY in (_sampler(batch), learner_RY)
+    )
+    log_weight_RY = mismatch.log_weight(sampler_RY, learner_RY)
+    weight_RY = jnp.exp(log_weight_RY)
+    statistics = {
+        "mismatch/log_weight": jnp.abs(log_weight_RY),
+        "mismatch/kl": kl.k3(sampler_RY, learner_RY),
+        "mismatch/weight": weight_RY,
+        "mismatch/weight_squared": weight_RY**2,
+    }
+    if correction is None:
+        touched_RY, factor_RY = jnp.zeros_like(batch.chosen_RY), None
+    else:
+        factor_RY, touched_RY = correction(sampler_RY, learner_RY)
+        factor_RY = factor_RY if recomputed else factor_RY / weight_RY
+    return factor_RY, statistics | {"mismatch/touched_share": touched_RY}
+
+
+def with_sample_size(metrics: dict) -> dict:
+    """The metrics with `mismatch/ess` in the place of the weights' two moments.
+
+    It is the effective sample size (Σw)² / Σw² as a share of the tokens, 0 to 1; 1
+    where there is none.
+    """
+    metrics = dict(metrics)
+    mean = metrics.pop("mismatch/weight")
+    square = metrics.pop("mismatch/weight_squared")
+    size = mean**2 / jnp.where(square > 0, square, 1)
+    metrics["mismatch/ess"] = jnp.where(square > 0, size, 1)
+    return metrics
 
 
 def critic_loss(

@@ -33,6 +33,8 @@ class Layout:
     branch_RW: jax.Array  # int32: 0 is the prompt, seen by its problem's other branches
     token_RY: jax.Array  # int32: the tokens that are predicted
     from_RY: jax.Array  # int32: the column from whose hidden state each is predicted
+    # int32: where in Y the response of each begins; None: a row has one response.
+    first_RY: jax.Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -224,6 +226,10 @@ class Rows:
         """
         S, T = self._packing.text_columns, self._packing.place_BT.shape[1]
         rollout_RW, column_RW = jnp.divmod(self._source_RW, S)
+        # Token t of a response stands t places behind its first; what is empty is its
+        # own first, lest it stand in another's.
+        place_1Y = jnp.arange(self._target_RY.shape[1], dtype=jnp.int32)[None]
+        behind_RY = jnp.where(self._target_RY >= 0, self._target_RY % T, 0)
         return Layout(
             # Branch b + 1 is rollout b's response. -1 has rollout -1: branch 0.
             branch_RW=jnp.where(column_RW < S - T, 0, rollout_RW + 1),
@@ -231,6 +237,7 @@ class Rows:
                 tokens_BS[:, S - T :] if target_BT is None else target_BT, 0
             ),
             from_RY=self._from_RY,
+            first_RY=place_1Y - behind_RY,
         )
 
 
@@ -245,10 +252,11 @@ def over_rows(
     responses: int,
     size: int,
 ):
-    """A function of packed rows, applied to rollouts: one fp32 number a token, [B, T].
+    """A function of packed rows, applied to rollouts: fp32 numbers of a token, [B, T].
 
     `function(tokens_RW, position_RW, segment_RW, layout) → x_RY` sees `size` packed
-    rows at a time (0: all at once). The numbers are 0 at padding. responses:
+    rows at a time (0: all at once). It gives one array, or a tuple of them, and this
+    function does as it does. The numbers are 0 at padding. responses:
     full-length ones that a packed row has columns for. target_BT: the predicted tokens,
     where they are not the last T = `response_length` of tokens_BS.
     """
@@ -263,17 +271,27 @@ def over_rows(
     B, Y = packing.target_RY.shape
     size = size or B
 
-    def write_rows(i, x_RY):
+    def of_rows(i):
         rows = Rows(packing, i, size)
-        part_RY = function(
+        return function(
             rows.columns(tokens_BS, 0),
             rows.columns(position_BS, -1),
             rows.segment_RW(),
             rows.layout(tokens_BS, target_BT),
         )
-        return jax.lax.dynamic_update_slice_in_dim(x_RY, part_RY, i * size, axis=0)
+
+    def write_rows(i, written):
+        return jax.tree.map(
+            lambda x_RY, part_RY: jax.lax.dynamic_update_slice_in_dim(
+                x_RY, part_RY, i * size, axis=0
+            ),
+            written,
+            of_rows(i),
+        )
 
     # Rows beyond those that hold something are never read. The count is traced.
     count = -(-packing.rows // size)
-    x_RY = jax.lax.fori_loop(0, count, write_rows, jnp.zeros((B, Y), jnp.float32))
-    return _read(x_RY, packing.place_BT, 0.0)
+    shapes = jax.eval_shape(of_rows, 0)
+    empty = jax.tree.map(lambda _: jnp.zeros((B, Y), jnp.float32), shapes)
+    written = jax.lax.fori_loop(0, count, write_rows, empty)
+    return jax.tree.map(lambda x_RY: _read(x_RY, packing.place_BT, 0.0), written)

@@ -104,6 +104,7 @@ def _packed_rows(batch: Batch, packed: packing.Packing, size: int, i) -> PackedB
         weight_RY=targets(batch.weight_BT),
         advantage_RY=targets(batch.advantage_BT),
         old_logprob_RY=targets(batch.old_logprob_BT),
+        sampler_logprob_RY=targets(batch.sampler_logprob_BT),
         reference_RY=targets(batch.reference_BT),
         old_value_RY=targets(batch.old_value_BT),
         return_RY=targets(batch.return_BT),
@@ -119,12 +120,14 @@ def gradients(
     loss: Callable,
     micro_batch_rows: int,
     row_responses: int = 1,
+    frozen=False,
 ):
     """Gradient of Σ weight_RY · loss_RY with respect to `params`, and the metrics.
 
     The sum runs over the micro-batches of the batch, `micro_batch_rows` packed rows
     each (0: one micro-batch). `row_responses`: full-length responses that a packed row
-    has columns for.
+    has columns for. frozen: bool, may be traced; True walks no micro-batch, and the
+    gradient is 0.
 
     `loss(params, micro) → loss_RY, means, maxima` gives fp32 arrays [R, Y] of a
     PackedBatch, the latter two by name. Metrics are the loss, the means over the chosen
@@ -164,7 +167,10 @@ def gradients(
     # The number of micro-batches is traced and may be 0, so the sums begin with zeros.
     shapes = jax.eval_shape(lambda: gradient_of(0))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    grads, sums, highs = jax.lax.fori_loop(0, micro_batches.count, add, zeros)
+    count = micro_batches.count
+    if frozen is not False:
+        count = jnp.where(frozen, 0, count)
+    grads, sums, highs = jax.lax.fori_loop(0, count, add, zeros)
     # Sums are divided once, after all micro-batches, which have unequal numbers of
     # tokens. The loss is a sum of weighted terms already.
     tokens = jnp.maximum(micro_batches.chosen_tokens, 1)
@@ -180,10 +186,11 @@ def update(
     loss: Callable,
     micro_batch_rows: int,
     row_responses: int = 1,
+    frozen=False,
 ) -> tuple[TrainState, dict]:
     """One optimiser step: the next state, and metrics as JAX scalars by name.
 
-    loss, micro_batch_rows and row_responses are as for `gradients`.
+    loss, micro_batch_rows, row_responses and frozen are as for `gradients`.
 
     Where the gradient is 0 throughout there is nothing to learn (no token; or no
     advantage, KL or entropy bonus), and the state stays as it is: parameters, Adam's
@@ -196,6 +203,7 @@ def update(
         loss=loss,
         micro_batch_rows=micro_batch_rows,
         row_responses=row_responses,
+        frozen=frozen,
     )
     metrics["gradient_norm"] = optax.tree.norm(grads)
     # Not by the norm: small squares are 0 before their roots are.
@@ -324,6 +332,7 @@ class Learning:
     # jepo.make_thoughts, but for the arrays; None: not JEPO
     thoughts: Callable | None = None
     semi_verifiable: bool = False  # JEPO only where no rollout of a prompt is right
+    pretrain_steps: int = 0  # first steps, in which the critic alone is learned
 
     def critic(self, policy_params) -> TrainState | None:
         """The critic before the first step."""
@@ -340,13 +349,15 @@ class Learning:
         batch_metrics: dict,
         *,
         key,
+        step=0,
     ):
         """The step's updates: ((policy, critic), next KL coefficient), metrics.
 
         states: the TrainStates of policy and critic, None for a critic that there is
         not. batch_metrics: the metrics that came with the batch. key: of the order of
-        the rows over the minibatches.
+        the rows over the minibatches. step: steps done before this one.
         """
+        frozen = self.pretrain_steps > 0 and step < self.pretrain_steps
         policy_loss = partial(
             losses.policy_loss,
             temperature=temperature,
@@ -381,7 +392,9 @@ class Learning:
                 loss=policy_loss,
                 micro_batch_rows=self.micro_batch_rows,
                 row_responses=self.row_responses,
+                frozen=frozen,
             )
+            metrics = losses.with_sample_size(metrics)
             return (policy, value), critic_metrics | metrics
 
         states, metrics = walk(

@@ -23,6 +23,36 @@ def test_clip_loss_by_hand():
     np.testing.assert_array_equal(clipped_BT, [[1, 0, 0, 0, 0]])
 
 
+def test_dual_clip_by_hand():
+    """At A = −2 and c = 3 the loss is 6 at most; a good token's is what it was."""
+    ratio_BT = jnp.array([[0.5, 1.0, 2.9, 3.5, 50.0]])
+    mask_BT, zero_BT = jnp.ones((1, 5), bool), jnp.zeros((1, 5))
+
+    def total(logprob_BT, advantage_BT, dual):
+        loss_BT, clipped_BT = ppo.clip_loss(
+            logprob_BT, zero_BT, advantage_BT, mask_BT, clip_dual=dual
+        )
+        return jnp.sum(loss_BT), (loss_BT, clipped_BT)
+
+    def found(advantage, dual):
+        gradient_BT, (loss_BT, clipped_BT) = jax.grad(total, has_aux=True)(
+            jnp.log(ratio_BT), zero_BT + advantage, dual
+        )
+        return map(np.asarray, (gradient_BT, loss_BT, clipped_BT))
+
+    gradient_BT, loss_BT, clipped_BT = found(-2.0, 3.0)
+    np.testing.assert_allclose(loss_BT, [[1.6, 2, 5.8, 6, 6]], rtol=1e-6)
+    np.testing.assert_allclose(gradient_BT, [[0, 2, 5.8, 0, 0]], rtol=1e-6)
+    np.testing.assert_array_equal(clipped_BT, [[1, 0, 0, 1, 1]])
+    without = [*found(-2.0, 0.0)]
+    np.testing.assert_allclose(without[1], [[1.6, 2, 5.8, 7, 100]], rtol=1e-6)
+    # To the last bit where it does not act.
+    for one_BT, two_BT in zip((gradient_BT, loss_BT, clipped_BT), without):
+        np.testing.assert_array_equal(one_BT[:, :3], two_BT[:, :3])
+    for one_BT, two_BT in zip(found(2.0, 3.0), found(2.0, 0.0)):
+        np.testing.assert_array_equal(one_BT, two_BT)
+
+
 def test_on_policy_gradient_is_reinforce_and_a_clipped_token_has_none():
     advantage_BT = jnp.array([[1.0, -2, 3, 3, -1]])
     old_BT = jnp.array([[-1.0, -2, -0.5, -3, -3]])
@@ -77,6 +107,19 @@ def test_gae_is_the_sum_of_discounted_deltas_wherever_the_response_lies():
     np.testing.assert_allclose(got_BT[0, 3 : 3 + T], want_T, atol=1e-5)
     np.testing.assert_array_equal(got_BT[0, 3 + T :], np.zeros(4))
     np.testing.assert_array_equal(return_BT[0, :3], np.zeros(3))
+
+
+def test_what_stands_after_the_last_token_may_be_worth_something():
+    """δ_2 = 1 + .9 · 2 − .75 where a response is cut; off the mask nothing is read."""
+    reward_BT = jnp.array([[0.0, 0, 1, 99]])
+    value_BT = jnp.array([[0.5, 0.25, 0.75, 99]])
+    mask_BT = jnp.array([[1, 1, 1, 0]], bool)
+    got_BT, return_BT = ppo.gae(
+        reward_BT, value_BT, mask_BT, gamma=0.9, lam=0.5, after_B=jnp.array([2.0])
+    )
+    # δ = [−.275, .425, 2.05]; A_1 = .425 + .45 · 2.05, A_0 = −.275 + .45 · 1.3475
+    np.testing.assert_allclose(got_BT, [[0.331375, 1.3475, 2.05, 0]], rtol=1e-6)
+    np.testing.assert_allclose(return_BT, got_BT + value_BT * mask_BT, rtol=1e-6)
 
 
 def test_gae_steps_over_a_gap_in_the_mask():

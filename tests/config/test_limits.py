@@ -43,6 +43,8 @@ def test_what_the_table_names_is_what_there_is():
     """Names are written out, since nothing may be loaded before they are checked."""
     for field, names in {
         "loss_normaliser": set(batch_lib.NORMALISERS),
+        "loss": set(losses.LOSSES),
+        "mismatch.correction": set(losses.CORRECTIONS),
         "kl.estimator": set(losses.KL_ESTIMATORS),
         "jepo.estimator": set(jepo.ESTIMATORS),
         "sampler.cdas.weights": set(samplers_from_config._CDAS_COUNTS),
@@ -226,6 +228,93 @@ def test_a_filter_that_drops_everything():
     assert wrong(filter__tau=2.5) == (
         "filter.tau=2.5 with algorithm=grpo and group_size=8 drops every rollout: no "
         "advantage is above 2.475; lower it, or -1 for none"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"reward": "limr"}, "reward=limr"),
+        ({"reward": "math, -0.2*a.b"}, "a weight of -0.2 in reward"),
+        ({"reward": "math", "overlong__buffer": 64}, "overlong.buffer=64"),
+    ],
+)
+def test_rewards_whose_mean_may_be_below_0(fields, named):
+    assert wrong(algorithm="maxrl", **fields) == (
+        "algorithm=maxrl divides by a group's mean reward, and with "
+        f"{named} it may be below 0; take reward=math and overlong.buffer=0"
+    )
+
+
+def test_corrections_that_need_the_learners_own_log_probabilities():
+    assert wrong(mismatch__correction="tis", minibatches_per_step=4) == (
+        "mismatch.correction=tis with 4 updates a step (minibatches_per_step x "
+        "updates_per_minibatch): their ratios hold what the policy has moved as well; "
+        "set mismatch.recompute=True"
+    )
+    assert wrong(mismatch__correction="ipo", loss="gspo") == (
+        "mismatch.correction=ipo with loss=gspo, which has no ratio of a token as its "
+        "factor; set mismatch.recompute=True"
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "remedy"),
+    [
+        ("loss", "gspo", "take clip"),
+        ("mismatch__recompute", True, "set it to False"),
+        ("mismatch__correction", "tis", "take none"),
+    ],
+)
+def test_what_jepo_has_no_place_for(field, value, remedy):
+    said = wrong(**{"algorithm": "jepo", field: value})
+    name = field.replace("__", ".")
+    assert said.startswith(f"{name}={value} with algorithm=jepo, whose gradients of ")
+    assert said.endswith(f"have no such thing; {remedy}")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"kl__reset_every": 5},
+            "kl.reset_every=5 with kl.coefficient=0: there is no reference to reset; "
+            "give a coefficient, or kl.reset_every=0",
+        ),
+        (
+            {"critic__pretrain_steps": 5},
+            "critic.pretrain_steps=5 with algorithm=grpo, which has no critic; take "
+            "ppo, or 0",
+        ),
+        (
+            {
+                "algorithm": "ppo",
+                "critic__learning_rate": 1e-3,
+                "critic__pretrain_steps": 100,
+            },
+            "critic.pretrain_steps=100 leaves none of num_steps=100 to the policy; "
+            "lower it",
+        ),
+        (
+            {
+                "algorithm": "ppo",
+                "critic__learning_rate": 1e-3,
+                "critic__bootstrap_truncated": True,
+                "rollout__max_response_length": 1,
+            },
+            "critic.bootstrap_truncated=True with rollout.max_response_length=1: a "
+            "response that is cut has no token before its last; raise it",
+        ),
+    ],
+)
+def test_what_has_nothing_to_act_on(fields, said):
+    assert wrong(**fields) == said
+
+
+def test_a_dual_clip_that_takes_every_bad_token_s_gradient():
+    assert wrong(clip__dual=0.5) == (
+        "clip.dual=0.5 takes the gradient of each token of a negative advantage whose "
+        "ratio is above it, so it must be above 1; 3 is usual, 0 is off"
     )
 
 

@@ -9,13 +9,18 @@ from limr_jax.config.diff import plain
 from limr_jax.data.prompts import put_prompts
 from limr_jax.learner.optimizer import schedule
 
-RECIPES = ("cdas", "dash", "grpo", "jepo", "limr_ppo", "rloo")
+RECIPES = (
+    *("cdas", "cispo", "dapo", "dash", "dr_grpo", "grpo", "gspo", "jepo"),
+    *("limr_ppo", "rloo"),
+)
 
 
 @pytest.fixture(scope="module")
 def problems(tmp_path_factory):
-    """As many as the largest batch."""
-    return write_problems(tmp_path_factory.mktemp("problems") / "train.jsonl", 1024)
+    """As many as the largest batch; for DAPO as many as its rounds may draw."""
+    folder = tmp_path_factory.mktemp("problems")
+    many = write_problems(folder / "many.jsonl", 12_000)
+    return {"dapo": many}, write_problems(folder / "train.jsonl", 1024)
 
 
 # github.com/GAIR-NLP/LIMR at 98ebf1b: flags of scripts/train_limr.sh, those of
@@ -79,12 +84,69 @@ def test_limrs_rate_is_constant_after_its_warm_up():
     assert rates == pytest.approx([5e-8, 5e-7, 5e-7, 4.9983e-7], rel=1e-5)
 
 
+# What each paper's set-up has, and what no field says by itself: rollouts an update.
+PUBLISHED = {
+    "dapo": {
+        "clip.low": 0.2,
+        "clip.high": 0.28,
+        "sampler.name": "dynamic",
+        "loss_normaliser": "token",
+        "overlong.buffer": 4096,
+        "rollout.max_response_length": 16384 + 4096,
+        "kl.coefficient": 0.0,
+        "optimizer.learning_rate": 1e-6,
+        "an update": 512,
+    },
+    "dr_grpo": {
+        "algorithm": "dr_grpo",
+        "loss_normaliser": "",  # its paper's constant
+        "kl.coefficient": 0.0,
+        "clip.low": 0.2,
+        "clip.high": 0.2,
+        "rollout.max_response_length": 3000,
+        "optimizer.learning_rate": 1e-6,
+        "an update": 128,
+    },
+    "gspo": {
+        "loss": "gspo",
+        "clip.low": 3e-4,
+        "clip.high": 4e-4,
+        "loss_normaliser": "",  # each response the same
+        "minibatches_per_step": 4,
+        "kl.coefficient": 0.0,
+        "an update": 512,
+    },
+    "cispo": {
+        "loss": "cispo",
+        "clip.low": 1.0,
+        "clip.high": 4.0,
+        "loss_normaliser": "",  # over tokens
+        "kl.coefficient": 0.0,
+        "optimizer.learning_rate": 5e-7,
+        "optimizer.epsilon": 1e-15,
+        "an update": 48 * 16,
+    },
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_recipe_is_as_published(name):
+    config, _ = config_lib.load(["--config", str(ROOT / f"configs/{name}.py")])
+    fields = dict(config_lib.leaves(plain(config)))
+    rollouts = config.prompts_per_step * config.group_size
+    fields["an update"] = rollouts // config.minibatches_per_step
+    for field, value in PUBLISHED[name].items():
+        assert fields[field] == value, field
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_set_up(problems, name):
     """On a small model; every number of the recipe's own stays, and fits the others."""
     given = {f"model.{field}": size for field, size in MODEL.items()}
-    given |= {"data.train": problems, "tokenizer": FIELDS["tokenizer"]}
+    by_name, usual = problems
+    train = by_name.get(name, usual)
+    given |= {"data.train": train, "tokenizer": FIELDS["tokenizer"]}
     argv = ["--config", str(ROOT / f"configs/{name}.py")]
     argv += [f"--config.{field}={value}" for field, value in given.items()]
     config, _ = config_lib.load(argv)

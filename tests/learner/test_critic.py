@@ -22,13 +22,20 @@ from limr_jax import sharding
 from limr_jax.learner import advantages, critic, losses, update
 from limr_jax.learner import batch as batch_lib
 from limr_jax.models import transformer
-from limr_jax.storage import metrics
+from limr_jax.storage import checkpoint, metrics
 from limr_jax.train import train
 
 HOW = {"config": QWEN, "dtype": jnp.float32}
 COMPUTE = fp32(QWEN)
 P, G, T = tiny_policy.PROMPTS, 2, 12
-GAE = {"gamma": 0.9, "lam": 0.8, "reward_clip": 0.0, "whiten": False}
+GAE = {
+    "gamma": 0.9,
+    "lam": 0.8,
+    "value_lam": -1.0,
+    "bootstrap_truncated": False,
+    "reward_clip": 0.0,
+    "whiten": False,
+}
 ALL_VALID = np.ones((P, G), bool)
 
 
@@ -82,11 +89,11 @@ def rl_batch(written, reward_PG, value_BT, valid_PG=ALL_VALID, **changes):
     return batch_lib.weigh(batch, "token"), told
 
 
-def by_hand_gae(reward_T, value_T):
-    """Advantages of one response, from its end; γ 0.9, λ 0.8."""
-    later, next_value, out = 0.0, 0.0, []
+def by_hand_gae(reward_T, value_T, lam=0.8, after=0.0):
+    """Advantages of one response, from its end; γ 0.9."""
+    later, next_value, out = 0.0, after, []
     for reward, value in zip(reward_T[::-1], value_T[::-1]):
-        later = reward + 0.9 * next_value - value + 0.9 * 0.8 * later
+        later = reward + 0.9 * next_value - value + 0.9 * lam * later
         next_value = value
         out.insert(0, later)
     return np.array(out)
@@ -148,6 +155,53 @@ def test_the_reward_comes_last_and_a_penalty_with_its_token(written, value_BT):
     returns, values = np.asarray(batch.return_BT)[mask_BT], value_BT[mask_BT]
     explained = 1 - np.var(returns - values) / np.var(returns)
     np.testing.assert_allclose(told["critic/explained_variance"], explained, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_critic_s_own_lambda_is_of_the_returns_alone(written, value_BT):
+    reward_PG = np.random.default_rng(3).standard_normal((P, G)).astype(np.float32)
+    batch, _ = rl_batch(written, reward_PG, value_BT)
+    own = partial(advantages.by_token, **GAE | {"value_lam": 1.0})
+    apart, _ = rl_batch(written, reward_PG, value_BT, advantage=own)
+    np.testing.assert_array_equal(apart.advantage_BT, batch.advantage_BT)
+    for b in range(P * G):
+        n = int(written.mask_BT[b].sum())
+        # At λ 1 the return is the discounted reward, whatever the critic says.
+        to_go_T = 0.9 ** np.arange(n)[::-1] * reward_PG[b // G, b % G]
+        np.testing.assert_allclose(apart.return_BT[b, :n], to_go_T, atol=1e-5)
+    assert not np.allclose(apart.return_BT, batch.return_BT, atol=1e-2)
+
+
+@pytest.mark.slow
+def test_a_response_that_is_cut_is_worth_what_the_critic_says(written, value_BT):
+    """It ends a token earlier, and that token is not learned; others are as before."""
+    reward_PG = np.random.default_rng(3).standard_normal((P, G)).astype(np.float32)
+    batch, _ = rl_batch(written, reward_PG, value_BT)
+    bootstrapped = partial(
+        advantages.by_token, **GAE | {"bootstrap_truncated": True, "whiten": True}
+    )
+    white, _ = rl_batch(written, reward_PG, value_BT, advantage=bootstrapped)
+    plain = partial(advantages.by_token, **GAE | {"bootstrap_truncated": True})
+    found, _ = rl_batch(written, reward_PG, value_BT, advantage=plain)
+    truncated_B = np.asarray(written.truncated_B)
+    assert 0 < truncated_B.sum() < P * G
+    for name in ("advantage_BT", "return_BT"):
+        one, two = np.asarray(getattr(found, name)), np.asarray(getattr(batch, name))
+        np.testing.assert_array_equal(one[~truncated_B], two[~truncated_B])
+    for b in np.flatnonzero(truncated_B):
+        value_T, reward_T = np.asarray(value_BT)[b], np.zeros(T - 1)
+        reward_T[-1] = reward_PG[b // G, b % G]
+        expected = by_hand_gae(reward_T, value_T[:-1], after=value_T[-1])
+        np.testing.assert_allclose(found.advantage_BT[b], [*expected, 0], atol=1e-5)
+        np.testing.assert_allclose(
+            found.return_BT[b], [*expected, 0] + value_T, atol=1e-5
+        )
+        assert white.advantage_BT[b, -1] == 0
+    # The cut tokens are in no mean of what is whitened.
+    last_BT = np.arange(T)[None] == T - 1
+    counted_BT = np.asarray(written.mask_BT) & ~(truncated_B[:, None] & last_BT)
+    counted = np.asarray(white.advantage_BT)[counted_BT]
+    np.testing.assert_allclose([counted.mean(), counted.var()], [0, 1], atol=1e-5)
 
 
 def test_clipped_rewards_and_whitened_advantages(written, value_BT):
@@ -254,6 +308,35 @@ def test_a_stop_and_a_resume_change_nothing(whole, tmp_path):
         train(stopping(made, 3), config, tmp_path)
     train(made, config, tmp_path)
     assert told(tmp_path) == told(workdir)
+
+
+@pytest.mark.slow
+def test_the_critic_is_learned_before_the_policy(quick_compiler, problems, tmp_path):
+    """In the first two of four steps the policy and its optimiser do not move."""
+    fields = {"critic__pretrain_steps": 2, "checkpoint__every": 1}
+    config = configure(problems, **FIELDS | fields, checkpoint__keep=9)
+    made = with_parity(set_up(config))
+    train(made, config, tmp_path)
+    with checkpoint.Checkpointer(tmp_path, read_only=True) as saver:
+        states = [saver.restore(k, made.programs.state)[0] for k in (1, 2, 3)]
+
+    def same(one, two):
+        pairs = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
+        return all(np.array_equal(x, y) for x, y in pairs)
+
+    first, second, third = states
+    assert same(first.train, second.train) and not same(second.train, third.train)
+    assert not same(first.critic.params, second.critic.params)
+    rows = list(metrics.read_metrics(tmp_path))
+    for row in rows:
+        frozen = row["step"] <= 2
+        assert (row["gradient_norm"] == 0) == frozen
+        assert row["skipped_share"] == frozen
+        assert row["critic/gradient_norm"] > 0
+        assert 0 <= row["padding_share"] < 1
+    # The critic's work goes on to be seen: what it says explains something.
+    assert rows[0]["critic/explained_variance"] == 0
+    assert len({row["compile_count"] for row in rows}) == 1
 
 
 def test_without_kl_and_without_a_critic_nothing_of_them_exists(problems):

@@ -124,6 +124,7 @@ def test_every_algorithm_has_its_papers_normaliser():
         "dr_grpo": "constant",
         "rloo": "rollout",
         "rloo_normalised": "rollout",
+        "maxrl": "rollout",
         "reinforce_pp": "token",
         "ppo": "token",
         "jepo": "rollout",
@@ -133,6 +134,13 @@ def test_every_algorithm_has_its_papers_normaliser():
     assert advantages.normaliser("", "dr_grpo") == "constant"
     assert advantages.normaliser("", "grpo") == "sequence"
     assert advantages.normaliser("token", "dr_grpo") == "token"
+
+
+def test_a_loss_s_paper_s_normaliser_stands_above_the_algorithm_s():
+    assert advantages.normaliser("", "dr_grpo", "clip") == "constant"
+    assert advantages.normaliser("", "dr_grpo", "gspo") == "sequence"
+    assert advantages.normaliser("", "grpo", "cispo") == "token"
+    assert advantages.normaliser("rollout", "grpo", "gspo") == "rollout"
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ BOTH = {
     "kl_placement": "loss",
     "entropy_coefficient": 0.0,
 }
-CLIP = {"clip_low": 0.2, "clip_high": 0.3}
+CLIP = {"clip_low": 0.2, "clip_high": 0.3, "clip_dual": 3.0}
 NO_KL = {name: x for name, x in BOTH.items() if name != "kl_coefficient"}
 
 
@@ -118,7 +118,7 @@ def gradients(
 # One program for all tests that differ in arrays only: compiling is what takes time.
 GRADIENTS = jax.jit(
     gradients,
-    static_argnames=("micro_batch_rows", "row_responses", *CLIP, *BOTH),
+    static_argnames=("micro_batch_rows", "row_responses", "loss", *CLIP, *BOTH),
     compiler_options=QUICK,
 )
 
@@ -220,6 +220,55 @@ def test_off_policy_the_clip_takes_gradients(params, written, reward_PG, direct)
     share = clipped_BT[mask_BT].mean()
     assert 0.05 < share < 0.5
     np.testing.assert_allclose(metrics["clipped_share"], share, atol=1e-6)
+
+
+def by_hand_coefficients(name, log_ratio_BT, advantage_B1, mask_BT):
+    """What each loss makes of ∇log π of each token, in NumPy; 0 where it is clipped.
+
+    Bounds are those of CLIP.
+    """
+    ratio_BT = np.exp(log_ratio_BT)
+    if name == "cispo":
+        return -np.clip(ratio_BT, 0.8, 1.3) * advantage_B1
+    if name == "gspo":
+        sum_B1 = np.where(mask_BT, log_ratio_BT, 0).sum(axis=1, keepdims=True)
+        mean_B1 = sum_B1 / mask_BT.sum(axis=1, keepdims=True)
+        ratio_BT = np.exp(np.broadcast_to(mean_B1, mask_BT.shape))
+    clipped_BT = (ratio_BT > 1.3) & (advantage_B1 > 0)
+    clipped_BT |= ((ratio_BT < 0.8) | (ratio_BT > 3)) & (advantage_B1 < 0)
+    return np.where(clipped_BT, 0, -ratio_BT * advantage_B1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_each_loss_however_rows_are_packed(params, written, reward_PG, direct, name):
+    """Off the policy, and with ratios over 3. GSPO's mean is of the whole response."""
+    batch = make_batch(written, reward_PG, normaliser="sequence")
+    old_BT = noise_like(np.asarray(batch.old_logprob_BT), seed=2, size=1.2)
+    batch = dataclasses.replace(batch, old_logprob_BT=old_BT)
+    _, (logprob_BT, _) = direct(params, 0)
+    mask_BT, advantage_B1 = np.asarray(written.mask_BT), by_hand_grpo(reward_PG)
+    log_ratio_BT = np.asarray(logprob_BT) - old_BT
+    assert (np.exp(log_ratio_BT) > 3)[mask_BT & (advantage_B1 < 0)].any()
+    c_BT = by_hand_coefficients(name, log_ratio_BT, advantage_B1, mask_BT)
+    weight_BT = mask_BT / mask_BT.sum(axis=1, keepdims=True) / (P * G)
+    expected, _ = direct(params, weight_BT * c_BT)
+    for rows, row_responses in ((0, 1), (4, 1), (4, 2)):
+        grads, _ = compute(params, batch, rows, row_responses, loss=name)
+        assert_close(grads, expected)
+
+
+@pytest.mark.slow
+def test_on_policy_all_losses_have_one_gradient(params, written, reward_PG):
+    """At a ratio of 1, whatever the normaliser."""
+    for normaliser in batch_lib.NORMALISERS:
+        batch = make_batch(written, reward_PG, normaliser=normaliser)
+        clip, metrics = compute(params, batch, 4)
+        assert metrics["clipped_share"] == 0
+        for name in ("gspo", "cispo"):
+            grads, metrics = compute(params, batch, 4, loss=name)
+            assert_close(grads, clip)
+            assert metrics["clipped_share"] == 0
 
 
 @pytest.mark.slow
@@ -366,15 +415,18 @@ def test_filtered_at_zero_is_unfiltered(params, written, reward_PG, normaliser):
 
 
 @pytest.mark.slow
-def test_sharded_is_unsharded(params, written, reward_PG):
+@pytest.mark.parametrize("name", ["clip", "gspo"])
+def test_sharded_is_unsharded(params, written, reward_PG, name):
     """In micro-batches on 4 x 2 devices, each with half of the heads and the like."""
     mesh = sharding.make_mesh(1, 4, 2)
     batch = make_batch(written, reward_PG)
-    grads, metrics = compute(params, batch)
+    old_BT = noise_like(np.asarray(batch.old_logprob_BT), seed=2)
+    batch = dataclasses.replace(batch, old_logprob_BT=old_BT)
+    grads, metrics = compute(params, batch, loss=name)
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, sharding.param_shardings(mesh, params))
         rows = jax.device_put(batch, NamedSharding(mesh, sharding.BATCH))
-        spread, spread_metrics = compute(placed, rows, micro_batch_rows=8)
+        spread, spread_metrics = compute(placed, rows, micro_batch_rows=8, loss=name)
     kernel = spread["blocks"]["0"]["mlp"]["up"]["kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size / 8
     assert_close(jax.device_get(spread), grads)
