@@ -10,6 +10,7 @@ import _thread
 import argparse
 import contextlib
 import difflib
+import os
 import pathlib
 import re
 import sys
@@ -25,6 +26,7 @@ from limr_jax.config import config_file, limits, parse_value
 from limr_jax.config.config_file import leaves, one_line
 from limr_jax.errors import InputError, choose
 
+_LEAVE = 10  # seconds
 _FLAGS = {"config": "", "workdir": "", "dry_run": False}
 
 
@@ -122,8 +124,10 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Run `main(argv)` and exit: 2 after an InputError's one line, 130 after ^C.
 
     What JAX cannot make of the environment is such a line, too, and so is what the
-    system refuses.
+    system refuses. After such a line the process ends within `_LEAVE` seconds, if it is
+    a program's own: threads of Orbax would wait 300 for a save that has failed.
     """
+    own = sys._getframe(1).f_globals.get("__name__") == "__main__"
     # First of all: once JAX has its devices, it does not look at the environment.
     platform.spare_libtpu()
     for line in platform.set_aside():
@@ -144,7 +148,19 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
                 raise  # a fault of ours: its traceback is wanted
             print(f"error: {console.shown(line)}", file=sys.stderr)
             code = 2
+    if own and code == 2:
+        # As a daemon it goes on while the interpreter waits for the other threads.
+        late = threading.Timer(_LEAVE, _end, (code,))
+        late.daemon = True
+        late.start()
     sys.exit(code)
+
+
+def _end(code: int) -> None:
+    """End the process, whoever still runs in it."""
+    with contextlib.suppress(OSError, ValueError):  # a reader that left, or closed
+        sys.stdout.flush()
+    os._exit(code)
 
 
 @contextlib.contextmanager

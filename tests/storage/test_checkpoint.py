@@ -209,6 +209,7 @@ def test_a_save_that_fails_is_an_error_and_the_last_one_stays(tmp_path):
         capture_output=True,
         text=True,
         env=dict(os.environ, JAX_PLATFORMS="cpu"),
+        timeout=240,  # Orbax's threads would wait 300 s more
     )
     # The storage's threads may complain before the line.
     complaints = [row for row in ran.stderr.splitlines() if row.startswith("error:")]
