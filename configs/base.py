@@ -67,8 +67,8 @@ def get_config() -> ConfigDict:
     c.slice.answer_length = 0  # tokens of the longest reference answer
 
     c.sampler = ConfigDict()
-    # Or 'lim', 'cdas', 'prioritized', 'mopps', 'greso', 'dynamic', 'curriculum',
-    # 'adarft'.
+    # Or 'lim', 'cdas', 'prioritized', 'informative', 'mopps', 'greso', 'dynamic',
+    # 'curriculum', 'adarft'.
     c.sampler.name = "uniform"
     c.sampler.lim = ConfigDict()
     c.sampler.lim.warmup_epochs = 1  # epochs that visit every problem once; at least 1
@@ -83,6 +83,10 @@ def get_config() -> ConfigDict:
     c.sampler.cdas.weights = "paper"  # or 'code': a first visit weighs 1, or 1/2
     c.sampler.prioritized = ConfigDict()  # by 1 - pass rate so far (Kimi k1.5)
     c.sampler.prioritized.floor = 0.0  # least weight of a solved problem, 0 to 1
+    # By the chance that a group has a right and a wrong response (marin #8765).
+    c.sampler.informative = ConfigDict()
+    c.sampler.informative.decay = 0.9  # of what was seen, a visit; 1: forgets nothing
+    c.sampler.informative.floor = 0.01  # least weight of any problem, 0 to 1
     c.sampler.mopps = ConfigDict()  # pass rates by Thompson draws (arXiv:2507.04632)
     c.sampler.mopps.pool = 8  # candidates, in batches of prompts_per_step
     c.sampler.mopps.target = 0.5  # pass rate to be near

@@ -202,6 +202,11 @@ def _check_sampler(config, algorithm: Algorithm, sampler: SamplerRow) -> None:
             f"sampler.lim.scores={scores} with sampler.name={name}, which draws by no "
             "scores; take sampler.name=lim, or leave the scores empty"
         )
+    if sampler.needs_group and config.group_size == 1:
+        raise InputError(
+            f"sampler.name={name} with group_size=1 draws by how likely the rollouts "
+            "of a group differ, and one does not; raise it or take uniform"
+        )
     if sampler.filters_groups and algorithm.learns_answers:
         raise InputError(
             f"sampler.name={name} with algorithm={config.algorithm} drops the groups "

@@ -167,6 +167,7 @@ def make_programs(
             config.sampler,
             problems,
             prompts=config.prompts_per_step,
+            group=config.group_size,
             seed=config.seed,
         ),
         problems=len(problems),

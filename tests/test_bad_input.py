@@ -267,6 +267,15 @@ JEPO = {"algorithm": "jepo"}
             "(code, paper)",
         ),
         (
+            {
+                "sampler.name": "informative",
+                "group_size": 1,
+                "algorithm": "reinforce_pp",
+            },
+            "sampler.name=informative with group_size=1 draws by how likely the "
+            "rollouts of a group differ, and one does not; raise it or take uniform",
+        ),
+        (
             {"sampler.mopps.pool": 0},
             "sampler.mopps.pool=0 must be from 1 to 1048576",
         ),

@@ -25,6 +25,7 @@ from limr_jax.samplers.cdas import cdas
 from limr_jax.samplers.curriculum import by_level
 from limr_jax.samplers.dynamic import dynamic
 from limr_jax.samplers.greso import greso
+from limr_jax.samplers.informative import informative
 from limr_jax.samplers.interface import PromptSampler
 from limr_jax.samplers.lim import online_lim
 from limr_jax.samplers.mopps import mopps
@@ -41,6 +42,7 @@ class Draws:
 
     data: Problems
     prompts: int  # P, problems that a step draws
+    group: int  # G, rollouts of a problem
     key: jax.Array  # of the first epoch's order, where there is one
 
     @property
@@ -49,18 +51,21 @@ class Draws:
         return len(self.data)
 
 
-def make_sampler(section, data: Problems, *, prompts: int, seed: int) -> PromptSampler:
+def make_sampler(
+    section, data: Problems, *, prompts: int, group: int, seed: int
+) -> PromptSampler:
     """The prompt sampler that the config's section `sampler` describes.
 
-    data: the training set. prompts: P, problems that a step draws. seed: of the run.
-    Raises InputError where the data set does not have what the sampler needs.
+    data: the training set. prompts: P, problems that a step draws. group: G, rollouts
+    of a problem. seed: of the run. Raises InputError where the data set does not have
+    what the sampler needs.
 
     Fixed subsets (LIM, LINEAR, RAND, std) are training sets of their own, which
     launch/lim.py writes: any sampler draws from them.
     """
     row = choose(SAMPLERS, section.name, "sampler.name")
     # The first order folds 0 into the key of step 0, whose own draw folds in 1.
-    draws = Draws(data, prompts, key=stream_key(seed, "sampler"))
+    draws = Draws(data, prompts, group, key=stream_key(seed, "sampler"))
     # A sampler without fields of its own has no section.
     return row.make(section[section.name] if row.own else None, draws)
 
@@ -134,6 +139,12 @@ def _prioritized(own, draws: Draws) -> PromptSampler:
 
 def _mopps(own, draws: Draws) -> PromptSampler:
     return mopps(problems=draws.problems, prompts=draws.prompts, **own)
+
+
+def _informative(own, draws: Draws) -> PromptSampler:
+    return informative(
+        problems=draws.problems, prompts=draws.prompts, group=draws.group, **own
+    )
 
 
 def _dynamic(own, draws: Draws) -> PromptSampler:
@@ -233,6 +244,8 @@ class SamplerRow:
     own: Mapping[str, limits.Row] = dataclasses.field(default_factory=dict)
     # It has `keep`: groups without a right and a wrong response are not learned from.
     filters_groups: bool = False
+    # It asks how the rollouts of a group differ, so that it needs two at least.
+    needs_group: bool = False
     # It may draw where nothing is graded, reward=none.
     draws_without_rewards: bool = False
     # (the section) → what it reads of a data set, for `stand_ins`: columns, with a
@@ -304,6 +317,14 @@ SAMPLERS = {
             "target_wrong": limits.Real(0, 1),
             "step": limits.Real(0, 1),
         },
+    ),
+    "informative": SamplerRow(
+        _informative,
+        {
+            "decay": limits.Real(0, 1),
+            "floor": limits.Real(0, 1),
+        },
+        needs_group=True,
     ),
     "mopps": SamplerRow(
         _mopps,

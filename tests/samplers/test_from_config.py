@@ -23,6 +23,7 @@ SAMPLERS = dict.fromkeys(from_config.SAMPLERS, ({}, "epoch")) | {
     "lim": ({}, "lim/score_mean"),
     "cdas": ({}, "cdas/competence"),
     "prioritized": ({}, "prioritized/weight_mean"),
+    "informative": ({}, "informative/drawn_chance"),
     "mopps": ({"pool": 2}, "mopps/drawn_pass_rate"),
     "greso": ({}, "greso/skipped_share"),
     "curriculum": ({"start": 2, "minimum": 1}, "curriculum/eligible_share"),
@@ -52,6 +53,7 @@ def sampler_of(config, problems):
         config.sampler,
         load_problems(str(problems), data_dir=""),
         prompts=config.prompts_per_step,
+        group=config.group_size,
         seed=config.seed,
     )
 
