@@ -3,8 +3,8 @@
 What each may be: limr_jax/config/limits.py, and the tables of algorithms and samplers
 for what these own (limr_jax/learner/field_limits.py). A new
 field takes three files: its default here, its row there, and the function that reads
-it. Whole sections are handed on (`checkpoint`, `clip`, `dump`, `filter`, `mesh`,
-`optimizer`), and so are the numbers that an algorithm or a sampler has of its own.
+it. Whole sections are handed on (`checkpoint`, `clip`, `dump`, `mesh`, `optimizer`),
+and so are the numbers that an algorithm or a sampler has of its own.
 
 python launch/tpu.py --config configs/tiny.py --config.seed=1
 """
@@ -67,8 +67,8 @@ def get_config() -> ConfigDict:
     c.slice.answer_length = 0  # tokens of the longest reference answer
 
     c.sampler = ConfigDict()
-    # Or 'lim', 'cdas', 'prioritized', 'informative', 'mopps', 'greso', 'dynamic',
-    # 'curriculum', 'adarft'.
+    # Or 'lim', 'cdas', 'prioritized', 'informative', 'mopps', 'greso',
+    # 'curriculum', 'adarft'; 'dynamic' is an old name of filter.groups=mixed.
     c.sampler.name = "uniform"
     c.sampler.lim = ConfigDict()
     c.sampler.lim.warmup_epochs = 1  # epochs that visit every problem once; at least 1
@@ -97,9 +97,6 @@ def get_config() -> ConfigDict:
     c.sampler.greso.target_right = 0.25 / 3  # share of all-right groups to be held
     c.sampler.greso.target_wrong = 0.5 / 3  # likewise of all-wrong groups
     c.sampler.greso.step = 0.01  # by which a step moves the exploration
-    c.sampler.dynamic = ConfigDict()  # only groups that vary (arXiv:2503.14476)
-    c.sampler.dynamic.max_rounds = 4  # generations a step until P groups are kept
-    c.sampler.dynamic.max_age = 1  # steps that a group left over may wait: 0 or 1
     c.sampler.curriculum = ConfigDict()  # uniform, then only hard problems
     c.sampler.curriculum.column = "level"  # of the data set: a number a problem
     c.sampler.curriculum.start = 0  # steps of all problems before the minimum holds
@@ -174,10 +171,17 @@ def get_config() -> ConfigDict:
     # once for several, which pays where most responses are as long as they may be.
     c.row_responses = 1
 
-    c.filter = ConfigDict()  # DASH: rollouts dropped before the forward pass
-    c.filter.tau = -1.0  # those of |advantage| <= tau; below 0: none
+    c.filter = ConfigDict()  # what is not learned from
+    # DASH (arXiv:2505.17218): rollouts dropped before the forward pass, those of
+    # |advantage| <= tau; below 0: none.
+    c.filter.tau = -1.0
     c.filter.normaliser = "all"  # the loss is divided by all rows, or by those 'kept'
     c.filter.keep_kl = True  # drop none where the loss has a KL or entropy term
+    # Dynamic sampling (arXiv:2503.14476), with any sampler: 'mixed' keeps the groups
+    # with a right and a wrong response, round after round; 'none' filters none.
+    c.filter.groups = "none"
+    c.filter.max_rounds = 4  # generations a step until prompts_per_step are kept
+    c.filter.max_age = 1  # steps that a group left over may wait: 0 or 1
 
     c.kl = ConfigDict()
     c.kl.coefficient = 0.0  # 0: no reference model exists

@@ -7,7 +7,7 @@ from limr_jax.errors import InputError
 from limr_jax.learner.advantages import ALGORITHMS, Algorithm
 from limr_jax.learner.field_limits import check_fields
 from limr_jax.rewards import host
-from limr_jax.samplers.from_config import SAMPLERS, SamplerRow
+from limr_jax.samplers.from_config import SAMPLERS, SamplerRow, group_filter
 
 
 def check(config) -> None:
@@ -92,6 +92,17 @@ def warn_of_filters(rollout) -> None:
             "filtered policy, but log-probabilities and gradients are of the whole "
             "one, which is evaluated (at top_p=.8 the gradient's cosine with the right "
             "one was .914); without a filter both are the same policy"
+        )
+
+
+def warn_of_old_names(config) -> None:
+    """Warn on stderr of a name that the next version will not know."""
+    name = config.sampler.name
+    if groups := SAMPLERS[name].groups:
+        console.warn(
+            f"sampler.name={name} goes with the next version; write "
+            f"--config.sampler.name=uniform --config.filter.groups={groups}, which is "
+            "the same"
         )
 
 
@@ -207,21 +218,30 @@ def _check_sampler(config, algorithm: Algorithm, sampler: SamplerRow) -> None:
             f"sampler.name={name} with group_size=1 draws by how likely the rollouts "
             "of a group differ, and one does not; raise it or take uniform"
         )
-    if sampler.filters_groups and algorithm.learns_answers:
+    if group_filter(config) != "none":
+        _check_group_filter(config, algorithm, sampler)
+
+
+def _check_group_filter(config, algorithm: Algorithm, sampler: SamplerRow) -> None:
+    """What leaves a filter of groups nothing to keep, or keeps the wrong ones."""
+    said = f"filter.groups={config.filter.groups}"
+    if sampler.groups:
+        said = f"sampler.name={config.sampler.name}"
+    if algorithm.learns_answers:
         raise InputError(
-            f"sampler.name={name} with algorithm={config.algorithm} drops the groups "
-            "without a right response, which JEPO is for; take another sampler"
+            f"{said} with algorithm={config.algorithm} drops the groups without a "
+            "right response, which JEPO is for; take filter.groups=none"
         )
-    if sampler.filters_groups and (shaped := host.shaped_first(config.reward)):
+    if shaped := host.shaped_first(config.reward):
         raise InputError(
-            f"sampler.name={name} with reward={config.reward}: groups are kept by raw "
-            f"correctness, which comes from the first, and {shaped} shapes a reward; "
-            "put the verifier (math, limr, judge or your own) first"
+            f"{said} with reward={config.reward}: groups are kept by raw correctness, "
+            f"which comes from the first, and {shaped} shapes a reward; put the "
+            "verifier (math, limr, judge or your own) first"
         )
-    if sampler.filters_groups and config.group_size == 1:
+    if config.group_size == 1:
         raise InputError(
-            f"sampler.name={name} with group_size=1 keeps nothing, as one rollout does "
-            "not vary; raise it"
+            f"{said} with group_size=1 keeps nothing, as one rollout does not vary; "
+            "raise it"
         )
 
 

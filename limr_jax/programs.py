@@ -10,7 +10,7 @@ held-out set: grade_eval, or the hosts' graders. Then `train.one_step`,
                 JEPO only), update
 
 split, join and join_grades are there where a round has several calls of generate,
-collect and further rounds where a sampler keeps only some groups. Without collect,
+collect and further rounds where groups are filtered. Without collect,
 reference and values come before grade: so the devices work while hosts grade.
 """
 
@@ -55,7 +55,7 @@ class State:
     kl_coefficient: jax.Array  # fp32; of this step's KL to the reference
     sampler: Any  # the prompt sampler's state
     length_N: jax.Array  # fp32: mean tokens of each problem's last answers; 0: none yet
-    # Groups that wait for the next step; None: the sampler keeps whatever it draws.
+    # Groups that wait for the next step; None: all groups are learned from.
     surplus: group_buffer.GroupBuffer | None = None
 
 
@@ -73,7 +73,7 @@ class Programs(NamedTuple):
     # (length_N, PromptBatch, Rollout, Graded) → the next length_N, RolloutStats
     observe: Callable
     # (GroupBuffer, sampler state, step, PromptBatch, Rollout, Graded) → batch, surplus,
-    # metrics
+    # the next sampler state, metrics
     collect: Callable | None
     copy: Callable | None  # (params) → reference params
     reference: Callable | None  # (reference params, Rollout, Sampling) → [B, T]
@@ -88,6 +88,14 @@ def observe(length_N, drawn: PromptBatch, written: Rollout, graded: Graded):
     """A round's rollouts: `State.length_N` with their lengths, and RolloutStats."""
     length_N = length_order.remember(length_N, drawn.ids_P, written.mask_BT)
     return length_N, rollout_stats(written, graded)
+
+
+def observed(sampler: PromptSampler, state, drawn: PromptBatch, graded: Graded):
+    """The sampler's state after the rollouts of its last draw, and its metrics."""
+    # Before the sampler learns: an epoch's end weighs anew.
+    metrics = sampler.report(state, drawn.ids_P)
+    state = sampler.update(state, drawn.ids_P, graded.correct_PG, graded.valid_PG)
+    return state, metrics
 
 
 def _grader(at: NamedSharding, *, phrase: tuple[int, ...], known: bool) -> Callable:
@@ -228,11 +236,12 @@ def _learning(
             batch_metrics,
             key=stream_key(seed, "minibatch", state.step),
         )
-        # Before the sampler learns: an epoch's end weighs anew.
-        metrics |= sampler.report(state.sampler, drawn.ids_P)
-        sampler_state = sampler.update(
-            state.sampler, drawn.ids_P, graded.correct_PG, graded.valid_PG
-        )
+        if sampler.keep:
+            # It has learned from each round, and what is used may be of another step.
+            sampler_state = sampler.end_step(state.sampler)
+        else:
+            sampler_state, numbers = observed(sampler, state.sampler, drawn, graded)
+            metrics |= numbers
         policy, critic_state = states
         following = dataclasses.replace(
             state,
@@ -265,10 +274,20 @@ def _nothing_waits(generate, *, sampler: PromptSampler, params, prompts, phrase)
 
 
 def _collector(sampler: PromptSampler, max_age: int, at) -> Callable | None:
-    """`group_buffer.collect`, jitted; None where the sampler keeps what it draws."""
+    """A round's end, jitted: `group_buffer.collect`, and what the sampler learns.
+
+    None where all groups are learned from.
+    """
     if not sampler.keep:
         return None
-    collect = partial(group_buffer.collect, keep=sampler.keep, max_age=max_age)
+
+    def collect(waiting, sampler_state, step, drawn, written, graded):
+        batch, surplus, metrics = group_buffer.collect(
+            waiting, step, drawn, written, graded, keep=sampler.keep, max_age=max_age
+        )
+        sampler_state, numbers = observed(sampler, sampler_state, drawn, graded)
+        return batch, surplus, sampler_state, metrics | numbers
+
     return jit(at[-1].mesh, collect, out_shardings=at)
 
 
@@ -309,7 +328,7 @@ def build(
     """The programs of one run on `mesh`; `params`, `prompts` are arrays or shapes.
 
     problems: of the data set; `prompts` may have more rows.
-    max_age: steps that a group may wait, where the sampler keeps only some.
+    max_age: steps that a group may wait, where groups are filtered.
     calls: how often a step generates, for as many of its problems each time.
     phrase: the tokens that introduce an answer.
     """
@@ -367,7 +386,9 @@ def build(
         grade=grade_eval if with_reward else _grader(rows, phrase=phrase, known=False),
         grade_eval=grade_eval,
         observe=jitted(observe, whole),
-        collect=_collector(sampler, max_age, (pooled, pooled, whole)),
+        collect=_collector(
+            sampler, max_age, (pooled, pooled, shardings.sampler, whole)
+        ),
         copy=jitted(copy, shardings.train.params) if with_reference else None,
         reference=jitted(reference) if with_reference else None,
         values=jitted(values) if state.critic else None,

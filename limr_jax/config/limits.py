@@ -153,6 +153,10 @@ LIMITS: dict[str, Row] = {
     "filter.tau": Real(-1, 1e3),  # below 0: no filter
     "filter.normaliser": Choice(("all", "kept")),
     "filter.keep_kl": Flag(),
+    "filter.groups": Choice(("none", "mixed")),
+    "filter.max_rounds": Whole(1, ROWS),
+    # A round adds a batch at most, and the next step takes what is over first.
+    "filter.max_age": Whole(0, 1),
     "kl.coefficient": Real(0, LARGE),
     "kl.estimator": Choice(("k1", "k2", "k3"), optional=True),
     "kl.placement": Choice(("loss", "reward")),

@@ -23,8 +23,8 @@ from limr_jax.samplers import score_file
 from limr_jax.samplers.adarft import adarft
 from limr_jax.samplers.cdas import cdas
 from limr_jax.samplers.curriculum import by_level
-from limr_jax.samplers.dynamic import dynamic
 from limr_jax.samplers.greso import greso
+from limr_jax.samplers.group_filter import GROUP_FILTERS, in_rounds
 from limr_jax.samplers.informative import informative
 from limr_jax.samplers.interface import PromptSampler
 from limr_jax.samplers.lim import online_lim
@@ -44,6 +44,7 @@ class Draws:
     prompts: int  # P, problems that a step draws
     group: int  # G, rollouts of a problem
     key: jax.Array  # of the first epoch's order, where there is one
+    max_rounds: int = 1  # draws that a step may take, of P problems each
 
     @property
     def problems(self) -> int:
@@ -51,14 +52,27 @@ class Draws:
         return len(self.data)
 
 
+def group_filter(config) -> str:
+    """The name in `GROUP_FILTERS` that the config asks for."""
+    return SAMPLERS[config.sampler.name].groups or config.filter.groups
+
+
 def make_sampler(
-    section, data: Problems, *, prompts: int, group: int, seed: int
+    section,
+    data: Problems,
+    *,
+    prompts: int,
+    group: int,
+    seed: int,
+    groups: str = "none",
+    max_rounds: int = 1,
 ) -> PromptSampler:
     """The prompt sampler that the config's section `sampler` describes.
 
     data: the training set. prompts: P, problems that a step draws. group: G, rollouts
-    of a problem. seed: of the run. Raises InputError where the data set does not have
-    what the sampler needs.
+    of a problem. seed: of the run. groups: of `GROUP_FILTERS`; with a filter a step
+    takes up to `max_rounds` draws, and else one. Raises InputError where the data set
+    does not have what the sampler needs.
 
     Fixed subsets (LIM, LINEAR, RAND, std) are training sets of their own, which
     launch/lim.py writes: any sampler draws from them.
@@ -66,8 +80,31 @@ def make_sampler(
     row = choose(SAMPLERS, section.name, "sampler.name")
     # The first order folds 0 into the key of step 0, whose own draw folds in 1.
     draws = Draws(data, prompts, group, key=stream_key(seed, "sampler"))
+    keep = GROUP_FILTERS[groups]
+    if keep:
+        draws = dataclasses.replace(draws, max_rounds=max_rounds)
+        _check_rounds(draws)
     # A sampler without fields of its own has no section.
-    return row.make(section[section.name] if row.own else None, draws)
+    sampler = row.make(section[section.name] if row.own else None, draws)
+    if not keep:
+        return sampler
+    return in_rounds(
+        sampler,
+        keep=keep,
+        problems=draws.problems,
+        prompts=prompts,
+        max_rounds=max_rounds,
+    )
+
+
+def _check_rounds(draws: Draws) -> None:
+    """InputError where the rounds of a step could not all draw different problems."""
+    if draws.max_rounds * draws.prompts > draws.problems:
+        raise InputError(
+            f"filter.max_rounds={draws.max_rounds} may draw {draws.max_rounds} x "
+            f"prompts_per_step={draws.prompts} problems in a step, but "
+            f"{draws.data.source} has {draws.problems}; lower one of them"
+        )
 
 
 def stand_ins(section, count: int) -> Problems:
@@ -147,21 +184,6 @@ def _informative(own, draws: Draws) -> PromptSampler:
     )
 
 
-def _dynamic(own, draws: Draws) -> PromptSampler:
-    if own.max_rounds * draws.prompts > draws.problems:
-        raise InputError(
-            f"sampler.dynamic.max_rounds={own.max_rounds} may draw {own.max_rounds} x "
-            f"prompts_per_step={draws.prompts} problems in a step, but "
-            f"{draws.data.source} has {draws.problems}; lower one of them"
-        )
-    return dynamic(
-        problems=draws.problems,
-        prompts=draws.prompts,
-        key=draws.key,
-        max_rounds=own.max_rounds,
-    )
-
-
 def _greso(own, draws: Draws) -> PromptSampler:
     return greso(problems=draws.problems, prompts=draws.prompts, key=draws.key, **own)
 
@@ -171,11 +193,12 @@ def _curriculum(own, draws: Draws) -> PromptSampler:
     # Below 0 a level is unknown, and `level_weight` leaves it out.
     level_N = np.where(np.isnan(level_N), -1, level_N)
     eligible = int(np.sum(level_N >= own.minimum))
-    if eligible < draws.prompts:
+    if eligible < draws.max_rounds * draws.prompts:
+        rounds = f"filter.max_rounds={draws.max_rounds} x " * (draws.max_rounds > 1)
         raise InputError(
             f"sampler.curriculum.minimum={own.minimum}: {eligible} problems of "
             f"{draws.data.source} have that level, fewer than "
-            f"prompts_per_step={draws.prompts}; lower one of them"
+            f"{rounds}prompts_per_step={draws.prompts}; lower one of them"
         )
     return by_level(
         problems=draws.problems,
@@ -242,8 +265,8 @@ class SamplerRow:
     make: Callable[..., PromptSampler]  # (the section sampler.NAME or None, Draws)
     # The fields of the section sampler.NAME, and what each may be: rows of limits.py.
     own: Mapping[str, limits.Row] = dataclasses.field(default_factory=dict)
-    # It has `keep`: groups without a right and a wrong response are not learned from.
-    filters_groups: bool = False
+    # Of an old name for another sampler with a filter: the filter.groups that it means.
+    groups: str = ""
     # It asks how the rollouts of a group differ, so that it needs two at least.
     needs_group: bool = False
     # It may draw where nothing is graded, reward=none.
@@ -300,15 +323,8 @@ SAMPLERS = {
         },
         columns=lambda own: {own.column: 0.0},
     ),
-    "dynamic": SamplerRow(
-        _dynamic,
-        {
-            "max_rounds": limits.Whole(1, limits.ROWS),
-            # A round adds a batch at most, and the next step takes what is over first.
-            "max_age": limits.Whole(0, 1),
-        },
-        filters_groups=True,
-    ),
+    # Its name until version 0.3; the next version knows `uniform` with a filter alone.
+    "dynamic": SamplerRow(_uniform, groups="mixed"),
     "greso": SamplerRow(
         _greso,
         {

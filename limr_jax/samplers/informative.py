@@ -33,8 +33,8 @@ def informative(
     chance = partial(informative_math.mixed_chance, group=group)
     weight = partial(informative_math.weight, group=group, floor=floor)
 
-    def sample(state, key):
-        ids_P = draw_by_weight(weight(state.posterior), key, prompts)
+    def sample(state, key, earlier=None):
+        ids_P = draw_by_weight(weight(state.posterior), key, prompts, earlier)
         return dataclasses.replace(state, step=state.step + 1), ids_P
 
     def update(state, ids_P, correct_PG, valid_PG):

@@ -33,9 +33,9 @@ def prioritized(*, problems: int, prompts: int, floor: float) -> PromptSampler:
         zeros_N = jnp.zeros((problems,), jnp.float32)
         return PassRates(jnp.int32(0), zeros_N, zeros_N)
 
-    def sample(state, key):
+    def sample(state, key, earlier=None):
         weight_N = weight(state.right_N, state.valid_N)
-        ids_P = draw_by_weight(weight_N, key, prompts)
+        ids_P = draw_by_weight(weight_N, key, prompts, earlier)
         return dataclasses.replace(state, step=state.step + 1), ids_P
 
     def update(state, ids_P, correct_PG, valid_PG):

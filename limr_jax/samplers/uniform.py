@@ -12,7 +12,10 @@ def uniform(*, problems: int, prompts: int, key) -> PromptSampler:
     """
     return PromptSampler(
         init=lambda: first_order(key, problems),
-        sample=lambda state, key: draw_in_order(state, key, prompts),
+        sample=lambda state, key, earlier=None: draw_in_order(
+            state, key, prompts, earlier
+        ),
         update=lambda state, ids_P, correct_PG, valid_PG: state,
         report=lambda state, ids_P: {"epoch": state.epoch + state.position / problems},
+        in_order=True,
     )

@@ -66,8 +66,8 @@ RUNS = {
     },
     "graded by the hosts, some groups kept": {
         "reward": "math",
-        "sampler__name": "dynamic",
-        "sampler__dynamic__max_rounds": 2,
+        "filter__groups": "mixed",
+        "filter__max_rounds": 2,
     },
     "jepo": {"algorithm": "jepo", "reward": "none", "loss_normaliser": "rollout"},
 }
@@ -202,7 +202,6 @@ def test_a_report_of_programs_that_fit_and_of_some_that_do_not(
 OWN = {
     "curriculum": {"column": "hardness", "minimum": 3.5},
     "adarft": {"column": "hardness"},
-    "dynamic": {"max_rounds": 16},  # of 4 of the 64 stand-ins
 }
 
 
