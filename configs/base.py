@@ -67,9 +67,13 @@ def get_config() -> ConfigDict:
     c.slice.answer_length = 0  # tokens of the longest reference answer
 
     c.sampler = ConfigDict()
-    # Or 'lim', 'cdas', 'prioritized', 'informative', 'mopps', 'greso',
-    # 'curriculum', 'adarft'; 'dynamic' is an old name of filter.groups=mixed.
+    # Or 'lim', 'cdas', 'prioritized', 'informative', 'mopps', 'bots', 'dps',
+    # 'greso', 'curriculum', 'adarft'; 'dynamic' is an old name of filter.groups=mixed.
     c.sampler.name = "uniform"
+    # A drawn problem's loss weighs 1 / (N x its chance at each of the P places): the
+    # mean gradient is that of all N problems, each as often. With a sampler whose
+    # chances are known: 'uniform', 'lim', 'prioritized', 'informative'.
+    c.sampler.unbiased = False
     c.sampler.lim = ConfigDict()
     c.sampler.lim.warmup_epochs = 1  # epochs that visit every problem once; at least 1
     # File of {"id", "lim_score"} lines (launch/lim.py writes it): its weights hold from
@@ -92,6 +96,16 @@ def get_config() -> ConfigDict:
     c.sampler.mopps.target = 0.5  # pass rate to be near
     c.sampler.mopps.decay = 0.5  # of what was seen, a visit; 1: nothing is forgotten
     c.sampler.mopps.prior = 1.0  # pseudo-count of right, and of wrong, responses
+    # MoPPS, and what a batch says of the problems that it lacks (arXiv:2510.26374).
+    c.sampler.bots = ConfigDict()
+    c.sampler.bots.pool = 0  # candidates, in batches of prompts_per_step; 0: all
+    c.sampler.bots.target = 0.5  # pass rate to be near
+    c.sampler.bots.decay = 0.9  # of what was seen, a step
+    c.sampler.bots.prior = 1.0  # pseudo-count of right, and of wrong, responses
+    c.sampler.bots.rho = 0.1  # weight of what no rollout of a problem says; 0: MoPPS
+    c.sampler.dps = ConfigDict()  # a hidden Markov model a problem (arXiv:2603.10887)
+    c.sampler.dps.decay = 0.7  # of the counted changes of state, a step
+    c.sampler.dps.prior = 1.0  # pseudo-count of each change
     c.sampler.greso = ConfigDict()  # skips what never varies (arXiv:2506.02177)
     c.sampler.greso.floor = 0.01  # least probability of a draw at a problem's turn
     c.sampler.greso.target_right = 0.25 / 3  # share of all-right groups to be held

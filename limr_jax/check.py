@@ -4,7 +4,7 @@ from limr_jax import console
 from limr_jax.config import limits
 from limr_jax.config.config_file import leaves
 from limr_jax.errors import InputError
-from limr_jax.learner.advantages import ALGORITHMS, Algorithm
+from limr_jax.learner.advantages import ALGORITHMS, Algorithm, normaliser
 from limr_jax.learner.field_limits import check_fields
 from limr_jax.rewards import host
 from limr_jax.samplers.from_config import SAMPLERS, SamplerRow, group_filter
@@ -218,8 +218,54 @@ def _check_sampler(config, algorithm: Algorithm, sampler: SamplerRow) -> None:
             f"sampler.name={name} with group_size=1 draws by how likely the rollouts "
             "of a group differ, and one does not; raise it or take uniform"
         )
+    if config.sampler.unbiased:
+        _check_unbiased(config, algorithm, sampler)
     if group_filter(config) != "none":
         _check_group_filter(config, algorithm, sampler)
+
+
+def _check_unbiased(config, algorithm: Algorithm, sampler: SamplerRow) -> None:
+    """What has no known chance of a draw, or is no mean over problems."""
+    name, section = config.sampler.name, config.sampler
+    divided_by = normaliser(config.loss_normaliser, config.algorithm)
+    # (field, whether it leaves the estimate biased, why and the remedy)
+    known = ", ".join(x for x, row in SAMPLERS.items() if row.known_chance)
+    for field, wrong, why in (
+        (
+            f"sampler.name={name}",
+            not sampler.known_chance,
+            f"whose draws have no known probability; take one of {known}",
+        ),
+        (
+            f"sampler.{name}.floor=0",
+            "floor" in sampler.own and section[name].floor == 0,
+            "which may draw some problems never; give a floor above 0",
+        ),
+        (
+            "filter.groups=mixed",
+            group_filter(config) != "none",
+            "which keeps groups by what came of them; take filter.groups=none",
+        ),
+        (
+            f"algorithm={config.algorithm}",
+            algorithm.over_problems,
+            "whose advantages compare the problems of a step; take grpo, dr_grpo or "
+            "rloo",
+        ),
+        (
+            f"loss_normaliser={divided_by}",
+            divided_by == "token",
+            "which divides by the tokens of whatever was drawn; take sequence, rollout "
+            "or constant",
+        ),
+        (
+            "filter.normaliser=kept",
+            config.filter.tau >= 0 and config.filter.normaliser == "kept",
+            "which divides by the rows that are left; take all",
+        ),
+    ):
+        if wrong:
+            raise InputError(f"sampler.unbiased=True with {field}, {why}")
 
 
 def _check_group_filter(config, algorithm: Algorithm, sampler: SamplerRow) -> None:

@@ -39,7 +39,7 @@ from limr_jax.rollout import generate as rollout
 from limr_jax.rollout import length_order
 from limr_jax.rollout.sampling import Sampling
 from limr_jax.rollout.types import GenerateConfig, Rollout
-from limr_jax.samplers import group_buffer
+from limr_jax.samplers import group_buffer, importance
 from limr_jax.samplers.interface import PromptSampler
 from limr_jax.sharding import BATCH, REPLICATED, param_shardings
 
@@ -118,8 +118,12 @@ def _writing(
         key = stream_key(seed, "sampler", state.step)
         sampler_state, ids_P = sampler.sample(state.sampler, key)
         drawn = prompt_batch(prompts, ids_P)
-        expected_P = state.length_N[ids_P]
-        return sampler_state, dataclasses.replace(drawn, expected_P=expected_P)
+        weight_P = None
+        if sampler.importance:
+            weight_P = sampler.importance(state.sampler, key)
+        return sampler_state, dataclasses.replace(
+            drawn, expected_P=state.length_N[ids_P], weight_P=weight_P
+        )
 
     def split(drawn):
         # A PromptBatch of lists becomes a list of PromptBatches.
@@ -228,6 +232,10 @@ def _learning(
             scores,
             state.kl_coefficient,
         )
+        if drawn.weight_P is not None:
+            weight_B = jnp.repeat(drawn.weight_P, written.group)
+            batch = dataclasses.replace(batch, problem_weight_B=weight_B)
+            batch_metrics |= importance.metrics(drawn.weight_P)
         (states, kl_coefficient), metrics = learning.learn(
             (state.train, state.critic),
             state.kl_coefficient,
@@ -362,6 +370,7 @@ def build(
         answer_PA=rows,
         answer_length_P=rows,
         expected_P=rows,
+        weight_P=rows,
     )
     pooled = group_buffer.GroupBuffer(
         groups=(by_prompt, rows, rows), born_P=whole, kept_P=whole

@@ -282,6 +282,40 @@ JEPO = {"algorithm": "jepo"}
             "does not vary; raise it",
         ),
         (
+            {"sampler.unbiased": True, "sampler.name": "mopps"},
+            "sampler.unbiased=True with sampler.name=mopps, whose draws have no known "
+            "probability; take one of uniform, lim, prioritized, informative",
+        ),
+        (
+            {"sampler.unbiased": True, "sampler.name": "prioritized"},
+            "sampler.unbiased=True with sampler.prioritized.floor=0, which may draw "
+            "some problems never; give a floor above 0",
+        ),
+        (
+            {"sampler.unbiased": True, "filter.groups": "mixed"},
+            "sampler.unbiased=True with filter.groups=mixed, which keeps groups by "
+            "what came of them; take filter.groups=none",
+        ),
+        (
+            {"sampler.unbiased": True, "loss_normaliser": "token"},
+            "sampler.unbiased=True with loss_normaliser=token, which divides by the "
+            "tokens of whatever was drawn; take sequence, rollout or constant",
+        ),
+        (
+            {"sampler.unbiased": True, "algorithm": "reinforce_pp"},
+            "sampler.unbiased=True with algorithm=reinforce_pp, whose advantages "
+            "compare the problems of a step; take grpo, dr_grpo or rloo",
+        ),
+        (
+            {
+                "sampler.unbiased": True,
+                "filter.tau": 0,
+                "filter.normaliser": "kept",
+            },
+            "sampler.unbiased=True with filter.normaliser=kept, which divides by the "
+            "rows that are left; take all",
+        ),
+        (
             {"sampler.cdas.weights": "papr"},
             "sampler.cdas.weights='papr' is unknown; did you mean 'paper'? "
             "(code, paper)",

@@ -118,6 +118,7 @@ LIMITS: dict[str, Row] = {
     "slice.problems": Whole(0, COUNT),
     "slice.answer_length": Whole(0, TOKENS),
     "sampler.name": Text(),  # one of samplers/from_config.py's SAMPLERS
+    "sampler.unbiased": Flag(),
     "rollout.temperature": Real(1e-3, 1e3),
     "rollout.top_p": Real(SMALL, 1),
     "rollout.top_k": Whole(0, COUNT),

@@ -19,10 +19,12 @@ from limr_jax.data.problems import Problems
 from limr_jax.errors import InputError, choose
 from limr_jax.platform import resolve
 from limr_jax.prng import stream_key
-from limr_jax.samplers import score_file
+from limr_jax.samplers import importance, score_file
 from limr_jax.samplers.adarft import adarft
+from limr_jax.samplers.bots import bots
 from limr_jax.samplers.cdas import cdas
 from limr_jax.samplers.curriculum import by_level
+from limr_jax.samplers.dps import dps
 from limr_jax.samplers.greso import greso
 from limr_jax.samplers.group_filter import GROUP_FILTERS, in_rounds
 from limr_jax.samplers.informative import informative
@@ -86,6 +88,8 @@ def make_sampler(
         _check_rounds(draws)
     # A sampler without fields of its own has no section.
     sampler = row.make(section[section.name] if row.own else None, draws)
+    if not section.unbiased:
+        sampler = sampler._replace(importance=None)
     if not keep:
         return sampler
     return in_rounds(
@@ -153,7 +157,11 @@ def _lim(own, draws: Draws) -> PromptSampler:
     score_N, _ = score_file.scores_of(resolve(own.scores), draws.data.ids)
     # A problem without a score is never kept: its weight is the floor.
     weight_N = weights(jnp.float32(score_N), jnp.ones(score_N.shape, bool))
-    return weighted(weight_N=weight_N, prompts=draws.prompts)
+    return weighted(weight_N=weight_N, prompts=draws.prompts)._replace(
+        importance=lambda state, key: importance.of_draw_by_weight(
+            state.weight_N, key, draws.prompts
+        )
+    )
 
 
 def _cdas(own, draws: Draws) -> PromptSampler:
@@ -176,6 +184,14 @@ def _prioritized(own, draws: Draws) -> PromptSampler:
 
 def _mopps(own, draws: Draws) -> PromptSampler:
     return mopps(problems=draws.problems, prompts=draws.prompts, **own)
+
+
+def _bots(own, draws: Draws) -> PromptSampler:
+    return bots(problems=draws.problems, prompts=draws.prompts, **own)
+
+
+def _dps(own, draws: Draws) -> PromptSampler:
+    return dps(problems=draws.problems, prompts=draws.prompts, **own)
 
 
 def _informative(own, draws: Draws) -> PromptSampler:
@@ -269,6 +285,8 @@ class SamplerRow:
     groups: str = ""
     # It asks how the rollouts of a group differ, so that it needs two at least.
     needs_group: bool = False
+    # It has `importance`, as long as a floor of its own weights is above 0.
+    known_chance: bool = False
     # It may draw where nothing is graded, reward=none.
     draws_without_rewards: bool = False
     # (the section) → what it reads of a data set, for `stand_ins`: columns, with a
@@ -278,7 +296,7 @@ class SamplerRow:
 
 
 SAMPLERS = {
-    "uniform": SamplerRow(_uniform, draws_without_rewards=True),
+    "uniform": SamplerRow(_uniform, known_chance=True, draws_without_rewards=True),
     "lim": SamplerRow(
         _lim,
         {
@@ -289,6 +307,7 @@ SAMPLERS = {
             "temperature": limits.Real(limits.SMALL, limits.LARGE),
             "floor": limits.Real(0, 1),
         },
+        known_chance=True,
         ids=_scored,
     ),
     "cdas": SamplerRow(
@@ -302,6 +321,7 @@ SAMPLERS = {
         {
             "floor": limits.Real(0, 1),
         },
+        known_chance=True,
     ),
     "curriculum": SamplerRow(
         _curriculum,
@@ -339,6 +359,25 @@ SAMPLERS = {
         {
             "decay": limits.Real(0, 1),
             "floor": limits.Real(0, 1),
+        },
+        needs_group=True,
+        known_chance=True,
+    ),
+    "bots": SamplerRow(
+        _bots,
+        {
+            "pool": limits.Whole(0, limits.ROWS),
+            "target": limits.Real(0, 1),
+            "decay": limits.Real(0, 1),
+            "prior": limits.Real(1e-3, limits.LARGE),
+            "rho": limits.Real(0, 1),
+        },
+    ),
+    "dps": SamplerRow(
+        _dps,
+        {
+            "decay": limits.Real(0, 1),
+            "prior": limits.Real(1e-3, limits.LARGE),
         },
         needs_group=True,
     ),

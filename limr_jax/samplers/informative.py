@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from limr_jax.algorithms import informative as informative_math
+from limr_jax.samplers import importance
 from limr_jax.samplers.interface import PromptSampler
 from limr_jax.samplers.weighted import draw_by_weight, effective_problems
 
@@ -60,4 +61,7 @@ def informative(
         sample=sample,
         update=update,
         report=report,
+        importance=lambda state, key: importance.of_draw_by_weight(
+            weight(state.posterior), key, prompts
+        ),
     )

@@ -14,10 +14,14 @@ State is a frozen dataclass of device arrays, replicated, and part of the checkp
 problem is drawn at most once a step: its rollouts would be the same, word for word.
 `correct_PG` is raw correctness (fp32, 0 to 1), never a shaped reward.
 
+A sampler whose draws have a known probability has `importance(state, key) → weight_P`:
+what the losses of the problems that `sample(state, key)` draws are to be multiplied by,
+so that their mean estimates that over all N problems, each as often (importance.py).
+
 With a filter of groups (group_filter.py) a step draws, and updates, once a round.
-`earlier` says what the rounds before it have drawn; its key is the same in all of them.
-Such a sampler has two functions more: `keep(correct_PG, valid_PG) → keep_P`, the groups
-to learn from, and `end_step(state) → state` after the last round.
+`earlier` says what the rounds before it have drawn; the key is the same in all of them.
+With such a filter it has two functions more: `keep(correct_PG, valid_PG) → keep_P`, the
+groups to learn from, and `end_step(state) → state` after the last round.
 """
 
 import dataclasses
@@ -48,6 +52,7 @@ class PromptSampler(NamedTuple):
     # Draws are the next problems of an order, whatever came of them: the rounds of a
     # step need only be looked ahead for.
     in_order: bool = False
+    importance: Callable[..., jax.Array] | None = None
     keep: Callable[..., jax.Array] | None = None
     end_step: Callable[..., Any] | None = None
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from limr_jax.algorithms import lim
 from limr_jax.rewards.stats import mean
+from limr_jax.samplers import importance
 from limr_jax.samplers.interface import Earlier, PromptSampler
 from limr_jax.samplers.order import Order, draw_in_order, first_order
 from limr_jax.samplers.weighted import draw_by_weight, effective_problems
@@ -184,4 +185,9 @@ def online_lim(
         sample=sample,
         update=partial(_lim_update, weights=weights),
         report=partial(_lim_report, prompts=prompts, warmup_epochs=warmup_epochs),
+        importance=lambda state, key: jnp.where(
+            state.order.epoch < warmup_epochs,
+            importance.uniformly(prompts),
+            importance.of_draw_by_weight(state.weight_N, key, prompts),
+        ),
     )

@@ -24,6 +24,8 @@ SAMPLERS = dict.fromkeys(from_config.SAMPLERS, ({}, "epoch")) | {
     "cdas": ({}, "cdas/competence"),
     "prioritized": ({}, "prioritized/weight_mean"),
     "informative": ({}, "informative/drawn_chance"),
+    "bots": ({}, "bots/drawn_pass_rate"),
+    "dps": ({}, "dps/drawn_between"),
     "mopps": ({"pool": 2}, "mopps/drawn_pass_rate"),
     "greso": ({}, "greso/skipped_share"),
     "curriculum": ({"start": 2, "minimum": 1}, "curriculum/eligible_share"),

@@ -280,10 +280,11 @@ def test_where_no_group_varies_nothing_is_learned_and_nothing_breaks(
 
 
 @pytest.mark.slow
-def test_eight_devices_are_one(problems, tmp_path):
-    rows = []
+@pytest.mark.parametrize("name", ["uniform", "informative", "bots", "dps"])
+def test_eight_devices_are_one(problems, tmp_path, name):
+    rows, fields = [], {"prompts_per_step": 8, "num_steps": 4, "sampler__name": name}
     for devices in (1, 8):
-        config = configured(problems, prompts_per_step=8, num_steps=4)
+        config = configured(problems, **fields)
         train(with_parity(set_up(config, devices)), config, tmp_path / str(devices))
         rows.append(told(tmp_path / str(devices)))
     here, there = rows
