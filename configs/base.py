@@ -3,8 +3,8 @@
 What each may be: limr_jax/config/limits.py, and the tables of algorithms and samplers
 for what these own (limr_jax/learner/field_limits.py). A new
 field takes three files: its default here, its row there, and the function that reads
-it. Whole sections are handed on (`checkpoint`, `clip`, `dump`, `filter`, `mesh`,
-`optimizer`), and so are the numbers that an algorithm or a sampler has of its own.
+it. Whole sections are handed on (`checkpoint`, `clip`, `dump`, `mesh`, `optimizer`),
+and so are the numbers that an algorithm or a sampler has of its own.
 
 python launch/tpu.py --config configs/tiny.py --config.seed=1
 """
@@ -67,9 +67,13 @@ def get_config() -> ConfigDict:
     c.slice.answer_length = 0  # tokens of the longest reference answer
 
     c.sampler = ConfigDict()
-    # Or 'lim', 'cdas', 'prioritized', 'mopps', 'greso', 'dynamic', 'curriculum',
-    # 'adarft'.
+    # Or 'lim', 'cdas', 'prioritized', 'informative', 'mopps', 'bots', 'dps',
+    # 'greso', 'curriculum', 'adarft'; 'dynamic' is an old name of filter.groups=mixed.
     c.sampler.name = "uniform"
+    # A drawn problem's loss weighs 1 / (N x its chance at each of the P places): the
+    # mean gradient is that of all N problems, each as often. With a sampler whose
+    # chances are known: 'uniform', 'lim', 'prioritized', 'informative'.
+    c.sampler.unbiased = False
     c.sampler.lim = ConfigDict()
     c.sampler.lim.warmup_epochs = 1  # epochs that visit every problem once; at least 1
     # File of {"id", "lim_score"} lines (launch/lim.py writes it): its weights hold from
@@ -83,19 +87,30 @@ def get_config() -> ConfigDict:
     c.sampler.cdas.weights = "paper"  # or 'code': a first visit weighs 1, or 1/2
     c.sampler.prioritized = ConfigDict()  # by 1 - pass rate so far (Kimi k1.5)
     c.sampler.prioritized.floor = 0.0  # least weight of a solved problem, 0 to 1
+    # By the chance that a group has a right and a wrong response (marin #8765).
+    c.sampler.informative = ConfigDict()
+    c.sampler.informative.decay = 0.9  # of what was seen, a visit; 1: forgets nothing
+    c.sampler.informative.floor = 0.01  # least weight of any problem, 0 to 1
     c.sampler.mopps = ConfigDict()  # pass rates by Thompson draws (arXiv:2507.04632)
     c.sampler.mopps.pool = 8  # candidates, in batches of prompts_per_step
     c.sampler.mopps.target = 0.5  # pass rate to be near
     c.sampler.mopps.decay = 0.5  # of what was seen, a visit; 1: nothing is forgotten
     c.sampler.mopps.prior = 1.0  # pseudo-count of right, and of wrong, responses
+    # MoPPS, and what a batch says of the problems that it lacks (arXiv:2510.26374).
+    c.sampler.bots = ConfigDict()
+    c.sampler.bots.pool = 0  # candidates, in batches of prompts_per_step; 0: all
+    c.sampler.bots.target = 0.5  # pass rate to be near
+    c.sampler.bots.decay = 0.9  # of what was seen, a step
+    c.sampler.bots.prior = 1.0  # pseudo-count of right, and of wrong, responses
+    c.sampler.bots.rho = 0.1  # weight of what no rollout of a problem says; 0: MoPPS
+    c.sampler.dps = ConfigDict()  # a hidden Markov model a problem (arXiv:2603.10887)
+    c.sampler.dps.decay = 0.7  # of the counted changes of state, a step
+    c.sampler.dps.prior = 1.0  # pseudo-count of each change
     c.sampler.greso = ConfigDict()  # skips what never varies (arXiv:2506.02177)
     c.sampler.greso.floor = 0.01  # least probability of a draw at a problem's turn
     c.sampler.greso.target_right = 0.25 / 3  # share of all-right groups to be held
     c.sampler.greso.target_wrong = 0.5 / 3  # likewise of all-wrong groups
     c.sampler.greso.step = 0.01  # by which a step moves the exploration
-    c.sampler.dynamic = ConfigDict()  # only groups that vary (arXiv:2503.14476)
-    c.sampler.dynamic.max_rounds = 4  # generations a step until P groups are kept
-    c.sampler.dynamic.max_age = 1  # steps that a group left over may wait: 0 or 1
     c.sampler.curriculum = ConfigDict()  # uniform, then only hard problems
     c.sampler.curriculum.column = "level"  # of the data set: a number a problem
     c.sampler.curriculum.start = 0  # steps of all problems before the minimum holds
@@ -190,10 +205,17 @@ def get_config() -> ConfigDict:
     # once for several, which pays where most responses are as long as they may be.
     c.row_responses = 1
 
-    c.filter = ConfigDict()  # DASH: rollouts dropped before the forward pass
-    c.filter.tau = -1.0  # those of |advantage| <= tau; below 0: none
+    c.filter = ConfigDict()  # what is not learned from
+    # DASH (arXiv:2505.17218): rollouts dropped before the forward pass, those of
+    # |advantage| <= tau; below 0: none.
+    c.filter.tau = -1.0
     c.filter.normaliser = "all"  # the loss is divided by all rows, or by those 'kept'
     c.filter.keep_kl = True  # drop none where the loss has a KL or entropy term
+    # Dynamic sampling (arXiv:2503.14476), with any sampler: 'mixed' keeps the groups
+    # with a right and a wrong response, round after round; 'none' filters none.
+    c.filter.groups = "none"
+    c.filter.max_rounds = 4  # generations a step until prompts_per_step are kept
+    c.filter.max_age = 1  # steps that a group left over may wait: 0 or 1
 
     c.kl = ConfigDict()
     c.kl.coefficient = 0.0  # 0: no reference model exists

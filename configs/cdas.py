@@ -11,7 +11,7 @@ over AIME24, AIME25, MATH500, Minerva, OlympiadBench and GSM8K in %, and the sam
     random       44.09   sampler.name=uniform
     curriculum   44.44   sampler.name=curriculum (later only level 4 and above)
     prioritized  44.66   sampler.name=prioritized
-    dynamic      45.52   sampler.name=dynamic, at 2.33 times the seconds a step
+    dynamic      45.52   filter.groups=mixed, at 2.33 times the seconds a step
     CDAS         45.89   this config
     got          –
 

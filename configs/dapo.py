@@ -40,8 +40,8 @@ def get_config():
     c.data.train = "math12k:train"
     c.benchmarks.names = "aime24@32@1.0"
     c.benchmarks.top_p = 0.7
-    c.sampler.name = "dynamic"
-    c.sampler.dynamic.max_rounds = 23  # 11,776 of the 12,000 problems
+    c.filter.groups = "mixed"
+    c.filter.max_rounds = 23  # 11,776 of the 12,000 problems
     c.reward = "math"
     c.overlong.buffer = 4096
     c.overlong.weight = 0.5

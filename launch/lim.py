@@ -13,8 +13,17 @@
     --random 1389       RAND: as many at random (--seed)
     --linear 0.7        LINEAR, this project's reading: correlation with the epoch ≥ 0.7
     --std 1389          the largest standard deviation over epochs (arXiv:2504.20571)
+    --hardest 852       what the base model fails most (arXiv:2508.14094)
 
-and the last two need curves: --run, --rewards, or --scores with `rewards` in its rows.
+`--linear` and `--std` need curves: --run, --rewards, or --scores with `rewards` in its
+rows. `--hardest`, and `--std` too, take a base model's responses in epochs' places,
+without any training: `--evaluation DIR`, what
+
+    python launch/evaluate.py --config FILE --benchmarks train.jsonl@8 --out DIR
+
+wrote (the folder of one benchmark, where it has several). Of equal ones the first are
+kept.
+
 What it writes are the rows of the file given, or with `--problems FILE.jsonl` that
 file's rows with the kept ids: a training set. A problem without a score is never kept.
 
@@ -40,8 +49,10 @@ with platform.importing_jax():
     from limr_jax.storage import files
     from limr_jax.studies import reward_curves, run_files
 
-_RULES = ("threshold", "top", "random", "linear", "std")
-_NAMES = {"linear": "linear_score", "std": "std"}  # the rules with a score of their own
+_RULES = ("threshold", "top", "random", "linear", "std", "hardest")
+# The rules with a score of their own.
+_NAMES = {"linear": "linear_score", "std": "std", "hardest": "hardest"}
+_OF_RESPONSES = ("std", "hardest")  # what a base model's responses are for
 
 
 def _parser() -> Parser:
@@ -57,12 +68,14 @@ def _parser() -> Parser:
         each.add_argument("--value", choices=list(reward_curves.VALUES))
     # From here on `source` and `each` are those of select, the last verb.
     source.add_argument("--scores", metavar="FILE")
+    source.add_argument("--evaluation", metavar="DIR")
     rule = each.add_mutually_exclusive_group(required=True)
     rule.add_argument("--threshold", type=float, metavar="SCORE")
     rule.add_argument("--top", type=int, metavar="N")
     rule.add_argument("--random", type=int, metavar="N")
     rule.add_argument("--linear", type=float, metavar="CORRELATION")
     rule.add_argument("--std", type=int, metavar="N")
+    rule.add_argument("--hardest", type=int, metavar="N")
     each.add_argument("--seed", type=int)
     each.add_argument("--round", type=int, metavar="DIGITS")
     each.add_argument("--problems", metavar="FILE.jsonl")
@@ -70,6 +83,8 @@ def _parser() -> Parser:
 
 
 def _curves(options) -> reward_curves.Curves:
+    if getattr(options, "evaluation", None):
+        return reward_curves.read_evaluation(options.evaluation)
     if options.run:
         return reward_curves.read_run(options.run, value=options.value)
     return reward_curves.read_rewards(options.rewards)
@@ -178,8 +193,8 @@ def main(argv: list[str]) -> None:
     options = _parser().parse_args(argv)
     names = ("rewards", "scores", "problems")
     files.output(options.out, *(getattr(options, name, None) for name in names))
-    if options.run:
-        run_files.refuse(options.out, options.run)
+    for folder in filter(None, (options.run, getattr(options, "evaluation", None))):
+        run_files.refuse(options.out, folder)
     _refuse_idle(options)
     {"score": score, "select": select}[options.verb](options)
 
@@ -197,10 +212,24 @@ def _refuse_idle(options) -> None:
     scores has no curves.
     """
     rule = _rule(options)
+    responses = getattr(options, "evaluation", None)
+    if rule == "hardest" and not responses:
+        raise InputError(
+            f"--hardest {options.hardest} is of a base model's responses; give "
+            "--evaluation DIR, which launch/evaluate.py wrote"
+        )
+    if responses and rule not in _OF_RESPONSES:
+        raise InputError(
+            f"--evaluation {responses} has no epochs, which --{rule} asks for; give "
+            f"--{' or --'.join(_OF_RESPONSES)}"
+        )
     # Finished scores have no curves: they are read as they are.
     scored = getattr(options, "scores", None) and rule not in _NAMES
+    whole = "with --evaluation, which has no epochs"
+    if scored:
+        whole = "with --scores, which are of whole curves"
     for name, default, idle, why in (
-        ("missing", "backfill", scored, "with --scores, which are of whole curves"),
+        ("missing", None if responses else "backfill", responses or scored, whole),
         ("value", "accuracy", not options.run, "without --run"),
         ("seed", 0, rule != "random", "without --random"),
         ("round", None, rule == "random", "with --random"),

@@ -256,7 +256,11 @@ def sampler_seconds(run, config, state) -> dict[str, float]:
 
     prompts = config.prompts_per_step
     sampler = from_config.make_sampler(
-        config.sampler, run.train_set.problems, prompts=prompts, seed=config.seed
+        config.sampler,
+        run.train_set.problems,
+        prompts=prompts,
+        group=config.group_size,
+        seed=config.seed,
     )
     # Behind the warm-up, where LIM draws by weight; `ended` has an epoch to score.
     past = config.sampler.lim.warmup_epochs

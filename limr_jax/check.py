@@ -4,10 +4,10 @@ from limr_jax import console
 from limr_jax.config import limits
 from limr_jax.config.config_file import leaves
 from limr_jax.errors import InputError
-from limr_jax.learner.advantages import ALGORITHMS, Algorithm
+from limr_jax.learner.advantages import ALGORITHMS, Algorithm, normaliser
 from limr_jax.learner.field_limits import check_fields
 from limr_jax.rewards import host
-from limr_jax.samplers.from_config import SAMPLERS, SamplerRow
+from limr_jax.samplers.from_config import SAMPLERS, SamplerRow, group_filter
 
 
 def check(config) -> None:
@@ -122,6 +122,17 @@ def warn_of_filters(rollout) -> None:
             "filtered policy, but log-probabilities and gradients are of the whole "
             "one, which is evaluated (at top_p=.8 the gradient's cosine with the right "
             "one was .914); without a filter both are the same policy"
+        )
+
+
+def warn_of_old_names(config) -> None:
+    """Warn on stderr of a name that the next version will not know."""
+    name = config.sampler.name
+    if groups := SAMPLERS[name].groups:
+        console.warn(
+            f"sampler.name={name} goes with the next version; write "
+            f"--config.sampler.name=uniform --config.filter.groups={groups}, which is "
+            "the same"
         )
 
 
@@ -265,21 +276,81 @@ def _check_sampler(config, algorithm: Algorithm, sampler: SamplerRow) -> None:
             f"sampler.lim.scores={scores} with sampler.name={name}, which draws by no "
             "scores; take sampler.name=lim, or leave the scores empty"
         )
-    if sampler.filters_groups and algorithm.learns_answers:
+    if sampler.needs_group and config.group_size == 1:
         raise InputError(
-            f"sampler.name={name} with algorithm={config.algorithm} drops the groups "
-            "without a right response, which JEPO is for; take another sampler"
+            f"sampler.name={name} with group_size=1 draws by how likely the rollouts "
+            "of a group differ, and one does not; raise it or take uniform"
         )
-    if sampler.filters_groups and (shaped := host.shaped_first(config.reward)):
+    if config.sampler.unbiased:
+        _check_unbiased(config, algorithm, sampler)
+    if group_filter(config) != "none":
+        _check_group_filter(config, algorithm, sampler)
+
+
+def _check_unbiased(config, algorithm: Algorithm, sampler: SamplerRow) -> None:
+    """What has no known chance of a draw, or is no mean over problems."""
+    name, section = config.sampler.name, config.sampler
+    divided_by = normaliser(config.loss_normaliser, config.algorithm)
+    # (field, whether it leaves the estimate biased, why and the remedy)
+    known = ", ".join(x for x, row in SAMPLERS.items() if row.known_chance)
+    for field, wrong, why in (
+        (
+            f"sampler.name={name}",
+            not sampler.known_chance,
+            f"whose draws have no known probability; take one of {known}",
+        ),
+        (
+            f"sampler.{name}.floor=0",
+            "floor" in sampler.own and section[name].floor == 0,
+            "which may draw some problems never; give a floor above 0",
+        ),
+        (
+            "filter.groups=mixed",
+            group_filter(config) != "none",
+            "which keeps groups by what came of them; take filter.groups=none",
+        ),
+        (
+            f"algorithm={config.algorithm}",
+            algorithm.over_problems,
+            "whose advantages compare the problems of a step; take grpo, dr_grpo or "
+            "rloo",
+        ),
+        (
+            f"loss_normaliser={divided_by}",
+            divided_by == "token",
+            "which divides by the tokens of whatever was drawn; take sequence, rollout "
+            "or constant",
+        ),
+        (
+            "filter.normaliser=kept",
+            config.filter.tau >= 0 and config.filter.normaliser == "kept",
+            "which divides by the rows that are left; take all",
+        ),
+    ):
+        if wrong:
+            raise InputError(f"sampler.unbiased=True with {field}, {why}")
+
+
+def _check_group_filter(config, algorithm: Algorithm, sampler: SamplerRow) -> None:
+    """What leaves a filter of groups nothing to keep, or keeps the wrong ones."""
+    said = f"filter.groups={config.filter.groups}"
+    if sampler.groups:
+        said = f"sampler.name={config.sampler.name}"
+    if algorithm.learns_answers:
         raise InputError(
-            f"sampler.name={name} with reward={config.reward}: groups are kept by raw "
-            f"correctness, which comes from the first, and {shaped} shapes a reward; "
-            "put the verifier (math, limr, judge or your own) first"
+            f"{said} with algorithm={config.algorithm} drops the groups without a "
+            "right response, which JEPO is for; take filter.groups=none"
         )
-    if sampler.filters_groups and config.group_size == 1:
+    if shaped := host.shaped_first(config.reward):
         raise InputError(
-            f"sampler.name={name} with group_size=1 keeps nothing, as one rollout does "
-            "not vary; raise it"
+            f"{said} with reward={config.reward}: groups are kept by raw correctness, "
+            f"which comes from the first, and {shaped} shapes a reward; put the "
+            "verifier (math, limr, judge or your own) first"
+        )
+    if config.group_size == 1:
+        raise InputError(
+            f"{said} with group_size=1 keeps nothing, as one rollout does not vary; "
+            "raise it"
         )
 
 

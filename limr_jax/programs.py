@@ -12,8 +12,8 @@ the hosts' graders. Then `train.one_step`,
                 only), update
 
 split, join and join_grades are there where a round has several calls of generate,
-collect and further rounds where a sampler keeps only some groups. Without collect,
-reference, old and values come before grade: so the devices work while hosts grade.
+collect and further rounds where groups are filtered. Without collect, reference, old
+and values come before grade: so the devices work while hosts grade.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ from limr_jax.rollout import generate as rollout
 from limr_jax.rollout import length_order
 from limr_jax.rollout.sampling import Sampling
 from limr_jax.rollout.types import GenerateConfig, Rollout
-from limr_jax.samplers import group_buffer
+from limr_jax.samplers import group_buffer, importance
 from limr_jax.samplers.interface import PromptSampler
 from limr_jax.sharding import BATCH, REPLICATED, param_shardings
 
@@ -57,7 +57,7 @@ class State:
     kl_coefficient: jax.Array  # fp32; of this step's KL to the reference
     sampler: Any  # the prompt sampler's state
     length_N: jax.Array  # fp32: mean tokens of each problem's last answers; 0: none yet
-    # Groups that wait for the next step; None: the sampler keeps whatever it draws.
+    # Groups that wait for the next step; None: all groups are learned from.
     surplus: group_buffer.GroupBuffer | None = None
     # The reference's parameters, where it is reset; else they are the first policy's,
     # which is no part of the state. None: there is no KL, or no reset.
@@ -78,7 +78,7 @@ class Programs(NamedTuple):
     # (length_N, PromptBatch, Rollout, Graded) → the next length_N, RolloutStats
     observe: Callable
     # (GroupBuffer, sampler state, step, PromptBatch, Rollout, Graded) → batch, surplus,
-    # metrics
+    # the next sampler state, metrics
     collect: Callable | None
     copy: Callable | None  # (params) → reference params; None: the state has them
     # (reference params, policy's or None, Rollout, Sampling) → [B, T] of each
@@ -96,6 +96,14 @@ def observe(length_N, drawn: PromptBatch, written: Rollout, graded: Graded):
     """A round's rollouts: `State.length_N` with their lengths, and RolloutStats."""
     length_N = length_order.remember(length_N, drawn.ids_P, written.mask_BT)
     return length_N, rollout_stats(written, graded)
+
+
+def observed(sampler: PromptSampler, state, drawn: PromptBatch, graded: Graded):
+    """The sampler's state after the rollouts of its last draw, and its metrics."""
+    # Before the sampler learns: an epoch's end weighs anew.
+    metrics = sampler.report(state, drawn.ids_P)
+    state = sampler.update(state, drawn.ids_P, graded.correct_PG, graded.valid_PG)
+    return state, metrics
 
 
 def _grader(at: NamedSharding, *, phrase: tuple[int, ...], known: bool) -> Callable:
@@ -118,8 +126,12 @@ def _writing(
         key = stream_key(seed, "sampler", state.step)
         sampler_state, ids_P = sampler.sample(state.sampler, key)
         drawn = prompt_batch(prompts, ids_P)
-        expected_P = state.length_N[ids_P]
-        return sampler_state, dataclasses.replace(drawn, expected_P=expected_P)
+        weight_P = None
+        if sampler.importance:
+            weight_P = sampler.importance(state.sampler, key)
+        return sampler_state, dataclasses.replace(
+            drawn, expected_P=state.length_N[ids_P], weight_P=weight_P
+        )
 
     def split(drawn):
         # A PromptBatch of lists becomes a list of PromptBatches.
@@ -241,6 +253,10 @@ def _learning(
             scores,
             state.kl_coefficient,
         )
+        if drawn.weight_P is not None:
+            weight_B = jnp.repeat(drawn.weight_P, written.group)
+            batch = dataclasses.replace(batch, problem_weight_B=weight_B)
+            batch_metrics |= importance.metrics(drawn.weight_P)
         (states, kl_coefficient), metrics = learning.learn(
             (state.train, state.critic),
             state.kl_coefficient,
@@ -250,11 +266,12 @@ def _learning(
             key=stream_key(seed, "minibatch", state.step),
             step=state.step,
         )
-        # Before the sampler learns: an epoch's end weighs anew.
-        metrics |= sampler.report(state.sampler, drawn.ids_P)
-        sampler_state = sampler.update(
-            state.sampler, drawn.ids_P, graded.correct_PG, graded.valid_PG
-        )
+        if sampler.keep:
+            # It has learned from each round, and what is used may be of another step.
+            sampler_state = sampler.end_step(state.sampler)
+        else:
+            sampler_state, numbers = observed(sampler, state.sampler, drawn, graded)
+            metrics |= numbers
         policy, critic_state = states
         reference = state.reference
         if reset_every:
@@ -295,10 +312,20 @@ def _nothing_waits(generate, *, sampler: PromptSampler, params, prompts, phrase)
 
 
 def _collector(sampler: PromptSampler, max_age: int, at) -> Callable | None:
-    """`group_buffer.collect`, jitted; None where the sampler keeps what it draws."""
+    """A round's end, jitted: `group_buffer.collect`, and what the sampler learns.
+
+    None where all groups are learned from.
+    """
     if not sampler.keep:
         return None
-    collect = partial(group_buffer.collect, keep=sampler.keep, max_age=max_age)
+
+    def collect(waiting, sampler_state, step, drawn, written, graded):
+        batch, surplus, metrics = group_buffer.collect(
+            waiting, step, drawn, written, graded, keep=sampler.keep, max_age=max_age
+        )
+        sampler_state, numbers = observed(sampler, sampler_state, drawn, graded)
+        return batch, surplus, sampler_state, metrics | numbers
+
     return jit(at[-1].mesh, collect, out_shardings=at)
 
 
@@ -342,7 +369,7 @@ def build(
     """The programs of one run on `mesh`; `params`, `prompts` are arrays or shapes.
 
     problems: of the data set; `prompts` may have more rows.
-    max_age: steps that a group may wait, where the sampler keeps only some.
+    max_age: steps that a group may wait, where groups are filtered.
     calls: how often a step generates, for as many of its problems each time.
     phrase: the tokens that introduce an answer.
     recompute: the learner computes the policy's old log-probabilities itself.
@@ -379,6 +406,7 @@ def build(
         answer_PA=rows,
         answer_length_P=rows,
         expected_P=rows,
+        weight_P=rows,
     )
     pooled = group_buffer.GroupBuffer(
         groups=(by_prompt, rows, rows), born_P=whole, kept_P=whole
@@ -403,7 +431,9 @@ def build(
         grade=grade_eval if with_reward else _grader(rows, phrase=phrase, known=False),
         grade_eval=grade_eval,
         observe=jitted(observe, whole),
-        collect=_collector(sampler, max_age, (pooled, pooled, whole)),
+        collect=_collector(
+            sampler, max_age, (pooled, pooled, shardings.sampler, whole)
+        ),
         copy=(
             jitted(copy, shardings.train.params)
             if with_reference and not reset_every

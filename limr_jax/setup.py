@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 
 from limr_jax import identity, programs
 from limr_jax.algorithms import kl
-from limr_jax.check import check, check_batch, warn_of_filters
+from limr_jax.check import check, check_batch, warn_of_filters, warn_of_old_names
 from limr_jax.config.diff import config_digest
 from limr_jax.data.overlap import refuse_held_out
 from limr_jax.data.problems import (
@@ -101,6 +101,7 @@ def set_up(config) -> Run:
         return HostGrader(mesh, tokenizer, problem_set.problems, reward)
 
     warn_of_filters(config.rollout)
+    warn_of_old_names(config)
     return Run(
         mesh=mesh,
         tokenizer=tokenizer,
@@ -109,8 +110,8 @@ def set_up(config) -> Run:
         generation=generation,
         compute=compute,
         programs=jitted,
-        # Only where a sampler keeps some groups is there a second round.
-        max_rounds=config.sampler.dynamic.max_rounds if jitted.collect else 1,
+        # Only where groups are filtered is there a second round.
+        max_rounds=config.filter.max_rounds if jitted.collect else 1,
         grade=grader(train_set, jitted.grade, host_reward),
         grade_eval=grader(eval_set, jitted.grade_eval, held_out_reward),
         sampling=sampling,
@@ -167,12 +168,15 @@ def make_programs(
             config.sampler,
             problems,
             prompts=config.prompts_per_step,
+            group=config.group_size,
             seed=config.seed,
+            groups=from_config.group_filter(config),
+            max_rounds=config.filter.max_rounds,
         ),
         problems=len(problems),
         learning=_learning(config, compute, special_tokens),
         prompts=prompts,
-        max_age=config.sampler.dynamic.max_age,
+        max_age=config.filter.max_age,
         generation=generation,
         calls=config.rollout.calls,
         phrase=special_tokens.answer_phrase,
@@ -330,7 +334,9 @@ def _rl_batch(config, placed: dict) -> Callable:
         advantage=partial(algorithm.advantage, **own),
         mask_truncated=config.mask_truncated,
         entropy_coefficient=config.entropy_coefficient,
-        **_prefixed("filter", config.filter),
+        filter_tau=config.filter.tau,
+        filter_normaliser=config.filter.normaliser,
+        filter_keep_kl=config.filter.keep_kl,
         **placed,
     )
 

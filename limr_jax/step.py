@@ -29,7 +29,7 @@ class StepParts:
 
     programs: Programs
     grade: Callable  # (Rollout, PromptBatch) → Graded, of the training set
-    max_rounds: int  # generations of a step; more than 1 where not all is kept
+    max_rounds: int  # generations of a step; more than 1 where groups are filtered
     sampling: Sampling  # of the training rollouts, on the devices
     seed: jax.Array  # uint32, on the devices
     fingerprint: dict[str, str]  # what all hosts must have in common, shortly
@@ -62,7 +62,7 @@ class Collected(NamedTuple):
     """The groups to learn from, as far as a step has come."""
 
     groups: Groups
-    pool: Any  # group_buffer.GroupBuffer; None where a sampler keeps all it draws
+    pool: Any  # group_buffer.GroupBuffer; None where all groups are learned from
     numbers: dict[str, jax.Array]  # metrics
     whole: bool  # there are enough, or no further round is allowed
 
@@ -157,14 +157,14 @@ def observe(
 def collect(
     run: StepParts, phases, state: State, before: Collected | None, rounds: list[Round]
 ) -> tuple[State, Collected]:
-    """The newest round's groups with those before it, where a sampler keeps only some.
+    """The newest round's groups with those before it, where groups are filtered.
 
     before: what the step's earlier rounds came to; None in its first.
     """
     groups = rounds[-1].groups
     if not run.programs.collect:
         return state, Collected(groups, None, {}, whole=True)
-    pool, surplus, numbers = phases(
+    pool, surplus, sampler, numbers = phases(
         "collect",
         run.programs.collect,
         # A step begins with the groups that the one before it has left over.
@@ -179,7 +179,7 @@ def collect(
     enough = phases.reached(numbers["dynamic/used_groups"], len(pool.kept_P))
     whole = enough or len(rounds) == run.max_rounds
     # No earlier round's surplus is lost: until P groups are kept there is none.
-    state = dataclasses.replace(state, surplus=surplus)
+    state = dataclasses.replace(state, surplus=surplus, sampler=sampler)
     drawn, rollout, graded = pool.groups
     return state, Collected(Groups(drawn, rollout, graded), pool, numbers, whole)
 

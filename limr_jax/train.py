@@ -130,8 +130,8 @@ def train(run: Run, config, workdir: str, ahead=None) -> dict | None:
 def one_step(run: step.StepParts, phases, state, reference, prompts):
     """One step: the next state, its rounds, and (metrics, statistics of each round).
 
-    A round is a draw with its rollouts and grades. Samplers that keep only some groups
-    take several; what they have over waits in the state for the next step.
+    A round is a draw with its rollouts and grades. Where groups are filtered there are
+    several; what they have over waits in the state for the next step.
     """
     collected, rounds = None, []
     while not (collected and collected.whole):

@@ -33,7 +33,7 @@ LONG = (
     "compilation/test_calls.py",
     "compilation/test_warm_up.py",
     "learner/test_jepo.py",
-    "samplers/test_dynamic_run.py",
+    "samplers/test_group_filter_run.py",
     "rewards/math/test_cases.py",
     "models/test_bf16.py",
     "learner/test_critic.py",

@@ -225,26 +225,26 @@ JEPO = {"algorithm": "jepo"}
             "sampler.lim.temperature=0.0 must be from 1e-06 to 1e+06",
         ),
         (
-            {"sampler.dynamic.max_rounds": 0},
-            "sampler.dynamic.max_rounds=0 must be from 1 to 1048576",
+            {"filter.max_rounds": 0},
+            "--config.filter.max_rounds=0 must be from 1 to 1048576",
         ),
         (
-            {"sampler.dynamic.max_age": 2},
-            "sampler.dynamic.max_age=2 must be from 0 to 1",
+            {"filter.max_age": 2},
+            "--config.filter.max_age=2 must be from 0 to 1",
         ),
         (
-            {"sampler.name": "dynamic"},
-            "sampler.dynamic.max_rounds=4 may draw 4 x prompts_per_step=4 problems "
+            {"filter.groups": "mixed"},
+            "filter.max_rounds=4 may draw 4 x prompts_per_step=4 problems "
             "in a step, but {train} has 10; lower one of them",
         ),
         (
-            {"sampler.name": "dynamic", "algorithm": "jepo"},
-            "sampler.name=dynamic with algorithm=jepo drops the groups without a "
-            "right response, which JEPO is for; take another sampler",
+            {"filter.groups": "mixed", "algorithm": "jepo"},
+            "filter.groups=mixed with algorithm=jepo drops the groups without a "
+            "right response, which JEPO is for; take filter.groups=none",
         ),
         (
-            {"sampler.name": "dynamic", "reward": "0.2*my.module.brevity, math"},
-            "sampler.name=dynamic with reward=0.2*my.module.brevity, math: groups "
+            {"filter.groups": "mixed", "reward": "0.2*my.module.brevity, math"},
+            "filter.groups=mixed with reward=0.2*my.module.brevity, math: groups "
             "are kept by raw correctness, which comes from the first, and "
             "my.module.brevity shapes a reward; put the verifier (math, limr, judge "
             "or your own) first",
@@ -257,14 +257,77 @@ JEPO = {"algorithm": "jepo"}
             "or your own) first",
         ),
         (
+            {"filter.groups": "mixed", "group_size": 1, "algorithm": "reinforce_pp"},
+            "filter.groups=mixed with group_size=1 keeps nothing, as one rollout "
+            "does not vary; raise it",
+        ),
+        (
+            {
+                "filter.groups": "mixed",
+                "filter.max_rounds": 2,
+                "sampler.name": "curriculum",
+                "sampler.curriculum.minimum": 1,
+            },
+            "sampler.curriculum.minimum=1.0: 5 problems of {train} have that level, "
+            "fewer than filter.max_rounds=2 x prompts_per_step=4; lower one of them",
+        ),
+        (
+            {"sampler.dynamic.max_rounds": 2},
+            "--config.sampler.dynamic.max_rounds=2: no field "
+            "'sampler.dynamic.max_rounds'; the nearest is filter.max_rounds",
+        ),
+        (
             {"sampler.name": "dynamic", "group_size": 1, "algorithm": "reinforce_pp"},
             "sampler.name=dynamic with group_size=1 keeps nothing, as one rollout "
             "does not vary; raise it",
         ),
         (
+            {"sampler.unbiased": True, "sampler.name": "mopps"},
+            "sampler.unbiased=True with sampler.name=mopps, whose draws have no known "
+            "probability; take one of uniform, lim, prioritized, informative",
+        ),
+        (
+            {"sampler.unbiased": True, "sampler.name": "prioritized"},
+            "sampler.unbiased=True with sampler.prioritized.floor=0, which may draw "
+            "some problems never; give a floor above 0",
+        ),
+        (
+            {"sampler.unbiased": True, "filter.groups": "mixed"},
+            "sampler.unbiased=True with filter.groups=mixed, which keeps groups by "
+            "what came of them; take filter.groups=none",
+        ),
+        (
+            {"sampler.unbiased": True, "loss_normaliser": "token"},
+            "sampler.unbiased=True with loss_normaliser=token, which divides by the "
+            "tokens of whatever was drawn; take sequence, rollout or constant",
+        ),
+        (
+            {"sampler.unbiased": True, "algorithm": "reinforce_pp"},
+            "sampler.unbiased=True with algorithm=reinforce_pp, whose advantages "
+            "compare the problems of a step; take grpo, dr_grpo or rloo",
+        ),
+        (
+            {
+                "sampler.unbiased": True,
+                "filter.tau": 0,
+                "filter.normaliser": "kept",
+            },
+            "sampler.unbiased=True with filter.normaliser=kept, which divides by the "
+            "rows that are left; take all",
+        ),
+        (
             {"sampler.cdas.weights": "papr"},
             "sampler.cdas.weights='papr' is unknown; did you mean 'paper'? "
             "(code, paper)",
+        ),
+        (
+            {
+                "sampler.name": "informative",
+                "group_size": 1,
+                "algorithm": "reinforce_pp",
+            },
+            "sampler.name=informative with group_size=1 draws by how likely the "
+            "rollouts of a group differ, and one does not; raise it or take uniform",
         ),
         (
             {"sampler.mopps.pool": 0},

@@ -30,8 +30,8 @@ RUNS = {
     # No group varies at first, and the parts of some rewards have no value.
     "dynamic": {
         "reward": "test_debug_nans.now_and_then",
-        "sampler__name": "dynamic",
-        "sampler__dynamic__max_rounds": 2,
+        "filter__groups": "mixed",
+        "filter__max_rounds": 2,
         "rollout__calls": 2,
     },
     "jepo": {

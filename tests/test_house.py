@@ -69,17 +69,18 @@ def test_every_field_is_read(tmp_path, quick_compiler, monkeypatch):
     set_up(view(sampler__name="lim", **judged))
     # The defaults of these ask for more problems, or for another column.
     four_problems = {
-        "dynamic": {"sampler__dynamic__max_rounds": 1},
         "curriculum": {"sampler__curriculum__minimum": 0},
         "adarft": {"sampler__adarft__column": "level"},
     }
     for name in SAMPLERS:
-        set_up(view(sampler__name=name, **four_problems.get(name, {})))
+        fields = four_problems.get(name, {}) | {"filter__max_rounds": 1}
+        set_up(view(sampler__name=name, **fields))
     for name, algorithm in ALGORITHMS.items():
         rate = 0.01 if algorithm.needs_critic else 0.0
         set_up(view(algorithm=name, critic__learning_rate=rate))
     for name in CORRECTIONS:
         set_up(view(mismatch__correction=name))
+    set_up(view(filter__groups="mixed", filter__max_rounds=1))
     set_up(view(kl__coefficient=0.1, kl__target=0.1))
     assets = ROOT / "limr_jax/assets/arithmetic"
     set_up(view(reward="math", judge__init=assets))

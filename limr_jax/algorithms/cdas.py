@@ -38,19 +38,28 @@ def init(problems: int) -> State:
     )
 
 
-def choose(state: State, key: jax.Array, *, prompts: int) -> jax.Array:
+def choose(
+    state: State,
+    key: jax.Array,
+    *,
+    prompts: int,
+    drawn_N: jax.Array | None = None,
+) -> jax.Array:
     """ids_P of the P = `prompts` (≤ N) problems nearest in difficulty to competence C.
 
     Half of them are easier than it (D ≤ C), half harder: A(x) of arXiv:2505.17652. The
-    key breaks ties.
+    key breaks ties. drawn_N: bool, problems that are on neither side, for this step has
+    them already; None: no problem is.
     """
     gap_N = state.difficulty_N - state.competence
     hard_N = gap_N > 0
+    if drawn_N is None:
+        drawn_N = jnp.zeros_like(hard_N)
     tie_N = jax.random.uniform(key, gap_N.shape)
-    # The easy side first, then the hard one, each from its nearest.
-    order_N = jnp.lexsort((tie_N, jnp.abs(gap_N), hard_N))
-    easy = jnp.sum(~hard_N)
-    hard = gap_N.size - easy
+    # The easy side first, then the hard one, each from its nearest; then neither.
+    side_N = jnp.where(drawn_N, 2, hard_N)
+    order_N = jnp.lexsort((tie_N, jnp.abs(gap_N), side_N))
+    easy, hard = jnp.sum(side_N == 0), jnp.sum(side_N == 1)
     half = (prompts + 1) // 2  # of an odd P the easy side has one more
     # A side with fewer problems than its half leaves the rest to the other.
     from_easy = jnp.minimum(easy, jnp.maximum(half, prompts - hard))

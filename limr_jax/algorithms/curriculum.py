@@ -27,16 +27,25 @@ def level_weight(
 
 
 def nearest(
-    difficulty_N: jax.Array, target: jax.Array, key: jax.Array, *, prompts: int
+    difficulty_N: jax.Array,
+    target: jax.Array,
+    key: jax.Array,
+    *,
+    prompts: int,
+    drawn_N: jax.Array | None = None,
 ) -> jax.Array:
     """ids_P of the P = `prompts` (≤ N) problems nearest in difficulty to the target.
 
     It is AdaRFT's batch (arXiv:2504.05520). difficulty_N and target are in one unit,
-    0 to 100 in the paper. The key breaks ties.
+    0 to 100 in the paper. The key breaks ties. drawn_N: bool, problems that come last,
+    for this step has them already; None: no problem does.
     """
     # Levels are few, so many gaps are equal: by index the first would always win.
     tie_N = jax.random.uniform(key, difficulty_N.shape)
-    return jnp.lexsort((tie_N, jnp.abs(difficulty_N - target)))[:prompts]
+    gap_N = jnp.abs(difficulty_N - target)
+    if drawn_N is not None:
+        gap_N = jnp.where(drawn_N, jnp.inf, gap_N)
+    return jnp.lexsort((tie_N, gap_N))[:prompts]
 
 
 def adapt(

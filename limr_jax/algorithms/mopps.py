@@ -35,11 +35,13 @@ def choose(
     *,
     prompts: int,
     target: float = 0.5,
+    drawn_N: jax.Array | None = None,
 ) -> jax.Array:
     """ids_P of the P = `prompts` problems of a pool to draw (arXiv:2507.04632).
 
     Their pass rates, drawn from the posterior, are nearest to `target`. pool_X: ids of
-    X ≥ P different problems.
+    X ≥ P different problems. drawn_N: bool, problems that come last, for this step has
+    them already; None: no problem does.
     """
 
     def draw(problem):
@@ -48,7 +50,10 @@ def choose(
         return jax.random.beta(jax.random.fold_in(key, problem), a, b)
 
     pass_rate_X = jax.vmap(draw)(pool_X)
-    order_X = jnp.argsort(jnp.abs(pass_rate_X - target), stable=True)
+    gap_X = jnp.abs(pass_rate_X - target)
+    if drawn_N is not None:
+        gap_X = jnp.where(drawn_N[pool_X], jnp.inf, gap_X)
+    order_X = jnp.argsort(gap_X, stable=True)
     return pool_X[order_X[:prompts]]
 
 

@@ -26,7 +26,11 @@ from limr_jax.errors import InputError
 KINDS = {"base": "launch/tpu.py", "sft_base": "launch/sft.py"}
 _LISTED = 20  # fields, at most, that an error names
 # Fields of older versions by their names today, where letters alone would not tell.
-_RENAMED = {"rollout.shrinks": "rollout.compactions"}
+_RENAMED = {
+    "rollout.shrinks": "rollout.compactions",
+    "sampler.dynamic.max_rounds": "filter.max_rounds",
+    "sampler.dynamic.max_age": "filter.max_age",
+}
 
 
 def load(spec: str, kind: str = "") -> ConfigDict:
@@ -50,6 +54,30 @@ def leaves(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + str(name), value
+
+
+def todays_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves of a config that an older version kept, by the names of today.
+
+    stored: nested, as run.json holds it. Fields that were added since are not in it.
+    """
+    fields = dict(leaves(stored))
+    for old, new in _RENAMED.items():
+        if old in fields:
+            fields.setdefault(new, fields.pop(old))
+    if fields.get("sampler.name") == "dynamic":
+        fields |= {"sampler.name": "uniform", "filter.groups": "mixed"}
+    return fields
+
+
+def is_default(field: str, value: Any) -> bool:
+    """Whether `value` is the default of a field of launch/tpu.py or launch/sft.py.
+
+    A run that is older than the field did what the field does at its default.
+    """
+    return any(
+        field in _fields(kind) and _fields(kind)[field] == value for kind in KINDS
+    )
 
 
 def unknown(config: ConfigDict, field: str) -> str:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from limr_jax.config.config_file import leaves
+from limr_jax.config.config_file import is_default, leaves, todays_fields
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -18,6 +18,18 @@ def config_digest(config: Mapping[str, Any]) -> str:
     """sha256 of the config's values, in hex; the order of fields does not matter."""
     text = json.dumps(plain(config), sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """`differences` of two configs, of which an older version may have kept the first.
+
+    A field by its old name is that of today, and one that is newer than `old` had its
+    default there.
+    """
+    before, after = todays_fields(plain(old)), todays_fields(plain(new))
+    added = after.keys() - before.keys()
+    before |= {name: after[name] for name in added if is_default(name, after[name])}
+    return differences(before, after)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

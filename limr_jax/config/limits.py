@@ -118,6 +118,7 @@ LIMITS: dict[str, Row] = {
     "slice.problems": Whole(0, COUNT),
     "slice.answer_length": Whole(0, TOKENS),
     "sampler.name": Text(),  # one of samplers/from_config.py's SAMPLERS
+    "sampler.unbiased": Flag(),
     "rollout.temperature": Real(1e-3, 1e3),
     "rollout.top_p": Real(SMALL, 1),
     "rollout.top_k": Whole(0, COUNT),
@@ -161,6 +162,10 @@ LIMITS: dict[str, Row] = {
     "filter.tau": Real(-1, 1e3),  # below 0: no filter
     "filter.normaliser": Choice(("all", "kept")),
     "filter.keep_kl": Flag(),
+    "filter.groups": Choice(("none", "mixed")),
+    "filter.max_rounds": Whole(1, ROWS),
+    # A round adds a batch at most, and the next step takes what is over first.
+    "filter.max_age": Whole(0, 1),
     "kl.coefficient": Real(0, LARGE),
     "kl.estimator": Choice(("k1", "k2", "k3"), optional=True),
     "kl.placement": Choice(("loss", "reward")),

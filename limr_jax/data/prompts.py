@@ -92,6 +92,8 @@ class PromptBatch:
     # fp32: tokens that answers are expected to have, 0 where nobody knows; None: held
     # out, or in a pool.
     expected_P: jax.Array | None = None
+    # fp32: what their losses are multiplied by; None: by nothing (sampler.unbiased).
+    weight_P: jax.Array | None = None
 
 
 def prompt_batch(prompts: Prompts, ids_P: jax.Array) -> PromptBatch:

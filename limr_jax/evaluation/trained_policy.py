@@ -7,6 +7,7 @@ import jax
 from ml_collections import ConfigDict
 
 from limr_jax.config import load
+from limr_jax.config.config_file import nested, todays_fields
 from limr_jax.errors import InputError
 from limr_jax.learner.field_limits import check_fields
 from limr_jax.models import transformer
@@ -31,7 +32,7 @@ def read_config(workdir) -> ConfigDict:
     config_of_run, _ = load.load([argument], kind="base")
     with config_of_run.unlocked():
         try:
-            _overlay(config_of_run, stored)
+            _overlay(config_of_run, nested(todays_fields(stored)).to_dict())
         except TypeError as error:  # of ConfigDict, which keeps each field's type
             raise InputError(f"{workdir}/run.json: {error}") from error
     check_fields(config_of_run, f"{workdir}/run.json: {{}}".format)

@@ -128,6 +128,8 @@ class Algorithm:
     # (group size) → the largest advantage that there can be.
     largest: Callable[[int], float] = lambda group: math.inf
     needs_group: bool = True  # compares the rollouts of a problem
+    # An advantage is relative to those of other problems of its step.
+    over_problems: bool = False
     needs_critic: bool = False
     needs_verifier: bool = True  # learns from rewards
     learns_answers: bool = False  # learns from the reference answers' tokens
@@ -164,6 +166,7 @@ ALGORITHMS = {
         ),
         "token",
         needs_group=False,
+        over_problems=True,
     ),
     "ppo": Algorithm(
         by_token,
@@ -178,6 +181,7 @@ ALGORITHMS = {
             "whiten": limits.Flag(),
         },
         needs_group=False,
+        over_problems=True,
         needs_critic=True,
     ),
     "jepo": Algorithm(

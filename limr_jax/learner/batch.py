@@ -23,6 +23,7 @@ class Batch:
     position_BS: jax.Array  # int32, -1 = padding
     problem_B: jax.Array  # int32: rows of one problem have the same prompt
     mask_BT: jax.Array  # bool: predicted tokens that are learned
+    problem_weight_B: jax.Array | None = None  # fp32, of a row's loss; None: all 1
     # fp32: each token's share of an update's loss; None: `weigh` has yet to say.
     weight_BT: jax.Array | None = None
     # int32: what is predicted, where it is not the last T of tokens_BS.
@@ -138,4 +139,7 @@ def weigh(batch: Batch, name: str) -> Batch:
     # Of mask_BT, not keep_B: with filter.normaliser=all a dropped row changes no
     # other's weight.
     weight_BT = NORMALISERS[name](batch.mask_BT)
+    # After the normaliser, which counts rows: a weight is no part of a denominator.
+    if batch.problem_weight_B is not None:
+        weight_BT = weight_BT * batch.problem_weight_B[:, None]
     return dataclasses.replace(batch, weight_BT=weight_BT)

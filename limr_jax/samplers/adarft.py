@@ -34,9 +34,13 @@ def adarft(
     # No order is walked: an epoch is counted in steps.
     epoch_steps = -(-problems // prompts)
 
-    def sample(state, key):
+    def sample(state, key, earlier=None):
         ids_P = curriculum.nearest(
-            state.difficulty_N, state.target, key, prompts=prompts
+            state.difficulty_N,
+            state.target,
+            key,
+            prompts=prompts,
+            drawn_N=earlier and earlier.drawn_N,
         )
         state = dataclasses.replace(state, step=state.step + 1)
         return state, ids_P.astype(jnp.int32)

@@ -34,15 +34,18 @@ def cdas(*, problems: int, prompts: int, key, initial_count: float) -> PromptSam
         order = first_order(key, problems)
         return CdasState(order, jnp.int32(0), cdas_math.init(problems))
 
-    def in_order(state, key):
-        return draw_in_order(state.order, key, prompts)
+    def sample(state, key, earlier=None):
+        def in_order(state, key):
+            return draw_in_order(state.order, key, prompts, earlier)
 
-    def aligned(state, key):
-        ids_P = cdas_math.choose(state.learned, key, prompts=prompts)
-        # Both branches give an order; this one leaves it as it is.
-        return state.order, ids_P.astype(jnp.int32)
+        def aligned(state, key):
+            drawn_N = earlier and earlier.drawn_N
+            ids_P = cdas_math.choose(
+                state.learned, key, prompts=prompts, drawn_N=drawn_N
+            )
+            # Both branches give an order; this one leaves it as it is.
+            return state.order, ids_P.astype(jnp.int32)
 
-    def sample(state, key):
         order, ids_P = jax.lax.cond(
             state.step < first_epoch, in_order, aligned, state, key
         )

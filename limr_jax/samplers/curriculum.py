@@ -44,15 +44,15 @@ def by_level(
             state.level_N, step, start=start, minimum=minimum
         )
 
-    def in_order(state, key):
-        return draw_in_order(state.order, key, prompts)
+    def sample(state, key, earlier=None):
+        def in_order(state, key):
+            return draw_in_order(state.order, key, prompts, earlier)
 
-    def later(state, key):
-        # At least P weigh 1 (from_config.py sees to it), so none of weight 0 is drawn.
-        weight_N = weights(state, state.step)
-        return state.order, draw_by_weight(weight_N, key, prompts)
+        def later(state, key):
+            # from_config.py sees to it that enough weigh 1: none of weight 0 is drawn.
+            weight_N = weights(state, state.step)
+            return state.order, draw_by_weight(weight_N, key, prompts, earlier)
 
-    def sample(state, key):
         order, ids_P = jax.lax.cond(state.step < start, in_order, later, state, key)
         return ByLevel(order, state.step + 1, state.level_N), ids_P
 

@@ -19,12 +19,15 @@ from limr_jax.data.problems import Problems
 from limr_jax.errors import InputError, choose
 from limr_jax.platform import resolve
 from limr_jax.prng import stream_key
-from limr_jax.samplers import score_file
+from limr_jax.samplers import importance, score_file
 from limr_jax.samplers.adarft import adarft
+from limr_jax.samplers.bots import bots
 from limr_jax.samplers.cdas import cdas
 from limr_jax.samplers.curriculum import by_level
-from limr_jax.samplers.dynamic import dynamic
+from limr_jax.samplers.dps import dps
 from limr_jax.samplers.greso import greso
+from limr_jax.samplers.group_filter import GROUP_FILTERS, in_rounds
+from limr_jax.samplers.informative import informative
 from limr_jax.samplers.interface import PromptSampler
 from limr_jax.samplers.lim import online_lim
 from limr_jax.samplers.mopps import mopps
@@ -41,7 +44,9 @@ class Draws:
 
     data: Problems
     prompts: int  # P, problems that a step draws
+    group: int  # G, rollouts of a problem
     key: jax.Array  # of the first epoch's order, where there is one
+    max_rounds: int = 1  # draws that a step may take, of P problems each
 
     @property
     def problems(self) -> int:
@@ -49,20 +54,61 @@ class Draws:
         return len(self.data)
 
 
-def make_sampler(section, data: Problems, *, prompts: int, seed: int) -> PromptSampler:
+def group_filter(config) -> str:
+    """The name in `GROUP_FILTERS` that the config asks for."""
+    return SAMPLERS[config.sampler.name].groups or config.filter.groups
+
+
+def make_sampler(
+    section,
+    data: Problems,
+    *,
+    prompts: int,
+    group: int,
+    seed: int,
+    groups: str = "none",
+    max_rounds: int = 1,
+) -> PromptSampler:
     """The prompt sampler that the config's section `sampler` describes.
 
-    data: the training set. prompts: P, problems that a step draws. seed: of the run.
-    Raises InputError where the data set does not have what the sampler needs.
+    data: the training set. prompts: P, problems that a step draws. group: G, rollouts
+    of a problem. seed: of the run. groups: of `GROUP_FILTERS`; with a filter a step
+    takes up to `max_rounds` draws, and else one. Raises InputError where the data set
+    does not have what the sampler needs.
 
     Fixed subsets (LIM, LINEAR, RAND, std) are training sets of their own, which
     launch/lim.py writes: any sampler draws from them.
     """
     row = choose(SAMPLERS, section.name, "sampler.name")
     # The first order folds 0 into the key of step 0, whose own draw folds in 1.
-    draws = Draws(data, prompts, key=stream_key(seed, "sampler"))
+    draws = Draws(data, prompts, group, key=stream_key(seed, "sampler"))
+    keep = GROUP_FILTERS[groups]
+    if keep:
+        draws = dataclasses.replace(draws, max_rounds=max_rounds)
+        _check_rounds(draws)
     # A sampler without fields of its own has no section.
-    return row.make(section[section.name] if row.own else None, draws)
+    sampler = row.make(section[section.name] if row.own else None, draws)
+    if not section.unbiased:
+        sampler = sampler._replace(importance=None)
+    if not keep:
+        return sampler
+    return in_rounds(
+        sampler,
+        keep=keep,
+        problems=draws.problems,
+        prompts=prompts,
+        max_rounds=max_rounds,
+    )
+
+
+def _check_rounds(draws: Draws) -> None:
+    """InputError where the rounds of a step could not all draw different problems."""
+    if draws.max_rounds * draws.prompts > draws.problems:
+        raise InputError(
+            f"filter.max_rounds={draws.max_rounds} may draw {draws.max_rounds} x "
+            f"prompts_per_step={draws.prompts} problems in a step, but "
+            f"{draws.data.source} has {draws.problems}; lower one of them"
+        )
 
 
 def stand_ins(section, count: int) -> Problems:
@@ -111,7 +157,11 @@ def _lim(own, draws: Draws) -> PromptSampler:
     score_N, _ = score_file.scores_of(resolve(own.scores), draws.data.ids)
     # A problem without a score is never kept: its weight is the floor.
     weight_N = weights(jnp.float32(score_N), jnp.ones(score_N.shape, bool))
-    return weighted(weight_N=weight_N, prompts=draws.prompts)
+    return weighted(weight_N=weight_N, prompts=draws.prompts)._replace(
+        importance=lambda state, key: importance.of_draw_by_weight(
+            state.weight_N, key, draws.prompts
+        )
+    )
 
 
 def _cdas(own, draws: Draws) -> PromptSampler:
@@ -136,18 +186,17 @@ def _mopps(own, draws: Draws) -> PromptSampler:
     return mopps(problems=draws.problems, prompts=draws.prompts, **own)
 
 
-def _dynamic(own, draws: Draws) -> PromptSampler:
-    if own.max_rounds * draws.prompts > draws.problems:
-        raise InputError(
-            f"sampler.dynamic.max_rounds={own.max_rounds} may draw {own.max_rounds} x "
-            f"prompts_per_step={draws.prompts} problems in a step, but "
-            f"{draws.data.source} has {draws.problems}; lower one of them"
-        )
-    return dynamic(
-        problems=draws.problems,
-        prompts=draws.prompts,
-        key=draws.key,
-        max_rounds=own.max_rounds,
+def _bots(own, draws: Draws) -> PromptSampler:
+    return bots(problems=draws.problems, prompts=draws.prompts, **own)
+
+
+def _dps(own, draws: Draws) -> PromptSampler:
+    return dps(problems=draws.problems, prompts=draws.prompts, **own)
+
+
+def _informative(own, draws: Draws) -> PromptSampler:
+    return informative(
+        problems=draws.problems, prompts=draws.prompts, group=draws.group, **own
     )
 
 
@@ -160,11 +209,12 @@ def _curriculum(own, draws: Draws) -> PromptSampler:
     # Below 0 a level is unknown, and `level_weight` leaves it out.
     level_N = np.where(np.isnan(level_N), -1, level_N)
     eligible = int(np.sum(level_N >= own.minimum))
-    if eligible < draws.prompts:
+    if eligible < draws.max_rounds * draws.prompts:
+        rounds = f"filter.max_rounds={draws.max_rounds} x " * (draws.max_rounds > 1)
         raise InputError(
             f"sampler.curriculum.minimum={own.minimum}: {eligible} problems of "
             f"{draws.data.source} have that level, fewer than "
-            f"prompts_per_step={draws.prompts}; lower one of them"
+            f"{rounds}prompts_per_step={draws.prompts}; lower one of them"
         )
     return by_level(
         problems=draws.problems,
@@ -231,8 +281,12 @@ class SamplerRow:
     make: Callable[..., PromptSampler]  # (the section sampler.NAME or None, Draws)
     # The fields of the section sampler.NAME, and what each may be: rows of limits.py.
     own: Mapping[str, limits.Row] = dataclasses.field(default_factory=dict)
-    # It has `keep`: groups without a right and a wrong response are not learned from.
-    filters_groups: bool = False
+    # Of an old name for another sampler with a filter: the filter.groups that it means.
+    groups: str = ""
+    # It asks how the rollouts of a group differ, so that it needs two at least.
+    needs_group: bool = False
+    # It has `importance`, as long as a floor of its own weights is above 0.
+    known_chance: bool = False
     # It may draw where nothing is graded, reward=none.
     draws_without_rewards: bool = False
     # (the section) → what it reads of a data set, for `stand_ins`: columns, with a
@@ -242,7 +296,7 @@ class SamplerRow:
 
 
 SAMPLERS = {
-    "uniform": SamplerRow(_uniform, draws_without_rewards=True),
+    "uniform": SamplerRow(_uniform, known_chance=True, draws_without_rewards=True),
     "lim": SamplerRow(
         _lim,
         {
@@ -253,6 +307,7 @@ SAMPLERS = {
             "temperature": limits.Real(limits.SMALL, limits.LARGE),
             "floor": limits.Real(0, 1),
         },
+        known_chance=True,
         ids=_scored,
     ),
     "cdas": SamplerRow(
@@ -266,6 +321,7 @@ SAMPLERS = {
         {
             "floor": limits.Real(0, 1),
         },
+        known_chance=True,
     ),
     "curriculum": SamplerRow(
         _curriculum,
@@ -287,15 +343,8 @@ SAMPLERS = {
         },
         columns=lambda own: {own.column: 0.0},
     ),
-    "dynamic": SamplerRow(
-        _dynamic,
-        {
-            "max_rounds": limits.Whole(1, limits.ROWS),
-            # A round adds a batch at most, and the next step takes what is over first.
-            "max_age": limits.Whole(0, 1),
-        },
-        filters_groups=True,
-    ),
+    # Its name until version 0.3; the next version knows `uniform` with a filter alone.
+    "dynamic": SamplerRow(_uniform, groups="mixed"),
     "greso": SamplerRow(
         _greso,
         {
@@ -304,6 +353,33 @@ SAMPLERS = {
             "target_wrong": limits.Real(0, 1),
             "step": limits.Real(0, 1),
         },
+    ),
+    "informative": SamplerRow(
+        _informative,
+        {
+            "decay": limits.Real(0, 1),
+            "floor": limits.Real(0, 1),
+        },
+        needs_group=True,
+        known_chance=True,
+    ),
+    "bots": SamplerRow(
+        _bots,
+        {
+            "pool": limits.Whole(0, limits.ROWS),
+            "target": limits.Real(0, 1),
+            "decay": limits.Real(0, 1),
+            "prior": limits.Real(1e-3, limits.LARGE),
+            "rho": limits.Real(0, 1),
+        },
+    ),
+    "dps": SamplerRow(
+        _dps,
+        {
+            "decay": limits.Real(0, 1),
+            "prior": limits.Real(1e-3, limits.LARGE),
+        },
+        needs_group=True,
     ),
     "mopps": SamplerRow(
         _mopps,

@@ -4,7 +4,8 @@ The formulas are in `algorithms/greso.py`. An epoch's random order is walked, ea
 problem in turn is skipped or drawn, until P are drawn; the rest of the last batch comes
 from the next epoch's order. Where fewer than P of all N problems would be drawn, those
 that came nearest to it are drawn too: a batch is never short. Departure: the paper also
-drops groups without variance after their rollout; here only `dynamic` does.
+drops groups without variance after their rollout; here that is filter.groups=mixed, and
+a problem that an earlier round of the step has drawn is skipped.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from limr_jax.algorithms import greso as greso_math
-from limr_jax.samplers.interface import PromptSampler
+from limr_jax.samplers.interface import Earlier, PromptSampler
 from limr_jax.samplers.order import Order, first_order, next_order
 
 
@@ -51,10 +52,10 @@ def greso(
         order = first_order(key, problems)
         return GresoState(order, jnp.int32(0), greso_math.init(problems))
 
-    def sample(state, key):
+    def sample(state, key, earlier=None):
         ready_key, order_key = jax.random.split(key)
         skip_N = greso_math.skip_probability(state.learned, floor=floor)
-        ready_N = _ready(skip_N, ready_key, prompts)
+        ready_N = _ready(skip_N, ready_key, prompts, earlier)
         order, ids_P, walked = _walk(state.order, ready_N, order_key, prompts)
         return GresoState(order, walked, state.learned), ids_P
 
@@ -73,10 +74,12 @@ def greso(
     return PromptSampler(init, sample, update, partial(_report, problems=problems))
 
 
-def _ready(skip_N, key, prompts: int):
-    """Who is not skipped this step; at least P are not."""
+def _ready(skip_N, key, prompts: int, earlier: Earlier | None):
+    """Who is not skipped this round; at least P are not."""
     # Skipped with probability `skip`: where the slack is below 0.
     slack_N = jax.random.uniform(key, skip_N.shape) - skip_N
+    if earlier is not None:
+        slack_N = jnp.where(earlier.drawn_N, -jnp.inf, slack_N)
     nearest_P, _ = jax.lax.top_k(slack_N, prompts)
     # Where fewer than P would be left, the bar is the P-th largest slack.
     return slack_N >= jnp.minimum(nearest_P[-1], 0.0)

@@ -76,7 +76,6 @@ def merge(
 
 def collect(
     waiting: GroupBuffer,
-    sampler_state,
     step,
     drawn,
     written,
@@ -87,11 +86,11 @@ def collect(
 ) -> tuple[GroupBuffer, GroupBuffer, dict]:
     """The batch so far, the surplus, and the batch's metrics, after another round.
 
-    It is `merge` of the groups that wait and those of the round that the sampler keeps:
-    keep is its function (state, correct_PG, valid_PG) → keep_P. Rollouts in empty
-    places of the batch are invalid. Metrics count groups, rollouts, tokens and steps.
+    It is `merge` of the groups that wait and those of the round that are kept: keep is
+    a function (correct_PG, valid_PG) → keep_P. Rollouts in empty places of the batch
+    are invalid. Metrics count groups, rollouts, tokens and steps.
     """
-    keep_P = keep(sampler_state, graded.correct_PG, graded.valid_PG)
+    keep_P = keep(graded.correct_PG, graded.valid_PG)
     born_P = jnp.full_like(waiting.born_P, step)
     new = GroupBuffer(without_round_fields(drawn, written, graded), born_P, keep_P)
     batch, surplus = merge(waiting, new, step, max_age=max_age)

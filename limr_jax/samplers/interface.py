@@ -3,7 +3,7 @@
 A prompt sampler is four functions, in the manner of optax:
 
     init() → state
-    sample(state, key) → state, ids_P
+    sample(state, key, earlier=None) → state, ids_P
     update(state, ids_P, correct_PG, valid_PG) → state
     report(state, ids_P) → metrics
 
@@ -11,19 +11,35 @@ A prompt sampler is four functions, in the manner of optax:
 and shares are of the weights that were drawn by. It must give "epoch", how often the
 data set has been drawn, as a fraction; the other metrics begin with the sampler's name.
 State is a frozen dataclass of device arrays, replicated, and part of the checkpoint. A
-problem is drawn at most once a step. `correct_PG` is raw correctness (fp32, 0 to 1),
-never a shaped reward.
+problem is drawn at most once a step: its rollouts would be the same, word for word.
+`correct_PG` is raw correctness (fp32, 0 to 1), never a shaped reward.
 
-A sampler that keeps only some groups, as dynamic sampling does, has one function more,
-`keep(state, correct_PG, valid_PG) → keep_P`: the groups to learn from. With it a step
-samples once a round, and updates after the last one.
+A sampler whose draws have a known probability has `importance(state, key) → weight_P`:
+what the losses of the problems that `sample(state, key)` draws are to be multiplied by,
+so that their mean estimates that over all N problems, each as often (importance.py).
+
+With a filter of groups (group_filter.py) a step draws, and updates, once a round.
+`earlier` says what the rounds before it have drawn; the key is the same in all of them.
+With such a filter it has two functions more: `keep(correct_PG, valid_PG) → keep_P`, the
+groups to learn from, and `end_step(state) → state` after the last round.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Earlier:
+    """What the rounds of a step before this one have drawn."""
+
+    first: jax.Array  # bool: there was none
+    # bool: drawn in one of them; None for a sampler with `in_order`.
+    drawn_N: jax.Array | None
+    ahead: int  # problems that all rounds of a step may draw, at most N
 
 
 class PromptSampler(NamedTuple):
@@ -33,7 +49,12 @@ class PromptSampler(NamedTuple):
     sample: Callable[..., Any]
     update: Callable[..., Any]
     report: Callable[..., dict]
+    # Draws are the next problems of an order, whatever came of them: the rounds of a
+    # step need only be looked ahead for.
+    in_order: bool = False
+    importance: Callable[..., jax.Array] | None = None
     keep: Callable[..., jax.Array] | None = None
+    end_step: Callable[..., Any] | None = None
 
 
 def count_right(correct_PG, valid_PG):

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from limr_jax.algorithms import lim
 from limr_jax.rewards.stats import mean
-from limr_jax.samplers.interface import PromptSampler
+from limr_jax.samplers import importance
+from limr_jax.samplers.interface import Earlier, PromptSampler
 from limr_jax.samplers.order import Order, draw_in_order, first_order
 from limr_jax.samplers.weighted import draw_by_weight, effective_problems
 
@@ -56,19 +57,19 @@ def _lim_init(key, problems: int) -> LimState:
     )
 
 
-def _lim_by_order(state: LimState, key, prompts: int):
+def _lim_by_order(state: LimState, key, prompts: int, earlier: Earlier | None):
     problems = state.weight_N.shape[0]
     left = problems - state.order.position
-    order, ids_P = draw_in_order(state.order, key, prompts)
+    order, ids_P = draw_in_order(state.order, key, prompts, earlier)
     # What fills the last batch is drawn for the next epoch, and counts in its cells.
     early_P = jnp.arange(prompts) >= left
     early_N = jnp.zeros((problems,), bool).at[ids_P].set(early_P)
     return dataclasses.replace(state, order=order, drawn_early_N=early_N), ids_P
 
 
-def _lim_by_weight(state: LimState, key, prompts: int):
+def _lim_by_weight(state: LimState, key, prompts: int, earlier: Earlier | None):
     problems = state.weight_N.shape[0]
-    ids_P = draw_by_weight(state.weight_N, key, prompts)
+    ids_P = draw_by_weight(state.weight_N, key, prompts, earlier)
     ends = state.step_in_epoch + 1 >= -(-problems // prompts)
     state = dataclasses.replace(
         state,
@@ -170,11 +171,11 @@ def online_lim(
     it keeps.
     """
 
-    def sample(state, key):
+    def sample(state, key, earlier=None):
         return jax.lax.cond(
             state.order.epoch < warmup_epochs,
-            partial(_lim_by_order, prompts=prompts),
-            partial(_lim_by_weight, prompts=prompts),
+            partial(_lim_by_order, prompts=prompts, earlier=earlier),
+            partial(_lim_by_weight, prompts=prompts, earlier=earlier),
             state,
             key,
         )
@@ -184,4 +185,9 @@ def online_lim(
         sample=sample,
         update=partial(_lim_update, weights=weights),
         report=partial(_lim_report, prompts=prompts, warmup_epochs=warmup_epochs),
+        importance=lambda state, key: jnp.where(
+            state.order.epoch < warmup_epochs,
+            importance.uniformly(prompts),
+            importance.of_draw_by_weight(state.weight_N, key, prompts),
+        ),
     )

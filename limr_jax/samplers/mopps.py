@@ -9,6 +9,18 @@ from limr_jax.algorithms import mopps as mopps_math
 from limr_jax.samplers.interface import PromptSampler
 
 
+def draw_pool(key, problems: int, size: int, drawn_N=None) -> jax.Array:
+    """pool_X, int32: X = `size` (≤ N) different problems at random, to choose from.
+
+    drawn_N: bool, problems that come into it when all others are in.
+    """
+    # Not integers at random: a problem is in the pool, and in a step, once at most.
+    order_N = jax.random.permutation(key, problems)
+    if drawn_N is not None:
+        order_N = order_N[jnp.argsort(drawn_N[order_N], stable=True)]
+    return order_N[:size].astype(jnp.int32)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MoppsState:
@@ -39,12 +51,16 @@ def mopps(
     def init():
         return MoppsState(jnp.int32(0), mopps_math.init(problems, prior=prior))
 
-    def sample(state, key):
+    def sample(state, key, earlier=None):
         pool_key, draw_key = jax.random.split(key)
-        # Not integers at random: a problem is in the pool, and in a step, once at most.
-        pool_X = jax.random.permutation(pool_key, problems)[:size].astype(jnp.int32)
+        drawn_N = earlier and earlier.drawn_N
         ids_P = mopps_math.choose(
-            state.posterior, pool_X, draw_key, prompts=prompts, target=target
+            state.posterior,
+            draw_pool(pool_key, problems, size, drawn_N),
+            draw_key,
+            prompts=prompts,
+            target=target,
+            drawn_N=drawn_N,
         )
         return MoppsState(state.step + 1, state.posterior), ids_P
 

@@ -9,6 +9,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from limr_jax.samplers.interface import Earlier
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +93,20 @@ def draw_next(state: Order, prompts: int) -> tuple[Order, jax.Array]:
     return advanced, ids_P
 
 
-def draw_in_order(state: Order, key, prompts: int) -> tuple[Order, jax.Array]:
+def draw_in_order(
+    state: Order, key, prompts: int, earlier: Earlier | None = None
+) -> tuple[Order, jax.Array]:
     """The order after a draw, and the drawn ids_P, of P = `prompts` problems.
 
     An epoch's last batch is filled from the next epoch's order, made from `key`.
     """
-    return draw_next(look_ahead(state, key, prompts), prompts)
+    if earlier is None:
+        return draw_next(look_ahead(state, key, prompts), prompts)
+    # A step's first round sees to it that no round meets a problem again.
+    state = jax.lax.cond(
+        earlier.first,
+        lambda order: look_ahead(order, key, earlier.ahead),
+        lambda order: order,
+        state,
+    )
+    return draw_next(state, prompts)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from limr_jax.algorithms import prioritized as prioritized_math
+from limr_jax.samplers import importance
 from limr_jax.samplers.interface import PromptSampler, count_right
 from limr_jax.samplers.weighted import draw_by_weight, effective_problems
 
@@ -33,9 +34,9 @@ def prioritized(*, problems: int, prompts: int, floor: float) -> PromptSampler:
         zeros_N = jnp.zeros((problems,), jnp.float32)
         return PassRates(jnp.int32(0), zeros_N, zeros_N)
 
-    def sample(state, key):
+    def sample(state, key, earlier=None):
         weight_N = weight(state.right_N, state.valid_N)
-        ids_P = draw_by_weight(weight_N, key, prompts)
+        ids_P = draw_by_weight(weight_N, key, prompts, earlier)
         return dataclasses.replace(state, step=state.step + 1), ids_P
 
     def update(state, ids_P, correct_PG, valid_PG):
@@ -56,4 +57,12 @@ def prioritized(*, problems: int, prompts: int, floor: float) -> PromptSampler:
             "prioritized/effective_problems": effective_problems(weight_N),
         }
 
-    return PromptSampler(init, sample, update, report)
+    return PromptSampler(
+        init=init,
+        sample=sample,
+        update=update,
+        report=report,
+        importance=lambda state, key: importance.of_draw_by_weight(
+            weight(state.right_N, state.valid_N), key, prompts
+        ),
+    )

@@ -1,5 +1,6 @@
 """Every problem once an epoch, whatever its rewards."""
 
+from limr_jax.samplers import importance
 from limr_jax.samplers.interface import PromptSampler
 from limr_jax.samplers.order import draw_in_order, first_order
 
@@ -12,7 +13,11 @@ def uniform(*, problems: int, prompts: int, key) -> PromptSampler:
     """
     return PromptSampler(
         init=lambda: first_order(key, problems),
-        sample=lambda state, key: draw_in_order(state, key, prompts),
+        sample=lambda state, key, earlier=None: draw_in_order(
+            state, key, prompts, earlier
+        ),
         update=lambda state, ids_P, correct_PG, valid_PG: state,
         report=lambda state, ids_P: {"epoch": state.epoch + state.position / problems},
+        in_order=True,
+        importance=lambda state, key: importance.uniformly(prompts),
     )

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from limr_jax.samplers.interface import PromptSampler
+from limr_jax.samplers.interface import Earlier, PromptSampler
 
 
 def log_weight(weight_N: jax.Array) -> jax.Array:
@@ -17,14 +17,21 @@ def log_weight(weight_N: jax.Array) -> jax.Array:
     return jnp.log(jnp.maximum(weight_N, 1e-30))
 
 
-def draw_by_weight(weight_N: jax.Array, key, prompts: int) -> jax.Array:
+def draw_by_weight(
+    weight_N: jax.Array, key, prompts: int, earlier: Earlier | None = None
+) -> jax.Array:
     """ids_P of P different problems, drawn by weight without replacement.
 
-    It is the Gumbel top-k of the log weights (arXiv:1903.06059).
+    It is the Gumbel top-k of the log weights (arXiv:1903.06059). What a step's earlier
+    rounds have drawn is not drawn again: as the key is theirs, the rounds are one draw
+    without replacement, made in parts.
     """
     # One top-k in place of P draws one after another, each without what is drawn.
     noise_N = jax.random.gumbel(key, weight_N.shape)
-    _, ids_P = jax.lax.top_k(log_weight(weight_N) + noise_N, prompts)
+    value_N = log_weight(weight_N) + noise_N
+    if earlier is not None:
+        value_N = jnp.where(earlier.drawn_N, -jnp.inf, value_N)
+    _, ids_P = jax.lax.top_k(value_N, prompts)
     return ids_P.astype(jnp.int32)
 
 
@@ -52,8 +59,8 @@ def weighted(*, weight_N, prompts: int) -> PromptSampler:
     problems = weight_N.shape[0]
     steps_per_epoch = -(-problems // prompts)
 
-    def sample(state, key):
-        ids_P = draw_by_weight(state.weight_N, key, prompts)
+    def sample(state, key, earlier=None):
+        ids_P = draw_by_weight(state.weight_N, key, prompts, earlier)
         return dataclasses.replace(state, step=state.step + 1), ids_P
 
     def report(state, ids_P):

@@ -36,6 +36,9 @@ from limr_jax.storage.workdir import release, workdir_path
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 _STEPS, _STATE, _META = "checkpoints", "state", "meta"
+# Arrays that older versions have under other names: how these begin, today and before.
+# Of 0.3's sampler.name=dynamic, which is uniform with a filter of groups.
+_RENAMED = {"sampler/sampler/": "sampler/order/"}
 
 
 class Restored(NamedTuple):
@@ -225,6 +228,7 @@ class Checkpointer:
             if record is None and not self.read_only:
                 raise Damaged(f"{path} is of limr_jax 0.2, without digests")
             saved = _saved(path, record)
+            places = _as_saved(places, saved)
             checkpoint_record.check_fits(path, saved, places, partial=partial)
             arrays = _read_arrays(path, places, partial)
         except Damaged as error:
@@ -296,6 +300,19 @@ def _saved(path: epath.Path, record: Mapping | None) -> dict[str, Any]:
         return checkpoint_record.shapes(record)
     with checkpoint_record.examining(path, _STATE):
         return dict(_handler().metadata(path / _STATE).tree)
+
+
+def _as_saved(places: Mapping[str, Any], saved: Mapping) -> dict[str, Any]:
+    """The places in their order, by the names that the checkpoint has for them."""
+
+    def old_name(name: str) -> str:
+        for new, old in _RENAMED.items():
+            other = name.replace(new, old, 1) if name.startswith(new) else name
+            if name not in saved and other in saved:
+                return other
+        return name
+
+    return {old_name(name): place for name, place in places.items()}
 
 
 def _read_arrays(path: epath.Path, places: Mapping, partial: bool) -> dict:

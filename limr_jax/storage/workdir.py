@@ -17,7 +17,7 @@ from typing import IO, Any
 import jax
 from etils import epath
 
-from limr_jax.config.diff import differences, plain
+from limr_jax.config.diff import config_differences, differences, plain
 from limr_jax.errors import InputError
 from limr_jax.multihost import agree
 from limr_jax.storage import files, gcs
@@ -189,9 +189,15 @@ def _check_same(path, old: Mapping[str, Any], new: Mapping[str, Any], flag) -> N
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """`diff.differences`, but for fields that both compare by their content."""
     by_content = {*content(old), *content(new)}
+    configs = [x.get("config") for x in (old, new)]
+    found = []
+    if all(isinstance(x, Mapping) for x in configs):
+        found = [f"config.{line}" for line in config_differences(*configs)]
+        old, new = ({**x, "config": None} for x in (old, new))
     # The lines of `content.…` stay: content that differs is named by them.
     places = tuple(f"{place}{x}: " for x in by_content for place in ("config.", ""))
-    return [x for x in differences(old, new) if not x.startswith(places)]
+    found = sorted(found + differences(old, new))
+    return [x for x in found if not x.startswith(places)]
 
 
 def _lock(path: epath.Path) -> None:

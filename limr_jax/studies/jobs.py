@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from limr_jax import check, console, platform
 from limr_jax.config import load
-from limr_jax.config.diff import differences, plain
+from limr_jax.config.diff import config_differences, plain
 from limr_jax.errors import InputError
 from limr_jax.multihost import preemption
 from limr_jax.storage import files, metrics
@@ -55,7 +55,7 @@ class Job:
         stored = read_run(self.workdir, missing_ok=True)
         if stored is None:
             return False
-        fields = differences(stored.get("config") or {}, self.config)
+        fields = config_differences(stored.get("config") or {}, self.config)
         # Of a field that is a path the run itself compares what lies there.
         free = tuple(f"{x}: " for x in ("num_steps", *content(stored)))
         if other := [x for x in fields if not x.startswith(free)]:

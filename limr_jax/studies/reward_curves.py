@@ -7,16 +7,18 @@ the mathematics. Nothing here needs the problems themselves, only their ids.
 import collections
 import dataclasses
 import math
+import pathlib
 from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from limr_jax.algorithms import lim, std
+from limr_jax.algorithms import hardest, lim, std
 from limr_jax.errors import InputError
 from limr_jax.samplers import score_file
 from limr_jax.storage import metrics, rollout_dump
+from limr_jax.storage.workdir import read_result
 
 
 def _backfill_and_drop(value_NE, seen_NE):
@@ -33,7 +35,12 @@ MISSING = {
 }
 # A dump's field for each value that a curve can be of.
 VALUES = {"accuracy": "correct", "reward": "reward"}
-SCORES = {"lim_score": lim.score, "linear_score": lim.linear_score, "std": std.score}
+SCORES = {
+    "lim_score": lim.score,
+    "linear_score": lim.linear_score,
+    "std": std.score,
+    "hardest": hardest.score,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,15 +62,20 @@ class CurveScores:
     filled_N: np.ndarray  # int: how many of these were filled
 
 
-def score(curves: Curves, *, missing: str, name: str = "lim_score") -> CurveScores:
+def score(
+    curves: Curves, *, missing: str | None, name: str = "lim_score"
+) -> CurveScores:
     """Scores of the curves, in float64 so that a threshold is not missed by rounding.
 
-    missing: of MISSING; name: of SCORES. Raises InputError where no problem has one.
+    missing: of MISSING; None: missing cells stay so. name: of SCORES. Raises InputError
+    where no problem has one.
     """
 
     @jax.jit
     def fill_and_score(value_NE, seen_NE):
-        filled_NE, known_NE = MISSING[missing](value_NE, seen_NE)
+        filled_NE, known_NE = value_NE, seen_NE
+        if missing:
+            filled_NE, known_NE = MISSING[missing](value_NE, seen_NE)
         epochs_N = jnp.sum(known_NE, axis=1)
         filled_N = jnp.sum(known_NE & ~seen_NE, axis=1)
         return SCORES[name](filled_NE, known_NE), epochs_N, filled_N
@@ -134,6 +146,47 @@ def read_run(workdir, *, value: str) -> Curves:
             count_NE[i, column[epoch]] = count
     # 0 where nothing was seen, as `seen_NE` says.
     return Curves(tuple(cells), sum_NE / np.maximum(count_NE, 1), count_NE > 0)
+
+
+def read_evaluation(folder) -> Curves:
+    """The responses of a finished evaluation (launch/evaluate.py), in epochs' places.
+
+    folder: of the evaluation, or of one of its benchmarks, which is needed where there
+    are several. A response that nobody could grade is missing. Raises InputError where
+    there is no such evaluation, or where it is not finished.
+    """
+    folder = pathlib.Path(folder)
+    if not (folder / "rollouts").is_dir():
+        inside = sorted(x.parent for x in folder.glob("*/rollouts"))
+        if len(inside) != 1:
+            names = ", ".join(x.name for x in inside)
+            remedy = f"give the folder of one of them: {names}"
+            raise InputError(
+                f"{folder}: holds the responses to {len(inside)} benchmarks; "
+                + (
+                    remedy
+                    if inside
+                    else "give what launch/evaluate.py wrote with --out"
+                )
+            )
+        (folder,) = inside
+    if read_result(folder.parent) is None:
+        raise InputError(
+            f"{folder.parent}: is no finished evaluation, for it has no result.json; "
+            "give launch/evaluate.py's command again"
+        )
+    cells: dict[str, list[float | None]] = {}
+    for row in rollout_dump.read_dump(folder):
+        cells.setdefault(str(row.get("id")), []).append(
+            _dumped(row, VALUES["accuracy"], folder)
+        )
+    if len({len(cell) for cell in cells.values()}) != 1:
+        raise InputError(
+            f"{folder}: its problems have not all as many responses; remove that "
+            "folder and give launch/evaluate.py's command again"
+        )
+    value_NE = np.array(list(cells.values()), float)  # None becomes nan
+    return Curves(tuple(cells), np.nan_to_num(value_NE), ~np.isnan(value_NE))
 
 
 def _check_whole(workdir, rows_at: Mapping[int, int]) -> None:

@@ -66,8 +66,8 @@ RUNS = {
     },
     "graded by the hosts, some groups kept": {
         "reward": "math",
-        "sampler__name": "dynamic",
-        "sampler__dynamic__max_rounds": 2,
+        "filter__groups": "mixed",
+        "filter__max_rounds": 2,
     },
     "jepo": {"algorithm": "jepo", "reward": "none", "loss_normaliser": "rollout"},
 }
@@ -202,7 +202,6 @@ def test_a_report_of_programs_that_fit_and_of_some_that_do_not(
 OWN = {
     "curriculum": {"column": "hardness", "minimum": 3.5},
     "adarft": {"column": "hardness"},
-    "dynamic": {"max_rounds": 16},  # of 4 of the 64 stand-ins
 }
 
 
@@ -218,7 +217,7 @@ def test_stand_ins_have_what_the_sampler_reads(tmp_path, monkeypatch, name, own)
     fields = {f"sampler__{name}__{field}": value for field, value in own.items()}
     config = tiny(sampler__name=name, **fields)
     problems, _ = calls_lib._problems(config, jax.make_mesh((4,), ("data",)))
-    make = partial(make_sampler, config.sampler, prompts=4, seed=0)
+    make = partial(make_sampler, config.sampler, prompts=4, group=2, seed=0)
     state = jax.eval_shape(make(problems).init)
     # A program has the shapes that it has of problems that are there.
     rows = [{"id": f"7/{i + 90}", "hardness": 4, "level": 4} for i in range(64)]

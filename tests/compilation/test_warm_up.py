@@ -89,8 +89,8 @@ RUNS = {
     "two calls, graded by the hosts, some groups kept": {
         "reward": "math",
         "overlong__buffer": 2,
-        "sampler__name": "dynamic",
-        "sampler__dynamic__max_rounds": 2,
+        "filter__groups": "mixed",
+        "filter__max_rounds": 2,
     },
 }
 

@@ -15,6 +15,7 @@ from limr_jax.learner import batch as batch_lib
 from limr_jax.models import from_config, hf_config, presets
 from limr_jax.rollout import slots
 from limr_jax.samplers import from_config as samplers_from_config
+from limr_jax.samplers import group_filter
 
 DEFAULTS = {
     kind: dict(leaves(load.load([f"--config={ROOT}/configs/{kind}.py"])[0].to_dict()))
@@ -47,6 +48,7 @@ def test_what_the_table_names_is_what_there_is():
         "mismatch.correction": set(losses.CORRECTIONS),
         "kl.estimator": set(losses.KL_ESTIMATORS),
         "jepo.estimator": set(jepo.ESTIMATORS),
+        "filter.groups": set(group_filter.GROUP_FILTERS),
         "sampler.cdas.weights": set(samplers_from_config._CDAS_COUNTS),
         "model.architecture": set(hf_config._DEFAULTS),
         "model.dtype": {"auto", *from_config._DTYPES},
@@ -152,8 +154,8 @@ def test_whatever_a_file_gives_is_refused_in_a_line_or_allowed(tmp_path):
         ("sampler.lim.floor", 1.5, "must be from 0 to 1"),
         ("sampler.lim.temperature", 0.0, "must be from 1e-06 to 1e+06"),
         ("sampler.lim.threshold", math.inf, "must be from -1e+06 to 1"),
-        ("sampler.dynamic.max_rounds", 0, "must be from 1 to 1048576"),
-        ("sampler.dynamic.max_age", 2, "must be from 0 to 1"),
+        ("filter.max_rounds", 0, "must be from 1 to 1048576"),
+        ("filter.max_age", 2, "must be from 0 to 1"),
         ("sampler.mopps.pool", 0, "must be from 1 to 1048576"),
         ("sampler.mopps.prior", 0.0, "must be from 0.001 to 1e+06"),
         ("sampler.greso.floor", -1.0, "must be from 0 to 1"),

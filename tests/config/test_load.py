@@ -357,8 +357,9 @@ NO_NUMBER = "must be a number, not"
         ),
         (
             "c.filter.of_everything = 1",
-            ": no field 'filter.of_everything'; filter has filter.keep_kl, "
-            "filter.normaliser, filter.tau",
+            ": no field 'filter.of_everything'; filter has filter.groups, "
+            "filter.keep_kl, filter.max_age, filter.max_rounds, filter.normaliser, "
+            "filter.tau",
         ),
         ("c.zzz = None", ": no field 'zzz'; configs/base.py lists all fields"),
         (

@@ -363,6 +363,87 @@ def test_a_file_of_curves_that_is_wrong(tmp_path, rows, reason):
     assert not out.exists()
 
 
+# Four responses of a base model to each problem; None: nobody could grade it.
+RESPONSES = {
+    "easy": [True, True, True, True],
+    "half": [True, False, False, True],
+    "hard": [False, False, False, True],
+    "never": [False, False, False, False],
+    "vague": [None, None, None, None],
+    "gap": [None, False, None, False],
+}
+
+
+def evaluated(folder, *names):
+    """What launch/evaluate.py leaves of a finished evaluation of these benchmarks."""
+    for name in names:
+        dump = rollout_dump.Dump(folder / name)
+        for done, (problem, responses) in enumerate(RESPONSES.items(), start=1):
+            rows = [
+                {"id": problem, "sample": k, "correct": bool(x), "valid": x is not None}
+                for k, x in enumerate(responses)
+            ]
+            dump.add(done, rows)
+    (folder / "result.json").write_text("{}")
+    return folder
+
+
+def test_the_hardest_of_a_base_model_need_no_run(tmp_path):
+    folder = evaluated(tmp_path / "evaluation", "train")
+    out, words = tmp_path / "kept", ["--evaluation", folder]
+    # Never and gap fail every time: the first of equals; what has no grade never comes.
+    assert kept(*words, "--hardest", 3, out=out) == ["hard", "never", "gap"]
+    assert {row["id"]: row["hardest"] for row in read(out)} == {
+        "never": 1,
+        "gap": 1,
+        "hard": 0.75,
+    }
+    assert kept(*words, "--hardest", 1, out=out) == ["never"]
+    assert kept(*words, "--std", 1, out=out) == ["half"]
+    assert read(out) == [{"id": "half", "std": 0.5}]
+    with pytest.raises(InputError, match="6 problems cannot be kept of 5 that have"):
+        run("select", *words, "--hardest", 6, "--out", out)
+    # As a training set, in the file's order.
+    problems = [{"id": x, "problem": "1+1=", "answer": "2"} for x in RESPONSES]
+    file = write(tmp_path / "p.jsonl", problems)
+    words += ["--hardest", 2, "--problems", file]
+    assert kept(*words, out=out) == ["never", "gap"]
+    assert read(out) == [problems[3], problems[5]]
+
+
+def test_evaluations_that_say_too_little(tmp_path):
+    folder, out = evaluated(tmp_path / "two", "math", "train"), tmp_path / "out"
+
+    def refused(*words):
+        with pytest.raises(InputError) as caught:
+            run("select", *words, "--out", out)
+        assert not out.exists()
+        return str(caught.value)
+
+    hardest = ["--hardest", 2]
+    assert refused("--evaluation", folder, *hardest) == (
+        f"{folder}: holds the responses to 2 benchmarks; give the folder of one of "
+        "them: math, train"
+    )
+    assert kept("--evaluation", folder / "math", *hardest, out=out)
+    out.unlink()
+    (folder / "result.json").unlink()
+    assert refused("--evaluation", folder / "math", *hardest) == (
+        f"{folder}: is no finished evaluation, for it has no result.json; give "
+        "launch/evaluate.py's command again"
+    )
+    assert refused("--evaluation", tmp_path, *hardest) == (
+        f"{tmp_path}: holds the responses to 0 benchmarks; give what "
+        "launch/evaluate.py wrote with --out"
+    )
+    folder = evaluated(tmp_path / "torn", "train")
+    row = {"id": "more", "sample": 0, "correct": True, "valid": True}
+    rollout_dump.Dump(folder / "train", step=len(RESPONSES)).add(9, [row])
+    assert "its problems have not all as many responses" in refused(
+        "--evaluation", folder, *hardest
+    )
+
+
 SCORED = [{"id": "a", "lim_score": 0.5}, {"id": "b", "lim_score": None}]
 
 
@@ -445,6 +526,21 @@ SCORED = [{"id": "a", "lim_score": 0.5}, {"id": "b", "lim_score": None}]
             "--round 2 does nothing with --random; leave it out",
         ),
         (
+            ["select", "--rewards", "c", "--hardest", "1"],
+            "--hardest 1 is of a base model's responses; give --evaluation DIR, which "
+            "launch/evaluate.py wrote",
+        ),
+        (
+            ["select", "--evaluation", "e", "--top", "1"],
+            "--evaluation e has no epochs, which --top asks for; give --std or "
+            "--hardest",
+        ),
+        (
+            ["select", "--evaluation", "e", "--std", "1", "--missing", "carry"],
+            "--missing carry does nothing with --evaluation, which has no epochs; "
+            "leave it out",
+        ),
+        (
             ["score", "--rewards", "c", "--out", "gs://b/o"],
             "--out=gs://b/o is not on this machine; give a local path",
         ),
@@ -468,7 +564,10 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     [
         (["score"], "one of the arguments --run --rewards is required"),
         (["score", "--rewards", "s", "--missing", "no"], "invalid choice: 'no'"),
-        (["select", "--scores", "s"], "--threshold --top --random --linear --std is"),
+        (
+            ["select", "--scores", "s"],
+            "--threshold --top --random --linear --std --hardest is",
+        ),
         (["select", "--scores", "s", "--top", "1", "--std", "1"], "not allowed with"),
         (["select", "--scores", "s", "--threshold", "x"], "invalid float value: 'x'"),
     ],

@@ -13,7 +13,7 @@ from tiny_run import configure, set_up, told, with_parity, write_problems
 from limr_jax.data.problems import load_problems
 from limr_jax.errors import InputError
 from limr_jax.prng import stream_key
-from limr_jax.samplers import from_config
+from limr_jax.samplers import from_config, group_filter
 from limr_jax.storage.workdir import read_result
 from limr_jax.train import train
 
@@ -23,10 +23,13 @@ SAMPLERS = dict.fromkeys(from_config.SAMPLERS, ({}, "epoch")) | {
     "lim": ({}, "lim/score_mean"),
     "cdas": ({}, "cdas/competence"),
     "prioritized": ({}, "prioritized/weight_mean"),
+    "informative": ({}, "informative/drawn_chance"),
+    "bots": ({}, "bots/drawn_pass_rate"),
+    "dps": ({}, "dps/drawn_between"),
     "mopps": ({"pool": 2}, "mopps/drawn_pass_rate"),
     "greso": ({}, "greso/skipped_share"),
     "curriculum": ({"start": 2, "minimum": 1}, "curriculum/eligible_share"),
-    "dynamic": ({"max_rounds": 2}, "dynamic/rounds"),
+    "dynamic": ({}, "dynamic/rounds"),
     "adarft": ({"column": "level"}, "adarft/target"),
 }
 STEPS = 5
@@ -41,10 +44,10 @@ def problems(tmp_path_factory):
     return write_problems(tmp_path_factory.mktemp("problems") / "train.jsonl", 10)
 
 
-def configured(problems, name):
+def configured(problems, name, **more):
     fields = {f"sampler__{name}__{field}": x for field, x in SAMPLERS[name][0].items()}
     fields |= {"num_steps": STEPS, "model__layers": 1, "sampler__name": name}
-    return configure(problems, **fields)
+    return configure(problems, **fields | {"filter__max_rounds": 2} | more)
 
 
 def sampler_of(config, problems):
@@ -52,7 +55,10 @@ def sampler_of(config, problems):
         config.sampler,
         load_problems(str(problems), data_dir=""),
         prompts=config.prompts_per_step,
+        group=config.group_size,
         seed=config.seed,
+        groups=from_config.group_filter(config),
+        max_rounds=config.filter.max_rounds,
     )
 
 
@@ -72,7 +78,8 @@ def test_a_sampler_is_its_state(problems, name):
         valid_PG = (ids_P[:, None] + jnp.arange(3)[None] + step) % 4 > 0
         report = sampler.report(state, ids_P)
         right_PG = jnp.where(valid_PG, right_PG, junk)
-        return sampler.update(state, ids_P, right_PG, valid_PG), ids_P, report
+        state = sampler.update(state, ids_P, right_PG, valid_PG)
+        return sampler.end_step(state) if sampler.keep else state, ids_P, report
 
     step = jax.jit(step, compiler_options=QUICK)
     state = through = other = jax.jit(sampler.init)()
@@ -93,6 +100,89 @@ def test_a_sampler_is_its_state(problems, name):
     assert report["epoch"] >= 4  # 12 steps of at least a third of an epoch
 
 
+# Each with a filter of groups, whatever it draws by; `dynamic` has one already.
+FILTERED = [name for name in SAMPLERS if name != "dynamic"]
+
+
+@pytest.mark.parametrize("name", FILTERED)
+def test_rounds_draw_different_problems(problems, name):
+    """With two rounds of four of ten problems, or of five in the curriculum's."""
+    prompts = 2 if name == "curriculum" else 4
+    more = {"filter__groups": "mixed", "prompts_per_step": prompts}
+    sampler = sampler_of(configured(problems, name, **more), problems)
+    plain = sampler_of(configured(problems, name, prompts_per_step=prompts), problems)
+
+    @jax.jit
+    def draw_and_learn(state, key, i):
+        state, ids_P = sampler.sample(state, key)
+        right_PG = ((ids_P[:, None] + i) % 3 > jnp.arange(3)[None]).astype("float32")
+        report = sampler.report(state, ids_P)
+        state = sampler.update(state, ids_P, right_PG, right_PG >= 0)
+        return state, ids_P, report
+
+    @jax.jit
+    def alone(state, key, i):
+        state, ids_P = plain.sample(state, key)
+        right_PG = ((ids_P[:, None] + i) % 3 > jnp.arange(3)[None]).astype("float32")
+        return plain.update(state, ids_P, right_PG, right_PG >= 0), ids_P
+
+    state, ended, single = sampler.init(), jax.jit(sampler.end_step), plain.init()
+    twice, seen = 0, set()
+    for i in range(12):
+        key = stream_key(0, "sampler", i)
+        rounds = 1 + i % 2
+        drawn = []
+        for number in range(rounds):
+            state, ids_P, report = draw_and_learn(state, key, i)
+            drawn += ids_P.tolist()
+            assert report["dynamic/rounds"] == number + 1
+            assert np.isfinite(report["epoch"]) and SAMPLERS[name][1] in report
+        assert len(set(drawn)) == rounds * prompts, (i, drawn)
+        twice, seen = twice + (rounds == 2), seen | set(drawn)
+        state = ended(state)
+        assert state.rounds == 0
+    assert twice == 6 and len(seen) > prompts
+    # A step of one round is a step without a filter, bit for bit; the order alone is
+    # looked further ahead in, and another one may follow it.
+    if name not in ("uniform", "lim", "cdas", "curriculum"):
+        state = sampler.init()
+        for i in range(6):
+            key = stream_key(0, "sampler", i)
+            state, ids_P, _ = draw_and_learn(state, key, i)
+            single, alone_P = alone(single, key, i)
+            np.testing.assert_array_equal(ids_P, alone_P)
+            state = ended(state)
+            jax.tree.map(np.testing.assert_array_equal, state.sampler, single)
+
+
+@pytest.mark.parametrize("name", ["prioritized", "informative", "mopps", "adarft"])
+def test_two_rounds_are_one_draw_of_twice_as_many(problems, name):
+    """By weight, and by nearness: the second round goes on where the first ended."""
+    # A pool of all ten, which are then the same candidates for both.
+    pool = {"sampler__mopps__pool": 4}
+    filtered = {"filter__groups": "mixed", "prompts_per_step": 3}
+    config = configured(problems, name, **filtered, **pool)
+    whole = configured(problems, name, prompts_per_step=6, **pool)
+    sampler, twice = sampler_of(config, problems), sampler_of(whole, problems)
+    state, key = sampler.init(), stream_key(0, "sampler", 7)
+    drawn = []
+    for _ in range(2):
+        state, ids_P = jax.jit(sampler.sample)(state, key)
+        drawn += ids_P.tolist()
+    assert drawn == jax.jit(twice.sample)(twice.init(), key)[1].tolist()
+
+
+def test_what_is_not_kept_is_learned_from(problems):
+    """Else a posterior of kept groups would find every problem half solved."""
+    config = configured(problems, "informative", filter__groups="mixed")
+    sampler = sampler_of(config, problems)
+    state, ids_P = sampler.sample(sampler.init(), jax.random.key(0))
+    right_PG = jnp.ones((4, 2))
+    state = sampler.end_step(sampler.update(state, ids_P, right_PG, right_PG > 0))
+    assert not group_filter.mixed(right_PG, right_PG > 0).any()
+    np.testing.assert_array_equal(state.sampler.posterior.right_N[ids_P], [3] * 4)
+
+
 @pytest.fixture(scope="module")
 def plain(problems):
     """A run whose rollouts the others share, since no sampler changes that program."""
@@ -100,18 +190,25 @@ def plain(problems):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in SAMPLERS if n not in ("uniform", "lim")])
-def test_a_run_and_a_stop(problems, plain, tmp_path, name):
-    """The tests of the loop run `lim`; here the others."""
-    config = configured(problems, name)
+@pytest.mark.parametrize(
+    ("name", "groups"),
+    [(n, "none") for n in SAMPLERS if n not in ("uniform", "lim")]
+    + [(n, "mixed") for n in ("lim", "informative", "greso")],
+)
+def test_a_run_and_a_stop(problems, plain, tmp_path, name, groups):
+    """The tests of the loop run `lim`; here the others, and some with a filter."""
+    config = configured(problems, name, filter__groups=groups)
     made = set_up(config)
     programs = made.programs._replace(generate=plain.programs.generate)
     made = dataclasses.replace(made, programs=programs, grade=plain.grade)
     train(made, config, tmp_path / "whole")
     seen = told(tmp_path / "whole")
     assert len(seen["metrics"]) == STEPS
-    for row in seen["metrics"]:
-        assert np.isfinite(row[SAMPLERS[name][1]])
+    numbers = [row[SAMPLERS[name][1]] for row in seen["metrics"]]
+    # Before the first epoch's end LIM has no score, of which there would be a mean.
+    assert name == "lim" or None not in numbers
+    assert np.isfinite([x for x in numbers if x is not None]).all()
+    assert numbers[-1] is not None
     assert len({row["loss"] for row in seen["metrics"]}) > 1
     calls = []
 

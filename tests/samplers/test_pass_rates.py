@@ -1,4 +1,4 @@
-"""CDAS, prioritized and MoPPS behind the interface, against numbers by hand."""
+"""CDAS, prioritized, informative, MoPPS behind the interface: numbers by hand."""
 
 import dataclasses
 import functools
@@ -11,6 +11,7 @@ import scipy.stats
 from tiny_policy import QUICK
 
 from limr_jax.samplers.cdas import cdas
+from limr_jax.samplers.informative import informative
 from limr_jax.samplers.mopps import mopps
 from limr_jax.samplers.prioritized import prioritized
 
@@ -90,6 +91,7 @@ def test_a_problem_without_a_valid_rollout_is_not_learned_from():
     for sampler in (
         cdas(problems=3, prompts=2, key=KEY, initial_count=0),
         prioritized(problems=3, prompts=2, floor=0),
+        informative(problems=3, prompts=2, group=4, decay=0.5, floor=0),
         mopps(problems=3, prompts=2, pool=8, target=0.5, decay=0.5, prior=1.0),
     ):
         before = sampler.init()
@@ -126,6 +128,34 @@ def test_prioritized_draws_by_one_less_the_pass_rate():
     # All that have a weight, and then one that has none: a batch is never short.
     whole = prioritized(problems=4, prompts=4, floor=0.0)
     assert sorted(whole.sample(state, KEY)[1].tolist()) == [0, 1, 2, 3]
+
+
+def test_informative_draws_by_the_chance_of_both_outcomes():
+    """Counts (3, 1), (1, 3), (1, 1) and all right for long: .543 : .543 : .6 : .01."""
+    sampler = informative(problems=4, prompts=1, group=4, decay=1.0, floor=0.01)
+    state = sampler.init()
+    for visit, pass_rate_P in enumerate([[0.5, 0.0], [1.0, 0.5]]):
+        # Two rollouts of the four are invalid, whatever they look like.
+        correct_PG, valid_PG = rewards(pass_rate_P)
+        valid_PG = valid_PG & (np.arange(4)[None] % 2 == visit)
+        state = jit(sampler.update)(state, jnp.array([0, 1]), correct_PG, valid_PG)
+    np.testing.assert_array_equal(state.posterior.right_N, [4, 2, 1, 1])
+    np.testing.assert_array_equal(state.posterior.wrong_N, [2, 4, 1, 1])
+    posterior = state.posterior._replace(
+        right_N=jnp.array([3.0, 1.0, 1.0, 1e4]), wrong_N=jnp.array([1.0, 3.0, 1.0, 1.0])
+    )
+    state = dataclasses.replace(state, posterior=posterior)
+    keys = jax.random.split(KEY, 9000)
+    ids = jit(jax.vmap(lambda key: sampler.sample(state, key)[1]))(keys)
+    weight_N = np.array([0.542857, 0.542857, 0.6, 0.01])
+    counts = np.bincount(np.ravel(ids), minlength=4)
+    want = weight_N / weight_N.sum() * len(keys)
+    assert scipy.stats.chisquare(counts, want).pvalue > UNLIKELY
+    report = jit(sampler.report)(state, jnp.array([0, 2]))
+    np.testing.assert_allclose(
+        report["informative/drawn_chance"], (0.542857 + 0.6) / 2, rtol=1e-5
+    )
+    assert report["informative/floor_share"] == 0.25
 
 
 @pytest.mark.slow

@@ -382,6 +382,20 @@ def test_a_workdir_belongs_to_one_run(tmp_path):
         ]:
             with pytest.raises(InputError, match=text):
                 claim(workdir, other)
+    # Fields of an older version: by their old names, and those that it did not know.
+    old = {"sampler": {"name": "dynamic", "dynamic": {"max_rounds": 3, "max_age": 1}}}
+    new = {"sampler": {"name": "uniform"}, "filter": {"groups": "mixed"}}
+    new["filter"] |= {"max_rounds": 3, "max_age": 1, "keep_kl": True}
+    folder = tmp_path / "older"
+    claim(folder, {"config": old})
+    claim(folder, {"config": new})
+    assert read_run(folder)["config"] == new
+    new["filter"] |= {"keep_kl": False, "max_rounds": 2}
+    said = r"differs in config.filter.keep_kl: absent → false; config.filter.max_rounds"
+    folder = tmp_path / "other"
+    claim(folder, {"config": old})
+    with pytest.raises(InputError, match=said):
+        claim(folder, {"config": new})
     many = IDENTITY | {"config": {str(i): i for i in range(20)}}
     with pytest.raises(InputError, match="and 16 more"):
         claim(workdir, many)

@@ -1,4 +1,4 @@
-"""DAPO's rounds: what they draw, and what becomes of the groups that are kept."""
+"""Rounds of a step: what they draw, and what becomes of the groups that are kept."""
 
 import dataclasses
 import functools
@@ -12,7 +12,8 @@ from tiny_policy import QUICK
 from limr_jax.data.prompts import PromptBatch
 from limr_jax.rewards.types import Graded
 from limr_jax.rollout.types import Rollout
-from limr_jax.samplers import dynamic, group_buffer
+from limr_jax.samplers import group_buffer, group_filter
+from limr_jax.samplers.uniform import uniform
 
 KEY = jax.random.key(0)
 jit = functools.partial(jax.jit, compiler_options=QUICK)
@@ -26,12 +27,15 @@ def test_no_problem_twice_in_a_step_and_all_once_an_epoch(
     problems, prompts, max_rounds
 ):
     """Whatever number of rounds a step takes."""
-    sampler = dynamic.dynamic(
-        problems=problems, prompts=prompts, key=KEY, max_rounds=max_rounds
+    sampler = group_filter.in_rounds(
+        uniform(problems=problems, prompts=prompts, key=KEY),
+        keep=group_filter.mixed,
+        problems=problems,
+        prompts=prompts,
+        max_rounds=max_rounds,
     )
-    sample, update = jit(sampler.sample), jit(sampler.update)
+    sample, end_step = jit(sampler.sample), jit(sampler.end_step)
     random, state, drawn = np.random.default_rng(1), sampler.init(), []
-    nothing = (np.zeros((prompts, 2), np.float32), np.ones((prompts, 2), bool))
     for step in range(40):
         of_step = []
         rounds = random.integers(1, max_rounds + 1)
@@ -43,8 +47,8 @@ def test_no_problem_twice_in_a_step_and_all_once_an_epoch(
         report = sampler.report(state, ids_P)
         assert report["dynamic/rounds"] == rounds
         np.testing.assert_allclose(report["epoch"], len(drawn) / problems, rtol=1e-6)
-        state = update(state, ids_P, *nothing)
-        assert state.rounds == 0
+        state = end_step(state)
+        assert state.rounds == 0 and state.drawn_N is None
     epochs = len(drawn) // problems
     whole = np.reshape(drawn[: epochs * problems], (epochs, problems))
     np.testing.assert_array_equal(
@@ -55,11 +59,10 @@ def test_no_problem_twice_in_a_step_and_all_once_an_epoch(
 
 
 def test_keep_is_of_valid_rollouts_and_raw_correctness():
-    sampler = dynamic.dynamic(problems=5, prompts=5, key=KEY, max_rounds=1)
     nan = jnp.nan
     correct_PG = jnp.array([[1, 1, 0], [0, 0, 0], [1, 0, nan], [1, 0, 1], [0, 1, 1]])
     valid_PG = jnp.array([[1, 1, 0], [1, 1, 1], [1, 1, 0], [0, 1, 0], [1, 1, 1]], bool)
-    keep_P = jit(sampler.keep)(sampler.init(), correct_PG, valid_PG)
+    keep_P = jit(group_filter.mixed)(correct_PG, valid_PG)
     np.testing.assert_array_equal(keep_P, [False, False, True, False, True])
 
 
@@ -90,12 +93,11 @@ def round_of(first, kept, G=2, T=3):
 @pytest.fixture(scope="module")
 def collect():
     """Rounds of three, beginning with nothing: (waiting, step, round) → …"""
-    sampler = dynamic.dynamic(problems=9, prompts=3, key=KEY, max_rounds=3)
 
     @functools.partial(jit, static_argnames="max_age")
     def collect(waiting, step, groups, max_age=1):
-        options = {"keep": sampler.keep, "max_age": max_age}
-        return group_buffer.collect(waiting, sampler.init(), step, *groups, **options)
+        options = {"keep": group_filter.mixed, "max_age": max_age}
+        return group_buffer.collect(waiting, step, *groups, **options)
 
     return collect
 

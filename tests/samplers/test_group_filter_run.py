@@ -1,6 +1,7 @@
-"""Dynamic sampling in the loop: rounds, the bound, what is carried, and stops."""
+"""A filter of groups in the loop: rounds, the bound, what is carried, and stops."""
 
 import dataclasses
+import shutil
 import sys
 
 import jax
@@ -11,11 +12,15 @@ from jax.sharding import NamedSharding
 from tiny_run import configure, set_up, told, with_parity, write_problems
 
 from limr_jax import sharding
+from limr_jax.check import warn_of_old_names
 from limr_jax.programs import Graded
+from limr_jax.samplers.order import Order
 from limr_jax.storage import checkpoint, metrics
+from limr_jax.storage.workdir import claim, read_run, workdir_path, write_json
 from limr_jax.train import train
 
 STEPS, P, G, ROUNDS = 6, 4, 2, 3
+MOVED = ("max_rounds", "max_age")  # from sampler.dynamic to filter
 
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -32,8 +37,8 @@ def configured(problems, **fields):
         "num_steps": STEPS,
         "model__layers": 1,
         "checkpoint__every": 1,
-        "sampler__name": "dynamic",
-        "sampler__dynamic__max_rounds": ROUNDS,
+        "filter__groups": "mixed",
+        "filter__max_rounds": ROUNDS,
     }
     return configure(problems, **given | fields)
 
@@ -193,14 +198,61 @@ def test_a_stop_in_any_round_is_no_difference(made, config, whole, tmp_path):
     assert carried > 0  # a checkpoint held groups that wait
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Dynamic:
+    """What limr_jax 0.3 kept of sampler.name=dynamic."""
+
+    order: Order
+    rounds: jax.Array
+
+
+@pytest.mark.slow
+def test_a_run_of_version_0_3_goes_on(made, problems, config, whole, tmp_path):
+    """With its run.json and its checkpoint, by the old name, which is the same run."""
+    with pytest.raises(KeyboardInterrupt):
+        train(interrupted(made, 6), config, tmp_path)
+    run = read_run(tmp_path)
+    moved = {name: run["config"]["filter"].pop(name) for name in MOVED}
+    run["config"]["sampler"] |= {"name": "dynamic", "dynamic": moved}
+    del run["config"]["filter"]["groups"]
+    write_json(workdir_path(tmp_path) / "run.json", run)
+    with checkpoint.Checkpointer(tmp_path, read_only=True) as saver:
+        step = saver.latest()
+        state, meta = saver.restore(step, made.programs.state)
+    sampler = Dynamic(state.sampler.sampler, state.sampler.rounds)
+    shutil.rmtree(tmp_path / "checkpoints")
+    old = configured(problems, sampler__name="dynamic", filter__groups="none")
+    by_old_name = dataclasses.replace(
+        made, identity=made.identity | {"config": old.to_dict()}
+    )
+    claim(tmp_path, by_old_name.identity)
+    with checkpoint.Checkpointer(tmp_path) as saver:
+        saver.save(step, dataclasses.replace(state, sampler=sampler), meta)
+    train(by_old_name, old, tmp_path)
+    assert told(tmp_path) == told(whole)
+
+
+def test_the_old_name_says_what_to_write_instead(problems, capsys):
+    old = configured(problems, sampler__name="dynamic", filter__groups="none")
+    warn_of_old_names(configured(problems))
+    assert capsys.readouterr().err == ""
+    warn_of_old_names(old)
+    assert capsys.readouterr().err == (
+        "warning: sampler.name=dynamic goes with the next version; write "
+        "--config.sampler.name=uniform --config.filter.groups=mixed, which is the "
+        "same\n"
+    )
+
+
 @pytest.mark.slow
 def test_where_every_group_varies_it_is_uniform_sampling(made, problems, tmp_path):
     """One round a step, nothing over: the same run, bit for bit, for an epoch."""
     steps = 30 // P
     digests = []
-    for name in ("dynamic", "uniform"):
-        config = configured(problems, sampler__name=name, num_steps=steps)
-        other = made if name == "dynamic" else set_up(config)
+    for name in ("mixed", "none"):
+        config = configured(problems, filter__groups=name, num_steps=steps)
+        other = made if name == "mixed" else set_up(config)
         programs = other.programs._replace(generate=made.programs.generate)
         other = dataclasses.replace(
             other, programs=programs, identity={"config": config.to_dict()}
@@ -208,7 +260,7 @@ def test_where_every_group_varies_it_is_uniform_sampling(made, problems, tmp_pat
         run = grading(other, lambda first_PG, g_PG: g_PG == 0)
         digests.append(train(run, config, tmp_path / name)["params_digest"])
     assert digests[0] == digests[1]
-    for row in metrics.read_metrics(tmp_path / "dynamic"):
+    for row in metrics.read_metrics(tmp_path / "mixed"):
         assert row["dynamic/rounds"] == 1 and row["dynamic/used_groups"] == P
         assert row["dynamic/surplus_groups"] == row["dynamic/carried_groups"] == 0
 
@@ -228,10 +280,11 @@ def test_where_no_group_varies_nothing_is_learned_and_nothing_breaks(
 
 
 @pytest.mark.slow
-def test_eight_devices_are_one(problems, tmp_path):
-    rows = []
+@pytest.mark.parametrize("name", ["uniform", "informative", "bots", "dps"])
+def test_eight_devices_are_one(problems, tmp_path, name):
+    rows, fields = [], {"prompts_per_step": 8, "num_steps": 4, "sampler__name": name}
     for devices in (1, 8):
-        config = configured(problems, prompts_per_step=8, num_steps=4)
+        config = configured(problems, **fields)
         train(with_parity(set_up(config, devices)), config, tmp_path / str(devices))
         rows.append(told(tmp_path / str(devices)))
     here, there = rows
