@@ -372,7 +372,7 @@ NO_NUMBER = "must be a number, not"
         (
             "c = ConfigDict(c.to_dict() | {'kl': 0.5})",
             ": kl is a section; set one of kl.coefficient, kl.estimator, kl.gain, "
-            "kl.placement, kl.target",
+            "kl.placement, kl.reset_every, kl.target",
         ),
         ("c.kl.coefficient = None", f": kl.coefficient=None {NO_NUMBER} NoneType"),
         (

@@ -89,7 +89,7 @@ PUBLISHED = {
     "dapo": {
         "clip.low": 0.2,
         "clip.high": 0.28,
-        "sampler.name": "dynamic",
+        "filter.groups": "mixed",
         "loss_normaliser": "token",
         "overlong.buffer": 4096,
         "rollout.max_response_length": 16384 + 4096,
