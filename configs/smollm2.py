@@ -19,7 +19,7 @@ from configs import base
 def get_config():
     """GRPO without KL, 16 problems x 8 rollouts a step, at most 64 tokens each."""
     c = base.get_config()
-    c.num_steps = 80
+    c.num_steps = 100
     c.prompts_per_step = 16
     c.group_size = 8
     c.data.train = "../shared/data/mwp.jsonl[800:]"
@@ -32,6 +32,8 @@ def get_config():
     c.micro_batch_rows = 2
     c.row_responses = 3
     c.filter.tau = 0.0
-    c.optimizer.learning_rate = 1e-5
+    c.optimizer.learning_rate = 3e-5
+    c.optimizer.warmup_steps = 5
+    c.optimizer.decay_steps = 100
     c.evaluation.samples = 0
     return c
