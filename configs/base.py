@@ -189,7 +189,8 @@ def get_config() -> ConfigDict:
     # pass more (the reference's, where there is one, walks the same packed rows).
     c.mismatch.recompute = False
     # Tokens are weighed by w, capped ('tis') or masked ('icepop', 'ipo'). Without
-    # recompute w is the ratio itself, of a step's one update, with the same bounds.
+    # recompute w is the ratio itself, of a step's one update, with the same bounds, and
+    # clip.* acts on it as well.
     c.mismatch.correction = "none"
     c.mismatch.cap = 2.0  # of tis: the largest w
     c.mismatch.low = 0.5  # of icepop: w below it is masked

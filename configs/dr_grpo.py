@@ -35,6 +35,7 @@ def get_config():
     c.benchmarks.names = "aime24, amc23, math500, minerva_math, olympiadbench"
     c.algorithm = "dr_grpo"
     c.reward = "math"
+    c.clip.dual = 0.0  # the paper's loss has none
     c.rollout.max_prompt_length = 1024
     c.rollout.max_response_length = 3000
     c.minibatches_per_step = 8

@@ -46,6 +46,7 @@ def get_config():
     c.reward = "limr"
     c.algorithm = "ppo"
     c.loss_normaliser = "token"
+    c.clip.dual = 0.0  # the released loss has none
     c.minibatches_per_step = MINIBATCHES
     c.micro_batch_rows = 32
     c.critic.learning_rate = 9e-6

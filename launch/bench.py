@@ -51,6 +51,13 @@ def main(argv: list[str]) -> None:
     options, fields = _parse(argv)
     bl = _benchlib(options.workload)
     workload = bl.workload(options.workload)
+    if options.model and options.variant:
+        raise InputError(
+            f"--variant={options.variant} with --model={options.model}: variants are "
+            "of the workload's own model, and a checkpoint ends its responses itself; "
+            "leave it out"
+        )
+    options.variant = options.variant or "fixed"
     if options.variant not in workload["variants"]:
         known = " or ".join(workload["variants"])
         raise InputError(f"--variant={options.variant}: the workload has {known}")
@@ -66,9 +73,12 @@ def main(argv: list[str]) -> None:
     figures = measure(bl, run, config, workload["warmup"], repeats)
     result = {
         "bench": "limr_jax",
-        "variant": options.variant,
+        **(
+            {"model": options.model, "data": options.data}
+            if options.model
+            else {"variant": options.variant}
+        ),
         "beta": options.kl,
-        **({"model": options.model, "data": options.data} if options.model else {}),
         "overrides": fields,
         "devices": run.mesh.size,
         "problems": len(run.train_set),
@@ -83,7 +93,7 @@ def main(argv: list[str]) -> None:
 def _parse(argv):
     parser = config_lib.Parser("launch/bench.py", __doc__)
     parser.add_argument("--workload", required=True)
-    parser.add_argument("--variant", default="fixed")
+    parser.add_argument("--variant", default="")  # fixed, where there is no --model
     parser.add_argument("--kl", type=float, default=0.0)
     parser.add_argument("--repeats", type=int, default=0)
     parser.add_argument("--problems", type=int, default=0)

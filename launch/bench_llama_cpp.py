@@ -39,6 +39,8 @@ def main(argv: list[str]) -> None:
     for file in (options.workload, options.model):
         if not file.is_file():
             parser.error(f"{file} is no file")
+    if not (options.workload.resolve().parent / "benchlib.py").is_file():
+        parser.error(f"{options.workload} has no benchlib.py beside it")
     if options.repeats < 1 or options.threads < 1:
         parser.error("--repeats and --threads must be 1 or more")
     sys.path.insert(0, str(options.workload.resolve().parent))
@@ -116,12 +118,21 @@ class Runner:
         )
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = self.rows * (workload["prompt_len"] + self.longest)
-        params.n_batch = params.n_ubatch = 512
+        # Room for a prompt, and for a token of each row: the batch is plain memory, and
+        # what is written behind its end is a crash at best.
+        size = max(512, workload["prompt_len"], self.rows)
+        params.n_batch = params.n_ubatch = size
         params.n_seq_max = self.rows
         params.n_threads = params.n_threads_batch = threads
         params.kv_unified = True  # a prompt's cells are shared by its rollouts
-        self.context = llama_cpp.llama_init_from_model(model, params)
-        self.batch = llama_cpp.llama_batch_init(512, 0, 1)
+        # Null, where it could not: what it then does with it is a crash.
+        self.context = model and llama_cpp.llama_init_from_model(model, params)
+        if not self.context:
+            raise SystemExit(
+                f"error: llama.cpp could not load {file} for {self.rows} rollouts; its "
+                "own lines above say why"
+            )
+        self.batch = llama_cpp.llama_batch_init(size, 0, 1)
         self.samplers = [self._sampler(row) for row in range(self.rows)]
 
     def _sampler(self, seed: int):

@@ -126,8 +126,21 @@ def _sums(options) -> tuple[int, list[dict]]:
         if (value := getattr(options, name)) < 1:
             raise InputError(f"--{name}={value} must be 1 or more")
     problems = _problems(options)
+    solutions = problems.columns.get("solution", (None,) * len(problems))
+    for name, solution in zip(problems.ids, solutions, strict=True):
+        if solution is None:
+            raise InputError(
+                f"{options.spec}: problem {name!r} has no solution; add it, or take a "
+                "set that has one of each"
+            )
     rows = [problems.row(i) for i in range(len(problems))]
-    practice = sft_texts.sums(options.count, each=options.each, seed=options.seed)
+    practice = [*sft_texts.sums(options.count, each=options.each, seed=options.seed)]
+    there = {*problems.ids}
+    if taken := [row["id"] for row in practice if row["id"] in there]:
+        raise InputError(
+            f"{options.spec} has the id {taken[0]!r} already, which a row of sums "
+            "would have; take a set without sums, and give --count more"
+        )
     return len(rows), [*rows, *practice]
 
 

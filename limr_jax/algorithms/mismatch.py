@@ -25,7 +25,10 @@ At fp32 and in one family of programs w is 1 to 1e-5, and all three are the iden
 that is the point of this design. There they are for bf16 and quantised rollouts.
 
 Departures: a masked token still counts in the loss's denominator, which is one for the
-batch. prime-rl's loss has no clip of a ratio beside the mask; the learner's has.
+batch. prime-rl's loss has no clip of a ratio beside the mask; the learner's has. So
+where nothing is recomputed, and w is the ratio, the clip acts first: a token of w above
+1 + ε_high and A > 0 has no gradient to weigh, nor has one of w above the dual clip's c
+and A < 0. With old log-probabilities of the learner's own it takes none for w.
 """
 
 import jax

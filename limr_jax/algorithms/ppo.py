@@ -23,6 +23,8 @@ paper has neither.
 import jax
 import jax.numpy as jnp
 
+LARGEST = 60.0  # log ρ is taken for no more, so that no ρ and no ρ A is inf in fp32
+
 
 def clip_loss(
     logprob_BT: jax.Array,
@@ -66,9 +68,11 @@ def surrogate(
     The former is the loss per token, to be summed; the latter, bool, is where a clip
     took the gradient. log_ratio_BT: log ρ in nats, 0 off the mask. mask_BT: bool, what
     lies outside gives 0. clip_low, clip_high: ε_low and ε_high. clip_dual: c, above 1;
-    0 is no dual clip. Only `log_ratio_BT` is differentiated.
+    0 is no dual clip. Only `log_ratio_BT` is differentiated; above 60 it is 60, and has
+    no gradient.
     """
-    ratio_BT = jnp.exp(log_ratio_BT)
+    # An inf would make the gradient of what a clip takes 0 · inf = nan.
+    ratio_BT = jnp.exp(jnp.minimum(log_ratio_BT, LARGEST))
     advantage_BT = jnp.where(mask_BT, jax.lax.stop_gradient(advantage_BT), 0)
     near_BT = jnp.clip(ratio_BT, 1 - clip_low, 1 + clip_high)
     loss_BT = -jnp.minimum(ratio_BT * advantage_BT, near_BT * advantage_BT)

@@ -151,9 +151,10 @@ LIMITS: dict[str, Row] = {
     "mismatch.recompute": Flag(),
     "mismatch.correction": Choice(("none", "tis", "icepop", "ipo")),
     "mismatch.cap": Real(1, LARGE),
-    "mismatch.low": Real(0, 1),
-    "mismatch.high": Real(1, LARGE),
-    "mismatch.limit": Real(0, 1),
+    # What rounding alone makes of w = 1 must be within, or every token is masked.
+    "mismatch.low": Real(0, 0.999),
+    "mismatch.high": Real(1.001, LARGE),
+    "mismatch.limit": Real(1e-3, 1),
     "entropy_coefficient": Real(-LARGE, LARGE),
     "minibatches_per_step": Whole(1, ROWS),
     "updates_per_minibatch": Whole(1, ROWS),

@@ -71,7 +71,7 @@ def sums(count: int, *, each: int, seed: int) -> Iterator[dict]:
 
     The four operations on numbers of one to three digits, as word problems have them:
     of 20 sums 8 add, 7 take away and leave nothing negative, 3 multiply by one digit,
-    2 divide by one digit without a remainder.
+    2 divide what such a product is by its digit, without a remainder.
     """
     rng = random.Random(f"sums {seed}")
 

@@ -245,7 +245,8 @@ def rl_batch(
     tokens_BS, position_BS = rollout.sequences()
     learned_B = valid_PG.reshape(-1) & ~(mask_truncated & rollout.truncated_B)
     mask_BT = rollout.mask_BT & learned_B[:, None]
-    kl_BT = token_kl(rollout, scores.reference_BT, kl_estimator)
+    old_BT = rollout.logprob_BT if scores.old_BT is None else scores.old_BT
+    kl_BT = token_kl(rollout, old_BT, scores.reference_BT, kl_estimator)
     in_reward = kl_placement == "reward"
     penalty_BT = kl_coefficient * in_reward * kl_BT
     advantage_BT, return_BT = advantage(
@@ -268,7 +269,7 @@ def rl_batch(
         problem_B=rollout.problem_B,
         # Truncated rollouts have an advantage, but may not be learned.
         advantage_BT=jnp.where(mask_BT, advantage_BT, 0.0),
-        old_logprob_BT=rollout.logprob_BT if scores.old_BT is None else scores.old_BT,
+        old_logprob_BT=old_BT,
         sampler_logprob_BT=None if scores.old_BT is None else rollout.logprob_BT,
         reference_BT=scores.reference_BT,
         old_value_BT=scores.value_BT,
@@ -280,15 +281,17 @@ def rl_batch(
     return batch, metrics
 
 
-def token_kl(rollout: Rollout, reference_BT, estimator: str):
+def token_kl(rollout: Rollout, logprob_BT, reference_BT, estimator: str):
     """KL to the reference of each token that was written, in nats, fp32 [B, T].
 
-    reference_BT: log-probabilities of the reference; None, without one, gives 0.
-    estimator: a name in `losses.KL_ESTIMATORS`.
+    logprob_BT: log-probabilities of the policy that is learned, before the step: the
+    learner's own where it has them, since π in KL(π ‖ π_ref) is not the rollout's.
+    reference_BT: those of the reference; None, without one, gives 0. estimator: a name
+    in `losses.KL_ESTIMATORS`.
     """
     if reference_BT is None:
-        return jnp.zeros_like(rollout.logprob_BT)
-    kl_BT = KL_ESTIMATORS[estimator](rollout.logprob_BT, reference_BT)
+        return jnp.zeros_like(logprob_BT)
+    kl_BT = KL_ESTIMATORS[estimator](logprob_BT, reference_BT)
     return jnp.where(rollout.mask_BT, kl_BT, 0.0)
 
 

@@ -260,7 +260,7 @@ def jepo_batch(
     # Written tokens stand in the same columns of T and of Y, so arrays of the rollout
     # are filled up behind. Answers have no old log-prob: `chosen_RY` leaves them out.
     widen = [(0, 0), (0, mask_BY.shape[1] - rollout.mask_BT.shape[1])]
-    kl_BT = token_kl(rollout, scores.reference_BT, kl_estimator)
+    kl_BT = token_kl(rollout, rollout.logprob_BT, scores.reference_BT, kl_estimator)
     reference_BY = None
     if scores.reference_BT is not None:
         reference_BY = jnp.pad(scores.reference_BT, widen)

@@ -152,8 +152,8 @@ def policy_gradient(
     factor_RY, apart = _mismatch(logprob_RY, batch, correction)
     if factor_RY is not None:
         loss_RY = factor_RY * loss_RY
-    # In a step's first update what rollout and learner compute differently; later ones
-    # add what the policy has moved.
+    # In a step's first update what rollout and learner compute differently (nothing
+    # where it is recomputed); later ones add what the policy has moved.
     drift_RY = jnp.abs(logprob_RY - batch.old_logprob_RY)
     means = {"entropy": entropy_RY, "clipped_share": clipped_RY, "drift": drift_RY}
     maxima = {"drift_max": drift_RY}

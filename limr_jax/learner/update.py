@@ -408,7 +408,8 @@ class Learning:
         )
         if self.adapt_kl:
             adapted = self.adapt_kl(kl_coefficient, batch_metrics["kl"])
-            # Of no token there is no KL, and the coefficient stays.
-            any_chosen = jnp.any(batch.chosen_BT)
-            kl_coefficient = jnp.where(any_chosen, adapted, kl_coefficient)
+            # Of no token, and of a policy that is not learned yet, the KL says nothing:
+            # the coefficient stays.
+            says = jnp.any(batch.chosen_BT) & jnp.logical_not(frozen)
+            kl_coefficient = jnp.where(says, adapted, kl_coefficient)
         return (states, kl_coefficient), batch_metrics | metrics

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from limr_jax.algorithms import ppo
 
@@ -51,6 +52,31 @@ def test_dual_clip_by_hand():
         np.testing.assert_array_equal(one_BT[:, :3], two_BT[:, :3])
     for one_BT, two_BT in zip(found(2.0, 3.0), found(2.0, 0.0)):
         np.testing.assert_array_equal(one_BT, two_BT)
+
+
+@pytest.mark.parametrize("dual", [0.0, 3.0])
+def test_a_ratio_beyond_fp32_leaves_loss_and_gradient_finite(dual):
+    """Whether a clip takes the token's gradient, nothing does, or it weighs nothing."""
+    log_ratio_BT = jnp.array([[59.0, 89.0, 300.0, 89.0, 300.0, 300.0]])
+    advantage_BT = jnp.array([[1.0, 1e3, 1.0, -1e3, -1.0, 0.0]])
+
+    def total(logprob_BT):
+        loss_BT, clipped_BT = ppo.clip_loss(
+            logprob_BT,
+            jnp.zeros_like(logprob_BT),
+            advantage_BT,
+            jnp.ones_like(logprob_BT, bool),
+            clip_dual=dual,
+        )
+        return jnp.sum(loss_BT), clipped_BT
+
+    (loss, clipped_BT), gradient_BT = jax.value_and_grad(total, has_aux=True)(
+        log_ratio_BT
+    )
+    assert np.isfinite(loss)
+    np.testing.assert_array_equal(gradient_BT, np.zeros((1, 6)))
+    bad = bool(dual)
+    np.testing.assert_array_equal(clipped_BT, [[1, 1, 1, bad, bad, 0]])
 
 
 def test_on_policy_gradient_is_reinforce_and_a_clipped_token_has_none():

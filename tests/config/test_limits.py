@@ -2,6 +2,8 @@
 
 import math
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from tiny_run import ROOT
 
@@ -246,6 +248,22 @@ def test_rewards_whose_mean_may_be_below_0(fields, named):
         "algorithm=maxrl divides by a group's mean reward, and with "
         f"{named} it may be below 0; take reward=math and overlong.buffer=0"
     )
+
+
+@pytest.mark.parametrize("name", losses.CORRECTIONS)
+def test_no_bound_of_a_correction_masks_what_rounding_makes_of_w(name):
+    """At the narrowest bounds that the limits allow, w of 1 to 1e-5 is let through."""
+    row = losses.CORRECTIONS[name]
+    if row.weight is None:
+        return
+    narrow = {}
+    for bound in row.bounds:
+        limit = ROWS[f"mismatch.{bound}"]
+        narrow[bound] = limit.largest if bound == "low" else limit.least
+    sampler_BT = jnp.array([[-1e-3, -0.1, -1.0, -9.0]])
+    for error in (-1e-5, 1e-5):
+        weight_BT, _ = row.weight(sampler_BT, sampler_BT + error, **narrow)
+        np.testing.assert_allclose(weight_BT, np.ones((1, 4)), atol=1e-4)
 
 
 def test_corrections_that_need_the_learners_own_log_probabilities():

@@ -103,9 +103,17 @@ PUBLISHED = {
         "kl.coefficient": 0.0,
         "clip.low": 0.2,
         "clip.high": 0.2,
+        "clip.dual": 0.0,
         "rollout.max_response_length": 3000,
         "optimizer.learning_rate": 1e-6,
         "an update": 128,
+    },
+    "limr_ppo": {
+        "clip.low": 0.2,
+        "clip.high": 0.2,
+        "clip.dual": 0.0,
+        "critic.lam": 0.95,
+        "an update": 256,
     },
     "gspo": {
         "loss": "gspo",

@@ -231,3 +231,31 @@ def test_sums_go_behind_the_problems_that_have_a_solution(tmp_path, capsys):
     with pytest.raises(InputError, match="--each=0 must be 1 or more"):
         MAIN(["sums", str(path), "--each", "0", "--out", str(tmp_path / "none.jsonl")])
     assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_sums_go_behind_no_set_that_could_not_be_read_or_learned_then(tmp_path):
+    path, out = tmp_path / "worked.jsonl", tmp_path / "warm.jsonl"
+    worked = {"id": "a", "problem": "1 + 1?", "answer": "2", "solution": "1 + 1 = 2"}
+    bare = {name: x for name, x in worked.items() if name != "solution"}
+    for rows, line in (
+        (
+            [worked, worked | {"id": "sums-1"}],
+            f"{path} has the id 'sums-1' already, which a row of sums would have; "
+            "take a set without sums, and give --count more",
+        ),
+        (
+            [bare],
+            f"{path}: problem 'a' has no solution; add it, or take a set that has one "
+            "of each",
+        ),
+        (
+            [worked, bare | {"id": "b"}],
+            f"{path}: problem 'b' has no solution; add it, or take a set that has one "
+            "of each",
+        ),
+    ):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with pytest.raises(InputError) as caught:
+            MAIN(["sums", str(path), "--count", "2", "--out", str(out)])
+        assert str(caught.value) == line
+        assert not out.exists()

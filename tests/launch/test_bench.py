@@ -136,6 +136,7 @@ def test_a_checkpoint_is_asked_real_problems(bench, tmp_path, monkeypatch):
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     said = bench("--model", str(model), "--data", str(data), "--repeats", "1")
     assert (said["model"], said["data"]) == (str(model), str(data))
+    assert "variant" not in said  # it is of the workload's model
     assert said["problems"] == 8 * (1 + 2)
     assert 8 * 4 < said["tokens"]["median"] < 8 * 4 * 12
     [asked] = (tmp_path / "cache").glob("limr_jax-asked-*.jsonl")
@@ -153,6 +154,11 @@ def test_a_checkpoint_is_asked_real_problems(bench, tmp_path, monkeypatch):
         (
             ["--data", "problems.jsonl"],
             "--model DIR and --data FILE belong together; give both",
+        ),
+        (
+            ["--model", "there", "--data", "p.jsonl", "--variant", "fixed"],
+            "--variant=fixed with --model=there: variants are of the workload's own "
+            "model, and a checkpoint ends its responses itself; leave it out",
         ),
         (["--variant", "long"], "--variant=long: the workload has fixed or ragged"),
         (["--workers", "2"], "unknown argument '--workers'; see --help"),

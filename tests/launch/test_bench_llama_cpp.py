@@ -32,13 +32,15 @@ class Library(types.ModuleType):
             raise AttributeError(name)
         return lambda *_: types.SimpleNamespace()
 
-    def llama_batch_init(self, *_):
+    def llama_batch_init(self, size, *_):
+        self.size = size
         ids = collections.defaultdict(lambda: [0])
         return types.SimpleNamespace(
             token={}, pos={}, n_seq_id={}, seq_id=ids, logits={}
         )
 
     def llama_decode(self, _, batch):
+        assert batch.n_tokens <= self.size  # behind it is somebody else's memory
         rows = range(batch.n_tokens)
         self.read.append([(batch.seq_id[i][0], batch.pos[i]) for i in rows])
         self.wanted = [i for i in rows if batch.logits[i]]
@@ -67,6 +69,28 @@ def test_a_prompt_is_read_once_and_all_rollouts_go_on_from_it(monkeypatch):
     assert steps == [[(row, 5 + t) for row in range(6)] for t in range(3)]
 
 
+@pytest.mark.parametrize("large", [{"group_size": 300}, {"prompt_len": 700}])
+def test_a_batch_has_room_for_any_workload(large, monkeypatch):
+    library, workload = Library(), WORKLOAD | {"max_new_tokens": 2} | large
+    monkeypatch.setitem(sys.modules, "llama_cpp", library)
+    script = runpy.run_path(str(SCRIPT))
+    runner = script["Runner"](ROOT / "a.gguf", workload, threads=2)
+    runner.generate([[1] * workload["prompt_len"]] * 2)
+    assert len(library.read[-1]) == 2 * workload["group_size"]
+
+
+@pytest.mark.parametrize(
+    "name", ["llama_model_load_from_file", "llama_init_from_model"]
+)
+def test_what_llama_cpp_cannot_load_is_one_line(name, monkeypatch):
+    library = Library()
+    setattr(library, name, lambda *_: None)
+    monkeypatch.setitem(sys.modules, "llama_cpp", library)
+    script = runpy.run_path(str(SCRIPT))
+    with pytest.raises(SystemExit, match="error: llama.cpp could not load .*a.gguf"):
+        script["Runner"](ROOT / "a.gguf", WORKLOAD, threads=2)
+
+
 def run(*arguments, path=""):
     """The script in a process of its own, which finds modules in `path` first."""
     code = (
@@ -82,6 +106,11 @@ def test_what_is_wrong_is_one_line(tmp_path, shared):
     said = run("--workload", workload, "--model", tmp_path / "none.gguf")
     assert said.returncode == 2
     assert said.stderr.splitlines()[-1].endswith("none.gguf is no file")
+    alone = tmp_path / "workload.json"
+    alone.write_text("{}")
+    said = run("--workload", alone, "--model", alone)
+    assert said.returncode == 2
+    assert said.stderr.splitlines()[-1].endswith("has no benchlib.py beside it")
     wheel = tmp_path / "a.whl"
     with zipfile.ZipFile(wheel, "w") as file:
         file.writestr("readme", "")

@@ -334,6 +334,10 @@ def test_the_critic_is_learned_before_the_policy(quick_compiler, problems, tmp_p
         assert row["skipped_share"] == frozen
         assert row["critic/gradient_norm"] > 0
         assert 0 <= row["padding_share"] < 1
+    # A frozen policy has a KL of 0, which is no reason to lower the coefficient.
+    coefficients = [row["kl_coefficient"] for row in rows]
+    assert coefficients[:3] == [pytest.approx(0.1)] * 3
+    assert coefficients[3] != coefficients[2]
     # The critic's work goes on to be seen: what it says explains something.
     assert rows[0]["critic/explained_variance"] == 0
     assert len({row["compile_count"] for row in rows}) == 1

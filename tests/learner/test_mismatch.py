@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tabular
 
-from limr_jax.learner import losses
-from limr_jax.learner.batch import PackedBatch
+from limr_jax.learner import advantages, losses
+from limr_jax.learner.batch import PackedBatch, Scores
 
 WIDE = {"clip_low": 1.0, "clip_high": 1e6}  # no clip but the correction's own
 OFF = {
@@ -160,6 +160,42 @@ def test_recomputed_weights_are_a_factor_of_every_loss(loss):
     weight_BT, _ = correction("icepop", bounds)(case.written.logprob_BT, case.old_BT)
     wanted = case.of(-case.sampler_B1 * weight_BT * case.advantage_B1)
     assert size_apart(found, wanted) < 1e-12
+
+
+def test_a_kl_in_the_reward_is_the_learners():
+    """Weighed by w, one token's gradient is ∇KL(π ‖ π_ref), π the learner."""
+    case = Case(T=1)
+    error = 0.4 * np.random.default_rng(5).normal(size=case.learner.shape)
+    reference = case.learner + error
+    rows = tabular.responses(V, 1)
+    reference_BT = tabular.rollout_of(reference, rows, 1, group=1).logprob_BT
+    batch, told = advantages.rl_batch(
+        case.written,
+        jnp.zeros((len(rows), 1)),
+        jnp.ones((len(rows), 1), bool),
+        Scores(reference_BT=reference_BT, old_BT=case.old_BT),
+        1.0,
+        advantage=lambda rollout, reward_PG, valid_PG, penalty_BT, _: (
+            -penalty_BT,
+            None,
+        ),
+        kl_estimator="k1",
+        kl_placement="reward",
+        entropy_coefficient=0.0,
+        mask_truncated=False,
+        filter_tau=-1.0,
+        filter_normaliser="all",
+        filter_keep_kl=True,
+    )
+    np.testing.assert_allclose(told["kl"], jnp.mean(case.old_BT - reference_BT))
+
+    def divergence(table):
+        now, then = (jax.nn.log_softmax(x)[0] for x in (table, reference))
+        return jnp.sum(jnp.exp(now) * (now - then))
+
+    case.advantage_B1 = batch.advantage_BT
+    found = case.learned(correction=correction("tis", BOUNDS["tis"][0]))
+    assert size_apart(found, jax.grad(divergence)(case.learner)) < 1e-6
 
 
 def test_statistics_by_hand():
