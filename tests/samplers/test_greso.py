@@ -80,7 +80,7 @@ def test_skips_have_their_probability():
     ids = jit(
         jax.vmap(
             lambda key: greso_sampler._ready(
-                greso_math.skip_probability(state.learned), key, 4
+                greso_math.skip_probability(state.learned), key, 4, None
             )
         )
     )(keys)
