@@ -122,6 +122,27 @@ def get_config() -> ConfigDict:
     c.sampler.adarft.alpha = 2.0  # how sharply the reward acts
     c.sampler.adarft.eta = 50.0  # largest move of the target a step
 
+    # How many rollouts each drawn problem gets: 'fixed' is group_size, and the others
+    # divide the step's prompts_per_step x group_size among its problems.
+    c.allocation = ConfigDict()
+    c.allocation.name = "fixed"  # or 'knapsack', 'ada'
+    # Rollouts a problem at most, a multiple of group_size; 0: 4 x group_size.
+    c.allocation.most = 0
+    # Before the rollouts, by what is believed of each pass rate (arXiv:2509.25849).
+    c.allocation.knapsack = ConfigDict()
+    c.allocation.knapsack.least = 2  # rollouts of each problem; at least 2
+    c.allocation.knapsack.decay = 0.5  # of what was seen, a visit; 1: forgets nothing
+    # A problem's loss weighs as many as its 'rollouts', or as any other's: 'problems'.
+    c.allocation.knapsack.weigh = "rollouts"
+    # In rounds, until a problem has said enough (arXiv:2510.04996).
+    c.allocation.ada = ConfigDict()
+    c.allocation.ada.rounds = 4  # generations a step, at most
+    c.allocation.ada.per_round = 4  # rollouts of an open problem in each but the last
+    c.allocation.ada.taken = 4  # rollouts of a problem that are learned, at most
+    # When a problem leaves: with half of `taken` of each outcome ('balance'), or with
+    # one right rollout ('positive').
+    c.allocation.ada.exit = "balance"
+
     c.rollout = ConfigDict()
     c.rollout.temperature = 1.0  # above 0
     # A filter makes the policy that writes another one than is learned and evaluated.

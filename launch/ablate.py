@@ -9,6 +9,8 @@
 --arm NAME:FIELD=A,…  instead: an arm by name and its settings ('NAME' alone: none)
 --seeds N             runs of each arm, with the seeds from config.seed on (default 5)
 --out DIR             default runs/<config's name>-<the fields>
+--tokens N            compare at N generated tokens, on a line between evaluations (set
+                      evaluation.every), and count the groups with signal until then
 --run_seconds S       a run that takes longer is killed and has failed; 0: no limit
 --dry_run             say what would run, and stop
 
@@ -31,7 +33,14 @@ from limr_jax.config.diff import config_digest
 from limr_jax.errors import InputError
 from limr_jax.platform import launch_words
 
-_FLAGS = {"vary": (), "arm": (), "seeds": 5, "out": "", "run_seconds": 0.0}
+_FLAGS = {
+    "vary": (),
+    "arm": (),
+    "seeds": 5,
+    "out": "",
+    "tokens": 0,
+    "run_seconds": 0.0,
+}
 _TAKEN = (".", "..", "compiled")  # the grid's folder has these
 _SHORT = {"kl": "kl.coefficient", "sampler": "sampler.name"}
 
@@ -52,6 +61,8 @@ def main(argv: list[str]) -> int:
     from limr_jax.studies import jobs
 
     jobs.check_options(config.seed, options)
+    if options.tokens < 0:
+        raise InputError(f"--tokens={options.tokens} must be 0, for none, or more")
     grid = plan(config, options, arms, out)
     console.say(describe(grid, arms, out))
     if options.dry_run:
@@ -63,6 +74,7 @@ def main(argv: list[str]) -> int:
             grid,
             out,
             seconds=options.run_seconds,
+            tokens=options.tokens,
             title=f"{options.config}: {' / '.join(arms)}",
             command=shlex.join(["python", *launch_words("launch/ablate.py"), *argv]),
         )
@@ -70,14 +82,25 @@ def main(argv: list[str]) -> int:
         release(out)
 
 
-def _run(grid: dict, out: pathlib.Path, *, seconds: float, **titles) -> int:
+def _run(
+    grid: dict, out: pathlib.Path, *, seconds: float, tokens: int, **titles
+) -> int:
     """Run what is not done, and report after each; returns the exit code."""
     from limr_jax import console
-    from limr_jax.studies import jobs, tables
+    from limr_jax.studies import ablation, jobs, tables
+
+    def write() -> dict:
+        return tables.write(
+            out / "ablation",
+            grid,
+            figures=lambda job: ablation.figures(job.workdir, tokens),
+            tokens=tokens,
+            **titles,
+        )
 
     def after(job) -> str:
         # After each run: a grid that is stopped has its page.
-        tables.write(out / "ablation", grid, **titles)
+        write()
         return tables.progress_line(job)
 
     if not jobs.run_all(
@@ -85,8 +108,7 @@ def _run(grid: dict, out: pathlib.Path, *, seconds: float, **titles) -> int:
     ):
         console.say(f"stopped; the same command goes on: {out}")
         return 0
-    summary = tables.write(out / "ablation", grid, **titles)
-    return tables.finish(out / "ablation", grid, summary)
+    return tables.finish(out / "ablation", grid, write())
 
 
 def _check_twice(options, arms) -> None:

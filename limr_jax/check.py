@@ -7,6 +7,7 @@ from limr_jax.errors import InputError
 from limr_jax.learner.advantages import ALGORITHMS, Algorithm, normaliser
 from limr_jax.learner.field_limits import check_fields
 from limr_jax.rewards import host
+from limr_jax.samplers.allocation import ALLOCATIONS, largest_group
 from limr_jax.samplers.from_config import SAMPLERS, SamplerRow, group_filter
 
 
@@ -35,6 +36,7 @@ def check(config) -> None:
     sampler = SAMPLERS[config.sampler.name]
     _check_jepo(config, algorithm, sampler)
     _check_sampler(config, algorithm, sampler)
+    _check_allocation(config, algorithm)
 
 
 def check_fine_tuning(config) -> None:
@@ -68,13 +70,13 @@ def _check_optimizer(optimizer) -> None:
 
 def _check_filter(config, algorithm: Algorithm) -> None:
     """The filter of a group's advantages leaves something where they differ most."""
-    tau, group = config.filter.tau, config.group_size
+    tau, group = config.filter.tau, largest_group(config)
     # |A| ≤ tau is dropped, and no |A| of GRPO in a group of G is above (G − 1) / √G.
     largest = algorithm.largest(group)
     if tau >= largest:
         raise InputError(
             f"filter.tau={tau} with algorithm={config.algorithm} and "
-            f"group_size={group} drops every rollout: no advantage is above "
+            f"groups of {group} drops every rollout: no advantage is above "
             f"{largest:.4g}; lower it, or -1 for none"
         )
 
@@ -354,6 +356,75 @@ def _check_group_filter(config, algorithm: Algorithm, sampler: SamplerRow) -> No
         )
 
 
+def _check_allocation(config, algorithm: Algorithm) -> None:
+    """A step's budget can be divided, and by what comes of the rollouts."""
+    section, group = config.allocation, config.group_size
+    row = ALLOCATIONS[section.name]
+    if row.make is None:
+        return
+    said, most = f"allocation.name={section.name}", largest_group(config)
+    own = section[section.name]
+    shaped = host.shaped_first(config.reward)
+    # (whether it cannot work, why and the remedy)
+    for wrong, why in (
+        (
+            algorithm.learns_answers or config.reward == "none",
+            f"with algorithm={config.algorithm} and reward={config.reward}: rollouts "
+            "are given out by which are right; take fixed, or an algorithm and a "
+            "reward that say so",
+        ),
+        (
+            shaped,
+            f"with reward={config.reward}: rollouts are given out by raw correctness, "
+            f"which comes from the first, and {shaped} shapes a reward; put the "
+            "verifier (math, limr, judge or your own) first",
+        ),
+        (
+            group == 1,
+            "with group_size=1 has nothing to give out, as a group needs two rollouts "
+            "that differ; raise it",
+        ),
+        (
+            most % group or most < group,
+            f"with allocation.most={section.most} rollouts of a problem must be a "
+            f"multiple of group_size={group}, the mean of all; 0 is 4 x that",
+        ),
+        (
+            own.get("least", 0) > group,
+            f"with allocation.knapsack.least={own.get('least')} rollouts of each "
+            f"problem is above group_size={group}, the mean of all; lower it",
+        ),
+        (
+            own.get("per_round", 0) > group,
+            f"with allocation.ada.per_round={own.get('per_round')} rollouts in the "
+            f"first round is above group_size={group}, the mean of all rounds; lower "
+            "it",
+        ),
+        (
+            own.get("taken", 0) > most,
+            f"with allocation.ada.taken={own.get('taken')} is above the {most} "
+            "rollouts that a problem may have (allocation.most); lower it",
+        ),
+        (
+            row.rounds and group_filter(config) != "none",
+            "with filter.groups=mixed: both go on in rounds, ada until a problem has "
+            "both outcomes; take filter.groups=none",
+        ),
+        (
+            row.rounds and config.sampler.unbiased,
+            "with sampler.unbiased=True: when a problem leaves depends on what came of "
+            "it, so its gradient has no known bias; take knapsack, or False",
+        ),
+        (
+            config.sampler.unbiased and own.get("weigh") == "rollouts",
+            "with sampler.unbiased=True weighs problems by their rollouts; set "
+            "allocation.knapsack.weigh=problems",
+        ),
+    ):
+        if wrong:
+            raise InputError(f"{said} {why}")
+
+
 def check_batch(config, mesh) -> None:
     """Refuse a batch, slots or micro-batches that the mesh does not divide.
 
@@ -362,7 +433,9 @@ def check_batch(config, mesh) -> None:
     """
     # Rows lie over data and fsdp; the devices along tensor share theirs.
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows = config.prompts_per_step * config.group_size
+    # With an allocation a problem has a row for each rollout that it may get.
+    group = largest_group(config)
+    rows = config.prompts_per_step * group
     # Whole prompts a device: a rollout reads its prompt where that was prefilled.
     if config.prompts_per_step % devices:
         raise InputError(
@@ -380,8 +453,8 @@ def check_batch(config, mesh) -> None:
     columns = config.rollout.max_prompt_length + config.rollout.max_response_length
     if rows * columns >= 2**31:
         raise InputError(
-            f"prompts_per_step={config.prompts_per_step} x group_size="
-            f"{config.group_size} rollouts of {columns} tokens are {rows * columns:,}, "
+            f"prompts_per_step={config.prompts_per_step} x group_size={group} (or "
+            f"allocation.most) rollouts of {columns} tokens are {rows * columns:,}, "
             "and a step's tokens are counted in int32: below 2,147,483,648; lower one "
             "of them"
         )

@@ -12,7 +12,8 @@ the hosts' graders. Then `train.one_step`,
                 only), update
 
 split, join and join_grades are there where a round has several calls of generate,
-collect and further rounds where groups are filtered. Without collect, reference, old
+collect and further rounds where groups are filtered or rollouts are given out in rounds
+(then with empty, before the first). Without collect, reference, old
 and values come before grade: so the devices work while hosts grade.
 """
 
@@ -25,11 +26,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from limr_jax.algorithms import jepo
+from limr_jax.algorithms import grpo, jepo
 from limr_jax.data.prompts import PromptBatch, Prompts, prompt_batch
 from limr_jax.jit import jit
 from limr_jax.learner import critic, logprobs
 from limr_jax.learner import update as learner_update
+from limr_jax.learner.batch import rollouts_of_one_weight
 from limr_jax.learner.jepo import score_thoughts
 from limr_jax.models import transformer
 from limr_jax.models.config import ComputeConfig
@@ -77,8 +79,9 @@ class Programs(NamedTuple):
     grade_eval: Callable  # likewise, of held-out problems, whatever training knows
     # (length_N, PromptBatch, Rollout, Graded) → the next length_N, RolloutStats
     observe: Callable
+    empty: Callable | None  # () → GroupBuffer; None: the state has one, or no rounds
     # (GroupBuffer, sampler state, step, PromptBatch, Rollout, Graded) → batch, surplus,
-    # the next sampler state, metrics
+    # whether it is whole, the next sampler state, metrics
     collect: Callable | None
     copy: Callable | None  # (params) → reference params; None: the state has them
     # (reference params, policy's or None, Rollout, Sampling) → [B, T] of each
@@ -129,8 +132,14 @@ def _writing(
         weight_P = None
         if sampler.importance:
             weight_P = sampler.importance(state.sampler, key)
+        asked_PG = None
+        if sampler.ask:
+            asked_PG = sampler.ask(sampler_state, ids_P)
         return sampler_state, dataclasses.replace(
-            drawn, expected_P=state.length_N[ids_P], weight_P=weight_P
+            drawn,
+            expected_P=state.length_N[ids_P],
+            weight_P=weight_P,
+            asked_PG=asked_PG,
         )
 
     def split(drawn):
@@ -150,6 +159,7 @@ def _writing(
             key,
             sampling,
             drawn.expected_P,
+            drawn.asked_PG,
             config=generation,
             compute=compute,
         )
@@ -226,11 +236,13 @@ def _learning(
     learning: learner_update.Learning,
     surplus: Callable,
     reset_every: int,
+    problems_alike: bool,
 ) -> tuple[Callable, Callable]:
     """(init, update) of `Programs`; not jitted yet.
 
     surplus: () → what waits before the first step. reset_every: steps after which the
     policy becomes the reference, again and again; 0: the state has no reference.
+    problems_alike: as `build` has it.
     """
 
     def init(params):
@@ -252,11 +264,18 @@ def _learning(
             graded.valid_PG,
             scores,
             state.kl_coefficient,
+            graded.taken_PG,
         )
+        flat_P = grpo.zero_variance(graded.correct_PG, graded.valid_PG)
+        batch_metrics["signal_groups"] = jnp.sum(~flat_P)
+        weight_B = None
         if drawn.weight_P is not None:
             weight_B = jnp.repeat(drawn.weight_P, written.group)
-            batch = dataclasses.replace(batch, problem_weight_B=weight_B)
             batch_metrics |= importance.metrics(drawn.weight_P)
+        if problems_alike:
+            alike_B = rollouts_of_one_weight(batch.mask_BT, written.group)
+            weight_B = alike_B if weight_B is None else alike_B * weight_B
+        batch = dataclasses.replace(batch, problem_weight_B=weight_B)
         (states, kl_coefficient), metrics = learning.learn(
             (state.train, state.critic),
             state.kl_coefficient,
@@ -266,7 +285,7 @@ def _learning(
             key=stream_key(seed, "minibatch", state.step),
             step=state.step,
         )
-        if sampler.keep:
+        if sampler.end_step:
             # It has learned from each round, and what is used may be of another step.
             sampler_state = sampler.end_step(state.sampler)
         else:
@@ -294,17 +313,19 @@ def _learning(
     return init, update
 
 
-def _nothing_waits(generate, *, sampler: PromptSampler, params, prompts, phrase):
-    """An empty buffer for the groups of a round; None without `keep`."""
-    if not sampler.keep:
-        return None
+def _empty_buffer(generate, *, sampler: PromptSampler, params, prompts, phrase):
+    """An empty buffer for the groups of a round."""
 
     def one_round(params, prompts):
         # Only shapes are asked for, so seed and step do not matter.
-        _, ids_P = sampler.sample(sampler.init(), stream_key(0, "sampler"))
+        state, ids_P = sampler.sample(sampler.init(), stream_key(0, "sampler"))
         drawn = prompt_batch(prompts, ids_P)
+        if sampler.ask:
+            drawn = dataclasses.replace(drawn, asked_PG=sampler.ask(state, ids_P))
         written = generate(params, 0, drawn, Sampling(), 0)
         graded = in_graph.grade(written, drawn, phrase=phrase)
+        if sampler.take:
+            graded = dataclasses.replace(graded, taken_PG=graded.valid_PG)
         return drawn, written, graded
 
     drawn, written, graded = jax.eval_shape(one_round, params, prompts)
@@ -312,20 +333,33 @@ def _nothing_waits(generate, *, sampler: PromptSampler, params, prompts, phrase)
 
 
 def _collector(sampler: PromptSampler, max_age: int, at) -> Callable | None:
-    """A round's end, jitted: `group_buffer.collect`, and what the sampler learns.
+    """A round's end, jitted: the step's groups so far, and what the sampler learns.
 
-    None where all groups are learned from.
+    None where a step has one round.
     """
-    if not sampler.keep:
-        return None
 
-    def collect(waiting, sampler_state, step, drawn, written, graded):
-        batch, surplus, metrics = group_buffer.collect(
+    def of_kept_groups(waiting, sampler_state, step, drawn, written, graded):
+        batch, surplus, whole, metrics = group_buffer.collect(
             waiting, step, drawn, written, graded, keep=sampler.keep, max_age=max_age
         )
         sampler_state, numbers = observed(sampler, sampler_state, drawn, graded)
-        return batch, surplus, sampler_state, metrics | numbers
+        return batch, surplus, whole, sampler_state, metrics | numbers
 
+    def of_all_rollouts(before, sampler_state, step, drawn, written, graded):
+        batch = group_buffer.add_round(before, drawn, written, graded)
+        sampler_state, numbers = observed(sampler, sampler_state, drawn, graded)
+        taken_PG, whole, metrics = sampler.take(sampler_state)
+        drawn, written, graded = batch.groups
+        graded = dataclasses.replace(graded, taken_PG=taken_PG)
+        batch = dataclasses.replace(batch, groups=(drawn, written, graded))
+        return batch, None, whole, sampler_state, metrics | numbers
+
+    if sampler.keep:
+        collect = of_kept_groups
+    elif sampler.take:
+        collect = of_all_rollouts
+    else:
+        return None
     return jit(at[-1].mesh, collect, out_shardings=at)
 
 
@@ -365,6 +399,7 @@ def build(
     with_reward: bool,
     recompute: bool,
     reset_every: int,
+    problems_alike: bool = False,
 ) -> Programs:
     """The programs of one run on `mesh`; `params`, `prompts` are arrays or shapes.
 
@@ -374,6 +409,7 @@ def build(
     phrase: the tokens that introduce an answer.
     recompute: the learner computes the policy's old log-probabilities itself.
     reset_every: steps after which the reference is reset; 0: never.
+    problems_alike: a problem's loss weighs as any other's, whatever its rollouts.
     """
     draw, split, generate, join, join_grades = _writing(
         sampler=sampler,
@@ -382,19 +418,21 @@ def build(
         calls=calls,
     )
     copy, reference, old, values, thoughts = _scoring(learning)
+    empty = partial(
+        _empty_buffer,
+        generate,
+        sampler=sampler,
+        params=params,
+        prompts=prompts,
+        phrase=phrase,
+    )
     init, update = _learning(
         sampler=sampler,
         problems=problems,
         learning=learning,
-        surplus=partial(
-            _nothing_waits,
-            generate,
-            sampler=sampler,
-            params=params,
-            prompts=prompts,
-            phrase=phrase,
-        ),
+        surplus=empty if sampler.keep else lambda: None,
         reset_every=reset_every,
+        problems_alike=problems_alike,
     )
     rows = NamedSharding(mesh, BATCH)
     whole = NamedSharding(mesh, REPLICATED)
@@ -407,6 +445,7 @@ def build(
         answer_length_P=rows,
         expected_P=rows,
         weight_P=rows,
+        asked_PG=rows,
     )
     pooled = group_buffer.GroupBuffer(
         groups=(by_prompt, rows, rows), born_P=whole, kept_P=whole
@@ -431,8 +470,11 @@ def build(
         grade=grade_eval if with_reward else _grader(rows, phrase=phrase, known=False),
         grade_eval=grade_eval,
         observe=jitted(observe, whole),
+        empty=jitted(empty, pooled) if sampler.take else None,
         collect=_collector(
-            sampler, max_age, (pooled, pooled, shardings.sampler, whole)
+            sampler,
+            max_age,
+            (pooled, sampler.keep and pooled, whole, shardings.sampler, whole),
         ),
         copy=(
             jitted(copy, shardings.train.params)

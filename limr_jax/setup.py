@@ -50,6 +50,7 @@ from limr_jax.rewards.host_grader import HostGrader
 from limr_jax.rollout.sampling import Sampling, put_sampling
 from limr_jax.rollout.types import GenerateConfig
 from limr_jax.samplers import from_config
+from limr_jax.samplers.allocation import ALLOCATIONS, largest_group
 from limr_jax.sharding import REPLICATED, make_mesh
 from limr_jax.step import StepParts
 
@@ -110,8 +111,7 @@ def set_up(config) -> Run:
         generation=generation,
         compute=compute,
         programs=jitted,
-        # Only where groups are filtered is there a second round.
-        max_rounds=config.filter.max_rounds if jitted.collect else 1,
+        max_rounds=_max_rounds(config),
         grade=grader(train_set, jitted.grade, host_reward),
         grade_eval=grader(eval_set, jitted.grade_eval, held_out_reward),
         sampling=sampling,
@@ -148,8 +148,10 @@ def make_programs(
         f"rollout.max_response_length={response_length}",
     )
     compute = compute_config(config.model, model_config, mesh)
+    group = largest_group(config)
     generation = GenerateConfig(
-        group=config.group_size,
+        group=group,
+        mean_group=config.group_size if group != config.group_size else None,
         response_length=response_length,
         # 0: every rollout of the step has its own slot.
         slots=config.rollout.slots or config.prompts_per_step * config.group_size,
@@ -172,6 +174,8 @@ def make_programs(
             seed=config.seed,
             groups=from_config.group_filter(config),
             max_rounds=config.filter.max_rounds,
+            allocation=config.allocation,
+            most=group,
         ),
         problems=len(problems),
         learning=_learning(config, compute, special_tokens),
@@ -184,6 +188,10 @@ def make_programs(
         with_reward=config.reward != "none",
         recompute=config.mismatch.recompute,
         reset_every=config.kl.reset_every,
+        problems_alike=(
+            config.allocation.name == "knapsack"
+            and config.allocation.knapsack.weigh == "problems"
+        ),
     )
     return generation, compute, jitted
 
@@ -293,14 +301,32 @@ def _learning(
         value_clip=config.critic.value_clip,
         pretrain_steps=config.critic.pretrain_steps,
         normaliser=_normaliser(config),
-        group=config.group_size,
+        group=largest_group(config),
         minibatches=config.minibatches_per_step,
         passes=config.updates_per_minibatch,
-        micro_batch_rows=config.micro_batch_rows,
+        micro_batch_rows=_micro_batch_rows(config),
         row_responses=config.row_responses,
         compute=compute,
         **parts,
     )
+
+
+def _max_rounds(config) -> int:
+    """Draws of a step at most: more than one where groups are filtered, or with ada."""
+    if ALLOCATIONS[config.allocation.name].rounds:
+        return config.allocation[config.allocation.name].rounds
+    return 1 if from_config.group_filter(config) == "none" else config.filter.max_rounds
+
+
+def _micro_batch_rows(config) -> int:
+    """Packed rows of a backward pass; 0: all rows of a minibatch.
+
+    Where a problem has rows for more rollouts than are written, all that are written of
+    a minibatch, on average.
+    """
+    if config.micro_batch_rows or config.allocation.name == "fixed":
+        return config.micro_batch_rows
+    return config.prompts_per_step * config.group_size // config.minibatches_per_step
 
 
 def _normaliser(config) -> str:

@@ -29,7 +29,8 @@ class StepParts:
 
     programs: Programs
     grade: Callable  # (Rollout, PromptBatch) → Graded, of the training set
-    max_rounds: int  # generations of a step; more than 1 where groups are filtered
+    # Generations of a step; more than 1 where groups are filtered, or with ada.
+    max_rounds: int
     sampling: Sampling  # of the training rollouts, on the devices
     seed: jax.Array  # uint32, on the devices
     fingerprint: dict[str, str]  # what all hosts must have in common, shortly
@@ -62,7 +63,7 @@ class Collected(NamedTuple):
     """The groups to learn from, as far as a step has come."""
 
     groups: Groups
-    pool: Any  # group_buffer.GroupBuffer; None where all groups are learned from
+    pool: Any  # group_buffer.GroupBuffer; None where a step has one round
     numbers: dict[str, jax.Array]  # metrics
     whole: bool  # there are enough, or no further round is allowed
 
@@ -157,18 +158,24 @@ def observe(
 def collect(
     run: StepParts, phases, state: State, before: Collected | None, rounds: list[Round]
 ) -> tuple[State, Collected]:
-    """The newest round's groups with those before it, where groups are filtered.
+    """The newest round's groups with those before it, where a step has rounds.
 
     before: what the step's earlier rounds came to; None in its first.
     """
     groups = rounds[-1].groups
     if not run.programs.collect:
         return state, Collected(groups, None, {}, whole=True)
-    pool, surplus, sampler, numbers = phases(
+    if before:
+        pool = before.pool
+    elif run.programs.empty:
+        pool = phases.queue("empty", run.programs.empty)
+    else:
+        # A step begins with the groups that the one before it has left over.
+        pool = state.surplus
+    pool, surplus, whole, sampler, numbers = phases(
         "collect",
         run.programs.collect,
-        # A step begins with the groups that the one before it has left over.
-        before.pool if before else state.surplus,
+        pool,
         state.sampler,
         state.step,
         groups.drawn,
@@ -176,8 +183,7 @@ def collect(
         groups.graded,
     )
     # The host waits here: whether to generate once more is its decision.
-    enough = phases.reached(numbers["dynamic/used_groups"], len(pool.kept_P))
-    whole = enough or len(rounds) == run.max_rounds
+    whole = phases.reached(whole) or len(rounds) == run.max_rounds
     # No earlier round's surplus is lost: until P groups are kept there is none.
     state = dataclasses.replace(state, surplus=surplus, sampler=sampler)
     drawn, rollout, graded = pool.groups
@@ -318,9 +324,9 @@ class Phases:
         """A context: an update within it is finished once it has begun."""
         return preemption.update()
 
-    def reached(self, count: jax.Array, wanted: int) -> bool:
-        """Whether it has come to so many; waits for it."""
-        return jax.device_get(count) == wanted
+    def reached(self, whole: jax.Array) -> bool:
+        """The flag on the host; waits for it."""
+        return bool(jax.device_get(whole))
 
     def finish(self, numbers: dict, stats: list[RolloutStats]) -> dict:
         """The step's metrics by name: those given, and of its time and its tokens.
@@ -384,7 +390,7 @@ class Recording:
     def agree(self, *_) -> None:
         """No host has anything to compare."""
 
-    def reached(self, count, wanted) -> bool:
+    def reached(self, whole) -> bool:
         return True
 
     def learning(self):

@@ -131,7 +131,8 @@ def one_step(run: step.StepParts, phases, state, reference, prompts):
     """One step: the next state, its rounds, and (metrics, statistics of each round).
 
     A round is a draw with its rollouts and grades. Where groups are filtered there are
-    several; what they have over waits in the state for the next step.
+    several; what they have over waits in the state for the next step. With ada a
+    problem has rollouts in several.
     """
     collected, rounds = None, []
     while not (collected and collected.whole):
@@ -278,6 +279,7 @@ def _rows(run: Run, rounds: list[step.Round]) -> Iterator[dict]:
                 "response_BT": rollout.response_BT,
                 "mask_BT": rollout.mask_BT,
                 "truncated_B": rollout.truncated_B,
+                "asked_B": rollout.asked_B,
             }
             for drawn, rollout, graded in (each.groups for each in rounds)
         ]

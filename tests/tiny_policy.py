@@ -113,6 +113,7 @@ def generate(
     config=QWEN,
     key=None,
     expected_P=None,
+    asked_PG=None,
     **changes,
 ):
     """A Rollout of these problems; `changes` of SHAPE compile anew, others do not."""
@@ -124,6 +125,7 @@ def generate(
         key_of() if key is None else key,
         drawn,
         expected_P,
+        asked_PG,
         config=dataclasses.replace(SHAPE, **changes),
         compute=fp32(config),
     )

@@ -127,6 +127,8 @@ def with_parity(made: setup.Run) -> setup.Run:
         reward_PG = (first_PG % 16).astype(jnp.float32) / 15
         even_PG = (first_PG % 2 == 0).astype(jnp.float32)
         valid_PG = second_PG % 8 > 0
+        if written.asked_B is not None:
+            valid_PG &= written.asked_B.reshape(valid_PG.shape)
         return Graded(reward_PG, even_PG, valid_PG, valid_PG)
 
     rows = NamedSharding(made.mesh, sharding.BATCH)

@@ -360,7 +360,7 @@ def _rounds(
     An empty tuple: there is a slot for every rollout, so that none is refilled.
     """
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows = prompts * generation.group // devices
+    rows = prompts * generation.paid_group // devices
     slots = generation.slot_plan(prompts, devices).per_device
     if rows <= slots:
         return ()
@@ -386,7 +386,7 @@ def _loops(
     choices = kv_cache.widths(length + generation.response_length)
     if not steps:
         return {"turns": turns}
-    decoded = ragged_decode.Rounds(length, steps, times, generation.group)
+    decoded = ragged_decode.Rounds(length, steps, times, generation.paid_group)
     loops = {"turns": turns, "decoded": decoded}
     if len(choices) < 3:
         return loops

@@ -59,7 +59,7 @@ def planned(
     """
     if set(model.pattern) != {"full"}:
         return []
-    group, longest = generation.group, generation.response_length
+    group, longest = generation.paid_group, generation.response_length
     rollouts = prompts * group // plan.devices
     shared = shares(mesh, length, generation, model)
     read = _FilledColumns(length + longest)
@@ -186,6 +186,10 @@ class _Batcher:
     @property
     def rows(self) -> int:
         return len(self.length_B)
+
+    @property
+    def asked(self) -> int:
+        return self.rows
 
     def init(self, first: slots.Slots, column: int) -> _Lengths:
         """The state in which the slots hold the first rollouts."""

@@ -2,7 +2,8 @@
 
 `LIMITS` has a row for every field of configs/base.py and configs/sft_base.py, but for
 those that an algorithm or a sampler has of its own: theirs are beside it
-(`advantages.ALGORITHMS`, `from_config.SAMPLERS`). What several fields must be together
+(`advantages.ALGORITHMS`, `from_config.SAMPLERS`,
+`allocation.ALLOCATIONS`). What several fields must be together
 is in check.py. Nothing is loaded here: a wrong value is refused before JAX is imported,
 so names of choices are written out, and tests hold them to the tables that use them.
 """
@@ -119,6 +120,8 @@ LIMITS: dict[str, Row] = {
     "slice.answer_length": Whole(0, TOKENS),
     "sampler.name": Text(),  # one of samplers/from_config.py's SAMPLERS
     "sampler.unbiased": Flag(),
+    "allocation.name": Choice(("fixed", "knapsack", "ada")),
+    "allocation.most": Whole(0, 2**16),  # 0: 4 x group_size
     "rollout.temperature": Real(1e-3, 1e3),
     "rollout.top_p": Real(SMALL, 1),
     "rollout.top_k": Whole(0, COUNT),

@@ -94,6 +94,8 @@ class PromptBatch:
     expected_P: jax.Array | None = None
     # fp32: what their losses are multiplied by; None: by nothing (sampler.unbiased).
     weight_P: jax.Array | None = None
+    # bool: which rollouts of each are to be written; None: all G of them.
+    asked_PG: jax.Array | None = None
 
 
 def prompt_batch(prompts: Prompts, ids_P: jax.Array) -> PromptBatch:

@@ -160,7 +160,7 @@ def program(
     # A multiple of the devices, each of which has as many problems of a chunk.
     chunk = max(1, min(slots // k, count) // rows) * rows
     # A slot for every rollout of the chunk: none waits.
-    config = dataclasses.replace(generation, group=k, slots=chunk * k)
+    config = dataclasses.replace(generation, group=k, slots=chunk * k, mean_group=None)
 
     def answer(params, prompts, ids_P, sampling, key):
         drawn = prompt_batch(prompts, ids_P)

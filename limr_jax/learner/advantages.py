@@ -223,6 +223,7 @@ def rl_batch(
     valid_PG,
     scores: Scores,
     kl_coefficient,
+    taken_PG=None,
     *,
     advantage: Callable,
     kl_estimator: str,
@@ -236,7 +237,9 @@ def rl_batch(
     """The batch that a step learns from, with masks and advantages, and its metrics.
 
     It is made once a step and stays the same for all its updates. advantage: that of an
-    `Algorithm`, with its own numbers. kl_coefficient: of this step.
+    `Algorithm`, with its own numbers. kl_coefficient: of this step. taken_PG: bool, the
+    rollouts to learn from; the other valid ones are in their group's statistics alone.
+    None: all.
 
     With `kl_placement` "reward", the reward is lowered by the coefficient times the KL
     estimate of each token. Truncated rollouts stay in their group's statistics (what
@@ -244,6 +247,8 @@ def rl_batch(
     """
     tokens_BS, position_BS = rollout.sequences()
     learned_B = valid_PG.reshape(-1) & ~(mask_truncated & rollout.truncated_B)
+    if taken_PG is not None:
+        learned_B &= taken_PG.reshape(-1)
     mask_BT = rollout.mask_BT & learned_B[:, None]
     old_BT = rollout.logprob_BT if scores.old_BT is None else scores.old_BT
     kl_BT = token_kl(rollout, old_BT, scores.reference_BT, kl_estimator)
@@ -275,8 +280,12 @@ def rl_batch(
         old_value_BT=scores.value_BT,
         return_BT=return_BT,
     )
-    kept = jnp.mean(learned_B if keep_B is None else keep_B)
-    metrics = {"advantage_abs_mean": jnp.mean(advantage_B), "kept_share": kept}
+    # Rollouts that were not asked for have no advantage, and are none to be kept.
+    kept = jnp.sum(learned_B if keep_B is None else keep_B)
+    metrics = {
+        "advantage_abs_mean": jnp.sum(advantage_B) / rollout.asked,
+        "kept_share": kept / rollout.asked,
+    }
     metrics |= model_metrics(batch, mask_BT, kl_BT, kl_coefficient)
     return batch, metrics
 

@@ -130,6 +130,19 @@ NORMALISERS = {
 }
 
 
+def rollouts_of_one_weight(mask_BT, group: int):
+    """What rows are multiplied by so that problems weigh alike: fp32 weight_B.
+
+    mask_BT: the tokens that are learned, of rows of which `group` in turn are of one
+    problem. A problem of n learned rollouts has weights of (mean n) / n: their sum over
+    all rows is as many as there are rows, so that a mean over rollouts stays one.
+    """
+    learned_PG = jnp.any(mask_BT, axis=1).reshape(-1, group)
+    count_P = jnp.sum(learned_PG, axis=1)
+    mean = jnp.sum(count_P) / jnp.maximum(jnp.sum(count_P > 0), 1)
+    return jnp.repeat(mean / jnp.maximum(count_P, 1), group)
+
+
 def weigh(batch: Batch, name: str) -> Batch:
     """The batch of one update with `weight_BT`, each token's share of the loss.
 

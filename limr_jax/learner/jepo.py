@@ -227,6 +227,7 @@ def jepo_batch(
     valid_PG,
     scores,
     kl_coefficient,
+    taken_PG=None,
     *,
     estimator: Callable,
     kl_estimator: str,
@@ -237,7 +238,9 @@ def jepo_batch(
     `whole_B` have RLOO's advantage. scores: with `thoughts`, scored. kl_coefficient: of
     this step. estimator: `coefficients` of an `Estimator`, with its own numbers.
     kl_estimator: one of `losses.KL_ESTIMATORS`, for the metric.
+    taken_PG: None, since no allocation of rollouts goes with JEPO (check.py).
     """
+    del taken_PG
     rows: Thoughts = scores.thoughts
     shape = reward_PG.shape
     whole_PG = rows.whole_B.reshape(shape)

@@ -222,6 +222,20 @@ def repeat(
     return _map(widened, config, cache)
 
 
+def copies(cache: KVCache, config: ModelConfig, prompt_X, *, columns: int) -> KVCache:
+    """A cache of X rows, each a copy of the prompt of that number.
+
+    It is `repeat` where rows have prompts in whatever order; prompt_X: int32, may be
+    traced.
+    """
+    counts = column_counts(config, columns)
+
+    def widened(x, *, kind, axis, empty):
+        return _widen(x, axis, counts[kind], empty)
+
+    return _map(widened, config, take(cache, prompt_X))
+
+
 def _widen(x, axis: int, count: int, empty):
     """Empty columns behind, up to `count`."""
     pads = [(0, 0)] * x.ndim

@@ -67,6 +67,27 @@ class HostGrades:
         others = (CODE["graded" if valid else "error"] for valid in self.valid_B)
         return np.array(list(map(CODE.get, names, others)), np.int8)
 
+    def spread(self, asked_B: np.ndarray) -> "HostGrades":
+        """The grades of more rows: those of `asked_B` are these, the others invalid.
+
+        asked_B: bool, of all rows, True at as many as there are grades.
+        """
+
+        def over_all(x, fill):
+            spread_B = np.full(len(asked_B), fill, x.dtype)
+            spread_B[asked_B] = x
+            return spread_B
+
+        reasons = iter(self.reasons)
+        return HostGrades(
+            correctness_B=over_all(self.correctness_B, np.nan),
+            reward_B=over_all(self.reward_B, 0),
+            valid_B=over_all(self.valid_B, False),
+            well_formed_B=over_all(self.well_formed_B, False),
+            parts={name: over_all(x, np.nan) for name, x in self.parts.items()},
+            reasons=tuple(next(reasons) if asked else "no answer" for asked in asked_B),
+        )
+
 
 def parse_spec(spec: str | Mapping[str, float]) -> dict[str, float]:
     """`'limr'`, `'math, 0.2*my.module.brevity'` or {name: weight} → {name: weight}.

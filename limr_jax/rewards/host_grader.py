@@ -58,10 +58,16 @@ class HostGrader:
         """Grade P · G rollouts; all processes call it. Raises `host.GradingFailed`."""
         group = rollout.group
         # row_B: which rows of all hosts' B these are. From here on B counts them alone.
-        row_B, (response_BT, mask_BT, truncated_B) = own_rows(
-            (rollout.response_BT, rollout.mask_BT, rollout.truncated_B)
-        )
-        ids_P = on_host(prompts.ids_P)
+        arrays = [rollout.response_BT, rollout.mask_BT, rollout.truncated_B]
+        if rollout.asked_B is not None:
+            arrays.append(rollout.asked_B)
+        row_B, values = own_rows(arrays)
+        asked_B = values.pop() if rollout.asked_B is not None else None
+        ids_P, group_rows_B = on_host(prompts.ids_P), row_B
+        if asked_B is not None:
+            # Of what was not to be written there is nothing to grade.
+            values, row_B = [x[asked_B] for x in values], row_B[asked_B]
+        response_BT, mask_BT, truncated_B = values
         problem_B = [int(i) for i in ids_P[row_B // group]]  # row b is prompt b // G
         # Tokens, the end token included; `decode` leaves it out of the text.
         length_B = mask_BT.sum(axis=1)
@@ -81,7 +87,10 @@ class HostGrader:
             ended=~truncated_B,
             lengths=length_B,
         )
-        return self._put(self._agreed(future), row_B, prompts=len(ids_P), group=group)
+        grades = self._agreed(future)
+        if asked_B is not None:
+            grades = grades.spread(asked_B)
+        return self._put(grades, group_rows_B, prompts=len(ids_P), group=group)
 
     def _wait(self, future) -> None:
         """Wait until it is done; now and then a line, as a user's function may hang."""

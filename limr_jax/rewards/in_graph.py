@@ -45,10 +45,13 @@ def grade(
     reason_PG = jnp.where(empty_PG, CODE["no_reference"], answer_reason_PG)
     if not known:
         reason_PG = jnp.full_like(reason_PG, CODE["no_reward"])
+    valid_PG = known & ~empty_PG
+    if rollout.asked_B is not None:
+        valid_PG &= rollout.asked_B.reshape(-1, group)
     return Graded(
         reward_PG=right_PG,
         correct_PG=right_PG,
-        valid_PG=known & ~empty_PG,
+        valid_PG=valid_PG,
         well_formed_PG=well_formed_PG,
         reason_PG=reason_PG.astype(jnp.int8),
     )

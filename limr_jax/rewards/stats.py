@@ -49,16 +49,21 @@ class RolloutStats:
 
 
 def rollout_stats(rollout: Rollout, graded: Graded) -> RolloutStats:
-    """The statistics of all rollouts of a round.
+    """The statistics of all rollouts of a round that were to be written.
 
     Rewards, the pass rate and well-formedness are of valid rollouts; lengths are in
     tokens, shares are of all rollouts, the entropy is in nats a token.
     """
     valid_PG, length_B = graded.valid_PG, jnp.sum(rollout.mask_BT, axis=1)
-    tokens, rollouts = jnp.sum(length_B), jnp.int32(length_B.shape[0])
+    tokens, rollouts = jnp.sum(length_B), jnp.int32(rollout.asked)
     some_tokens = jnp.maximum(tokens, 1)
     # Of raw correctness, as samplers that filter groups judge them.
     flat_P = grpo.zero_variance(graded.correct_PG, valid_PG)
+    asked_PG = jnp.ones_like(valid_PG)
+    if rollout.asked_B is not None:
+        asked_PG = rollout.asked_B.reshape(valid_PG.shape)
+    # Of a problem without a rollout in this round nothing is said.
+    asked_P = jnp.any(asked_PG, axis=1)
 
     def over_valid(x_PG, counted_PG=valid_PG):
         # `where`, not a product: a part without a value is −inf, and −inf · 0 is nan.
@@ -73,12 +78,12 @@ def rollout_stats(rollout: Rollout, graded: Graded) -> RolloutStats:
         },
         "pass_rate": over_valid(graded.correct_PG),
         "well_formed": over_valid(graded.well_formed_PG),
-        "zero_variance_share": (jnp.sum(flat_P), jnp.int32(len(flat_P))),
+        "zero_variance_share": (jnp.sum(flat_P & asked_P), jnp.sum(asked_P)),
         "truncated_share": (jnp.sum(rollout.truncated_B), rollouts),
-        "invalid_share": (jnp.sum(~valid_PG), rollouts),
+        "invalid_share": (jnp.sum(asked_PG & ~valid_PG), rollouts),
         **{
             f"invalid/{name}": (count, rollouts)
-            for name, count in _invalid(graded).items()
+            for name, count in _invalid(graded, asked_PG).items()
         },
         "response_length": (tokens, rollouts),
         "rollout_waste": rollout.waste(),
@@ -92,12 +97,12 @@ def rollout_stats(rollout: Rollout, graded: Graded) -> RolloutStats:
     )
 
 
-def _invalid(graded: Graded) -> dict[str, jax.Array]:
+def _invalid(graded: Graded, asked_PG) -> dict[str, jax.Array]:
     """How many rollouts are invalid for each reason; empty where none is known."""
     if graded.reason_PG is None:
         return {}
     # A valid row may have one of these reasons as well: LIMR's −1 for a timeout.
-    invalid_PG = ~graded.valid_PG
+    invalid_PG = asked_PG & ~graded.valid_PG
     return {
         name: jnp.sum(invalid_PG & (graded.reason_PG == CODE[name])) for name in INVALID
     }

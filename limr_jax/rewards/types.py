@@ -70,3 +70,6 @@ class Graded:
     # searched for the nan that is a fault).
     parts: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
     reason_PG: jax.Array | None = None  # int8: of REASONS; None where nobody reads it
+    # bool: rollouts to learn from, where some are there for the others' baseline alone;
+    # None: all valid ones.
+    taken_PG: jax.Array | None = None

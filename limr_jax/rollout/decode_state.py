@@ -9,7 +9,6 @@ them. rollout/slots.py decides when each happens.
 """
 
 import dataclasses
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -32,12 +31,22 @@ class Pending:
     ended_B: jax.Array  # bool: that was its last as well
     key_B2: jax.Array  # uint32: its random key's data
     last_B: jax.Array  # int32: position of its prompt's last token
+    prompt_B: jax.Array  # int32: its prompt, counted on its device
 
     @classmethod
     def of(cls, token_B, ended_B, key_B, position_PL) -> "Pending":
         """Of random keys, and of the positions of the prompts."""
-        last_B = jnp.repeat(position_PL[:, -1], len(token_B) // len(position_PL))
-        return cls(token_B, ended_B, jax.random.key_data(key_B), last_B)
+        prompts, group = len(position_PL), len(token_B) // len(position_PL)
+        prompt_P = jnp.arange(prompts, dtype=jnp.int32)
+        # Prompts are dealt to devices in order, as many to each.
+        prompt_P %= prompts // row_shards(prompts)
+        return cls(
+            token_B=token_B,
+            ended_B=ended_B,
+            key_B2=jax.random.key_data(key_B),
+            last_B=jnp.repeat(position_PL[:, -1], group),
+            prompt_B=jnp.repeat(prompt_P, group),
+        )
 
 
 @jax.tree_util.register_dataclass
@@ -49,6 +58,7 @@ class SlotState:
     t_Z: jax.Array  # int32: response position of the next
     key_Z2: jax.Array  # uint32: the random key's data
     last_Z: jax.Array  # int32: position of the prompt's last token
+    prompt_Z: jax.Array  # int32: the prompt, counted on its device
 
     @classmethod
     def of(cls, pending: Pending) -> "SlotState":
@@ -58,6 +68,7 @@ class SlotState:
             t_Z=jnp.ones_like(pending.token_B),
             key_Z2=pending.key_B2,
             last_Z=pending.last_B,
+            prompt_Z=pending.prompt_B,
         )
 
 
@@ -84,23 +95,35 @@ class Batcher:
     longest: int  # tokens of a rollout at most
     shares: bool  # rows read their prompts where these are, and get no copy
     rows_over: tuple | None  # the mesh axes that rows lie over
+    # int32: the first so many rollouts of each device are to be written; None: all.
+    asked_M: jax.Array | None
 
     @classmethod
-    def of(cls, prompts, pending, *, config, length: int, longest: int, rows_over):
+    def of(
+        cls, prompts, pending, asked_M=None, *, config, length, longest, rows_over
+    ) -> "Batcher":
         """Of the prompts' cache, as `transformer.prefill` leaves it."""
         shares = ragged_decode.shares(config, length=length, columns=longest)
         if shares:
             # The kernel counts a prompt's columns from its end, so its last has to be
             # last.
             prompts = kv.in_order(prompts, config, length=length)
-        return cls(prompts, pending, config, length, longest, shares, rows_over)
+        return cls(
+            prompts=prompts,
+            pending=pending,
+            config=config,
+            length=length,
+            longest=longest,
+            shares=shares,
+            rows_over=rows_over,
+            asked_M=asked_M,
+        )
 
-    def shared(self, slots: Slots) -> kv.Shared | None:
+    def shared(self, slot_state: SlotState) -> kv.Shared | None:
         """What the rows read beside their own columns."""
         if not self.shares:
             return None
-        # Rollout r of a device has the prompt r // G of that device.
-        return kv.Shared(self.prompts, slots.row_Z // self.group)
+        return kv.Shared(self.prompts, slot_state.prompt_Z)
 
     @property
     def start(self) -> int:
@@ -109,8 +132,13 @@ class Batcher:
 
     @property
     def rows(self) -> int:
-        """Rollouts of each device."""
+        """Rollouts of each device, to be written or not."""
         return len(self.pending.last_B) // row_shards(self.prompts.rows)
+
+    @property
+    def asked(self) -> int | jax.Array:
+        """Rollouts of each device that are to be written: a number, or int32 [M]."""
+        return self.rows if self.asked_M is None else self.asked_M
 
     @property
     def group(self) -> int:
@@ -121,21 +149,35 @@ class Batcher:
         """The state in which the slots hold the first rollouts of each device."""
         size = slots.row_Z.shape[0] // slots.begun_M.shape[0]
 
-        def first(prompts, pending):
+        def first(prompts, pending, slots, asked_M):
             pending = jax.tree.map(lambda x: x[:size], pending)
-            make = kv.ring if self.shares else partial(kv.repeat, group=self.group)
             columns = self.start + self.longest
-            cache = make(prompts, self.config, rows=size, columns=columns)
+            if self.shares:
+                cache = kv.ring(prompts, self.config, rows=size, columns=columns)
+            elif asked_M is None:
+                cache = kv.repeat(
+                    prompts, self.config, group=self.group, rows=size, columns=columns
+                )
+            else:
+                cache = kv.copies(
+                    prompts, self.config, pending.prompt_B, columns=columns
+                )
             # A rollout whose first token was its last has nothing to decode.
-            return SlotState.of(pending), ~pending.ended_B, cache
+            live_Z = ~pending.ended_B
+            if asked_M is not None:
+                live_Z &= slots.row_Z < asked_M
+                begun_M = jnp.minimum(slots.begun_M, asked_M)
+                slots = dataclasses.replace(slots, begun_M=begun_M)
+            slots = dataclasses.replace(slots, live_Z=live_Z)
+            return slots, SlotState.of(pending), cache
 
-        slot_state, live_Z, cache = self._each(
+        slots, slot_state, cache = self._each(
             first,
-            (self.prompts, self.pending),
-            like=(SlotState.of(self.pending), self.pending.ended_B, self.prompts),
+            (self.prompts, self.pending, slots, self.asked_M),
+            like=(slots, SlotState.of(self.pending), self.prompts),
         )
         return DecodeState(
-            slots=dataclasses.replace(slots, live_Z=live_Z),
+            slots=slots,
             slot_state=slot_state,
             cache=cache,
             column=jnp.int32(self.start),
@@ -153,8 +195,9 @@ class Batcher:
         A rollout whose first token was its last leaves its slot empty again.
         """
 
-        def local(slots, slot_state, cache, turn, prompts, pending):
-            slots, fresh_Z = slots_lib.refill(slots, len(pending.last_B))
+        def local(slots, slot_state, cache, turn, prompts, pending, asked_M):
+            rows = len(pending.last_B) if asked_M is None else asked_M[0]
+            slots, fresh_Z = slots_lib.refill(slots, rows)
             # Gathered for every slot, kept for the fresh ones: the shapes are fixed.
             first = jax.tree.map(lambda x: x[slots.row_Z], pending)
             slot_state = jax.tree.map(
@@ -163,7 +206,9 @@ class Batcher:
                 slot_state,
             )
             if not self.shares:
-                cache = self._with_prompts(cache, prompts, slots, fresh_Z, turn)
+                cache = self._with_prompts(
+                    cache, prompts, slot_state.prompt_Z, fresh_Z, turn
+                )
             live_Z = slots.live_Z & ~(fresh_Z & first.ended_B)
             return dataclasses.replace(slots, live_Z=live_Z), slot_state, cache
 
@@ -172,13 +217,15 @@ class Batcher:
         # columns further round the ring as there were steps before it.
         turn = state.column - self.start
         slots, slot_state, cache = self._each(
-            local, (*rows, turn, self.prompts, self.pending), like=rows
+            local,
+            (*rows, turn, self.prompts, self.pending, self.asked_M),
+            like=rows,
         )
         return dataclasses.replace(
             state, slots=slots, slot_state=slot_state, cache=cache
         )
 
-    def _with_prompts(self, cache, prompts, slots: Slots, fresh_Z, turn) -> kv.KVCache:
+    def _with_prompts(self, cache, prompts, prompt_Z, fresh_Z, turn) -> kv.KVCache:
         """The cache with a copy of their prompts in the fresh rows."""
         # Fresh slots first, so that the loop copies as many prompts as are wanted.
         order_Z = first_where(fresh_Z)
@@ -190,7 +237,7 @@ class Batcher:
                 prompts,
                 self.config,
                 row=row,
-                prompt=slots.row_Z[row] // self.group,
+                prompt=prompt_Z[row],
                 turn=turn,
             )
 

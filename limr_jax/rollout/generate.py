@@ -18,7 +18,7 @@ from limr_jax.models import transformer
 from limr_jax.models.config import ComputeConfig
 from limr_jax.rollout import slots as slots_lib
 from limr_jax.rollout.decode_state import Batcher, DecodeState, Pending
-from limr_jax.rollout.length_order import longest_first
+from limr_jax.rollout.length_order import asked_first, longest_first
 from limr_jax.rollout.sampling import Sampling, choose
 from limr_jax.rollout.slots import SlotPlan
 from limr_jax.rollout.types import GenerateConfig, Rollout
@@ -41,6 +41,7 @@ def generate(
     key: jax.Array,
     sampling: Sampling,
     expected_P: jax.Array | None = None,
+    asked_PG: jax.Array | None = None,
     *,
     config: GenerateConfig,
     compute: ComputeConfig,
@@ -53,6 +54,8 @@ def generate(
     `problem_P` are the problems' indices in the data set: with `key` (of stream and
     step) and the sample number they are all that the drawn tokens depend on.
     `expected_P`: tokens that answers are expected to have, 0 where nobody knows.
+    `asked_PG`: bool, the rollouts to write; the others cost no decode step, and have no
+    token. None: all.
 
     Raises:
       ValueError: the slots do not divide over the devices that share the rows.
@@ -83,7 +86,7 @@ def generate(
             (REPLICATED, BATCH, REPLICATED, REPLICATED, BATCH),
             BATCH,
         )
-    prompts = prompt_PL, position_PL, problem_P
+    prompts = prompt_PL, position_PL, problem_P, asked_PG
     return write(params, prompts, key, sampling, expected_P)
 
 
@@ -101,18 +104,26 @@ def _write(
     """`generate` on one device, or on all of them, which then walk in step."""
     P, L = prompts[0].shape
     ordered, back = longest_first(expected_P, prompts)
-    prompt_PL, position_PL, problem_P = ordered
+    prompt_PL, position_PL, problem_P, asked_PG = ordered
+    asked_B = None if asked_PG is None else asked_PG.reshape(-1)
     sample_B = jnp.tile(jnp.arange(config.group), P)
     problem_B = jnp.repeat(problem_P, config.group)
     # Keys are by problem and sample, so the order of the prompts draws nothing else.
     key_B = prng.rollout_keys(key, problem_B, sample_B)
     first, cache = _first_tokens(
-        params, prompt_PL, position_PL, key_B, sampling, compute=compute
+        params, prompt_PL, position_PL, key_B, sampling, asked_PG, compute=compute
     )
     token_B = first["response_BT"]
+    columns = _first_column(first, asked_B, config)
+    pending = Pending.of(token_B, _ends(token_B, 0, config), key_B, position_PL)
+    asked_M, rows_back = None, lambda out: out
+    if asked_B is not None:
+        rows, asked_M, rows_back = asked_first(asked_B, (pending, columns))
+        pending, columns = rows
     batcher = Batcher.of(
         cache,
-        Pending.of(token_B, _ends(token_B, 0, config), key_B, position_PL),
+        pending,
+        asked_M,
         config=compute.model,
         length=L,
         longest=config.response_length,
@@ -127,16 +138,20 @@ def _write(
         config=config,
         compute=compute,
     )
-    state = batcher.init(slots_lib.init(slots), _first_column(first, config))
+    state = batcher.init(slots_lib.init(slots), columns)
     state, held = slots_lib.drive(state, step, batcher, slots)
     # Only what was written was reordered; the prompts are returned as they came.
-    out = back(state.out)
+    out = back(rows_back(state.out))
     stopped_BT = _stops(out["response_BT"], config) & out["mask_BT"]
+    truncated_B = ~jnp.any(stopped_BT, axis=1)
+    prompt_PL, position_PL, _, asked_PG = prompts
+    asked_B = None if asked_PG is None else asked_PG.reshape(-1)
     return Rollout(
-        prompt_PL=prompts[0],
-        position_PL=prompts[1],
-        truncated_B=~jnp.any(stopped_BT, axis=1),
+        prompt_PL=prompt_PL,
+        position_PL=position_PL,
+        truncated_B=truncated_B if asked_B is None else truncated_B & asked_B,
         slot_steps_M=jnp.full(slots.devices, held),
+        asked_B=asked_B,
         **out,
     )
 
@@ -170,7 +185,7 @@ def _step(
         jnp.where(live_Z, state.slot_state.last_Z + t_Z, -1),
         state.cache,
         state.column,
-        batcher.shared(state.slots),
+        batcher.shared(state.slot_state),
         config=compute.model,
         dtype=compute.dtype,
     )
@@ -192,19 +207,32 @@ def _step(
 
 
 def _first_tokens(
-    params, prompt_PL, position_PL, key_B, sampling, *, compute: ComputeConfig
+    params, prompt_PL, position_PL, key_B, sampling, asked_PG, *, compute: ComputeConfig
 ):
     """The first column of every rollout, and the prompts' cache.
 
-    The logits of a prompt's last token are made once for all its rollouts.
+    The logits of a prompt's last token are made once for all its rollouts. asked_PG:
+    as of `generate`; what is not asked for may be anything.
     """
     hidden_PD, prompts = _prefill(params, prompt_PL, position_PL, compute)
     logits_PV = transformer.unembed(
         params, hidden_PD, config=compute.model, dtype=compute.dtype
     )
     key_GP = key_B.reshape(len(logits_PV), -1).T
+
+    def choose_one(key_P):
+        return choose(logits_PV, key_P, 0, sampling)
+
+    def choose_asked(key_and_asked):
+        key_P, asked_P = key_and_asked
+        nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(choose_one, key_P))
+        return jax.lax.cond(jnp.any(asked_P), choose_one, lambda _: nothing, key_P)
+
     # One rollout of each prompt at a time: noise of [P, V] and not of [P · G, V].
-    chosen = jax.lax.map(lambda key_P: choose(logits_PV, key_P, 0, sampling), key_GP)
+    if asked_PG is None:
+        chosen = jax.lax.map(choose_one, key_GP)
+    else:
+        chosen = jax.lax.map(choose_asked, (key_GP, asked_PG.T))
     return _column(*(x_GP.T.reshape(-1) for x_GP in chosen)), prompts
 
 
@@ -240,8 +268,8 @@ def _column(token_B, logprob_B, entropy_B) -> dict:
     }
 
 
-def _first_column(first: dict, config: GenerateConfig) -> dict:
-    """All columns, the first of them written."""
+def _first_column(first: dict, asked_B, config: GenerateConfig) -> dict:
+    """All columns, the first of them written where it is asked for (None: all)."""
     empty = {
         "response_BT": config.pad_id,
         "mask_BT": False,
@@ -251,6 +279,8 @@ def _first_column(first: dict, config: GenerateConfig) -> dict:
 
     def column(name, x_B):
         x_BT = jnp.full((len(x_B), config.response_length), empty[name], x_B.dtype)
+        if asked_B is not None:
+            x_B = jnp.where(asked_B, x_B, x_BT[:, 0])
         return x_BT.at[:, 0].set(x_B)
 
     return {name: column(name, x_B) for name, x_B in first.items()}

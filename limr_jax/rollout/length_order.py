@@ -1,8 +1,9 @@
-"""How long answers are expected to be, and the order in which they then begin.
+"""The order in which rollouts begin: the longest first, and only those asked for.
 
 Rollouts that end late should begin early: then little is left when no rollout is
 pending, and slots stand empty for less long. A problem's answers are expected to be as
-long as they were last time.
+long as they were last time. Where a step asks for some rollouts of a problem only
+(samplers/allocation.py), these stand before the others, which never begin.
 """
 
 from functools import partial
@@ -62,3 +63,26 @@ def longest_first(expected_P: jax.Array | None, prompts):
 
     order_P, prompts = on_each(arrange, along, along)(expected_P, prompts)
     return prompts, partial(on_each(put_back, along, along), order_P)
+
+
+def asked_first(asked_B: jax.Array, rows):
+    """The rollouts with those first that are asked for; their numbers; the way back.
+
+    asked_B: bool. rows: a pytree of arrays of B rows. Each device orders the rollouts
+    that it holds, otherwise as they were. The second is asked_M, int32: how many each
+    of the M devices has. The way back is a function that takes a pytree of arrays of
+    rows in that order, and gives it as the rows were.
+    """
+    along = PartitionSpec(ROWS if row_shards(len(asked_B)) > 1 else None)
+
+    def arrange(asked_X, rows):
+        order_X = jnp.argsort(~asked_X, stable=True)
+        count = jnp.sum(asked_X, dtype=jnp.int32, keepdims=True)
+        return order_X, count, jax.tree.map(lambda x: x[order_X], rows)
+
+    def put_back(order_X, out):
+        place_X = jnp.argsort(order_X)  # the inverse permutation
+        return jax.tree.map(lambda x: x[place_X], out)
+
+    order_B, asked_M, rows = on_each(arrange, along, along)(asked_B, rows)
+    return rows, asked_M, partial(on_each(put_back, along, along), order_B)

@@ -89,10 +89,10 @@ def init(plan: SlotPlan) -> Slots:
     )
 
 
-def refill(slots: Slots, rows: int) -> tuple[Slots, jax.Array]:
+def refill(slots: Slots, rows: int | jax.Array) -> tuple[Slots, jax.Array]:
     """One device's slots, the empty ones with its next rollouts; and which those are.
 
-    rows: rollouts of the device.
+    rows: rollouts of the device that are to be written; may be traced.
     """
     empty_Z = ~slots.live_Z
     # The k-th empty slot takes the k-th pending rollout; one beyond the device's last
@@ -116,7 +116,9 @@ def drive(state, step, batcher, plan: SlotPlan):
 
     state: anything with `slots`, its `Slots`, as `init` makes them.
     step(state): the state after a token of every live row; it ends some.
-    batcher.rows: rollouts of each device.
+    batcher.rows: rollouts of each device at most.
+    batcher.asked: those of them that are to be written; traced and of each device
+    (int32 [M]) where that depends on data.
     batcher.refill(state): the state with pending rollouts in the empty slots.
     batcher.compact(state, size): the state with the live rows in `size` slots of each
     device.
@@ -131,7 +133,7 @@ def drive(state, step, batcher, plan: SlotPlan):
         slots = state.slots
         # A device's slots follow one another along Z.
         live_M = jnp.sum(slots.live_Z.reshape(devices, -1), axis=1)
-        pending_M = batcher.rows - slots.begun_M
+        pending_M = batcher.asked - slots.begun_M
         empty_M = slots.live_Z.shape[0] // devices - live_M
         # An empty slot of a device without pending rollouts is of no use to another's:
         # rows stay on their device.

@@ -22,6 +22,15 @@ class Rollout:
     truncated_B: jax.Array  # bool: the limit came before an end token
     # int32, one a device that rows lie on: its slots, summed over the decode steps.
     slot_steps_M: jax.Array
+    # bool: rollouts that were to be written, the others have no token; None: all.
+    asked_B: jax.Array | None = None
+
+    @property
+    def asked(self) -> jax.Array | int:
+        """Rollouts that were to be written."""
+        if self.asked_B is None:
+            return self.mask_BT.shape[0]
+        return jnp.sum(self.asked_B)
 
     @property
     def group(self) -> int:
@@ -34,7 +43,7 @@ class Rollout:
         A rollout's first token comes from its prompt, without a decode step. A device
         that is done and waits for another has no slots.
         """
-        decoded = jnp.sum(self.mask_BT) - self.mask_BT.shape[0]
+        decoded = jnp.sum(self.mask_BT) - self.asked
         slots = jnp.sum(self.slot_steps_M)
         return slots - decoded, jnp.maximum(slots, 1)
 
@@ -67,12 +76,19 @@ class GenerateConfig:
     stop_ids: tuple[int, ...]  # tokens that end a rollout
     pad_id: int  # what stands after the end
     compactions: int = LOOPS - 1  # moves of the live rows into fewer slots, at most
+    # Rollouts a prompt that a step may ask for on average; None: all G of each.
+    mean_group: int | None = None
+
+    @property
+    def paid_group(self) -> int:
+        """Rollouts a prompt that are written, on average and at most."""
+        return self.mean_group or self.group
 
     def slot_plan(self, prompts: int, devices: int) -> SlotPlan:
         """The slots of so many prompts' rollouts, on so many devices."""
         return plan(
             self.slots,
-            rollouts=prompts * self.group,
+            rollouts=prompts * self.paid_group,
             devices=devices,
             longest=self.response_length,
             compactions=self.compactions,

@@ -21,6 +21,7 @@ from limr_jax.platform import resolve
 from limr_jax.prng import stream_key
 from limr_jax.samplers import importance, score_file
 from limr_jax.samplers.adarft import adarft
+from limr_jax.samplers.allocation import Budget, allocated
 from limr_jax.samplers.bots import bots
 from limr_jax.samplers.cdas import cdas
 from limr_jax.samplers.curriculum import by_level
@@ -68,13 +69,16 @@ def make_sampler(
     seed: int,
     groups: str = "none",
     max_rounds: int = 1,
+    allocation=None,
+    most: int = 0,
 ) -> PromptSampler:
     """The prompt sampler that the config's section `sampler` describes.
 
     data: the training set. prompts: P, problems that a step draws. group: G, rollouts
     of a problem. seed: of the run. groups: of `GROUP_FILTERS`; with a filter a step
-    takes up to `max_rounds` draws, and else one. Raises InputError where the data set
-    does not have what the sampler needs.
+    takes up to `max_rounds` draws, and else one. allocation: the config's section of
+    that name, None for `group` rollouts of each; most: G_max of it. Raises InputError
+    where the data set does not have what the sampler needs.
 
     Fixed subsets (LIM, LINEAR, RAND, std) are training sets of their own, which
     launch/lim.py writes: any sampler draws from them.
@@ -90,6 +94,9 @@ def make_sampler(
     sampler = row.make(section[section.name] if row.own else None, draws)
     if not section.unbiased:
         sampler = sampler._replace(importance=None)
+    if allocation is not None:
+        budget = Budget(draws.problems, prompts=prompts, group=group, most=most)
+        sampler = allocated(sampler, allocation, budget)
     if not keep:
         return sampler
     return in_rounds(

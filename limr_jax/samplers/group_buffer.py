@@ -48,6 +48,43 @@ def empty(drawn, written, graded) -> GroupBuffer:
     )
 
 
+def add_round(before: GroupBuffer, drawn, written, graded) -> GroupBuffer:
+    """A step's groups with the rollouts that one more round has written of them.
+
+    before: the groups so far, of the same problems; no rollout is in two rounds.
+    `taken_PG` of the grades is left as it was.
+    """
+    old_drawn, old_written, old_graded = before.groups
+    drawn, written, graded = without_round_fields(drawn, written, graded)
+    asked_PG = drawn.asked_PG
+
+    def of_groups(new_PG, old_PG):
+        return jnp.where(asked_PG, new_PG, old_PG)
+
+    def of_rollouts(new_BX, old_BX):
+        flag_BX = asked_PG.reshape(-1, *(1,) * (new_BX.ndim - 1))
+        return jnp.where(flag_BX, new_BX, old_BX)
+
+    def without_prompts(written):
+        return dataclasses.replace(written, prompt_PL=None, position_PL=None)
+
+    rows = jax.tree.map(
+        of_rollouts, without_prompts(written), without_prompts(old_written)
+    )
+    taken_PG = old_graded.taken_PG
+    graded = jax.tree.map(
+        of_groups, graded, dataclasses.replace(old_graded, taken_PG=None)
+    )
+    groups = (
+        dataclasses.replace(drawn, asked_PG=asked_PG | old_drawn.asked_PG),
+        dataclasses.replace(
+            rows, prompt_PL=written.prompt_PL, position_PL=written.position_PL
+        ),
+        dataclasses.replace(graded, taken_PG=taken_PG),
+    )
+    return dataclasses.replace(before, groups=groups)
+
+
 def merge(
     waiting: GroupBuffer, new: GroupBuffer, step, *, max_age: int
 ) -> tuple[GroupBuffer, GroupBuffer]:
@@ -83,8 +120,8 @@ def collect(
     *,
     keep: Callable,
     max_age: int,
-) -> tuple[GroupBuffer, GroupBuffer, dict]:
-    """The batch so far, the surplus, and the batch's metrics, after another round.
+) -> tuple[GroupBuffer, GroupBuffer, jax.Array, dict]:
+    """The batch so far, the surplus, whether it is whole, and metrics, after a round.
 
     It is `merge` of the groups that wait and those of the round that are kept: keep is
     a function (correct_PG, valid_PG) → keep_P. Rollouts in empty places of the batch
@@ -103,6 +140,7 @@ def collect(
     return (
         dataclasses.replace(batch, groups=(drawn, written, graded)),
         surplus,
+        jnp.all(batch.kept_P),
         {
             "dynamic/used_groups": groups,
             "dynamic/used_rollouts": groups * written.group,

@@ -85,4 +85,5 @@ def in_rounds(
         in_order=sampler.in_order,
         keep=keep,
         end_step=end_step,
+        ask=sampler.ask and (lambda state, ids_P: sampler.ask(state.sampler, ids_P)),
     )

@@ -22,6 +22,12 @@ With a filter of groups (group_filter.py) a step draws, and updates, once a roun
 `earlier` says what the rounds before it have drawn; the key is the same in all of them.
 With such a filter it has two functions more: `keep(correct_PG, valid_PG) → keep_P`, the
 groups to learn from, and `end_step(state) → state` after the last round.
+
+Where the problems of a step get different numbers of rollouts (allocation.py) there is
+`ask(state, ids_P) → asked_PG`, bool: those to write of the draw that `sample` gave. An
+allocation in rounds has `end_step` as well, and `take(state) → taken_PG, whole,
+metrics`: after a round, the rollouts of the step to learn from (bool), and whether a
+further round would write nothing.
 """
 
 import dataclasses
@@ -55,6 +61,8 @@ class PromptSampler(NamedTuple):
     importance: Callable[..., jax.Array] | None = None
     keep: Callable[..., jax.Array] | None = None
     end_step: Callable[..., Any] | None = None
+    ask: Callable[..., jax.Array] | None = None
+    take: Callable[..., Any] | None = None
 
 
 def count_right(correct_PG, valid_PG):

@@ -22,6 +22,7 @@ def dump_rows(
     parts: Mapping[str, np.ndarray],
     reason_PG: np.ndarray | None,
     reasons: Sequence[str],
+    asked_B: np.ndarray | None,
 ) -> Iterator[dict[str, Any]]:
     """Each rollout of one generation as a row of `rollout_dump.Dump.add`, by prompt.
 
@@ -36,10 +37,13 @@ def dump_rows(
     parts: each part of the reward by name, [P, G], before its weight.
     reason_PG: places in `reasons`, which say why a rollout got its grade; None where
       nobody noted them.
+    asked_B: bool, rollouts that were to be written; None: all. The others have no row.
     """
     group = reward_PG.shape[1]
     length_B = mask_BT.sum(axis=1)
     for b, row_T in enumerate(response_BT):
+        if asked_B is not None and not asked_B[b]:
+            continue
         p, g = divmod(b, group)
         index = int(ids_P[p])
         yield {

@@ -9,6 +9,7 @@ differences of that figure.
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -29,6 +30,10 @@ FIGURES = {
     "tokens": ("tokens", 1, 0),
     "step_seconds": ("seconds a step", 1, 2),
     "seconds": ("seconds", 1, 0),
+    # Of the first so many generated tokens: `figures` says how.
+    "accuracy_at_tokens": ("accuracy at equal tokens, %", 100, 1),
+    "accuracy_area": ("mean accuracy until there, %", 100, 1),
+    "signal_rate": ("signal groups per 10,000 tokens", 1, 1),
 }
 
 
@@ -48,11 +53,54 @@ def before_and_after(workdir) -> tuple[dict, dict]:
     return before, after
 
 
-def figures(workdir) -> dict[str, float]:
+def accuracy_by_tokens(workdir) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens_X, accuracy_X) of a run's greedy evaluations, X of them, in order.
+
+    tokens_X: what all steps before the evaluation have generated, learned from or not.
+    Both end where a step's line is lost, as what it generated is not known.
+    """
+    written = {0: 0.0}
+    for row in metrics.read_metrics(workdir):
+        if row["step"] - 1 in written:
+            written[row["step"]] = written[row["step"] - 1] + row["tokens"]
+    points = {
+        row["step"]: row["accuracy"]
+        for row in metrics.read_metrics(workdir, metrics.EVALS)
+        if row["step"] in written
+    }
+    steps = sorted(points)
+    return np.array([written[n] for n in steps]), np.array([points[n] for n in steps])
+
+
+def at_equal_tokens(workdir, tokens: int) -> dict[str, float]:
+    """What a run has come to when it has generated so many tokens; nan if it has not.
+
+    accuracy_at_tokens: the held-out accuracy then, on a straight line between the
+    evaluations before and after it. accuracy_area: the mean of that line from 0 tokens
+    on. signal_rate: groups with a right and a wrong response that it learned from, per
+    10,000 tokens generated in the steps until then.
+    """
+    tokens_X, accuracy_X = accuracy_by_tokens(workdir)
+    names = ("accuracy_at_tokens", "accuracy_area", "signal_rate")
+    if not len(tokens_X) or tokens_X[-1] < tokens:
+        return dict.fromkeys(names, math.nan)
+    line_X = np.append(tokens_X[tokens_X < tokens], tokens)
+    heights_X = np.interp(line_X, tokens_X, accuracy_X)
+    written = groups = 0.0
+    for row in metrics.read_metrics(workdir):
+        if written >= tokens:
+            break
+        written += row["tokens"]
+        groups += row.get("signal_groups", math.nan)
+    values = heights_X[-1], np.trapezoid(heights_X, line_X) / tokens
+    return dict(zip(names, (*map(float, values), 1e4 * groups / written)))
+
+
+def figures(workdir, tokens: int = 0) -> dict[str, float]:
     """The FIGURES of a finished run, nan for what it has none of.
 
-    Shares are from 0 to 1, times in seconds. Raises InputError where it was not
-    evaluated before and after.
+    Shares are from 0 to 1, times in seconds. tokens: of `at_equal_tokens`; 0: its
+    figures are nan. Raises InputError where the run was not evaluated before and after.
     """
     rows = list(metrics.read_metrics(workdir))
     before, after = before_and_after(workdir)
@@ -79,7 +127,12 @@ def figures(workdir) -> dict[str, float]:
         "step_seconds": float(np.mean(steady)) if steady else math.nan,
         "seconds": read_result(workdir)["seconds"],
     }
-    return {name: math.nan if x is None else float(x) for name, x in values.items()}
+    values = {name: math.nan if x is None else float(x) for name, x in values.items()}
+    return (
+        dict.fromkeys(FIGURES, math.nan)
+        | values
+        | at_equal_tokens(workdir, tokens or sys.maxsize)
+    )
 
 
 def compare(values_by_arm: np.ndarray) -> list[dict]:

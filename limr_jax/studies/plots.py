@@ -8,6 +8,7 @@ from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from limr_jax.storage import files, metrics
+from limr_jax.studies import ablation
 
 # Panel → (the workdir's file, the number in its rows).
 _PANELS = {
@@ -19,31 +20,27 @@ _BAND = "mean of the runs; band: least to most, no interval"
 _POINTS = 20  # what is noisy step by step is shown as means of a twentieth of the run
 
 
-def learning_curves(runs: Mapping[str, Sequence]) -> Figure:
+def learning_curves(runs: Mapping[str, Sequence], tokens: int = 0) -> Figure:
     """The mean over each arm's runs, by step, and a band from the least to the most.
 
     runs: arm → workdirs. The runs of an arm are compared at the steps that all of them
     have, those that have no such number aside. Where samplers differ so do the problems
-    drawn, and with them the pass rate of the rollouts.
+    drawn, and with them the pass rate of the rollouts. tokens: above 0 there is one
+    panel more, the accuracy by generated tokens up to so many.
     """
+    panels = len(_PANELS) + (tokens > 0)
     # Not pyplot's, which would need a backend and hold on to every figure.
-    figure = Figure(figsize=(13, 3.8), layout="constrained")
-    for axes, (title, (file, name)) in zip(figure.subplots(1, 3), _PANELS.items()):
+    figure = Figure(figsize=(13 / 3 * panels, 3.8), layout="constrained")
+    all_axes = list(figure.subplots(1, panels))
+    if tokens:
+        _draw_by_tokens(all_axes.pop(0), runs, tokens)
+    for axes, (title, (file, name)) in zip(all_axes, _PANELS.items()):
         for i, (arm, workdirs) in enumerate(runs.items()):
             curves = [c for c in (_curve(w, file, name) for w in workdirs) if c]
             steps, values_of_seeds = _together(curves, noisy=file == metrics.METRICS)
             if not len(steps):
                 continue
-            color = f"C{i % 10}"
-            axes.plot(steps, values_of_seeds.mean(0), ".-", color=color, label=arm)
-            axes.fill_between(
-                steps,
-                values_of_seeds.min(0),
-                values_of_seeds.max(0),
-                color=color,
-                alpha=0.15,
-                lw=0,
-            )
+            _draw_band(axes, steps, values_of_seeds, color=f"C{i % 10}", label=arm)
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:  # a run may have no number to draw
@@ -51,6 +48,34 @@ def learning_curves(runs: Mapping[str, Sequence]) -> Figure:
         for text in legend.get_texts():
             text.set_parse_math(False)  # a name with dollars is a name
     return figure
+
+
+def _draw_by_tokens(axes, runs: Mapping[str, Sequence], tokens: int) -> None:
+    """Held-out accuracy at 20 numbers of generated tokens, between evaluations."""
+    tokens_X = np.linspace(0, tokens, _POINTS + 1)
+    for i, (arm, workdirs) in enumerate(runs.items()):
+        curves = map(ablation.accuracy_by_tokens, workdirs)
+        # Beyond its last evaluation nothing is known of a run.
+        values = [
+            np.interp(tokens_X, x, y) for x, y in curves if max(x, default=0) >= tokens
+        ]
+        if values:
+            _draw_band(axes, tokens_X, np.array(values), color=f"C{i % 10}", label=arm)
+    axes.set(title="held-out accuracy", xlabel="generated tokens")
+    axes.grid(alpha=0.3)
+
+
+def _draw_band(axes, x_X, values_of_seeds, *, color: str, label: str) -> None:
+    """The mean of the runs, and a band from the least to the most."""
+    axes.plot(x_X, values_of_seeds.mean(0), ".-", color=color, label=label)
+    axes.fill_between(
+        x_X,
+        values_of_seeds.min(0),
+        values_of_seeds.max(0),
+        color=color,
+        alpha=0.15,
+        lw=0,
+    )
 
 
 def growth(axes: Mapping[str, Sequence[Mapping]]) -> Figure:

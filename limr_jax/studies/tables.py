@@ -13,8 +13,16 @@ from limr_jax.studies.ablation import FIGURES
 
 CURVES_FILE = "curves.png"
 _SHOWN = ("accuracy", "response_length", "well_formed", "step_seconds", "seconds")
-_WITH_DIFFERENCE = ("accuracy", "response_length", "step_seconds")
-_TESTED = "accuracy"  # whose differences are tested together
+# Where arms are compared at equal generated tokens.
+_AT_TOKENS = ("accuracy_at_tokens", "accuracy_area", "signal_rate", *_SHOWN)
+_WITH_DIFFERENCE = (
+    "accuracy_at_tokens",
+    "accuracy_area",
+    "signal_rate",
+    "accuracy",
+    "response_length",
+    "step_seconds",
+)
 
 
 def write(
@@ -25,18 +33,21 @@ def write(
     command: str,
     notes: Sequence[str] = (),
     figures: Callable[[jobs.Job], dict] = lambda job: ablation.figures(job.workdir),
+    tokens: int = 0,
 ) -> dict:
     """Write <stem>.md, .json and .csv, each whole; returns what the JSON holds.
 
     grid: (arm, seed) → its run, finished or not; differences are to the first arm.
     notes: paragraphs of Markdown. figures: of a finished run, `ablation.FIGURES`.
+    tokens: generated ones at which arms are compared, and tested; 0: at their ends.
     """
     runs = [
         _record(job, stem.parent, arm=arm, seed=seed, figures=figures)
         for (arm, seed), job in grid.items()
     ]
     arms = list(dict.fromkeys(arm for arm, _ in grid))
-    summary = {"title": title, "command": command} | ablation.summary(runs, arms)
+    summary = {"title": title, "command": command, "tokens": tokens}
+    summary |= ablation.summary(runs, arms)
     for suffix, text in (
         (".md", markdown(summary, notes)),
         (".json", json.dumps(summary, indent=2, allow_nan=False) + "\n"),
@@ -55,7 +66,8 @@ def finish(stem: pathlib.Path, grid: Mapping[tuple[str, int], jobs.Job], written
     for (arm, _), job in grid.items():
         if job.done():
             workdirs.setdefault(arm, []).append(job.workdir)
-    plots.save(plots.learning_curves(workdirs), stem.with_name(CURVES_FILE))
+    curves = plots.learning_curves(workdirs, tokens=written["tokens"])
+    plots.save(curves, stem.with_name(CURVES_FILE))
     # Without the list of runs.
     console.say(markdown(written, ()).partition("## ")[0].strip())
     failed = sum(run["error"] is not None for run in written["runs"])
@@ -111,12 +123,13 @@ def markdown(summary: Mapping, notes: Sequence[str]) -> str:
     arms = summary["arms"]
     first = next(iter(arms))
     before = arms[first]
+    tokens, tested = summary["tokens"], _tested(summary)
     head = ["arm", "seeds"]
-    for name in _SHOWN:
+    for name in _shown_figures(summary):
         head.append(FIGURES[name][0])
         if name in _WITH_DIFFERENCE:
             head.append(f"− {first}")
-        if name == _TESTED:
+        if name == tested:
             head.append("p, Holm")
     head += [FIGURES["rollouts"][0]]
     lines = [
@@ -125,9 +138,11 @@ def markdown(summary: Mapping, notes: Sequence[str]) -> str:
         f"Before training: accuracy {_shown(before['accuracy_before'], 100, 1)} %, "
         f"{_shown(before['response_length_before'], 1, 1)} tokens a response. In "
         "brackets: the 95 % interval over seeds, Student's t. A difference is to "
-        f"{first}, paired by seed.",
-        _rows(head, (_arm(name, arm) for name, arm in arms.items())),
-        *_tested(summary, first),
+        f"{first}, paired by seed."
+        + f" Equal tokens are {tokens:,} generated in training."
+        * (tokens > 0),
+        _rows(head, (_arm(name, arm, summary) for name, arm in arms.items())),
+        *_verdict(summary, first),
     ]
     lines += [*notes, f"![learning curves]({CURVES_FILE})"]
     failed = [run for run in summary["runs"] if run["error"]]
@@ -140,12 +155,22 @@ def markdown(summary: Mapping, notes: Sequence[str]) -> str:
     return "\n\n".join(lines) + "\n"
 
 
-def _tested(summary: Mapping, first: str) -> list[str]:
+def _shown_figures(summary: Mapping) -> tuple[str, ...]:
+    return _AT_TOKENS if summary["tokens"] else _SHOWN
+
+
+def _tested(summary: Mapping) -> str:
+    """The figure whose differences are tested together."""
+    return "accuracy_at_tokens" if summary["tokens"] else "accuracy"
+
+
+def _verdict(summary: Mapping, first: str) -> list[str]:
     """Which differences in accuracy hold, of how many; what so many seeds can show."""
-    lines, count = [], summary["comparisons"][_TESTED]
+    tested = _tested(summary)
+    lines, count = [], summary["comparisons"][tested]
     if count:
         differences = {
-            name: arm[_TESTED]["difference"]
+            name: arm[tested]["difference"]
             for name, arm in summary["arms"].items()
             if name != first
         }
@@ -160,7 +185,7 @@ def _tested(summary: Mapping, first: str) -> list[str]:
             f"Holm's step-down); below .05: {', '.join(holding) or 'none'}. The "
             "intervals are each for itself."
         )
-    if (smallest := summary["resolvable"][_TESTED]) is not None:
+    if (smallest := summary["resolvable"][tested]) is not None:
         lines.append(
             f"These seeds show a true difference in accuracy of {100 * smallest:.1f} "
             "points or more with a chance of 80 % (one paired t-test at 5 %)."
@@ -168,14 +193,14 @@ def _tested(summary: Mapping, first: str) -> list[str]:
     return lines
 
 
-def _arm(name: str, arm: Mapping) -> list[str]:
+def _arm(name: str, arm: Mapping, summary: Mapping) -> list[str]:
     cells = [name, str(arm["accuracy"]["seeds"])]
-    for figure in _SHOWN:
+    for figure in _shown_figures(summary):
         _, unit, digits = FIGURES[figure]
         cells.append(_shown(arm[figure], unit, digits))
         if figure in _WITH_DIFFERENCE:
             cells.append(_shown(arm[figure]["difference"], unit, digits, sign="+"))
-        if figure == _TESTED:
+        if figure == _tested(summary):
             cells.append(_p(arm[figure]["difference"]))
     mean = arm["rollouts"]["mean"]
     return [*cells, "–" if mean is None else f"{mean:,.0f}"]

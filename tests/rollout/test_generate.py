@@ -206,7 +206,7 @@ def test_prompt_padding_changes_nothing():
     np.testing.assert_array_equal(position_BS[:, 3:], written.sequences()[1])
 
 
-def generate_on_mesh(shape, expected_P=None, **changes):
+def generate_on_mesh(shape, expected_P=None, asked_PG=None, **changes):
     """As the loop runs it: rows and parameters over the devices, under its mesh."""
     mesh = make_mesh(*shape, devices=jax.devices()[: math.prod(shape)])
     params = random_params(QWEN)
@@ -226,6 +226,7 @@ def generate_on_mesh(shape, expected_P=None, **changes):
             key_of(),
             sampling(),
             expected_P if expected_P is None else jax.device_put(expected_P, rows),
+            asked_PG if asked_PG is None else jax.device_put(asked_PG, rows),
             config=dataclasses.replace(SHAPE, **changes),
             compute=fp32(QWEN),
         )
@@ -290,6 +291,78 @@ def test_prompts_a_few_at_a_time_on_a_mesh(monkeypatch):
     wanted = generate()
     monkeypatch.setattr(rollout, "row_parts", lambda *_: 2)
     same(wanted, generate_on_mesh((2, 2, 2), slots=12))
+
+
+# Of eight problems with room for four rollouts each: none, some and all of them.
+ASKED_PG = np.arange(4)[None] < np.array([4, 0, 1, 2, 4, 1, 0, 3])[:, None]
+ASKED_PG[3] = [False, True, False, True]  # as a later round of ada asks
+EXPECTED_P = np.array([3, 0, 9, 1, 2, 8, 0, 5], np.float32)
+
+
+def only_those_asked(written: Rollout, whole: Rollout):
+    """What was asked for is as it would be among all, and the rest is not there."""
+    asked_B = ASKED_PG.reshape(-1)
+    np.testing.assert_array_equal(written.asked_B, asked_B)
+    same(whole, jax.tree.map(lambda x: x[asked_B], _rows(written)), asked_B)
+    rest = jax.tree.map(lambda x: np.asarray(x)[~asked_B], _rows(written))
+    assert not rest.mask_BT.any() and not rest.truncated_B.any()
+    assert np.all(rest.response_BT == PAD) and not rest.logprob_BT.any()
+
+
+def _rows(written: Rollout) -> Rollout:
+    """Only the fields that have a row a rollout."""
+    return dataclasses.replace(
+        written, prompt_PL=None, position_PL=None, slot_steps_M=None
+    )
+
+
+@pytest.mark.parametrize(
+    "config, slots, expected",
+    [
+        (QWEN, 32, None),
+        pytest.param(QWEN, 5, EXPECTED_P, marks=pytest.mark.slow),
+        pytest.param(GEMMA, 3, None, marks=pytest.mark.slow),
+    ],
+)
+def test_some_rollouts_of_each_problem(config, slots, expected):
+    whole = generate(config=config, group=4, slots=32)
+    written = generate(
+        config=config, group=4, slots=slots, asked_PG=ASKED_PG, expected_P=expected
+    )
+    only_those_asked(written, whole)
+
+
+def test_what_is_not_asked_for_costs_no_decode_step():
+    """One slot: as many steps as the tokens that were asked for, but the first ones."""
+    written = generate(group=4, slots=1, asked_PG=ASKED_PG)
+    length_B = np.asarray(written.mask_BT).sum(axis=1)
+    asked = int(ASKED_PG.sum())
+    assert written.slot_steps_M.tolist() == [length_B.sum() - asked]
+    assert written.asked == asked and written.waste()[0] == 0
+    nothing = generate(group=4, slots=1, asked_PG=np.zeros_like(ASKED_PG))
+    assert nothing.slot_steps_M.tolist() == [0] and not nothing.mask_BT.any()
+
+
+def test_all_slots_empty_but_few():
+    """Fewer rollouts than slots: at once in the least slots that hold them."""
+    few_PG = np.zeros_like(ASKED_PG)
+    few_PG[2, :2] = True
+    written = generate(group=4, slots=32, asked_PG=few_PG, response_length=40)
+    steps = int(np.asarray(written.mask_BT).sum(axis=1).max()) - 1
+    assert written.slot_steps_M[0] < 32 * steps / 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "shape, slots",
+    [((8, 1, 1), 8), ((1, 4, 2), 8), ((2, 2, 2), 12), ((2, 1, 1), 4), ((4, 1, 2), 32)],
+)
+def test_devices_change_nothing_of_some_rollouts(shape, slots):
+    """A device may have none that is asked for, where another has all."""
+    written = generate_on_mesh(
+        shape, EXPECTED_P, ASKED_PG, group=4, slots=slots, mean_group=2
+    )
+    only_those_asked(written, generate(group=4, slots=32))
 
 
 def test_slots_must_divide_over_the_devices():

@@ -77,7 +77,9 @@ def simulated(length_MB, size: int, rows: int, longest: int):
         jnp.zeros((devices, rows), jnp.int32),
         jnp.int32(0),
     )
-    batcher = types.SimpleNamespace(rows=rows, refill=refill, compact=compact)
+    batcher = types.SimpleNamespace(
+        rows=rows, asked=rows, refill=refill, compact=compact
+    )
     state, held = slots.drive(start, step, batcher, plan)
     return state.made_B, held * devices, state.steps
 

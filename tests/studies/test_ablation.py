@@ -1,6 +1,7 @@
 """Means, intervals and paired differences of arms × seeds, by hand."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -135,6 +136,10 @@ def test_the_figures_of_a_run(finished):
         "tokens": 40.0,
         "step_seconds": 1.5,  # without the first step of each process
         "seconds": 30.5,
+        # Nobody has asked for a number of tokens.
+        "accuracy_at_tokens": pytest.approx(math.nan, nan_ok=True),
+        "accuracy_area": pytest.approx(math.nan, nan_ok=True),
+        "signal_rate": pytest.approx(math.nan, nan_ok=True),
     }
     with pytest.raises(InputError, match="no evaluation before and after"):
         ablation.figures("/nowhere")
@@ -145,6 +150,32 @@ def test_the_figures_of_a_run(finished):
         ablation.figures(path.parent)
 
 
+def test_figures_at_equal_tokens_by_hand(tmp_path):
+    """Ten, twenty, thirty and forty tokens a step; evaluated after steps 2 and 4."""
+    with metrics.Metrics(tmp_path) as log:
+        for step in range(1, 5):
+            tokens = {"tokens": 10.0 * step, "signal_groups": step}
+            log.step(step, row(step, 1.0, 1) | tokens)
+        for step, accuracy in ((0, 0.2), (2, 0.5), (4, 0.6)):
+            log.evaluation(step, {"accuracy": accuracy})
+    tokens_X, accuracy_X = ablation.accuracy_by_tokens(tmp_path)
+    assert tokens_X.tolist() == [0, 30, 100] and accuracy_X.tolist() == [0.2, 0.5, 0.6]
+    assert ablation.at_equal_tokens(tmp_path, 65) == {
+        "accuracy_at_tokens": pytest.approx(0.55),
+        "accuracy_area": pytest.approx((30 * 0.35 + 35 * 0.525) / 65),
+        # The fourth step began before 65 tokens were written: 10 groups, 100 tokens.
+        "signal_rate": pytest.approx(1000),
+    }
+    assert ablation.at_equal_tokens(tmp_path, 60)["signal_rate"] == pytest.approx(1000)
+    assert ablation.at_equal_tokens(tmp_path, 100)["accuracy_at_tokens"] == 0.6
+    # It has not come so far: no number, rather than that of its end.
+    assert all(map(math.isnan, ablation.at_equal_tokens(tmp_path, 101).values()))
+    path = tmp_path / metrics.METRICS
+    lost = [line for line in path.read_text().splitlines() if '"step": 2' not in line]
+    path.write_text("\n".join(lost) + "\n")
+    assert ablation.accuracy_by_tokens(tmp_path)[0].tolist() == [0]
+
+
 def ran(arm, seed, accuracy=None, error=None, commits=("abc dirty",)):
     values = dict.fromkeys(ablation.FIGURES, 1.0) | {"accuracy": accuracy}
     figures = None if accuracy is None else values
@@ -152,8 +183,9 @@ def ran(arm, seed, accuracy=None, error=None, commits=("abc dirty",)):
     return ablation.RunRecord(arm, seed, "a/0", command, commits, figures, error)
 
 
-def page_of(runs, arms):
-    said = ablation.summary(runs, arms) | {"title": "T", "command": "C"}
+def page_of(runs, arms, tokens=0):
+    titles = {"title": "T", "command": "C", "tokens": tokens}
+    said = ablation.summary(runs, arms) | titles
     return said, tables.markdown(said, ["A note."]).splitlines()
 
 
@@ -216,6 +248,22 @@ def test_the_page_says_which_differences_hold_of_how_many():
     assert tables._p({"p_holm": 1.0}) == "1.000"
 
 
+def test_arms_are_tested_at_equal_tokens_where_it_is_asked():
+    runs = [
+        dataclasses.replace(x, figures=x.figures | {"accuracy_at_tokens": value})
+        for arm, values in (("a", (0.30, 0.32, 0.31)), ("b", (0.40, 0.43, 0.41)))
+        for seed, value in enumerate(values)
+        for x in [ran(arm, seed, 0.5)]
+    ]
+    _, lines = page_of(runs, ["a", "b"], tokens=5000)
+    (head,) = (line for line in lines if line.startswith("| arm | seeds"))
+    assert head.split(" | ")[2:5] == ["accuracy at equal tokens, %", "− a", "p, Holm"]
+    (b,) = (line for line in lines if line.startswith("| b | 3 |"))
+    assert "| +10.3 [+8.9, +11.8] | .001 |" in b
+    assert any("Equal tokens are 5,000 generated in training." in x for x in lines)
+    assert any("below .05: b" in line for line in lines)
+
+
 def test_the_picture_has_every_arm(finished, tmp_path):
     from limr_jax.studies import plots
 
@@ -230,6 +278,13 @@ def test_the_picture_has_every_arm(finished, tmp_path):
     # What the band is, is said: it is no interval.
     (legend,) = (axes.get_legend() for axes in figure.axes if axes.get_legend())
     assert legend.get_title().get_text() == plots._BAND
+    by_tokens = plots.learning_curves(runs, tokens=40)
+    assert [len(axes.lines) for axes in by_tokens.axes] == [1, 1, 1, 1]
+    points = by_tokens.axes[0].lines[0].get_xydata()
+    np.testing.assert_allclose(points[:, 0], np.arange(21) * 2)
+    np.testing.assert_allclose(points[:, 1], 0.25 + 0.5 * np.arange(21) / 20)
+    # No run has come so far.
+    assert not plots.learning_curves(runs, tokens=41).axes[0].lines
     plots.save(figure, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert not list(tmp_path.glob(".curves*"))

@@ -1,0 +1,124 @@
+from math import comb
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from limr_jax.algorithms import dr_grpo, reinforce_ada
+
+
+def asked(open_P, begun_P, left, *, last, per_round=4, most=16):
+    return reinforce_ada.ask(
+        jnp.array(open_P, bool),
+        jnp.array(begun_P, jnp.int32),
+        jnp.int32(left),
+        per_round=per_round,
+        most=most,
+        last=last,
+    ).tolist()
+
+
+def test_exits_by_hand():
+    right_P, wrong_P = jnp.array([2, 1, 3, 0, 9]), jnp.array([2, 5, 1, 8, 0])
+    balance_P = reinforce_ada.balance(right_P, wrong_P, taken=4)
+    np.testing.assert_array_equal(balance_P, [1, 0, 0, 0, 0])
+    # An odd number: one more of the wrong ones.
+    balance_P = reinforce_ada.balance(right_P, wrong_P, taken=3)
+    np.testing.assert_array_equal(balance_P, [1, 1, 0, 0, 0])
+    positive_P = reinforce_ada.positive(right_P, wrong_P, taken=4)
+    np.testing.assert_array_equal(positive_P, [1, 1, 1, 0, 1])
+
+
+def test_ask_by_hand():
+    # A whole round while the budget suffices.
+    assert asked([1, 1, 0, 1], [0, 0, 0, 0], 12, last=False) == [4, 4, 0, 4]
+    # Where it does not: as evenly as it can, the first get one more.
+    assert asked([1, 1, 0, 1], [4, 4, 4, 4], 11, last=False) == [4, 4, 0, 3]
+    # All that is left in the last round.
+    assert asked([1, 1, 0, 0], [4, 4, 4, 4], 15, last=True) == [8, 7, 0, 0]
+    # No more than a problem may have; what is over stays over.
+    assert asked([1, 1, 0, 0], [12, 4, 4, 4], 40, last=True) == [4, 12, 0, 0]
+    assert asked([1, 1, 1, 1], [16, 15, 0, 0], 3, last=True) == [0, 1, 1, 1]
+    # Nobody, or nothing.
+    assert asked([0, 0], [4, 4], 8, last=True) == [0, 0]
+    assert asked([1, 1], [4, 4], 0, last=False) == [0, 0]
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_never_more_than_is_left(last):
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        begun_P = random.integers(0, 17, 6)
+        left = int(random.integers(0, 60))
+        count_P = np.array(asked(random.integers(0, 2, 6), begun_P, left, last=last))
+        assert count_P.sum() <= left and count_P.min() >= 0
+        assert np.all(begun_P + count_P <= 16)
+
+
+def test_take_by_hand():
+    correct_PG = jnp.array(
+        [
+            [1, 1, 1, 0, 0, 0],
+            [1, 0, 0, 0, 0, 0],
+            [1, 1, 1, 1, 1, 0],
+            [0, 1, 0, 1, 0, 1],
+        ],
+        bool,
+    )
+    valid_PG = jnp.ones((4, 6), bool).at[3, 1].set(False)
+    taken_PG = reinforce_ada.take(correct_PG, valid_PG, taken=4)
+    want_PG = [
+        [1, 1, 0, 1, 1, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 0, 0, 1],
+        [1, 0, 1, 1, 0, 1],
+    ]
+    np.testing.assert_array_equal(taken_PG, want_PG)
+    nothing_PG = reinforce_ada.take(correct_PG, jnp.zeros((4, 6), bool), taken=4)
+    assert not nothing_PG.any()
+
+
+def gradient_share(p, exit, taken=4, rounds=4, per_round=4):
+    """The expected gradient of a problem over p (1 − p), rounds enumerated.
+
+    Of Dr. GRPO's advantage and the mean over what is taken; ∂ log π of a rollout of
+    reward r is r − p where p = σ(θ).
+    """
+    states, share = {(0, 0): 1.0}, 0.0
+    for number in range(rounds):
+        following = {}
+        for (right, wrong), chance in states.items():
+            for k in range(per_round + 1):
+                key = right + k, wrong + per_round - k
+                binomial = comb(per_round, k) * p**k * (1 - p) ** (per_round - k)
+                following[key] = following.get(key, 0) + chance * binomial
+        states = {}
+        for (right, wrong), chance in following.items():
+            leaves = exit and bool(
+                exit(jnp.array([right]), jnp.array([wrong]), taken=taken)[0]
+            )
+            if not leaves and number < rounds - 1:
+                states[right, wrong] = chance
+                continue
+            reward_1G = jnp.array([[1.0] * right + [0.0] * wrong])
+            valid_1G = jnp.ones(reward_1G.shape, bool)
+            advantage_1G = dr_grpo.advantage(reward_1G, valid_1G)
+            taken_1G = reinforce_ada.take(reward_1G > 0, valid_1G, taken=taken)
+            terms = np.where(taken_1G, advantage_1G * (reward_1G - p), 0)
+            share += chance * terms.sum() / taken_1G.sum()
+    return share / (p * (1 - p))
+
+
+@pytest.mark.parametrize(
+    ("exit", "rounds", "want"),
+    [
+        (None, 1, [0.75, 0.75, 0.75]),
+        (reinforce_ada.balance, 4, [2.73, 1.00, 2.73]),
+        (reinforce_ada.positive, 4, [1.98, 0.81, 0.75]),
+    ],
+)
+def test_the_bias_that_the_docstring_states(exit, rounds, want):
+    got = [gradient_share(p, exit, rounds=rounds) for p in (0.1, 0.5, 0.9)]
+    np.testing.assert_allclose(got, want, atol=0.006)
+    for number in want:
+        assert f"{number:.2f}".lstrip("0") in reinforce_ada.__doc__
