@@ -22,6 +22,7 @@ from limr_jax.config import load as config_lib
 from limr_jax.evaluation import benchmarks
 from limr_jax.learner.advantages import ALGORITHMS
 from limr_jax.learner.losses import CORRECTIONS
+from limr_jax.samplers.allocation import ALLOCATIONS
 from limr_jax.samplers.from_config import SAMPLERS
 from limr_jax.train import train
 
@@ -78,6 +79,8 @@ def test_every_field_is_read(tmp_path, quick_compiler, monkeypatch):
     for name, algorithm in ALGORITHMS.items():
         rate = 0.01 if algorithm.needs_critic else 0.0
         set_up(view(algorithm=name, critic__learning_rate=rate))
+    for name in ALLOCATIONS:
+        set_up(view(allocation__name=name, allocation__ada__per_round=1))
     for name in CORRECTIONS:
         set_up(view(mismatch__correction=name))
     set_up(view(filter__groups="mixed", filter__max_rounds=1))

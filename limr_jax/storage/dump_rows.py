@@ -22,7 +22,7 @@ def dump_rows(
     parts: Mapping[str, np.ndarray],
     reason_PG: np.ndarray | None,
     reasons: Sequence[str],
-    asked_B: np.ndarray | None,
+    asked_B: np.ndarray | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Each rollout of one generation as a row of `rollout_dump.Dump.add`, by prompt.
 

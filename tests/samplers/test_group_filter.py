@@ -124,13 +124,17 @@ def whole_groups(batch, want):
 
 def test_rounds_by_hand(collect):
     """One of three is kept, then three of three: two are over, and come first next."""
-    batch, surplus, told = collect(NOTHING, 4, round_of(10, [False, True, False]))
+    batch, surplus, whole, told = collect(
+        NOTHING, 4, round_of(10, [False, True, False])
+    )
+    assert not whole
     whole_groups(batch, [11])
     assert not surplus.kept_P.any()
     assert (told["dynamic/used_groups"], told["dynamic/used_rollouts"]) == (1, 2)
     assert told["dynamic/used_tokens"] == 6
     assert np.asarray(told["dynamic/used_pass_rate"]) == 0.5
-    batch, surplus, told = collect(batch, 4, round_of(20, [True] * 3))
+    batch, surplus, whole, told = collect(batch, 4, round_of(20, [True] * 3))
+    assert whole
     whole_groups(batch, [11, 20, 21])
     assert np.asarray(surplus.groups[0].ids_P)[np.asarray(surplus.kept_P)].tolist() == [
         22
@@ -138,14 +142,14 @@ def test_rounds_by_hand(collect):
     assert told["dynamic/used_groups"] == 3 and told["dynamic/surplus_groups"] == 1
     assert told["dynamic/carried_groups"] == told["dynamic/age_max"] == 0
     # The next step: what is older comes first, and has an age.
-    batch, surplus, told = collect(surplus, 5, round_of(30, [True, True, True]))
+    batch, surplus, _, told = collect(surplus, 5, round_of(30, [True, True, True]))
     whole_groups(batch, [22, 30, 31])
     assert told["dynamic/carried_groups"] == told["dynamic/age_max"] == 1
     np.testing.assert_allclose(told["dynamic/age_mean"], 1 / 3, rtol=1e-6)
 
 
 def test_at_the_bound_empty_places_are_invalid(collect):
-    batch, surplus, told = collect(NOTHING, 0, round_of(10, [False] * 3))
+    batch, surplus, _, told = collect(NOTHING, 0, round_of(10, [False] * 3))
     whole_groups(batch, [])
     assert told["dynamic/used_groups"] == 0 and not surplus.kept_P.any()
     assert np.isnan(told["dynamic/used_pass_rate"]) and np.isnan(
@@ -154,7 +158,7 @@ def test_at_the_bound_empty_places_are_invalid(collect):
 
 
 def test_what_is_too_old_is_dropped(collect):
-    _, surplus, _ = collect(NOTHING, 0, round_of(10, [True] * 3))
+    _, surplus, _, _ = collect(NOTHING, 0, round_of(10, [True] * 3))
     assert not surplus.kept_P.any()
     three = dataclasses.replace(NOTHING, kept_P=np.ones(3, bool))
     groups = group_buffer.without_round_fields(*round_of(40, [True] * 3))

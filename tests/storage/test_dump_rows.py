@@ -64,3 +64,9 @@ def test_each_rollout_is_a_row():
 
 def test_without_reasons_there_is_none():
     assert [row["reason"] for row in rows(reason_PG=None, parts={})] == [None] * 4
+
+
+def test_what_was_not_asked_for_has_no_row():
+    asked_B = np.array([True, False, True, True])
+    some = rows(asked_B=asked_B)
+    assert some == [row for row, asked in zip(rows(), asked_B) if asked]
