@@ -1,10 +1,13 @@
+import collections
+import functools
+import math
 from math import comb
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from limr_jax.algorithms import dr_grpo, reinforce_ada
+from limr_jax.algorithms import dr_grpo, grpo, maxrl, reinforce_ada, rloo
 
 
 def asked(open_P, begun_P, left, *, last, per_round=4, most=16):
@@ -78,47 +81,75 @@ def test_take_by_hand():
     assert not nothing_PG.any()
 
 
-def gradient_share(p, exit, taken=4, rounds=4, per_round=4):
-    """The expected gradient of a problem over p (1 − p), rounds enumerated.
+@functools.cache
+def advantage(estimator, right, wrong):
+    """(of a right rollout, of a wrong one) in a group of so many of each; nan: none."""
+    reward_1G = jnp.array([[1.0] * right + [0.0] * wrong])
+    advantage_1G = estimator(reward_1G, jnp.ones(reward_1G.shape, bool))
+    of_right, of_wrong = np.split(np.asarray(advantage_1G[0]), [right])
+    return [x[0] if len(x) else math.nan for x in (of_right, of_wrong)]
 
-    Of Dr. GRPO's advantage and the mean over what is taken; ∂ log π of a rollout of
-    reward r is r − p where p = σ(θ).
+
+@functools.cache
+def taken_of(right, wrong):
+    """How many of the right and the wrong ones are learned, G = 4."""
+    correct_1G = jnp.arange(right + wrong)[None] < right
+    taken_1G = reinforce_ada.take(correct_1G, jnp.ones(correct_1G.shape, bool), taken=4)
+    return int((taken_1G & correct_1G).sum()), int((taken_1G & ~correct_1G).sum())
+
+
+@functools.cache
+def leaves(exit, right, wrong):
+    counts = jnp.array([right]), jnp.array([wrong])
+    return bool(reinforce_ada.EXITS[exit](*counts, taken=4)[0])
+
+
+def gradient_share(p, estimator, exit, per_round=4):
+    """The expected gradient of a problem over p (1 − p), the rounds enumerated.
+
+    The mean over what is taken; ∂ log π of a rollout of reward r is r − p, where
+    p = σ(θ). exit: None for one round.
     """
     states, share = {(0, 0): 1.0}, 0.0
+    rounds = 4 if exit else 1
     for number in range(rounds):
-        following = {}
+        following = collections.Counter()
         for (right, wrong), chance in states.items():
             for k in range(per_round + 1):
-                key = right + k, wrong + per_round - k
                 binomial = comb(per_round, k) * p**k * (1 - p) ** (per_round - k)
-                following[key] = following.get(key, 0) + chance * binomial
+                following[right + k, wrong + per_round - k] += chance * binomial
         states = {}
         for (right, wrong), chance in following.items():
-            leaves = exit and bool(
-                exit(jnp.array([right]), jnp.array([wrong]), taken=taken)[0]
-            )
-            if not leaves and number < rounds - 1:
+            if number < rounds - 1 and not leaves(exit, right, wrong):
                 states[right, wrong] = chance
                 continue
-            reward_1G = jnp.array([[1.0] * right + [0.0] * wrong])
-            valid_1G = jnp.ones(reward_1G.shape, bool)
-            advantage_1G = dr_grpo.advantage(reward_1G, valid_1G)
-            taken_1G = reinforce_ada.take(reward_1G > 0, valid_1G, taken=taken)
-            terms = np.where(taken_1G, advantage_1G * (reward_1G - p), 0)
-            share += chance * terms.sum() / taken_1G.sum()
+            of_right, of_wrong = advantage(estimator, right, wrong)
+            rights, wrongs = taken_of(right, wrong)
+            terms = (rights and rights * of_right * (1 - p)) - (
+                wrongs and wrongs * of_wrong * p
+            )
+            share += chance * terms / (rights + wrongs)
     return share / (p * (1 - p))
 
 
-@pytest.mark.parametrize(
-    ("exit", "rounds", "want"),
-    [
-        (None, 1, [0.75, 0.75, 0.75]),
-        (reinforce_ada.balance, 4, [2.73, 1.00, 2.73]),
-        (reinforce_ada.positive, 4, [1.98, 0.81, 0.75]),
-    ],
-)
-def test_the_bias_that_the_docstring_states(exit, rounds, want):
-    got = [gradient_share(p, exit, rounds=rounds) for p in (0.1, 0.5, 0.9)]
-    np.testing.assert_allclose(got, want, atol=0.006)
-    for number in want:
-        assert f"{number:.2f}".lstrip("0") in reinforce_ada.__doc__
+ESTIMATORS = {
+    "RLOO": rloo.advantage,
+    "Dr. GRPO": dr_grpo.advantage,
+    "GRPO": grpo.advantage,
+    "MaxRL": maxrl.advantage,
+}
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_the_bias_that_the_docstring_states(name):
+    """Every number of its row."""
+    (row,) = (
+        x for x in reinforce_ada.__doc__.splitlines() if x.strip()[:4] == name[:4]
+    )
+    stated = [float(x) for x in row.replace(name, "").split()]
+    shares = [
+        gradient_share(p, ESTIMATORS[name], exit)
+        for exit in (None, "balance", "positive")
+        for p in (0.1, 0.5, 0.9)
+    ]
+    np.testing.assert_allclose(stated, shares, atol=0.006)

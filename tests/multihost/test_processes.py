@@ -140,8 +140,9 @@ def alone(folder, tmp_path_factory, quick_compiler):
     return workdir
 
 
-def run_here(folder, workdir, devices: int) -> None:
+def run_here(folder, workdir, devices: int, **more) -> None:
     given = {name.replace(".", "__"): value for name, value in fields(folder).items()}
+    given |= more
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         config = configure(given.pop("data__train"), **given)
@@ -269,6 +270,26 @@ def test_a_host_that_is_killed_ends_all_and_four_go_on(folder, tmp_path):
     assert latest(workdir) >= 3
     run_here(folder, workdir, devices=8)
     assert len(told(workdir)["rollouts"]) == STEPS * 16
+
+
+@pytest.mark.slow
+def test_rollouts_given_out_in_rounds(folder, tmp_path, quick_compiler):
+    """What each host grades of a round says what all of them write in the next."""
+    rounds = {
+        "num_steps": 2,
+        "allocation__name": "ada",
+        "allocation__ada__per_round": 1,
+        "allocation__ada__taken": 2,
+        "allocation__ada__rounds": 3,
+    }
+    given = command(folder, tmp_path / "run", **rounds)
+    said = start(folder, [given] * 2).wait(900)
+    assert [code for code, _ in said] == [0, 0], said
+    run_here(folder, tmp_path / "alone", devices=4, **rounds)
+    here, there = told(tmp_path / "run"), told(tmp_path / "alone")
+    assert here["rollouts"] == there["rollouts"]
+    assert_same_numbers(here, there)
+    assert [row["ada/rounds"] for row in here["metrics"]] == [2, 2]
 
 
 @pytest.mark.soak
