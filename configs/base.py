@@ -145,7 +145,8 @@ def get_config() -> ConfigDict:
     # 'math', 'limr' (+1, -0.5, -1), 'judge' (a model's opinion), or
     # package.module.function of the user's own
     # (prompts, completions, **columns) -> list[float | None]; several with weights as
-    # 'math, 0.2*my.module.brevity', the first of which correctness comes from.
+    # 'math, 0.2*my.module.brevity', the first of which correctness comes from: of a
+    # function of yours 1 or more is right, all below is wrong.
     c.reward = "token"
     c.answer_phrase = "#### "  # introduces the answer, for 'token'
     c.grader = ConfigDict()  # of the hosts' worker processes
