@@ -32,6 +32,8 @@ from limr_jax.sharding import BATCH, REPLICATED, make_mesh, param_shardings
 
 pytest.importorskip("libtpu", reason="libtpu is not installed: '.[test]' brings it")
 
+pytestmark = pytest.mark.usefixtures("compiled_anew")
+
 SHORT = {
     "model.layers": 9,  # the fewest that decode scans over
     "model.vocab_size": 8192,
