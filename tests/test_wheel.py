@@ -133,6 +133,7 @@ def test_the_main_job_and_an_evaluation(folder, python):
         "--config=configs/tiny.py",
         "--workdir=run",
         "--config.num_steps=3",
+        "--config.prompts_per_step=8",
         "--config.data.eval=arithmetic:eval[:64]",
         cache,
     )
@@ -154,6 +155,7 @@ def test_a_grid_starts_its_runs_from_the_wheel(folder, python):
         "--seeds=1",
         "--out=grid",
         "--config.num_steps=1",
+        "--config.prompts_per_step=8",
         "--config.evaluation.samples=0",
         "--config.data.eval=arithmetic:eval[:8]",
         f"--config.data.cache_dir={folder / 'cache'}",
