@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
     from limr_jax.studies import jobs
 
     jobs.check_options(config.seed, options)
-    grid = plan(config, options, arms, out)
+    grid = plan(config, options, arms=arms, out=out)
     console.say(describe(grid, arms, out))
     if options.dry_run:
         return 0
@@ -70,14 +70,16 @@ def main(argv: list[str]) -> int:
         release(out)
 
 
-def _run(grid: dict, out: pathlib.Path, *, seconds: float, **titles) -> int:
+def _run(
+    grid: dict, out: pathlib.Path, *, seconds: float, title: str, command: str
+) -> int:
     """Run what is not done, and report after each; returns the exit code."""
     from limr_jax import console
     from limr_jax.studies import jobs, tables
 
     def after(job) -> str:
         # After each run: a grid that is stopped has its page.
-        tables.write(out / "ablation", grid, **titles)
+        tables.write(out / "ablation", grid, title=title, command=command)
         return tables.progress_line(job)
 
     if not jobs.run_all(
@@ -85,7 +87,7 @@ def _run(grid: dict, out: pathlib.Path, *, seconds: float, **titles) -> int:
     ):
         console.say(f"stopped; the same command goes on: {out}")
         return 0
-    summary = tables.write(out / "ablation", grid, **titles)
+    summary = tables.write(out / "ablation", grid, title=title, command=command)
     return tables.finish(out / "ablation", grid, summary)
 
 
@@ -120,7 +122,10 @@ def plan(config, options, arms, out: pathlib.Path) -> dict:
             workdir = out / _folder(arm) / f"seed-{seed}"
             try:
                 job = jobs.train_job(
-                    f"{arm}, seed {seed}", options.config, fields, workdir
+                    f"{arm}, seed {seed}",
+                    options.config,
+                    fields=fields,
+                    workdir=workdir,
                 )
             except InputError as error:
                 raise InputError(f"arm {arm}: {error}") from None

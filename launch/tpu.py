@@ -101,7 +101,7 @@ def compile_only(config, workdir: str) -> int:
         "cpu_seconds": time.process_time(),
         "peak_gib": peak / 2**20,
     }
-    compiled = report.report(config, plan, programs, cost)
+    compiled = report.report(config, plan, programs=programs, cost=cost)
     console.say(report.text(compiled))
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(path, json.dumps(compiled, indent=1))

@@ -130,16 +130,17 @@ def _score(
         for name in ("response_BT", "mask_BT", "truncated_B")
     }
     # Without a thought all of a problem's rows are the same: one is enough.
-    silent = {
-        "response_BT": written.response_BT[::G],
-        "mask_BT": jnp.zeros_like(written.mask_BT[::G]),
+    silent = dataclasses.replace(
+        written,
+        response_BT=written.response_BT[::G],
+        mask_BT=jnp.zeros_like(written.mask_BT[::G]),
         # A response that is not truncated would lose its end token, and here is none.
-        "truncated_B": jnp.ones((P,), bool),
-    }
+        truncated_B=jnp.ones((P,), bool),
+    )
     rollouts = (
         written,
         dataclasses.replace(written, **{k: x[next_B] for k, x in shuffled.items()}),
-        dataclasses.replace(written, **silent),
+        silent,
     )
     # No prompt is RLOO's: every row gets the reference answer.
     whole_P = jnp.zeros((P,), bool)

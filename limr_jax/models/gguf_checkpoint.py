@@ -90,7 +90,7 @@ def convert(model: GgufModel, folder: pathlib.Path, dtype: str) -> dict:
     hf_writer.write_json(folder / "generation_config.json", ids)
     for name, content in tokens.files.items():
         (folder / name).write_bytes(content)
-    entries = list(_entries(family, model, config, dtype))
+    entries = list(_entries(family, model, config=config, dtype=dtype))
     hf_writer.write_tensors(folder, entries)
     return {
         "architecture": written["architectures"][0],
@@ -296,7 +296,7 @@ def _entries(
             read = functools.partial(_halves_again, read, config.kv_heads)
         if config.norm_plus_one and name.endswith("norm.weight"):
             read = functools.partial(_one_less, read)
-        yield _Entry(name, model.shape(ours), DTYPES[dtype], read)
+        yield _Entry(name=name, shape=model.shape(ours), dtype=DTYPES[dtype], read=read)
 
 
 def _hf_name(family: str, name: str) -> str:

@@ -153,7 +153,7 @@ def run_all(
     start = time.monotonic()
     with console.progress("all runs", total or None) as advance, preemption.listening():
         for number, job in enumerate(left, 1):
-            error = _run(job, cache, advance, seconds)
+            error = _run(job, cache, advance=advance, seconds=seconds)
             # The run has been asked to stop as well, and has had its time to save.
             if preemption.came():
                 return False

@@ -136,11 +136,11 @@ def _same_constant(reference: str, prediction: str) -> bool:
     literal_r, literal_p = parse_number(reference), parse_number(prediction)
     exact_r, exact_p = _as_fraction(ref), _as_fraction(pred)
     if literal_r and literal_r.step and exact_p is not None:
-        if stands_for(literal_r, exact_p, 1, 3):
+        if stands_for(literal_r, exact_p, scale=1, min_digits=3):
             return True
     elif literal_p and literal_p.step and exact_r is not None:
         least = 6 if _CLOSED.search(reference) else 4
-        return stands_for(literal_p, exact_r, 1, least)
+        return stands_for(literal_p, exact_r, scale=1, min_digits=least)
     return False
 
 

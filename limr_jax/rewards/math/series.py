@@ -107,7 +107,9 @@ def with_length(text: str, letter: str, length: int) -> str | None:
         for k, one in enumerate(shown[1:], start=1):
             at_length = _put_in(one, letter, length)
             expected = low + k * step
-            place = _place(one, before, after, letter, length)
+            place = _place(
+                one, before=before, after=after, letter=letter, length=length
+            )
             if place != expected and not scalars.same_value(term(expected), at_length):
                 return None
         terms = [term(place) for place in range(low, high + step, step)]
@@ -131,10 +133,10 @@ def _place(term: str, before: list[str], after: list[str], letter: str, length: 
     end = len(tokens) - len(after)
     if tokens[: len(before)] != before or tokens[end:] != after:
         return None
-    found = _PLACE.fullmatch("".join(tokens[len(before) : end]))
-    if not found or found[2] not in (None, letter):
+    match = _PLACE.fullmatch("".join(tokens[len(before) : end]))
+    if not match or match[2] not in (None, letter):
         return None
-    return int(found[1]) if found[1] else length + int(found[3] or 0)
+    return int(match[1]) if match[1] else length + int(match[3] or 0)
 
 
 def end_letter(text: str) -> str | None:
