@@ -25,6 +25,7 @@ import resource
 import time
 
 from limr_jax.config import load as config_lib
+from limr_jax.config.config_file import refuse_absent
 
 
 def main(argv: list[str]) -> int | None:
@@ -40,6 +41,7 @@ def main(argv: list[str]) -> int | None:
         from limr_jax.check import check
         from limr_jax.multihost import agree, processes
 
+    refuse_absent(config, options.config)
     check(config)  # before this host waits for the others
     with processes.joined(options.coordinator, options.processes, options.process):
         # Before any collective: hosts that differ would hang in it.
