@@ -261,6 +261,7 @@ def on_each(function, in_specs, out_specs):
     """
     if _mesh() is None:
         return function
+    # check_vma: a Pallas kernel does not say over which mesh axes its result varies.
     return jax.shard_map(
         function, in_specs=in_specs, out_specs=out_specs, check_vma=False
     )

@@ -189,7 +189,8 @@ def _mismatch(logprob_RY, batch: PackedBatch, correction: Callable | None):
     """
     recomputed = batch.sampler_logprob_RY is not None
     learner_RY = batch.old_logprob_RY if recomputed else logprob_RY
-    # Off the mask it is whatever stands there: both are 0, so w is 1.
+    # Off the mask it is whatever stands there: both are 0, so w is 1. No gradient: w
+    # says how much a token counts, and is nothing to climb.
     sampler_RY, learner_RY = (
         jax.lax.stop_gradient(jnp.where(batch.chosen_RY, x_RY, 0))
         for x_RY in (_sampler(batch), learner_RY)

@@ -173,6 +173,7 @@ def _embed(params, tokens_BT, config: ModelConfig, dtype):
         # in bf16.
         x_BTD = x_BTD * jnp.asarray(math.sqrt(config.width), dtype)
     x_BTD = x_BTD.astype(jnp.float32)
+    # The table lies along words and width. Activations lie along rows, from here on.
     return constrain(x_BTD, ROWS, None, None)
 
 
@@ -237,6 +238,7 @@ def _read(
     params, x_BTD, position_BT, segment_BT, branch_BT, *, config, dtype, remat, keep
 ):
     """All layers over whole sequences; also `keep(kind, k, v)` of every layer."""
+    # Angles and masks are the same in all layers of a kind: made once, before the scan.
     rotations = _rotations(position_BT, config)
     attend_of = _attend_of(
         position_BT, segment_BT=segment_BT, branch_BT=branch_BT, config=config

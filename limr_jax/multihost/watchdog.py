@@ -67,6 +67,7 @@ class Watch:
         self._over = threading.Event()
         self._lock = threading.Lock()
         self._post()
+        # Daemons: a process that ends waits for neither.
         for run in (self._beat, self._judge):
             threading.Thread(target=run, daemon=True).start()
 

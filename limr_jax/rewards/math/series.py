@@ -53,6 +53,7 @@ def _index(first: str, last: str) -> tuple[list[str], list[str], str, str] | Non
     one, two = _TOKEN.findall(first), _TOKEN.findall(last)
     if len(one) != len(two):
         return None
+    # Where two places differ, as in `1\cdot 2` and `n\cdot m`, which one runs is open.
     at = [k for k, (x, y) in enumerate(zip(one, two)) if x != y]
     if len(at) != 1:
         return None
@@ -65,7 +66,8 @@ def _parts(text: str) -> tuple[str, list[str], str, str, str] | None:
     left, right = left.rstrip(), right.lstrip()
     if left.endswith("+") and right.startswith("+"):
         left, right = left[:-1], right[1:]
-        # Within brackets the sum begins behind the last that is open.
+        # Within brackets the sum begins behind the last that is open. The left part is
+        # read from its end, where a closing bracket is the one that opens.
         start = len(left) - _depth_end(left[::-1], (")]}", "([{"))
         end = _depth_end(right, ("([{", ")]}"))
         terms, _ = split_outside_brackets(left[start:], _PLUS)
@@ -77,6 +79,7 @@ def _parts(text: str) -> tuple[str, list[str], str, str, str] | None:
         if not starts:
             return None
         factors = [left[a:b] for a, b in zip(starts, [*starts[1:], len(left)])]
+        # Of the last factor, which begins at 0: its opening and closing bracket are 2.
         end = _depth_end(right[1:], ("([{", ")]}")) + 2
         return left[: starts[0]], factors, "", right[:end], right[end:]
     return None
