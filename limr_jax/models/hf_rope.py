@@ -151,7 +151,7 @@ def _rope(parameters, key, written, base: float) -> Rope:
                 f"{name}={value!r} with rope type {kind!r} is not supported"
             )
     if kind != "llama3":
-        return Rope(base=base, **read)
+        return Rope(base=base, factor=read.get("factor", 1.0))
     low, high = read["low_freq_factor"], read["high_freq_factor"]
     if low >= high:
         raise InputError(f"low_freq_factor={low} is not below high_freq_factor={high}")

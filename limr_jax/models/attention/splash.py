@@ -333,14 +333,20 @@ def _kernel(sight: Sight, softcap):
 
     forward = info(by_query, lambda x: x.reshape(1, B * I, J))
     backward = info(by_key, lambda x: x.swapaxes(0, 1).reshape(1, I, B * J))
-    queries = dict.fromkeys(("block_q", "block_q_dq", "block_q_dkv"), size)
-    keys = dict.fromkeys(("block_kv", "block_kv_dq", "block_kv_dkv"), size // 2)
     # Of the forward pass, of dq, of dk and dv: the last walks over queries.
     kernel = splash.SplashAttentionKernel(
         forward,
         forward,
         backward,
-        block_sizes=splash.BlockSizes(**queries, **keys),
+        # `Seen` wants twice as many queries as keys in a block.
+        block_sizes=splash.BlockSizes(
+            block_q=size,
+            block_kv=size // 2,
+            block_q_dq=size,
+            block_kv_dq=size // 2,
+            block_q_dkv=size,
+            block_kv_dkv=size // 2,
+        ),
         is_mqa=False,
         save_residuals=False,
         mask_value=splash.DEFAULT_MASK_VALUE,
