@@ -41,7 +41,6 @@ def main(argv: list[str]) -> int | None:
         from limr_jax.check import check
         from limr_jax.multihost import agree, processes
 
-    refuse_absent(config, options.config)
     check(config)  # before this host waits for the others
     with processes.joined(options.coordinator, options.processes, options.process):
         # Before any collective: hosts that differ would hang in it.
@@ -61,6 +60,8 @@ def _run(config, options) -> None:
     from limr_jax.storage.workdir import workdir_path
     from limr_jax.train import train
 
+    # Among the others, who then learn why: one host alone may lack a file.
+    refuse_absent(config, options.config)
     rights = () if options.dry_run else gcs.WRITE
     # Whatever a module with a reward function makes the current folder.
     options.workdir = str(workdir_path(options.workdir, rights))
