@@ -70,16 +70,14 @@ def main(argv: list[str]) -> int:
         release(out)
 
 
-def _run(
-    grid: dict, out: pathlib.Path, *, seconds: float, title: str, command: str
-) -> int:
+def _run(grid: dict, out: pathlib.Path, *, seconds: float, **titles) -> int:
     """Run what is not done, and report after each; returns the exit code."""
     from limr_jax import console
     from limr_jax.studies import jobs, tables
 
     def after(job) -> str:
         # After each run: a grid that is stopped has its page.
-        tables.write(out / "ablation", grid, title=title, command=command)
+        tables.write(out / "ablation", grid, **titles)
         return tables.progress_line(job)
 
     if not jobs.run_all(
@@ -87,7 +85,7 @@ def _run(
     ):
         console.say(f"stopped; the same command goes on: {out}")
         return 0
-    summary = tables.write(out / "ablation", grid, title=title, command=command)
+    summary = tables.write(out / "ablation", grid, **titles)
     return tables.finish(out / "ablation", grid, summary)
 
 
