@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
     from limr_jax.studies import jobs
 
     jobs.check_options(config.seed, options)
-    grid = plan(config, options, arms=arms, out=out)
+    grid = plan(config, options, arms, out)
     console.say(describe(grid, arms, out))
     if options.dry_run:
         return 0
