@@ -50,7 +50,10 @@ def main(argv: list[str]) -> None:
     )
     # Over all devices by `fsdp`: a model that one of them cannot hold is exported.
     params = trained_policy.load_params(
-        options.workdir, step, config, make_mesh(1, -1, 1)
+        options.workdir,
+        step,
+        model_config=config,
+        mesh=make_mesh(data=1, fsdp=-1, tensor=1),
     )
     ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id}
     hf_weights.save_params(

@@ -147,7 +147,8 @@ def select(options) -> None:
             f"--{rule} {limit} keeps none of {int(np.isfinite(score_N).sum())} "
             f"problems, whose largest score is {score_N.max():.4g}; give less"
         )
-    files.write_rows(options.out, _rows(options, kept, dict(zip(ids, score_N)), rule))
+    score_of = dict(zip(ids, score_N))
+    files.write_rows(options.out, _rows(options, kept, score_of=score_of, rule=rule))
     print(
         f"kept {len(kept)} of {len(ids)} problems, {int(np.isfinite(score_N).sum())} "
         f"of them with a score, by --{rule} {limit}; written to {options.out}"

@@ -64,7 +64,8 @@ class Tensor:
 def tensors(path: str, shape: tuple[int, ...], config: ModelConfig) -> list[Tensor]:
     """The file's tensors that make one parameter, in the order they are stacked."""
     if path in _TOP:
-        return [Tensor(*_TOP[path], shape)]
+        name, axes = _TOP[path]
+        return [Tensor(name, axes, shape)]
     names = _LAYER | (_MLP_NORM_GEMMA if config.out_norms else _MLP_NORM)
     root, position, name = path.split("/", 2)
     stem, axes = names[name]

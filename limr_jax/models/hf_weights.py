@@ -40,7 +40,12 @@ def load_params(directory, config: ModelConfig, mesh, dtype=jnp.float32):
         path = jax.tree_util.keystr(path, simple=True, separator="/")
         stacked = path.startswith("blocks/")
         return _load_one(
-            files, expected[path], stacked, leaf.shape, shardings[path], dtype
+            files,
+            expected[path],
+            stacked=stacked,
+            shape=leaf.shape,
+            sharding=shardings[path],
+            dtype=dtype,
         )
 
     return jax.tree_util.tree_map_with_path(load, shapes)
@@ -118,12 +123,19 @@ def save_params(
     with new_folder(directory, writes=writes) as folder:
         if writes:
             own = jax.tree.leaves(params)[0].dtype
-            _write_configs(folder, config, source, dtype, own, token_ids)
+            _write_configs(
+                folder,
+                config,
+                source=source,
+                dtype=dtype,
+                own_dtype=own,
+                token_ids=token_ids,
+            )
             _copy_beside(folder, source, tokenizer)
             if about is not None:
                 hf_writer.write_json(folder / ABOUT, about)
         kept = TensorFiles(source).dtype_of if source and dtype is None else {}
-        entries = _entries(params, config, kept, dtype)
+        entries = _entries(params, config, kept=kept, dtype=dtype)
         hf_writer.write_tensors(
             folder, entries, max_file_bytes=max_file_bytes, writes=writes
         )
@@ -168,10 +180,10 @@ def _entries(params, config, kept: dict[str, str], dtype) -> list[_Entry]:
     names = {np.dtype(value): name for name, value in hf_writer.DTYPES.items()}
     return [
         _Entry(
-            tensor,
-            param,
-            row if path.startswith("blocks/") else None,
-            kept.get(tensor.name) or names[np.dtype(dtype or param.dtype)],
+            tensor=tensor,
+            param=param,
+            row=row if path.startswith("blocks/") else None,
+            dtype=kept.get(tensor.name) or names[np.dtype(dtype or param.dtype)],
         )
         for path, param in by_path(params).items()
         for row, tensor in enumerate(tensors(path, param.shape, config))

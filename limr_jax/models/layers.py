@@ -55,7 +55,7 @@ class Projection(nnx.Module):
         # The learner has fp32 parameters, the rollout the smaller copy: cast here, both
         # multiply the same digits.
         kernel = self.kernel[...].astype(x.dtype)
-        y = cpu.contract(x, kernel, self.contracted, dtype)
+        y = cpu.contract(x, kernel, count=self.contracted, dtype=dtype)
         # By this name transformer.py may keep it for the backward pass.
         y = checkpoint_name(y, "product")
         if self.bias is None:
