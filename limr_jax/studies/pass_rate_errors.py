@@ -1,0 +1,296 @@
+"""How far estimates of pass rates are off, and what choosing problems by them is worth.
+
+Estimates are pass_rates.py's, of one `Case` after another: a step of a run. The truth
+is a number of fresh samples a problem, whose own noise is taken out of squared errors
+and of mixed chances, so that both are those of the pass rate itself.
+"""
+
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.special import gammaln
+from scipy.stats import rankdata
+
+from limr_jax.evaluation import statistics
+from limr_jax.storage import files
+from limr_jax.studies.pass_rates import (
+    DECAYS,
+    FRESH,
+    WINDOWS,
+    Case,
+    Estimate,
+    beta_counts,
+    estimates,
+    of_counts,
+    of_rate,
+    snis,
+    visits,
+    window_of,
+)
+
+ESS_EDGES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0, math.inf)
+DECAY = 0.5  # of the Beta that stands beside SNIS in the tables by ESS
+FLOOR = 0.01  # least weight of a problem in a draw
+
+
+def squared_error(rate_N, truth_NK) -> np.ndarray:
+    """(p̂ − p)² of each problem, free of bias from the noise of K fresh samples."""
+    mean_N, samples = truth_NK.mean(axis=1), truth_NK.shape[1]
+    return np.square(rate_N - mean_N) - mean_N * (1 - mean_N) / (samples - 1)
+
+
+def mixed_chance(truth_NK, *, group: int) -> np.ndarray:
+    """1 − p^G − (1−p)^G of each problem, without bias, from K ≥ G samples.
+
+    It is the share of all groups of G among the K that have both outcomes.
+    """
+    samples = truth_NK.shape[1]
+    right_N = truth_NK.sum(axis=1)
+
+    def alike(count_N):  # groups of G that are all of these
+        enough_N = count_N >= group
+        count_N = np.where(enough_N, count_N, group)
+        return np.where(enough_N, np.exp(_log_choose(count_N, group) - whole), 0.0)
+
+    whole = _log_choose(samples, group)
+    return 1 - alike(right_N) - alike(samples - right_N)
+
+
+def _log_choose(n, k):
+    return gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
+
+
+def of_chosen(value_N, by_N, count: int) -> float:
+    """The mean value of the `count` problems with the largest `by`, ties at random."""
+    order_N = np.argsort(-by_N, kind="stable")
+    sorted_N = by_N[order_N]
+    edge = sorted_N[count - 1]
+    above_N, tied_N = by_N > edge, by_N == edge
+    rest = count - above_N.sum()
+    return float((value_N[above_N].sum() + rest * value_N[tied_N].mean()) / count)
+
+
+def of_draw(value_N, weight_N) -> float:
+    """The mean value of a draw by weight, never below FLOOR."""
+    weight_N = np.maximum(weight_N, FLOOR)
+    return float((value_N * weight_N).sum() / weight_N.sum())
+
+
+def spearman(x_N, y_N) -> float:
+    """The rank correlation; 0 where one of them is constant."""
+    ranks = [rankdata(x) for x in (x_N, y_N)]
+    if min(map(np.ptp, ranks)) == 0:
+        return 0.0
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def _quarter(value_N) -> int:
+    return max(len(value_N) // 4, 1)
+
+
+def figures(case: Case, estimate: Estimate) -> dict[str, float]:
+    """How far an estimate is off, and what choosing by it is worth."""
+    truth_N, group = case.truth_NK.mean(axis=1), case.correct_XPG.shape[2]
+    chance_N = mixed_chance(case.truth_NK, group=group)
+    prompts = case.ids_XP.shape[1]
+    inside_N = (estimate.low_N <= truth_N) & (truth_N <= estimate.high_N)
+    error = np.mean(squared_error(estimate.rate_N, case.truth_NK))
+    return {
+        "bias": float(np.mean(estimate.rate_N - truth_N)),
+        "mse": float(error),
+        "coverage": float(np.mean(inside_N)),
+        "rank": spearman(estimate.rate_N, truth_N),
+        "rank_chance": spearman(estimate.chance_N, chance_N),
+        "top": of_chosen(chance_N, estimate.chance_N, prompts),
+        "top_quarter": of_chosen(chance_N, estimate.chance_N, _quarter(truth_N)),
+        "drawn": of_draw(chance_N, estimate.chance_N),
+    }
+
+
+def limits(case: Case) -> dict[str, float]:
+    """What `figures` can be at best, by choosing by the truth, and at random.
+
+    The truth's own samples are what it is held against, so the best is a little more
+    than any policy of choice could reach.
+    """
+    truth_N, group = case.truth_NK.mean(axis=1), case.correct_XPG.shape[2]
+    chance_N = mixed_chance(case.truth_NK, group=group)
+    return {
+        "pass_rate": float(truth_N.mean()),
+        "top": of_chosen(chance_N, chance_N, case.ids_XP.shape[1]),
+        "top_quarter": of_chosen(chance_N, chance_N, _quarter(truth_N)),
+        "drawn": of_draw(chance_N, chance_N),
+        "random": float(chance_N.mean()),
+    }
+
+
+def by_ess(case: Case, window: str, *, decay: float) -> list[dict[str, float]]:
+    """Sums of SNIS's errors by ESS, the raw mean's and the Beta's on the same problems.
+
+    SNIS is taken as it is here, below ESS 2 too. Sums, so that cases can be added.
+    """
+    seen, group = visits(case), case.correct_XPG.shape[2]
+    weighted = snis(*window_of(seen, WINDOWS[window]))
+    truth_N = case.truth_NK.mean(axis=1)
+    own = of_rate(weighted.rate_N, weighted.ess_N, group=group)
+    beta = of_counts(*beta_counts(case, decay=decay), group=group)
+    inside_N = (own.low_N <= truth_N) & (truth_N <= own.high_N)
+    rows = []
+    for low, high in zip(ESS_EDGES, ESS_EDGES[1:]):
+        # Equal weights have an ESS of exactly 8, but for rounding.
+        in_N = (weighted.ess_N >= low - 1e-9) & (weighted.ess_N < high - 1e-9)
+        rows.append(
+            {
+                "low": low,
+                "problems": int(in_N.sum()),
+                "bias": float((own.rate_N - truth_N)[in_N].sum()),
+                "snis": float(squared_error(own.rate_N, case.truth_NK)[in_N].sum()),
+                "raw": float(squared_error(weighted.raw_N, case.truth_NK)[in_N].sum()),
+                "beta": float(squared_error(beta.rate_N, case.truth_NK)[in_N].sum()),
+                "inside": int(inside_N[in_N].sum()),
+            }
+        )
+    return rows
+
+
+def report(case: Case) -> dict[str, Mapping]:
+    """All figures of a case, as JSON can hold them."""
+    return {
+        "limits": limits(case),
+        "estimates": {
+            name: figures(case, estimate) for name, estimate in estimates(case).items()
+        },
+        "ess": {window: by_ess(case, window, decay=DECAY) for window in WINDOWS},
+    }
+
+
+# ---- of several cases --------------------------------------------------------------
+
+
+def summary(reports: Mapping[tuple[str, int], Mapping]) -> dict:
+    """The figures of (run, step) → report, averaged; and each report by its name.
+
+    A run's steps are averaged first: `vs_beta` is the difference of squared errors to
+    the Beta of the least error, paired by run, with its t interval over runs.
+    """
+    runs = list(dict.fromkeys(run for run, _ in reports))
+    first = next(iter(reports.values()))
+
+    def by_run(name, figure):
+        cells = [
+            [
+                r["estimates"][name][figure]
+                for (own, _), r in reports.items()
+                if own == run
+            ]
+            for run in runs
+        ]
+        return np.array(cells).mean(axis=1)
+
+    names = list(first["estimates"])
+    plain = [f"Beta, decay {decay}" for decay in DECAYS]
+    best = min(plain, key=lambda name: by_run(name, "mse").mean())
+    rows = {}
+    for name in names:
+        row = {x: float(by_run(name, x).mean()) for x in first["estimates"][name]}
+        row["rmse"] = math.sqrt(max(row.pop("mse"), 0))
+        worse = statistics.mean(by_run(name, "mse") - by_run(best, "mse"))
+        rows[name] = row | {"vs_beta": worse.as_json()}
+    limits = {
+        x: float(np.mean([r["limits"][x] for r in reports.values()]))
+        for x in first["limits"]
+    }
+    return {
+        "best_beta": best,
+        "limits": limits,
+        "estimates": rows,
+        "ess": {window: _by_ess(reports, window) for window in WINDOWS},
+        "cases": {f"{run}, step {step}": r for (run, step), r in reports.items()},
+    }
+
+
+def _by_ess(reports, window) -> list[dict]:
+    rows = []
+    for bins in zip(*(r["ess"][window] for r in reports.values())):
+        problems = sum(x["problems"] for x in bins)
+        row = {"low": bins[0]["low"], "problems": problems}
+        if problems:
+
+            def mean(name, bins=bins, problems=problems):
+                return sum(x[name] for x in bins) / problems
+
+            row |= {x: math.sqrt(max(mean(x), 0)) for x in ("snis", "raw", "beta")}
+            row |= {"bias": mean("bias"), "coverage": mean("inside")}
+        rows.append(row)
+    return rows
+
+
+_COLUMNS = {
+    "bias": "bias",
+    "rmse": "RMSE",
+    "coverage": "coverage",
+    "rank": "rank",
+    "rank_chance": "rank of chance",
+    "top": "chosen",
+    "top_quarter": "a quarter",
+    "drawn": "drawn",
+}
+
+
+def markdown(result: Mapping) -> str:
+    """The tables of a `summary`: estimates, what fresh rollouts buy, and ESS."""
+    plain = {k: v for k, v in result["estimates"].items() if " and " not in k}
+    limits = result["limits"]
+    lines = _table(
+        ["estimate", *_COLUMNS.values()],
+        [[name, *(row[x] for x in _COLUMNS)] for name, row in plain.items()],
+    )
+    chosen = ["top", "top_quarter", "drawn"]
+    lines += [
+        f"By the truth: {', '.join(f'{limits[x]:.3f}' for x in chosen)}; at random: "
+        f"{limits['random']:.3f}; mean pass rate: {limits['pass_rate']:.3f}.",
+        "",
+    ]
+    best = result["best_beta"]
+    bought = [best, *(f"{best}, and {fresh} fresh" for fresh in FRESH)]
+    lines += _table(
+        ["with fresh rollouts", *_COLUMNS.values()],
+        [[x, *(result["estimates"][x][y] for y in _COLUMNS)] for x in bought],
+    )
+    for window, rows in result["ess"].items():
+        lines += _table(
+            [
+                f"ESS from, {window}",
+                "problems",
+                "bias",
+                "SNIS",
+                "raw",
+                "Beta",
+                "inside",
+            ],
+            [
+                [x["low"], str(x["problems"])]
+                + [x[y] for y in ("bias", "snis", "raw", "beta", "coverage")]
+                for x in rows
+                if x["problems"]
+            ],
+        )
+    return "\n".join(lines)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence]) -> list[str]:
+    def cell(x):
+        return x if isinstance(x, str) else f"{x:.3f}"
+
+    lines = [head, ["---"] * len(head), *rows]
+    return [*(f"| {' | '.join(map(cell, line))} |" for line in lines), ""]
+
+
+def write(out: pathlib.Path, result: Mapping) -> None:
+    """pass_rates.json and pass_rates.md in the folder, each whole."""
+    text = json.dumps(files.plain(result), indent=1, allow_nan=False)
+    files.write_text(out / "pass_rates.json", text + "\n")
+    files.write_text(out / "pass_rates.md", markdown(result))
