@@ -23,6 +23,7 @@ from limr_jax.studies.pass_rates import (
     Case,
     Estimate,
     beta_counts,
+    beta_name,
     estimates,
     of_counts,
     of_rate,
@@ -31,7 +32,12 @@ from limr_jax.studies.pass_rates import (
     window_of,
 )
 
-ESS_EDGES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0, math.inf)
+# Of what the errors of SNIS are told apart by: 8 rollouts alike have an ESS of 8.
+EDGES = {
+    "ess": (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0, math.inf),
+    "mean_weight": (0.0, 0.1, 0.3, 0.6, 1.5, math.inf),
+}
+BINNED = ("last visit", "all")
 DECAY = 0.5  # of the Beta that stands beside SNIS in the tables by ESS
 FLOOR = 0.01  # least weight of a problem in a draw
 
@@ -127,10 +133,11 @@ def limits(case: Case) -> dict[str, float]:
     }
 
 
-def by_ess(case: Case, window: str, *, decay: float) -> list[dict[str, float]]:
-    """Sums of SNIS's errors by ESS, the raw mean's and the Beta's on the same problems.
+def by_bin(case: Case, window: str, by: str, *, decay: float) -> list[dict[str, float]]:
+    """Sums of SNIS's errors, the raw mean's and the Beta's, by a number of SNIS's own.
 
-    SNIS is taken as it is here, below ESS 2 too. Sums, so that cases can be added.
+    by: a key of EDGES. SNIS is taken as it is here, below ESS 2 too. Sums, so that
+    cases can be added up.
     """
     seen, group = visits(case), case.correct_XPG.shape[2]
     weighted = snis(*window_of(seen, WINDOWS[window]))
@@ -138,21 +145,23 @@ def by_ess(case: Case, window: str, *, decay: float) -> list[dict[str, float]]:
     own = of_rate(weighted.rate_N, weighted.ess_N, group=group)
     beta = of_counts(*beta_counts(case, decay=decay), group=group)
     inside_N = (own.low_N <= truth_N) & (truth_N <= own.high_N)
-    rows = []
-    for low, high in zip(ESS_EDGES, ESS_EDGES[1:]):
-        # Equal weights have an ESS of exactly 8, but for rounding.
-        in_N = (weighted.ess_N >= low - 1e-9) & (weighted.ess_N < high - 1e-9)
-        rows.append(
-            {
-                "low": low,
-                "problems": int(in_N.sum()),
-                "bias": float((own.rate_N - truth_N)[in_N].sum()),
-                "snis": float(squared_error(own.rate_N, case.truth_NK)[in_N].sum()),
-                "raw": float(squared_error(weighted.raw_N, case.truth_NK)[in_N].sum()),
-                "beta": float(squared_error(beta.rate_N, case.truth_NK)[in_N].sum()),
-                "inside": int(inside_N[in_N].sum()),
-            }
+    errors = {
+        name: squared_error(rate_N, case.truth_NK)
+        for name, rate_N in (
+            ("snis", own.rate_N),
+            ("raw", weighted.raw_N),
+            ("beta", beta.rate_N),
         )
+    }
+    value_N, rows = getattr(weighted, f"{by}_N"), []
+    for low, high in zip(EDGES[by], EDGES[by][1:]):
+        # Equal weights have an ESS of exactly 8, but for rounding.
+        in_N = (value_N >= low - 1e-9) & (value_N < high - 1e-9)
+        row = {"low": low, "problems": int(in_N.sum())}
+        row |= {name: float(error_N[in_N].sum()) for name, error_N in errors.items()}
+        row["bias"] = float((own.rate_N - truth_N)[in_N].sum())
+        row["inside"] = int(inside_N[in_N].sum())
+        rows.append(row)
     return rows
 
 
@@ -163,7 +172,11 @@ def report(case: Case) -> dict[str, Mapping]:
         "estimates": {
             name: figures(case, estimate) for name, estimate in estimates(case).items()
         },
-        "ess": {window: by_ess(case, window, decay=DECAY) for window in WINDOWS},
+        "bins": {
+            f"{by}, {window}": by_bin(case, window, by, decay=DECAY)
+            for by in EDGES
+            for window in BINNED
+        },
     }
 
 
@@ -180,22 +193,15 @@ def summary(reports: Mapping[tuple[str, int], Mapping]) -> dict:
     first = next(iter(reports.values()))
 
     def by_run(name, figure):
-        cells = [
-            [
-                r["estimates"][name][figure]
-                for (own, _), r in reports.items()
-                if own == run
-            ]
-            for run in runs
-        ]
-        return np.array(cells).mean(axis=1)
+        cells = {run: [] for run in runs}
+        for (run, _), each in reports.items():
+            cells[run].append(each["estimates"][name][figure])
+        return np.array([np.mean(x) for x in cells.values()])
 
-    names = list(first["estimates"])
-    plain = [f"Beta, decay {decay}" for decay in DECAYS]
-    best = min(plain, key=lambda name: by_run(name, "mse").mean())
+    best = min(map(beta_name, DECAYS), key=lambda name: by_run(name, "mse").mean())
     rows = {}
-    for name in names:
-        row = {x: float(by_run(name, x).mean()) for x in first["estimates"][name]}
+    for name, figures_of in first["estimates"].items():
+        row = {x: float(by_run(name, x).mean()) for x in figures_of}
         row["rmse"] = math.sqrt(max(row.pop("mse"), 0))
         worse = statistics.mean(by_run(name, "mse") - by_run(best, "mse"))
         rows[name] = row | {"vs_beta": worse.as_json()}
@@ -203,27 +209,50 @@ def summary(reports: Mapping[tuple[str, int], Mapping]) -> dict:
         x: float(np.mean([r["limits"][x] for r in reports.values()]))
         for x in first["limits"]
     }
+    bins = {name: _added([r["bins"][name] for r in reports.values()]) for name in BINS}
     return {
         "best_beta": best,
         "limits": limits,
         "estimates": rows,
-        "ess": {window: _by_ess(reports, window) for window in WINDOWS},
+        "worth": {
+            f"{run}, step {step}": {x: worth(each, x) for x in SNIS}
+            for (run, step), each in reports.items()
+        },
+        "bins": bins,
         "cases": {f"{run}, step {step}": r for (run, step), r in reports.items()},
     }
 
 
-def _by_ess(reports, window) -> list[dict]:
+BINS = [f"{by}, {window}" for by in EDGES for window in BINNED]
+SNIS = [f"SNIS{form}, {window}" for form in ("", " as counts") for window in WINDOWS]
+
+
+def worth(of_case: Mapping, name: str) -> float | None:
+    """How many fresh rollouts a problem make the Beta as good as an estimate.
+
+    In squared error, by linear interpolation; at each number of fresh rollouts the
+    decay is the best one there. None: more than FRESH has.
+    """
+    error = {x: row["mse"] for x, row in of_case["estimates"].items()}
+    numbers = (0, *FRESH)
+    curve = [min(error[beta_name(decay, m)] for decay in DECAYS) for m in numbers]
+    curve = np.minimum.accumulate(curve)
+    if error[name] < curve[-1]:
+        return None
+    # np.interp asks for values that rise.
+    return float(np.interp(error[name], curve[::-1], numbers[::-1]))
+
+
+def _added(bins_of: Sequence[Sequence[Mapping]]) -> list[dict]:
+    """The rows of several cases' bins as means over all their problems."""
     rows = []
-    for bins in zip(*(r["ess"][window] for r in reports.values())):
+    for bins in zip(*bins_of):
         problems = sum(x["problems"] for x in bins)
         row = {"low": bins[0]["low"], "problems": problems}
         if problems:
-
-            def mean(name, bins=bins, problems=problems):
-                return sum(x[name] for x in bins) / problems
-
-            row |= {x: math.sqrt(max(mean(x), 0)) for x in ("snis", "raw", "beta")}
-            row |= {"bias": mean("bias"), "coverage": mean("inside")}
+            whole = {x: sum(each[x] for each in bins) / problems for x in bins[0]}
+            row |= {x: math.sqrt(max(whole[x], 0)) for x in ("snis", "raw", "beta")}
+            row |= {"bias": whole["bias"], "coverage": whole["inside"]}
         rows.append(row)
     return rows
 
@@ -241,7 +270,7 @@ _COLUMNS = {
 
 
 def markdown(result: Mapping) -> str:
-    """The tables of a `summary`: estimates, what fresh rollouts buy, and ESS."""
+    """The tables of a `summary`: estimates, fresh rollouts, and errors by bin."""
     plain = {k: v for k, v in result["estimates"].items() if " and " not in k}
     limits = result["limits"]
     lines = _table(
@@ -254,23 +283,22 @@ def markdown(result: Mapping) -> str:
         f"{limits['random']:.3f}; mean pass rate: {limits['pass_rate']:.3f}.",
         "",
     ]
-    best = result["best_beta"]
-    bought = [best, *(f"{best}, and {fresh} fresh" for fresh in FRESH)]
+    best = float(result["best_beta"].split()[-1])
+    bought = [beta_name(best, fresh) for fresh in (0, *FRESH)]
     lines += _table(
         ["with fresh rollouts", *_COLUMNS.values()],
         [[x, *(result["estimates"][x][y] for y in _COLUMNS)] for x in bought],
     )
-    for window, rows in result["ess"].items():
+    lines += _table(
+        ["worth in fresh rollouts", *SNIS],
+        [
+            [name, *(f"> {FRESH[-1]}" if x is None else x for x in row.values())]
+            for name, row in result["worth"].items()
+        ],
+    )
+    for name, rows in result["bins"].items():
         lines += _table(
-            [
-                f"ESS from, {window}",
-                "problems",
-                "bias",
-                "SNIS",
-                "raw",
-                "Beta",
-                "inside",
-            ],
+            [f"{name}: from", "problems", "bias", "SNIS", "raw", "Beta", "inside"],
             [
                 [x["low"], str(x["problems"])]
                 + [x[y] for y in ("bias", "snis", "raw", "beta", "coverage")]

@@ -87,6 +87,7 @@ class Weighted(NamedTuple):
     rate_N: np.ndarray
     ess_N: np.ndarray
     raw_N: np.ndarray
+    mean_weight_N: np.ndarray  # 1 in expectation, but for the clip
 
 
 def snis(correct_NR, log_ratio_NR, used_NR) -> Weighted:
@@ -102,11 +103,13 @@ def snis(correct_NR, log_ratio_NR, used_NR) -> Weighted:
         rate_N = (weight_NR * correct_NR).sum(axis=1) / total_N
         raw_N = (used_NR & correct_NR).sum(axis=1) / count_N
         ess_N = np.square(total_N) / square_N
+        mean_weight_N = total_N / count_N
     known_N = count_N > 0
     return Weighted(
         rate_N=np.where(known_N, rate_N, 0.5),
         ess_N=np.where(known_N, ess_N, 0.0),
         raw_N=np.where(known_N, raw_N, 0.5),
+        mean_weight_N=np.where(known_N, mean_weight_N, 1.0),
     )
 
 
@@ -196,6 +199,12 @@ def bots_counts(case: Case):
     return np.asarray(state.alpha_N), np.asarray(state.beta_N)
 
 
+def beta_name(decay: float, fresh: int = 0) -> str:
+    """The name of a decayed Beta among the estimates."""
+    bought = f", and {fresh} fresh" if fresh else ""
+    return f"Beta, decay {decay}{bought}"
+
+
 def estimates(case: Case) -> dict[str, Estimate]:
     """Every estimate of the case's pass rates, by name."""
     seen, group = visits(case), case.correct_XPG.shape[2]
@@ -204,23 +213,19 @@ def estimates(case: Case) -> dict[str, Estimate]:
         correct_NR, log_ratio_NR, used_NR = window_of(seen, count)
         weighted = snis(correct_NR, log_ratio_NR, used_NR)
         size_N = used_NR.sum(axis=1)
-        low_N = weighted.ess_N < LEAST_ESS
-        rate_N = np.where(low_N, weighted.raw_N, weighted.rate_N)
-        # What ESS means: as many rollouts of today's policy. Of the raw mean nobody
-        # knows, so it counts as the few rollouts that its ESS allows.
-        ess_N = weighted.ess_N
+        rate_N, ess_N = weighted.rate_N, weighted.ess_N
+        ruled_N = np.where(ess_N < LEAST_ESS, weighted.raw_N, rate_N)
         made[f"raw mean, {window}"] = of_rate(weighted.raw_N, size_N, group=group)
-        made[f"SNIS, {window}"] = of_rate(rate_N, ess_N, group=group)
+        made[f"SNIS, {window}"] = of_rate(ruled_N, ess_N, group=group)
+        # What ESS means: so many rollouts of today's policy. With a prior few of them
+        # say little, so no rule is needed for these.
         made[f"SNIS as counts, {window}"] = of_counts(
             1 + ess_N * rate_N, 1 + ess_N * (1 - rate_N), group=group
         )
     for decay in DECAYS:
-        counts = beta_counts(case, decay=decay)
-        made[f"Beta, decay {decay}"] = of_counts(*counts, group=group)
-        for fresh in FRESH:
+        for fresh in (0, *FRESH):
             counts = beta_counts(case, decay=decay, fresh=fresh)
-            name = f"Beta, decay {decay}, and {fresh} fresh"
-            made[name] = of_counts(*counts, group=group)
+            made[beta_name(decay, fresh)] = of_counts(*counts, group=group)
     made["BOTS"] = of_counts(*bots_counts(case), group=group)
     eight_N = case.fresh_NF[:, :group].mean(axis=1)
     made[f"{group} fresh alone"] = of_rate(eight_N, group, group=group)

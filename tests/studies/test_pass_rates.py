@@ -19,12 +19,12 @@ def one(correct_R, log_ratio_R, used_R=None):
 
 
 def test_snis_by_hand():
-    rate, ess, raw = one([0, 1], [0.0, math.log(3)])
+    rate, ess, raw, mean_weight = one([0, 1], [0.0, math.log(3)])
     assert rate == pytest.approx(3 / 4)
     assert ess == pytest.approx(4**2 / (1 + 9))
-    assert raw == 1 / 2
+    assert (raw, mean_weight) == (1 / 2, pytest.approx(2))
     # Weights of one size are none, whatever the size.
-    rate, ess, raw = one([1, 0, 1, 1], [-2.0] * 4)
+    rate, ess, raw, _ = one([1, 0, 1, 1], [-2.0] * 4)
     assert (rate, ess, raw) == (pytest.approx(3 / 4), pytest.approx(4), 3 / 4)
 
 
@@ -33,7 +33,7 @@ def test_a_log_ratio_is_clipped_and_an_unused_rollout_does_not_count():
     assert far == near
     assert far[0] == pytest.approx(math.e**5 / (math.e**5 + 1))
     assert one([1, 0, 0], [0.0, 1.0, 4.0], [1, 1, 0]) == one([1, 0], [0.0, 1.0])
-    assert one([1, 1], [0.0, 0.0], [0, 0]) == [0.5, 0.0, 0.5]  # never drawn
+    assert one([1, 1], [0.0, 0.0], [0, 0]) == [0.5, 0.0, 0.5, 1.0]  # never drawn
 
 
 def test_snis_of_all_outcomes_is_the_pass_rate_of_today():
@@ -41,9 +41,10 @@ def test_snis_of_all_outcomes_is_the_pass_rate_of_today():
     old, today = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.2, 0.6])
     correct = np.array([0, 1, 1])
     rollout = np.repeat(np.arange(3), (old * 10).round().astype(int))
-    rate, _, raw = one(correct[rollout], np.log(today / old)[rollout])
+    rate, _, raw, mean_weight = one(correct[rollout], np.log(today / old)[rollout])
     assert rate == pytest.approx(0.8)
     assert raw == pytest.approx(0.5)
+    assert mean_weight == pytest.approx(1)
 
 
 def small_case(**changed) -> pass_rates.Case:
@@ -140,8 +141,21 @@ def test_the_tables_of_two_cases(tmp_path):
     bias = [r["estimates"]["raw mean, last visit"]["bias"] for r in reports.values()]
     assert own["bias"] == pytest.approx(np.mean(bias))
     assert result["estimates"][result["best_beta"]]["vs_beta"]["value"] == 0
-    rows = result["ess"]["all"]
-    assert sum(x["problems"] for x in rows) == 6
+    for name in ("ess, all", "mean_weight, last visit"):
+        assert sum(x["problems"] for x in result["bins"][name]) == 6
     pass_rate_errors.write(tmp_path, result)
     page = (tmp_path / "pass_rates.md").read_text()
-    assert "| SNIS, last 2 |" in page and "| ESS from, all |" in page
+    assert "| SNIS, last 2 |" in page and "| ess, all: from |" in page
+
+
+def test_what_an_estimate_is_worth_in_fresh_rollouts():
+    error = {"SNIS, all": 0.06}
+    for decay in pass_rates.DECAYS:
+        for fresh in (0, *pass_rates.FRESH):
+            error[pass_rates.beta_name(decay, fresh)] = 0.16 + decay - 0.01 * fresh
+    of_case = {"estimates": {name: {"mse": x} for name, x in error.items()}}
+    assert pass_rate_errors.worth(of_case, "SNIS, all") == pytest.approx(10)
+    of_case["estimates"]["SNIS, all"]["mse"] = 0.2
+    assert pass_rate_errors.worth(of_case, "SNIS, all") == 0
+    of_case["estimates"]["SNIS, all"]["mse"] = -0.01
+    assert pass_rate_errors.worth(of_case, "SNIS, all") is None
