@@ -237,15 +237,19 @@ def case(old: OldRollouts, rollouts: list[dict], step: int, *, samples: int) -> 
 
 
 def seconds(old: OldRollouts, rollouts: list[dict], step: int) -> dict[str, float]:
-    """Median seconds of writing a step's rollouts, and of scoring as many old ones."""
+    """What writing a step's rollouts takes, and scoring as many old ones: medians.
+
+    Seconds, and processor seconds of this process, which other work on the machine
+    changes less.
+    """
     run, params = old.run, old.params(step)
-    spent: dict[str, list[float]] = {"write": [], "score": []}
-    whole = NamedSharding(run.mesh, REPLICATED)
+    names = ("write", "score", "write_processor", "score_processor")
+    spent: dict[str, list[float]] = {name: [] for name in names}
+    now = put(np.int32(step), NamedSharding(run.mesh, REPLICATED))
     # One turn more, the first, in which programs may compile.
     for turn, arrays in enumerate(rollouts[-_TIMED - 1 :]):
         drawn = old.drawn(arrays["ids_P"])
         written = Rollout(**{name: arrays[name] for name in _FIELDS})
-        now = put(np.int32(step), whole)
         calls = {
             "write": partial(
                 run.programs.generate, params, now, drawn, run.sampling, run.seed
@@ -254,8 +258,9 @@ def seconds(old: OldRollouts, rollouts: list[dict], step: int) -> dict[str, floa
         }
         # In turns: what else the machine does slows both.
         for name, call in calls.items():
-            start = time.perf_counter()
+            start, processor = time.perf_counter(), time.process_time()
             jax.block_until_ready(call())
             if turn:
                 spent[name].append(time.perf_counter() - start)
+                spent[f"{name}_processor"].append(time.process_time() - processor)
     return {name: statistics.median(values) for name, values in spent.items()}
