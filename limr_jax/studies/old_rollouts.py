@@ -225,7 +225,13 @@ def case(old: OldRollouts, rollouts: list[dict], step: int, *, samples: int) -> 
 
     Further fresh samples are for the estimates that may use some.
     """
-    spare = max(*FRESH, old.run.generation.group)
+    group = old.run.generation.group
+    if samples < group:
+        raise InputError(
+            f"{samples} fresh samples hold no group of {group}, whose chance to be "
+            f"mixed is asked for; give {group} or more"
+        )
+    spare = max(*FRESH, group)
     fresh_NK = fresh(old, step, spare + samples)
     return Case(
         ids_XP=np.stack([arrays["ids_P"] for arrays in rollouts[:step]]),

@@ -53,7 +53,7 @@ class Visits(NamedTuple):
     log_ratio_NVG: np.ndarray
 
 
-class Estimate(NamedTuple):
+class PassRates(NamedTuple):
     """A pass rate a problem, its 95 % interval, and the mixed chance to draw by."""
 
     rate_N: np.ndarray
@@ -81,7 +81,7 @@ def visits(case: Case) -> Visits:
     return Visits(seen_NV, correct_NVG, log_ratio_NVG)
 
 
-class Weighted(NamedTuple):
+class WeightedRates(NamedTuple):
     """SNIS of each problem, and the raw mean of the same rollouts; 1/2 without any."""
 
     rate_N: np.ndarray
@@ -90,7 +90,7 @@ class Weighted(NamedTuple):
     mean_weight_N: np.ndarray  # 1 in expectation, but for the clip
 
 
-def snis(correct_NR, log_ratio_NR, used_NR) -> Weighted:
+def snis(correct_NR, log_ratio_NR, used_NR) -> WeightedRates:
     """Pass rates by self-normalised importance sampling, whatever their ESS.
 
     used_NR: bool, the rollouts that count.
@@ -105,7 +105,7 @@ def snis(correct_NR, log_ratio_NR, used_NR) -> Weighted:
         ess_N = np.square(total_N) / square_N
         mean_weight_N = total_N / count_N
     known_N = count_N > 0
-    return Weighted(
+    return WeightedRates(
         rate_N=np.where(known_N, rate_N, 0.5),
         ess_N=np.where(known_N, ess_N, 0.0),
         raw_N=np.where(known_N, raw_N, 0.5),
@@ -120,7 +120,7 @@ def window_of(seen: Visits, count: int | None) -> tuple[np.ndarray, ...]:
     return *flat, np.repeat(seen.seen_NV[:, :count], group, axis=1)
 
 
-def of_rate(rate_N, size_N, *, group: int) -> Estimate:
+def of_rate(rate_N, size_N, *, group: int) -> PassRates:
     """An estimate that is a share of `size_N` rollouts, with Wilson's interval."""
     z = float(ndtri((1 + LEVEL) / 2))
     n = np.maximum(size_N, 1e-9)
@@ -128,10 +128,10 @@ def of_rate(rate_N, size_N, *, group: int) -> Estimate:
     spread_N = np.sqrt(rate_N * (1 - rate_N) / n + z**2 / (4 * n**2))
     half_N = z * spread_N / (1 + z**2 / n)
     chance_N = 1 - rate_N**group - (1 - rate_N) ** group
-    return Estimate(rate_N, center_N - half_N, center_N + half_N, chance_N)
+    return PassRates(rate_N, center_N - half_N, center_N + half_N, chance_N)
 
 
-def of_counts(right_N, wrong_N, *, group: int) -> Estimate:
+def of_counts(right_N, wrong_N, *, group: int) -> PassRates:
     """An estimate that is Beta(right, wrong), with its equal-tailed interval."""
     a, b = (np.asarray(x, np.float64) for x in (right_N, wrong_N))
     tail = (1 - LEVEL) / 2
@@ -140,7 +140,7 @@ def of_counts(right_N, wrong_N, *, group: int) -> Estimate:
             *(np.asarray(x, np.float32) for x in (a, b)), group=group
         )
     )
-    return Estimate(
+    return PassRates(
         a / (a + b), betaincinv(a, b, tail), betaincinv(a, b, 1 - tail), chance_N
     )
 
@@ -205,7 +205,7 @@ def beta_name(decay: float, fresh: int = 0) -> str:
     return f"Beta, decay {decay}{bought}"
 
 
-def estimates(case: Case) -> dict[str, Estimate]:
+def estimates(case: Case) -> dict[str, PassRates]:
     """Every estimate of the case's pass rates, by name."""
     seen, group = visits(case), case.correct_XPG.shape[2]
     made = {}
