@@ -21,7 +21,7 @@ from limr_jax.studies.pass_rates import (
     FRESH,
     WINDOWS,
     Case,
-    PassRates,
+    RateEstimate,
     beta_counts,
     beta_name,
     estimates,
@@ -97,7 +97,7 @@ def _quarter(value_N) -> int:
     return max(len(value_N) // 4, 1)
 
 
-def figures(case: Case, estimate: PassRates) -> dict[str, float]:
+def figures(case: Case, estimate: RateEstimate) -> dict[str, float]:
     """How far an estimate is off, and what choosing by it is worth."""
     truth_N, group = case.truth_NK.mean(axis=1), case.correct_XPG.shape[2]
     chance_N = mixed_chance(case.truth_NK, group=group)

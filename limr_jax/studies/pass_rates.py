@@ -53,7 +53,7 @@ class Visits(NamedTuple):
     log_ratio_NVG: np.ndarray
 
 
-class PassRates(NamedTuple):
+class RateEstimate(NamedTuple):
     """A pass rate a problem, its 95 % interval, and the mixed chance to draw by."""
 
     rate_N: np.ndarray
@@ -120,7 +120,7 @@ def window_of(seen: Visits, count: int | None) -> tuple[np.ndarray, ...]:
     return *flat, np.repeat(seen.seen_NV[:, :count], group, axis=1)
 
 
-def of_rate(rate_N, size_N, *, group: int) -> PassRates:
+def of_rate(rate_N, size_N, *, group: int) -> RateEstimate:
     """An estimate that is a share of `size_N` rollouts, with Wilson's interval."""
     z = float(ndtri((1 + LEVEL) / 2))
     n = np.maximum(size_N, 1e-9)
@@ -128,10 +128,10 @@ def of_rate(rate_N, size_N, *, group: int) -> PassRates:
     spread_N = np.sqrt(rate_N * (1 - rate_N) / n + z**2 / (4 * n**2))
     half_N = z * spread_N / (1 + z**2 / n)
     chance_N = 1 - rate_N**group - (1 - rate_N) ** group
-    return PassRates(rate_N, center_N - half_N, center_N + half_N, chance_N)
+    return RateEstimate(rate_N, center_N - half_N, center_N + half_N, chance_N)
 
 
-def of_counts(right_N, wrong_N, *, group: int) -> PassRates:
+def of_counts(right_N, wrong_N, *, group: int) -> RateEstimate:
     """An estimate that is Beta(right, wrong), with its equal-tailed interval."""
     a, b = (np.asarray(x, np.float64) for x in (right_N, wrong_N))
     tail = (1 - LEVEL) / 2
@@ -140,7 +140,7 @@ def of_counts(right_N, wrong_N, *, group: int) -> PassRates:
             *(np.asarray(x, np.float32) for x in (a, b)), group=group
         )
     )
-    return PassRates(
+    return RateEstimate(
         a / (a + b), betaincinv(a, b, tail), betaincinv(a, b, 1 - tail), chance_N
     )
 
@@ -205,7 +205,7 @@ def beta_name(decay: float, fresh: int = 0) -> str:
     return f"Beta, decay {decay}{bought}"
 
 
-def estimates(case: Case) -> dict[str, PassRates]:
+def estimates(case: Case) -> dict[str, RateEstimate]:
     """Every estimate of the case's pass rates, by name."""
     seen, group = visits(case), case.correct_XPG.shape[2]
     made = {}
