@@ -133,8 +133,8 @@ def test_invalid_rollouts_are_those_that_were_asked_for(ran):
         assert row["pass_rate"] == pytest.approx(want)
 
 
-def test_the_readme_says_what_each_number_is(ran):
-    page = pathlib.Path(allocation.__file__).with_name("README.md").read_text()
+def test_the_page_says_what_each_number_is(ran):
+    page = pathlib.Path(allocation.__file__).with_name("METRICS.md").read_text()
     row = told(ran.workdir)["metrics"][0]
     own = [x for x in row if x.startswith(("allocation/", "ada/", "signal_"))]
     assert len(own) == 5

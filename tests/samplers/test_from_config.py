@@ -185,11 +185,11 @@ def test_what_is_not_kept_is_learned_from(problems):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_the_readme_says_what_each_number_is(problems, name):
+def test_the_page_says_what_each_number_is(problems, name):
     config = configured(problems, name, filter__groups="mixed", prompts_per_step=2)
     sampler = sampler_of(config, problems)
     state, ids_P = sampler.sample(sampler.init(), jax.random.key(0))
-    page = pathlib.Path(from_config.__file__).with_name("README.md").read_text()
+    page = pathlib.Path(from_config.__file__).with_name("METRICS.md").read_text()
     for number in sampler.report(state, ids_P):
         # BOTS has MoPPS's numbers, and two are those of several samplers.
         any_sampler = "*/" + number.split("/")[-1]

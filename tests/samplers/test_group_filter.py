@@ -149,8 +149,8 @@ def test_rounds_by_hand(collect):
     np.testing.assert_allclose(told["dynamic/age_mean"], 1 / 3, rtol=1e-6)
 
 
-def test_the_readme_says_what_each_number_is(collect):
-    page = pathlib.Path(group_filter.__file__).with_name("README.md").read_text()
+def test_the_page_says_what_each_number_is(collect):
+    page = pathlib.Path(group_filter.__file__).with_name("METRICS.md").read_text()
     numbers = collect(NOTHING, 0, round_of(10, [True] * 3))[-1]
     for name in [*numbers, *importance.metrics(jnp.ones(2))]:
         assert f"`{name}`" in page, name
