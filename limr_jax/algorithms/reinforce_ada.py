@@ -20,11 +20,13 @@ of one problem over its true one, p (1 − p), by enumeration of Dr. GRPO's adva
 So "balance" climbs the hard and the easy problems more than those between, "positive"
 the hard ones.
 
-Departures: the released code gives every open problem as many rollouts in each of so
-many rounds, without a budget; here a step has a budget, and the last round's share of
-it goes to those still open, as evenly as it can. Of more than are learned the released
-code takes some at random; here it is the first that were written, which are as good a
-sample. A rollout that could not be graded is neither right nor wrong.
+Departures: the released code (RLHFlow/Reinforce-Ada-Tinker) gives every open problem as
+many rollouts in each of so many rounds, without a budget; here a step has a budget, and
+the last round's share of it goes to those still open, as evenly as it can. With
+"positive" the released code learns from all right ones, up to G, before any wrong one;
+here it is half of each with either exit. Of more than are learned it takes the first that were written, as here:
+when a problem leaves depends on outcomes alone, so that of each outcome the first are
+as good a sample as any. A rollout that could not be graded is neither right nor wrong.
 """
 
 import jax
