@@ -24,9 +24,10 @@ Departures: the released code (RLHFlow/Reinforce-Ada-Tinker) gives every open pr
 many rollouts in each of so many rounds, without a budget; here a step has a budget, and
 the last round's share of it goes to those still open, as evenly as it can. With
 "positive" the released code learns from all right ones, up to G, before any wrong one;
-here it is half of each with either exit. Of more than are learned it takes the first that were written, as here:
-when a problem leaves depends on outcomes alone, so that of each outcome the first are
-as good a sample as any. A rollout that could not be graded is neither right nor wrong.
+here it is half of each with either exit. Of more than are learned it takes the first
+that were written, as here: when a problem leaves depends on outcomes alone, so that of
+each outcome the first are as good a sample as any. A rollout that could not be graded
+is neither right nor wrong.
 """
 
 import jax
@@ -40,7 +41,7 @@ def balance(right_P, wrong_P, *, taken: int):
 
 
 def positive(right_P, wrong_P, *, taken: int):
-    """Which problems have a right rollout: bool (2510.04996, "pos"); its own `taken`.
+    """Which problems have a right rollout: bool (2510.04996, "pos").
 
     wrong_P and taken are not read.
     """
