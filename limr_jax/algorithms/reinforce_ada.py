@@ -18,7 +18,13 @@ of one problem over its true one, p (1 − p), by enumeration of Dr. GRPO's adva
     positive        1.98   1.01    .81    .76    .75
 
 So "balance" climbs the hard and the easy problems more than those between, "positive"
-the hard ones.
+the hard ones. The share of right ones among all of a problem's rollouts is biased too,
+and with it what samplers see that learn from such shares, as lim and cdas do (counts of
+a Beta posterior are not: they do not ask why it stopped). Its mean, of the same rounds:
+
+    p                 .1     .3     .5     .7     .9
+    balance         .130   .348   .500   .652   .870
+    positive        .154   .343   .516   .703   .900
 
 Departures: the released code (RLHFlow/Reinforce-Ada-Tinker) gives every open problem as
 many rollouts in each of so many rounds, without a budget; here a step has a budget, and

@@ -78,13 +78,9 @@ def test_take_by_hand():
     assert not nothing_PG.any()
 
 
-def gradient_share(p, exit, taken=4, rounds=4, per_round=4):
-    """The expected gradient of a problem over p (1 − p), rounds enumerated.
-
-    Of Dr. GRPO's advantage and the mean over what is taken; ∂ log π of a rollout of
-    reward r is r − p where p = σ(θ).
-    """
-    states, share = {(0, 0): 1.0}, 0.0
+def ends(p, exit, taken=4, rounds=4, per_round=4):
+    """(right, wrong, chance) of each end of a problem of pass rate p, enumerated."""
+    states = {(0, 0): 1.0}
     for number in range(rounds):
         following = {}
         for (right, wrong), chance in states.items():
@@ -99,13 +95,24 @@ def gradient_share(p, exit, taken=4, rounds=4, per_round=4):
             )
             if not leaves and number < rounds - 1:
                 states[right, wrong] = chance
-                continue
-            reward_1G = jnp.array([[1.0] * right + [0.0] * wrong])
-            valid_1G = jnp.ones(reward_1G.shape, bool)
-            advantage_1G = dr_grpo.advantage(reward_1G, valid_1G)
-            taken_1G = reinforce_ada.take(reward_1G > 0, valid_1G, taken=taken)
-            terms = np.where(taken_1G, advantage_1G * (reward_1G - p), 0)
-            share += chance * terms.sum() / taken_1G.sum()
+            else:
+                yield right, wrong, chance
+
+
+def gradient_share(p, exit, taken=4, rounds=4):
+    """The expected gradient of a problem over p (1 − p), rounds enumerated.
+
+    Of Dr. GRPO's advantage and the mean over what is taken; ∂ log π of a rollout of
+    reward r is r − p where p = σ(θ).
+    """
+    share = 0.0
+    for right, wrong, chance in ends(p, exit, taken=taken, rounds=rounds):
+        reward_1G = jnp.array([[1.0] * right + [0.0] * wrong])
+        valid_1G = jnp.ones(reward_1G.shape, bool)
+        advantage_1G = dr_grpo.advantage(reward_1G, valid_1G)
+        taken_1G = reinforce_ada.take(reward_1G > 0, valid_1G, taken=taken)
+        terms = np.where(taken_1G, advantage_1G * (reward_1G - p), 0)
+        share += chance * terms.sum() / taken_1G.sum()
     return share / (p * (1 - p))
 
 
@@ -122,3 +129,25 @@ def test_the_bias_that_the_docstring_states(exit, rounds, want):
     np.testing.assert_allclose(got, want, atol=0.006)
     for number in want:
         assert f"{number:.2f}".lstrip("0") in reinforce_ada.__doc__
+
+
+@pytest.mark.parametrize(
+    ("exit", "want"),
+    [
+        ("balance", [0.130, 0.348, 0.500, 0.652, 0.870]),
+        ("positive", [0.154, 0.343, 0.516, 0.703, 0.900]),
+    ],
+)
+def test_the_bias_of_the_share_that_is_right(exit, want):
+    got = [
+        sum(
+            chance * right / (right + wrong)
+            for right, wrong, chance in ends(p, reinforce_ada.EXITS[exit])
+        )
+        for p in (0.1, 0.3, 0.5, 0.7, 0.9)
+    ]
+    np.testing.assert_allclose(got, want, atol=0.0006)
+    (line,) = (
+        x for x in reinforce_ada.__doc__.splitlines() if f"{want[0]:.3f}"[1:] in x
+    )
+    assert line.split() == [exit, *(f"{x:.3f}".lstrip("0") for x in want)]
