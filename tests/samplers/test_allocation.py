@@ -1,6 +1,7 @@
 """A step's budget, divided: what is written, learned and kept, in the loop."""
 
 import collections
+import dataclasses
 import sys
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from tiny_run import (
     configure,
     set_up,
@@ -17,12 +19,16 @@ from tiny_run import (
     write_problems,
 )
 
+from limr_jax import programs, sharding
 from limr_jax.algorithms import dr_grpo, grpo, rloo
 from limr_jax.check import check, check_batch
+from limr_jax.data.prompts import PromptBatch
 from limr_jax.errors import InputError
 from limr_jax.learner.batch import Batch, learned_rows, problems_of_one_weight, weigh
 from limr_jax.rewards.host import HostGrades
-from limr_jax.samplers import allocation
+from limr_jax.rewards.types import Graded
+from limr_jax.rollout.types import Rollout
+from limr_jax.samplers import allocation, group_buffer
 from limr_jax.samplers.uniform import uniform
 from limr_jax.storage import metrics
 from limr_jax.train import train
@@ -165,17 +171,39 @@ def test_ada_leaves_and_takes_by_its_rules(ran):
         assert row["ada/open_share"] == pytest.approx(open_share)
 
 
-@pytest.mark.slow
-def test_ada_takes_no_rollout_that_is_not_learned(problems, tmp_path):
+def test_ada_takes_no_rollout_that_is_not_learned():
     """With mask_truncated a truncated one has no place among those taken."""
-    config = configured(
-        problems, "ada", mask_truncated=True, filter__tau=-1.0, num_steps=2
+    budget = allocation.Budget(problems=1, prompts=1, group=4, most=4)
+    inner = uniform(problems=1, prompts=1, key=jax.random.key(0))
+    once = {"rounds": 1, "per_round": 4, "taken": 2, "exit": "balance"}
+    sampler = allocation.in_ada_rounds(inner, budget, **once)
+    state, ids_P = sampler.sample(sampler.init(), jax.random.key(1))
+    token_1L, token_BT = jnp.zeros((1, 2), jnp.int32), jnp.ones((4, 1), jnp.int32)
+    drawn = PromptBatch(ids_P, token_1L, token_1L, token_1L, ids_P)
+    drawn = dataclasses.replace(drawn, asked_PG=sampler.ask(state, ids_P))
+    written = Rollout(
+        prompt_PL=token_1L,
+        position_PL=token_1L,
+        response_BT=token_BT,
+        mask_BT=token_BT > 0,
+        logprob_BT=jnp.zeros((4, 1)),
+        entropy_BT=jnp.zeros((4, 1)),
+        truncated_B=jnp.array([False, False, True, False]),
+        slot_steps_M=jnp.array([1], jnp.int32),
+        asked_B=jnp.ones(4, bool),
     )
-    train(with_parity(set_up(config)), config, tmp_path)
-    for row in told(tmp_path)["metrics"]:
-        assert 0 < row["truncated_share"] < 1
-        learned = row["kept_share"] * row["rollouts"]
-        assert learned == pytest.approx(row["ada/taken_rollouts"])
+    right_PG, valid_PG = jnp.array([[1.0, 1, 0, 0]]), jnp.ones((1, 4), bool)
+    graded = Graded(right_PG, right_PG, valid_PG, valid_PG)
+    marked = dataclasses.replace(graded, taken_PG=valid_PG)
+    nothing = group_buffer.empty(drawn, written, marked)
+    mesh = sharding.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
+    at = NamedSharding(mesh, sharding.REPLICATED)
+    for mask_truncated, want in ((False, [1, 0, 1, 0]), (True, [1, 0, 0, 1])):
+        collect = programs._collector(
+            sampler, 1, mask_truncated, (at, None, at, at, at)
+        )
+        batch, *_ = collect(nothing, state, jnp.int32(0), drawn, written, graded)
+        assert batch.groups[2].taken_PG.tolist() == [want]
 
 
 def _outcomes(group):
