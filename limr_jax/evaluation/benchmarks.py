@@ -32,6 +32,7 @@ from limr_jax.models.config import ComputeConfig
 from limr_jax.models.from_config import (
     check_length,
     compute_config,
+    load_base,
     load_params,
     read_model_config,
 )
@@ -211,7 +212,14 @@ def set_up(config, workdir: str = "", step: int | None = None) -> BenchmarkSuite
     model_config = read_model_config(config.model, tokenizer.vocab_size)
     load = partial(load_params, config, model_config, mesh)
     if workdir:
-        load = partial(trained_policy.load_params, workdir, step, model_config, mesh)
+        load = partial(
+            trained_policy.load_params,
+            workdir,
+            step,
+            model_config,
+            mesh,
+            partial(load_base, config, model_config, mesh),
+        )
     tasks, close = _tasks(config, benchmarks, mesh, tokenizer)
     longest = config.benchmarks.max_response_length
     longest = longest or config.rollout.max_response_length

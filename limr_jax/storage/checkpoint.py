@@ -262,6 +262,23 @@ class Checkpointer:
         self.close()
 
 
+def refuse_other_base(
+    path: epath.Path, meta: Mapping[str, Any], base: str | None
+) -> None:
+    """InputError where a checkpoint's adapters are of another frozen base than this.
+
+    meta: the checkpoint's, whose "base" is the digest that it was trained on. base: of
+    the one that was loaded (`array_digest.of_tree`); None: there is none.
+    """
+    if meta.get("base") != base:
+        raise InputError(
+            f"{path}: its adapters are of a base of the digest {meta.get('base')}, and "
+            f"model.init gives one of {base}; give the model.init, the "
+            "model.base_dtype and, of a random model, the versions that it was "
+            "trained with"
+        )
+
+
 def _everyone() -> ocp.options.MultiprocessingOptions:
     """All processes, by name: then Orbax does not wait for them with the devices."""
     count = jax.process_count()
