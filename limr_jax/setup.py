@@ -35,6 +35,7 @@ from limr_jax.learner.advantages import ALGORITHMS
 from limr_jax.learner.optimizer import make_optimizer
 from limr_jax.models.config import ComputeConfig
 from limr_jax.models.from_config import (
+    check_adapters,
     check_length,
     compute_config,
     load_base,
@@ -88,6 +89,7 @@ def set_up(config) -> Run:
     tokenizer = load_tokenizer(resolve(config.tokenizer))
     train_set, eval_set = load_sets(config, tokenizer)
     model_config = read_model_config(config.model, tokenizer.vocab_size)
+    check_adapters(config.model, model_config)
     generation, compute, jitted = make_programs(
         config,
         mesh,

@@ -270,6 +270,7 @@ def _identity(config, tasks, longest: int, compute: ComputeConfig) -> dict:
     """What the responses and their grades depend on, beside the policy."""
     # But `workers`: how many there are changes no grade.
     grader_limits = ("wall_seconds", "cpu_seconds", "memory_mib")
+    lora = compute.model.lora
     return {
         "model": str(compute.model),
         "benchmarks": {task.benchmark.label: _task_identity(task) for task in tasks},
@@ -282,6 +283,8 @@ def _identity(config, tasks, longest: int, compute: ComputeConfig) -> dict:
         "seed": config.seed,
         "dtype": jnp.dtype(compute.dtype).name,
         "version": limr_jax.__version__,
+        # Evaluations that were begun before have no such name.
+        **({"lora": str(lora)} if lora else {}),
     }
 
 

@@ -73,7 +73,9 @@ class ModelConfig:
     # A TPU's kernels where they fit (models/attention/), else XLA's own attention.
     attention_kernel: bool = True
     logit_softcap: float | None = None
-    lora: Lora | None = None  # adapters beside the kernels; no checkpoint's config
+    # Adapters beside the kernels, which no checkpoint's config has. Not in the text
+    # that identities keep of a model (`evaluation.benchmarks` says them beside it).
+    lora: Lora | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self):
         if not 1 <= len(self.pattern) <= self.layers:

@@ -60,10 +60,14 @@ def read_model_config(section, vocab_size: int) -> ModelConfig:
         if section.preset:
             _check_preset(section, config)
     lora.check_rank(config)
-    if config.lora and section.lora.init:
+    return config
+
+
+def check_adapters(section, config: ModelConfig) -> None:
+    """InputError where `model.lora.init` does not fit; nothing is loaded."""
+    if config.lora is not None and section.lora.init:
         base = init_digest(section.init)
         peft.check_fits(resolve(section.lora.init), config, base=base)
-    return config
 
 
 def preset_config(section) -> ModelConfig:
@@ -201,6 +205,7 @@ def load_learned(config, model_config: ModelConfig, mesh):
     """
     section = config.model
     if model_config.lora is not None and section.lora.init:
+        check_adapters(section, model_config)
         return peft.load(resolve(section.lora.init), model_config, mesh)
     if model_config.lora is None and section.init != "random":
         return hf_weights.load_params(resolve(section.init), model_config, mesh)

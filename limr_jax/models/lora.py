@@ -53,25 +53,23 @@ def join(base, adapters):
 
 
 def merge(params, lora: Lora | None):
-    """The parameters without adapters: W + scale · A·B, fp32, for each kernel.
+    """The parameters of the same model without adapters, fp32.
 
-    Kernels without adapters, and all else, stay as they are. lora None: all does.
+    A kernel W is then W + scale · A·B. lora: of the model's config; None: it has none.
     """
-    if lora is None:
-        return params
 
     def merged(tree: dict, stacked: bool):
-        if "lora_a" not in tree:
-            return {
-                name: merged(x, stacked or name == "blocks")
-                if isinstance(x, dict)
-                else x
-                for name, x in tree.items()
-            }
-        rest = {name: x for name, x in tree.items() if name not in _NAMES}
-        product = _product if not stacked else jax.vmap(_product)  # of each layer
-        moved = lora.scale * product(tree["lora_a"], tree["lora_b"])
-        return rest | {"kernel": tree["kernel"].astype(jnp.float32) + moved}
+        whole = {}
+        for name, x in tree.items():
+            if isinstance(x, dict):
+                whole[name] = merged(x, stacked or name == "blocks")
+            elif name not in _NAMES:
+                whole[name] = x.astype(jnp.float32)
+        if "lora_a" in tree:
+            product = jax.vmap(_product) if stacked else _product  # of each layer
+            moved = lora.scale * product(tree["lora_a"], tree["lora_b"])
+            whole["kernel"] = whole["kernel"] + moved
+        return whole
 
     return merged(params, stacked=False)
 

@@ -8,10 +8,11 @@ A workdir (local, or `gs://…` through etils.epath) holds
 
 A step appears under its number only when it is complete: Orbax writes beside it and
 renames (on gs:// it writes a commit file last), so a kill leaves the last one usable.
-The JSON holds a digest of every array and of itself. A step that is not what was saved
-is `Damaged`, and a run goes on from the newest one that is whole. Nothing is removed
-before something has been restored: only the first save of a new start removes the
-damaged steps, and what earlier saves left unfinished.
+The JSON holds a digest of every array and of itself, and with LoRA of the frozen base,
+which is no array of it. A step that is not what was saved is `Damaged`, and a run goes
+on from the newest one that is whole. Nothing is removed before something has been
+restored: only the first save of a new start removes the damaged steps, and what earlier
+saves left unfinished.
 """
 
 import contextlib
