@@ -17,7 +17,6 @@ from tiny_run import (
     write_problems,
 )
 
-from limr_jax import setup
 from limr_jax.compilation import slices
 from limr_jax.compilation.calls import plan
 from limr_jax.errors import InputError
@@ -132,8 +131,13 @@ def test_another_base_is_refused(whole, tmp_path):
     "fields",
     [
         {"kl__placement": "reward"},
-        {"kl__coefficient": 0.0, "filter__tau": 0.0, "mismatch__recompute": True},
-        {"minibatches_per_step": 2, "model__base_dtype": "bfloat16"},
+        {
+            "kl__coefficient": 0.0,
+            "filter__tau": 0.0,
+            "mismatch__recompute": True,
+            "minibatches_per_step": 2,
+        },
+        {"model__base_dtype": "bfloat16"},
         {"model__architecture": "gemma2", "model__lora__targets": "q,v,down"},
         {"filter__groups": "mixed", "rollout__calls": 2, "model__lora__scaling": "rs"},
     ],
@@ -144,12 +148,6 @@ def test_other_ways_to_learn(fields, quick_compiler, problems, tmp_path):
     made = with_parity(set_up(config))
     base = made.load_base()
     half = config.model.base_dtype == "bfloat16"
-    for row, x in zip(
-        jax.tree.leaves(setup.param_shapes(config.model, made.compute.model.base)),
-        jax.tree.leaves(base),
-        strict=True,
-    ):
-        assert row.shape == x.shape
     kernel = base["blocks"]["0"]["mlp"]["up"]["kernel"]
     assert (kernel.dtype == "bfloat16") == half
     assert base["final_norm"]["scale"].dtype == "float32"
@@ -158,7 +156,8 @@ def test_other_ways_to_learn(fields, quick_compiler, problems, tmp_path):
     assert len({row["compile_count"] for row in rows}) == 1
     assert any(row["gradient_norm"] > 0 for row in rows)
     for row in rows:
-        assert row["drift_max"] < (0.2 if "minibatches_per_step" in fields else 1e-5)
+        # Of the policy before the step, in whatever dtype the base is.
+        assert row["mismatch/log_weight_max"] < 1e-5
         assert ("kl" in row) == bool(config.kl.coefficient)
 
 
