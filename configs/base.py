@@ -112,11 +112,11 @@ def get_config() -> ConfigDict:
     c.sampler.bots = ConfigDict()
     c.sampler.bots.pool = 0  # candidates, in batches of prompts_per_step; 0: all
     c.sampler.bots.target = 0.5  # pass rate to be near
-    c.sampler.bots.decay = 0.9  # of what was seen, a step
+    c.sampler.bots.decay = 0.9  # of what was seen, a step (or a round: filter.groups)
     c.sampler.bots.prior = 1.0  # pseudo-count of right, and of wrong, responses
     c.sampler.bots.rho = 0.1  # weight of what no rollout of a problem says; 0: MoPPS
     c.sampler.dps = ConfigDict()  # a hidden Markov model a problem (arXiv:2603.10887)
-    c.sampler.dps.decay = 0.7  # of the counted changes of state, a step
+    c.sampler.dps.decay = 0.7  # of the counted changes of state, a step or round
     c.sampler.dps.prior = 1.0  # pseudo-count of each change
     c.sampler.greso = ConfigDict()  # skips what never varies (arXiv:2506.02177)
     c.sampler.greso.floor = 0.01  # least probability of a draw at a problem's turn
@@ -178,7 +178,8 @@ def get_config() -> ConfigDict:
     # 'math', 'limr' (+1, -0.5, -1), 'judge' (a model's opinion), or
     # package.module.function of the user's own
     # (prompts, completions, **columns) -> list[float | None]; several with weights as
-    # 'math, 0.2*my.module.brevity', the first of which correctness comes from.
+    # 'math, 0.2*my.module.brevity', the first of which correctness comes from: of a
+    # function of yours 1 or more is right, all below is wrong.
     c.reward = "token"
     c.answer_phrase = "#### "  # introduces the answer, for 'token'
     c.grader = ConfigDict()  # of the hosts' worker processes

@@ -23,6 +23,17 @@ from configs import limr_ppo
 from limr_jax.config.load import switches
 
 
+def remedies(checkpoint: str = "Qwen2.5-Math-7B") -> dict[str, str]:
+    """REMEDIES of a config that starts from this checkpoint."""
+    fetch = (
+        f"fetch it: hf download Qwen/{checkpoint} --local-dir ../models/{checkpoint}"
+    )
+    return {"model.init": fetch, "tokenizer": fetch}
+
+
+REMEDIES = remedies()
+
+
 def get_config(argument: str = "", checkpoint: str = "Qwen2.5-Math-7B"):
     """1,024 prompts x 8, prompt 1,024, response 3,072, KL 0.01."""
     given = switches(argument, kl=0.01, critic=True)

@@ -15,6 +15,13 @@ rollout.max_prompt_length=128 1,609 problems are left out and 6,914 stay.
 
 from configs import base
 
+REMEDIES = {
+    "data.train": "give a JSONL file of your own (id, problem and answer a line), or a "
+    "public set: --config.data.train=math_lvl3to5:train",
+    "tokenizer": "fetch it: hf download Qwen/Qwen2-0.5B tokenizer.json "
+    "--local-dir ../shared/tokenizers/qwen2",
+}
+
 
 def get_config():
     """GRPO and online LIM with a policy that is small but for its vocabulary."""

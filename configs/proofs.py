@@ -49,6 +49,16 @@ in five, 41 % of the groups would learn no proof, and 82 % compare no two though
 
 from configs import base
 
+REMEDIES = {
+    "data.train": "make it: python launch/texts.py short proofs:valid --tokenizer "
+    "runs/proofs/tokenizer.model --out runs/proofs/train.jsonl (this file has all the "
+    "commands)",
+    "tokenizer": "make it: python launch/tokenizer.py runs/proofs/tokenizer.model "
+    "--texts proofs:valid (this file has all the commands)",
+    "model.init": "make it: python launch/sft.py --config configs/proofs_sft.py "
+    "--workdir runs/proofs/warm",
+}
+
 
 def get_config():
     """16 proofs x 4 thoughts a step; the references' own term weighs 1."""

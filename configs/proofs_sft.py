@@ -7,6 +7,13 @@ configs/proofs.py has the whole pipeline, and what it gave.
 
 from configs import sft_base
 
+REMEDIES = {
+    "data.train": "make it: python launch/texts.py plans runs/proofs/train.jsonl "
+    "--out runs/proofs/warm.jsonl (configs/proofs.py has all the commands)",
+    "tokenizer": "make it: python launch/tokenizer.py runs/proofs/tokenizer.model "
+    "--texts proofs:valid (configs/proofs.py has all the commands)",
+}
+
 
 def get_config():
     """1.0 M parameters on 360 proofs, three of four after a plan; 5.7 epochs."""

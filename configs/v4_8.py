@@ -26,6 +26,8 @@ Measured on a v4-8: nothing yet.
 
 from configs import limr_tpu
 
+REMEDIES = limr_tpu.remedies("Qwen2.5-Math-1.5B")
+
 
 def get_config(argument: str = ""):
     """PPO with a critic, 1,024 prompts x 8; arguments as in limr_tpu.py."""

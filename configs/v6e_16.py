@@ -22,6 +22,8 @@ Measured on a v6e-16: nothing yet.
 
 from configs import limr_tpu
 
+REMEDIES = limr_tpu.remedies()
+
 
 def get_config(argument: str = ""):
     """PPO with a critic, 1,024 prompts x 8; arguments as in limr_tpu.py."""

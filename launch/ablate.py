@@ -142,7 +142,10 @@ def plan(config, options, arms, out: pathlib.Path) -> dict:
             workdir = out / _folder(arm) / f"seed-{seed}"
             try:
                 job = jobs.train_job(
-                    f"{arm}, seed {seed}", options.config, fields, workdir
+                    f"{arm}, seed {seed}",
+                    options.config,
+                    fields=fields,
+                    workdir=workdir,
                 )
             except InputError as error:
                 raise InputError(f"arm {arm}: {error}") from None

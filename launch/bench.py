@@ -65,12 +65,14 @@ def main(argv: list[str]) -> None:
     repeats = options.repeats or workload["repeats"]
     steps = workload["warmup"] + 2 * repeats  # a disturbed one is made again
     make = _real_config if options.model else _config
-    config = make(bl, workload, options, steps, fields)
+    config = make(bl, workload, options=options, steps=steps, fields=fields)
     # Imported late: a misspelt field is answered at once.
     from limr_jax.setup import set_up
 
     run = _with_even_tokens(set_up(config))
-    figures = measure(bl, run, config, workload["warmup"], repeats)
+    figures = measure(
+        bl, run, config=config, warmup=workload["warmup"], repeats=repeats
+    )
     result = {
         "bench": "limr_jax",
         **(
@@ -461,8 +463,8 @@ def _is_result(figures) -> bool:
     """Whether `ratios` can compare with all that it looks for in a peer's figures."""
     if not _is_object(figures):
         return False
-    found = [figures.get(what) for what in (*_COMPARED, "seconds")]
-    medians = [_median(x) for x in found if x is not None]
+    compared = [figures.get(what) for what in (*_COMPARED, "seconds")]
+    medians = [_median(x) for x in compared if x is not None]
     # type: True is an int. nan is not above 0.
     return all(type(x) in (int, float) and 0 < x < math.inf for x in medians)
 

@@ -49,7 +49,8 @@ def main(argv: list[str]) -> int:
     jax.config.update("jax_default_matmul_precision", "highest")
     config = hf_config.read_config(directory)
     golden = read_golden(directory, config)
-    mesh = make_mesh(1, len(jax.local_devices()), 1, jax.local_devices())
+    devices = jax.local_devices()
+    mesh = make_mesh(data=1, fsdp=len(devices), tensor=1, devices=devices)
     with jax.set_mesh(mesh):
         params = hf_weights.load_params(directory, config, mesh)
         error = logit_error(params, golden, config) if "logits" in golden else None
@@ -165,12 +166,13 @@ def logit_error(params, golden, config) -> float:
     model's, in the layout of `transformer`. golden: with `logits`, as `read_golden`
     returns it.
     """
-    how = {"config": config, "dtype": jnp.float32}
 
     @jax.jit
     def logits(params, tokens_BT, position_BT):
-        hidden_BTD = transformer.forward(params, tokens_BT, position_BT, **how)
-        return transformer.unembed(params, hidden_BTD, **how)
+        hidden_BTD = transformer.forward(
+            params, tokens_BT, position_BT, config=config, dtype=jnp.float32
+        )
+        return transformer.unembed(params, hidden_BTD, config=config, dtype=jnp.float32)
 
     tokens_BT, position_BT = _rows(golden)
     logits_BTV = np.asarray(logits(params, tokens_BT, position_BT))
@@ -210,23 +212,34 @@ def _rows(golden):
 @functools.partial(jax.jit, static_argnames=("config", "steps"))
 def continue_greedily(params, tokens_BL, position_BL, *, config, steps):
     """The greedy continuation [B, steps] of left-padded prompts; ends are ignored."""
-    how = {"config": config, "dtype": jnp.float32}
-    L = tokens_BL.shape[1]
+    L, dtype = tokens_BL.shape[1], jnp.float32
 
     def choose(hidden_BD):
-        return jnp.argmax(transformer.unembed(params, hidden_BD, **how), axis=-1)
+        logits_BV = transformer.unembed(params, hidden_BD, config=config, dtype=dtype)
+        return jnp.argmax(logits_BV, axis=-1)
 
     # Gives the token that it reads, so that the first is the one after the prompt.
     def step(carry, i):
         token_B, cache = carry
         position_B = position_BL[:, -1] + 1 + i
         hidden_BD, cache = transformer.decode(
-            params, token_B, position_B, cache, L + i, **how
+            params,
+            token_B,
+            position_B,
+            cache=cache,
+            column=L + i,
+            config=config,
+            dtype=dtype,
         )
         return (choose(hidden_BD), cache), token_B
 
     hidden_BLD, cache = transformer.prefill(
-        params, tokens_BL, position_BL, columns=L + steps, **how
+        params,
+        tokens_BL,
+        position_BL,
+        columns=L + steps,
+        config=config,
+        dtype=dtype,
     )
     first_B = choose(hidden_BLD[:, -1])
     _, chosen = jax.lax.scan(step, (first_B, cache), jnp.arange(steps))

@@ -63,8 +63,8 @@ def _list() -> dict:
 
 
 def _describe(options) -> dict:
-    where = {"data_dir": options.data_dir, "manual_dir": options.manual_dir}
-    problems = load_problems(options.spec, **where)
+    data_dir, manual_dir = options.data_dir, options.manual_dir
+    problems = load_problems(options.spec, data_dir=data_dir, manual_dir=manual_dir)
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
     facts = {"problems": len(problems), "digest": problems.digest}
     for column in ("level", "verifiable"):
@@ -79,11 +79,14 @@ def _describe(options) -> dict:
     facts["unit"] = "tokens" if tokenizer else "characters"
     facts |= _lengths(problems, tokenizer)
     facts["duplicates"] = _duplicates(problems)
-    public, absent = evaluation_sets(**where)
+    public, absent = evaluation_sets(data_dir=data_dir, manual_dir=manual_dir)
     # An evaluation set holds itself, all of it. Another split of its name is another
     # set, and one that is asked for by --eval is compared whatever it is.
     sets = [x for x in public if x.source not in _own_names(options.spec)]
-    sets += [load_problems(spec, **where) for spec in options.eval]
+    sets += [
+        load_problems(spec, data_dir=data_dir, manual_dir=manual_dir)
+        for spec in options.eval
+    ]
     facts["overlap"] = {
         each.source: [list(pair) for pair in overlapping_ids(problems, each)]
         for each in sets

@@ -55,11 +55,15 @@ def main(argv: list[str]) -> None:
         else options.step
     )
     # Over all devices by `fsdp`: a model that one of them cannot hold is exported.
-    mesh = make_mesh(1, -1, 1)
+    mesh = make_mesh(data=1, fsdp=-1, tensor=1)
     if options.peft:
         _check_peft(run, config, options)
     params = trained_policy.load_params(
-        options.workdir, step, config, mesh, partial(load_base, run, config, mesh)
+        options.workdir,
+        step,
+        model_config=config,
+        mesh=mesh,
+        load_base=partial(load_base, run, config, mesh),
     )
     said = {
         "out": str(out),
@@ -76,7 +80,15 @@ def main(argv: list[str]) -> None:
             base=init_digest(run.model.init),
         )
     else:
-        _save(out, params, config, run, tokenizer, mesh, options.dtype)
+        _save(
+            out,
+            params,
+            config=config,
+            run=run,
+            tokenizer=tokenizer,
+            mesh=mesh,
+            dtype=options.dtype,
+        )
     said["seconds"] = round(time.perf_counter() - start, 2)
     print(json.dumps(said), flush=True)
 
@@ -99,7 +111,7 @@ def _check_peft(run, config, options) -> None:
         )
 
 
-def _save(out, params, config, run, tokenizer, mesh, dtype) -> None:
+def _save(out, params, *, config, run, tokenizer, mesh, dtype) -> None:
     """Write the whole model, adapters added to its kernels."""
     if config.lora is not None:
         merge, config = partial(lora.merge, lora=config.lora), config.base

@@ -214,8 +214,8 @@ def run_part(
         time.sleep(3)  # until the driver has taken its memory back
     elif code:
         # An error is said on stderr, of which stdout may be behind.
-        said = _last_lines(out / f"{name}.log", count=1, but=OTHER)
-        state = f"failed ({code}): {said}"
+        cause = _last_lines(out / f"{name}.log", count=1, but=OTHER)
+        state = f"failed ({code}): {cause}"
     elif rows and "absent" in rows[-1]:
         state = "skipped"
     _say(f"{name}: {state}, {seconds} s")
@@ -297,7 +297,13 @@ def figures(results: dict, dry_run: bool) -> list[dict]:
         _main_job_figures(add, row)
     for row in _rows(results, "attention")[-1:]:
         counts = ", ".join(f"{row[x]} {x}" for x in ("passed", "failed", "skipped"))
-        add("attention", "tests", counts, "none failed", not row["failed"])
+        add(
+            "attention",
+            "tests",
+            got=counts,
+            aim="none failed",
+            reached=not row["failed"],
+        )
         for failure in row["failures"]:
             add("attention", "failed", failure)
     peers = {
@@ -308,7 +314,9 @@ def figures(results: dict, dry_run: bool) -> list[dict]:
     for name in STEPS:
         for row in _rows(results, name):
             peer = peers.get((("tiny" if dry_run else name), row["variant"]))
-            _step_figures(partial(add, f"{name} {row['variant']}"), row, peak, peer)
+            _step_figures(
+                partial(add, f"{name} {row['variant']}"), row, peak=peak, peer=peer
+            )
     return table
 
 
@@ -318,9 +326,9 @@ def _main_job_figures(add, row: dict) -> None:
         add(
             "main_job",
             f"accuracy {when}, %; on a CPU {cpu}",
-            f"{got:.1f}",
-            f"within {POINTS} points",
-            abs(got - cpu) <= POINTS,
+            got=f"{got:.1f}",
+            aim=f"within {POINTS} points",
+            reached=abs(got - cpu) <= POINTS,
         )
 
 
@@ -333,15 +341,21 @@ def _step_figures(add, row: dict, peak: dict | None, peer: dict | None) -> None:
     if peak:
         share = row["decode_bytes"] / peak["bytes_per_second"] / seconds
         aim = AIMS["bandwidth"]
-        add("generate / bandwidth", f"{share:.3f}", f"≥ {aim}", share >= aim)
+        add(
+            "generate / bandwidth",
+            got=f"{share:.3f}",
+            aim=f"≥ {aim}",
+            reached=share >= aim,
+        )
     if peer:
         name = f"generate / transformers' ({peer['columns']} columns)"
         ratio = rate / peer["tokens_per_second"]
-        add(name, f"{ratio:.2f}", "≥ 1", ratio >= 1)
+        add(name, got=f"{ratio:.2f}", aim="≥ 1", reached=ratio >= 1)
     add("update, tokens/s", f"{row['update_tok_per_s']['median']:,.0f}")
     if peak:
         share = row["update_flops"] / peak["flops_per_second"] / update
-        add("update MFU", f"{share:.3f}", f"≥ {AIMS['mfu']}", share >= AIMS["mfu"])
+        aim = AIMS["mfu"]
+        add("update MFU", got=f"{share:.3f}", aim=f"≥ {aim}", reached=share >= aim)
     if row["variant"] == "ragged":  # the other's weights are changed
         drift = f"{row['drift']['median']:.2e}, {row['drift_max']['median']:.2e}"
         add("Δ log p of a token, nats: mean, max", drift)

@@ -140,16 +140,25 @@ def step(name: str, options, fields: list[str]) -> None:
     argv = ["--workload", name, "--variant", "fixed", *fields]
     bench_options, fields = bench._parse(argv)
     steps = 2 * (1 + 2 * load["repeats"])
-    config = bench._config(_benchlib(begun), load, bench_options, steps, fields)
+    config = bench._config(
+        _benchlib(begun), load, options=bench_options, steps=steps, fields=fields
+    )
     from limr_jax.setup import set_up
 
     run = bench._with_even_tokens(set_up(config))
     endless = dataclasses.replace(run, load_params=_endless(run))
     # What compiles comes with the first, whose rollouts are longer besides.
-    for variant, made, share in (("fixed", endless, 0.6), ("ragged", run, 1.0)):
+    for variant, measured, share in (("fixed", endless, 0.6), ("ragged", run, 1.0)):
         bl = _benchlib(begun + share * options.limit)
-        figures = bench.measure(bl, made, config, load["warmup"], load["repeats"])
-        _emit({"variant": variant} | needs(run, size, figures, variant) | figures)
+        figures = bench.measure(
+            bl,
+            measured,
+            config=config,
+            warmup=load["warmup"],
+            repeats=load["repeats"],
+        )
+        least = needs(run, size, figures=figures, variant=variant)
+        _emit({"variant": variant} | least | figures)
 
 
 def workload(name: str, size: Size, vocabulary: int) -> dict:
@@ -366,7 +375,7 @@ def transformers(options, _) -> None:
         name: [*range(model.vocab_size - sizes[name].ends, model.vocab_size)]
         for name, model in models.items()
     }
-    asked = {
+    request = {
         "sizes": {name: _qwen2(model) for name, model in models.items()},
         "ends": ends,
         "prompts": one.prompts,
@@ -382,7 +391,7 @@ def transformers(options, _) -> None:
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    command = [sys.executable, str(script), json.dumps(asked)]
+    command = [sys.executable, str(script), json.dumps(request)]
     ended = subprocess.run(command, env=environment)
     if ended.returncode:
         raise SystemExit(ended.returncode)

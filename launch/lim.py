@@ -44,7 +44,6 @@ from limr_jax.errors import InputError
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 with platform.importing_jax():
-    from limr_jax.data import jsonl
     from limr_jax.samplers import score_file
     from limr_jax.storage import files
     from limr_jax.studies import reward_curves, run_files
@@ -148,7 +147,8 @@ def select(options) -> None:
             f"--{rule} {limit} keeps none of {int(np.isfinite(score_N).sum())} "
             f"problems, whose largest score is {score_N.max():.4g}; give less"
         )
-    files.write_rows(options.out, _rows(options, kept, dict(zip(ids, score_N)), rule))
+    score_of = dict(zip(ids, score_N))
+    files.write_rows(options.out, _rows(options, kept, score_of=score_of, rule=rule))
     print(
         f"kept {len(kept)} of {len(ids)} problems, {int(np.isfinite(score_N).sum())} "
         f"of them with a score, by --{rule} {limit}; written to {options.out}"
@@ -175,10 +175,7 @@ def _rows(options, kept, score_of, rule: str) -> list[dict]:
     if not path:
         name = _NAMES.get(rule, "lim_score")
         return [{"id": problem, name: float(score_of[problem])} for problem in kept]
-    rows = {
-        jsonl.text_field(row, "id", where, numbers=True): row
-        for where, row in jsonl.read_rows(path)
-    }
+    rows = {problem: row for _, problem, row in score_file.rows_by_id(path)}
     missing = [problem for problem in kept if problem not in rows]
     if missing:
         raise InputError(

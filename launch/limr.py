@@ -80,12 +80,13 @@ def main(argv: list[str]) -> int:
     jobs.check_options(config.seed, options)
     # All of them first: the probe is long, and a mistake in an arm would show after it.
     for arm in arms:
-        jobs.check_arm(arm, train_job(options, arm, config.seed, out, ARMS[arm]))
+        job = train_job(options, arm, seed=config.seed, folder=out, fields=ARMS[arm])
+        jobs.check_arm(arm, job)
     tokenizer = load_tokenizer(resolve(config.tokenizer))
     problems = setup.load_sets(config, tokenizer)[0].problems
     if _probed(arms):
         _check_probe(config, options, len(problems))
-    console.say(_plan(config, options, arms, problems, out))
+    console.say(_plan(config, options, arms=arms, problems=problems, out=out))
     if options.dry_run:
         return 0
     # Another threshold gives other sets: these are part of whose folder it is.
@@ -95,7 +96,15 @@ def main(argv: list[str]) -> int:
     try:
         grid, notes = {}, []
         for seed in range(config.seed, config.seed + options.seeds):
-            seed_notes = _pipeline(config, options, arms, problems, out, seed, grid)
+            seed_notes = _pipeline(
+                config,
+                options,
+                arms=arms,
+                problems=problems,
+                out=out,
+                seed=seed,
+                grid=grid,
+            )
             if seed_notes is None:
                 console.say(f"stopped; the same command goes on: {out}")
                 return 0
@@ -120,26 +129,43 @@ def _pipeline(config, options, arms, problems, out, seed: int, grid: dict):
     from limr_jax.studies import jobs, tables
 
     folder = out / f"seed-{seed}"
-    limits = {"cache": out / "compiled", "seconds": options.run_seconds}
+    cache, seconds = out / "compiled", options.run_seconds
     notes = []
     if _probed(arms):
         steps = probe_steps(
             len(problems), config.prompts_per_step, options.probe_epochs
         )
-        probe = train_job(options, "probe", seed, folder, PROBE | {"num_steps": steps})
-        if not jobs.run_all([probe], **limits):
+        probe = train_job(
+            options,
+            "probe",
+            seed=seed,
+            folder=folder,
+            fields=PROBE | {"num_steps": steps},
+        )
+        if not jobs.run_all([probe], cache, seconds=seconds):
             return None
         if not probe.done():
             log = probe.beside(".log")
             raise InputError(f"the probe failed, {jobs.failure(probe)}; see {log}")
         # Anew at each start: the same curves and the same seed give the same sets.
-        notes.append(select(problems, probe.workdir, options, seed, folder))
-    runs = [train_job(options, arm, seed, folder, ARMS[arm]) for arm in arms]
+        notes.append(
+            select(
+                problems,
+                probe=probe.workdir,
+                options=options,
+                seed=seed,
+                folder=folder,
+            )
+        )
+    runs = [
+        train_job(options, arm, seed=seed, folder=folder, fields=ARMS[arm])
+        for arm in arms
+    ]
     grid |= {(arm, seed): job for arm, job in zip(arms, runs)}
-    if not jobs.run_all(runs, **limits, after=tables.progress_line):
+    if not jobs.run_all(runs, cache, seconds=seconds, after=tables.progress_line):
         return None
     evaluations = [evaluate_job(job) for job in runs if job.done()]
-    if not jobs.run_all(evaluations, **limits):
+    if not jobs.run_all(evaluations, cache, seconds=seconds):
         return None
     return notes + [_evaluated(job) for job in evaluations]
 
@@ -210,7 +236,10 @@ def train_job(options, name: str, seed: int, folder: pathlib.Path, fields: dict)
     if fields.get("data.train"):
         own["data.train"] = str(folder / fields["data.train"])
     return jobs.train_job(
-        f"{name}, seed {seed}", options.config, own.items(), folder / name
+        f"{name}, seed {seed}",
+        options.config,
+        fields=own.items(),
+        workdir=folder / name,
     )
 
 

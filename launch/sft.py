@@ -7,11 +7,13 @@ is one JSON object, the result.
 import json
 
 from limr_jax.config import load as config_lib
+from limr_jax.config.config_file import refuse_absent
 
 
 def main(argv: list[str]) -> None:
     """Parse, check, then train."""
     config, options = config_lib.load(argv, __doc__, kind="sft_base")
+    refuse_absent(config, options.config)
     from limr_jax import console, sft
 
     if options.dry_run:

@@ -66,19 +66,20 @@ def main(argv: list[str]) -> None:
         files.output(options.out)
         run_files.refuse(options.out, options.run)
     else:
-        files.output(options.out, *files_read(options.spec, **_where(options)))
+        read_files = files_read(
+            options.spec, data_dir=options.data_dir, manual_dir=options.manual_dir
+        )
+        files.output(options.out, *read_files)
     verbs = {"short": _short, "plans": _plans, "right": _right, "sums": _sums}
     read, rows = verbs[options.verb](options)
     files.write_rows(options.out, rows)
     print(json.dumps({"read": read, "written": len(rows), "out": options.out}))
 
 
-def _where(options) -> dict:
-    return {"data_dir": options.data_dir, "manual_dir": options.manual_dir}
-
-
 def _problems(options) -> Problems:
-    return load_problems(options.spec, **_where(options))
+    return load_problems(
+        options.spec, data_dir=options.data_dir, manual_dir=options.manual_dir
+    )
 
 
 def _short(options) -> tuple[int, list[dict]]:

@@ -37,14 +37,18 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     if options.pieces is not None and not options.texts:
         raise InputError(f"--pieces={options.pieces} does nothing without --texts")
-    where = {"data_dir": options.data_dir, "manual_dir": options.manual_dir}
-    read = files_read(options.texts, **where) if options.texts else []
+    data_dir, manual_dir = options.data_dir, options.manual_dir
+    read = []
+    if options.texts:
+        read = files_read(options.texts, data_dir=data_dir, manual_dir=manual_dir)
     out = files.output(options.path, *read, flag="path")
     # SentencePiece writes a blank as U+2581 inside its pieces.
     symbols = ["\n", expressions.ANSWER_PHRASE.replace(" ", "\u2581")]
     limits = {}
     if options.texts:
-        problems = load_problems(options.texts, **where)
+        problems = load_problems(
+            options.texts, data_dir=data_dir, manual_dir=manual_dir
+        )
         texts = [*problems.prompts, *problems.answers]
         pieces = 1024 if options.pieces is None else options.pieces
         # SentencePiece takes no limit below 10.

@@ -25,6 +25,7 @@ import resource
 import time
 
 from limr_jax.config import load as config_lib
+from limr_jax.config.config_file import refuse_absent
 
 
 def main(argv: list[str]) -> int | None:
@@ -59,6 +60,8 @@ def _run(config, options) -> None:
     from limr_jax.storage.workdir import workdir_path
     from limr_jax.train import train
 
+    # Among the others, who then learn why: one host alone may lack a file.
+    refuse_absent(config, options.config)
     rights = () if options.dry_run else gcs.WRITE
     # Whatever a module with a reward function makes the current folder.
     options.workdir = str(workdir_path(options.workdir, rights))
@@ -101,7 +104,7 @@ def compile_only(config, workdir: str) -> int:
         "cpu_seconds": time.process_time(),
         "peak_gib": peak / 2**20,
     }
-    compiled = report.report(config, plan, programs, cost)
+    compiled = report.report(config, plan, programs=programs, cost=cost)
     console.say(report.text(compiled))
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(path, json.dumps(compiled, indent=1))

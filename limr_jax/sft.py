@@ -348,13 +348,11 @@ def _texts(config):
     """(packed texts, tokenizer): prompt and solution of each problem."""
     tokenizer = load_tokenizer(resolve(config.tokenizer))
     section = config.data
-    places = {
-        "data_dir": resolve(section.cache_dir),
-        "manual_dir": resolve(section.manual_dir) if section.manual_dir else None,
-    }
-    problems = load_problems(section.train, **places)
+    data_dir = resolve(section.cache_dir)
+    manual_dir = resolve(section.manual_dir) if section.manual_dir else None
+    problems = load_problems(section.train, data_dir=data_dir, manual_dir=manual_dir)
     if not section.allow_overlap:
-        refuse_held_out(problems, **places)
+        refuse_held_out(problems, data_dir=data_dir, manual_dir=manual_dir)
     solutions = problems.columns.get("solution")
     if solutions is None or None in solutions:
         raise InputError(f"{section.train}: not every row has a solution; add it")

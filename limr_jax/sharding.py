@@ -101,7 +101,7 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
     platform_lib.check_options()
     devices = jax.devices() if devices is None else list(devices)
     sizes = [data, fsdp, tensor]
-    written = "data={} x fsdp={} x tensor={}".format(*sizes)
+    written = f"data={data} x fsdp={fsdp} x tensor={tensor}"
     if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
         raise InputError(
             f"mesh {written}: each axis must be 1 or more, one of them may be -1"
@@ -277,6 +277,7 @@ def on_each(function, in_specs, out_specs):
     """
     if _mesh() is None:
         return function
+    # check_vma: a Pallas kernel does not say over which mesh axes its result varies.
     return jax.shard_map(
         function, in_specs=in_specs, out_specs=out_specs, check_vma=False
     )

@@ -5,6 +5,10 @@ A signal first, which raises `OutOfTime` in the item; the kernel's kill after it
 
 import resource
 import signal
+from collections.abc import Callable
+from typing import TypeVar
+
+_Result = TypeVar("_Result")
 
 
 class OutOfTime(BaseException):
@@ -28,3 +32,20 @@ def limit(cpu_seconds: float, start: bool) -> None:
         ceiling = usage.ru_utime + usage.ru_stime + cpu_seconds + 2
         hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
         resource.setrlimit(resource.RLIMIT_CPU, (int(ceiling) + 1, hard))
+
+
+def within(cpu_seconds: float, work: Callable[[], _Result]) -> _Result:
+    """What `work()` returns within so many seconds of processor time.
+
+    Raises OutOfTime where it takes more; the caller's `try` must have all of the call.
+    """
+    # Two levels: the signal may come while the inner one stops the clock.
+    try:
+        try:
+            limit(cpu_seconds, start=True)
+            return work()
+        finally:
+            limit(cpu_seconds, start=False)
+    finally:
+        # Once more, for a signal that came before the clock was stopped.
+        signal.setitimer(signal.ITIMER_PROF, 0.0)

@@ -1,5 +1,8 @@
-"""Eight virtual CPU devices, no silent rank promotion, and where the data lies."""
+"""Eight virtual CPU devices, no silent rank promotion, where the data lies; what saves
+processor time: the order of the files, compiled programs that are loaded again, a
+garbage collector that leaves alone what stays."""
 
+import gc
 import os
 import pathlib
 import signal
@@ -9,6 +12,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from limr_jax import jit
 
@@ -26,6 +30,8 @@ LONG = (
     "compilation/test_report.py",
     "multihost/test_kill.py",
     "multihost/test_processes.py",
+    "test_wheel.py",
+    "launch/test_gpu_check.py",
     "test_train.py",
     "test_debug_nans.py",
     "test_devices.py",
@@ -34,6 +40,7 @@ LONG = (
     "compilation/test_warm_up.py",
     "learner/test_jepo.py",
     "samplers/test_group_filter_run.py",
+    "storage/test_checkpoint_record.py",
     "rewards/math/test_cases.py",
     "models/test_bf16.py",
     "learner/test_critic.py",
@@ -59,6 +66,53 @@ def pytest_collection_modifyitems(items):
         return place.get(name, len(LONG))
 
     items.sort(key=of_file)
+
+
+def pytest_collection_finish():
+    # Tracing makes a great many objects that live a while. By default the garbage
+    # collector looks for cycles after every 700 of them.
+    gc.set_threshold(100_000)
+    leave_out_of_collections()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+    if nextitem is not None and nextitem.path != item.path:
+        leave_out_of_collections()
+
+
+def leave_out_of_collections() -> None:
+    """What is imported, traced or compiled by now stays to the end of the tests.
+
+    The garbage collector would look through all of it again and again.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_before(tmp_path_factory):
+    """What one test of this process has compiled, the next one loads.
+
+    A folder for each worker: JAX writes without a lock, and half of a file would be a
+    warning where it is read. Programs that compile in less than a tenth of a second
+    are not worth a file.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = str(tmp_path_factory.mktemp("compiled"))
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.fixture
+def compiled_anew():
+    """For tests that ask compiled programs what they are: none is loaded."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX looks at the option once
+    yield
+    jax.config.update("jax_enable_compilation_cache", before)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(autouse=True)

@@ -143,7 +143,8 @@ JEPO = {"algorithm": "jepo"}
         ({"data.train": ""}, "data.train is empty; give --config.data.train=…"),
         (
             {"data.train": "nowhere.jsonl"},
-            "nowhere.jsonl: no such file; check the path",
+            "nowhere.jsonl: no such file; check the path, or name a public set (python "
+            "launch/data.py list)",
         ),
         (
             {"data.train": "/proc/self/mem"},
@@ -157,7 +158,11 @@ JEPO = {"algorithm": "jepo"}
             "arithmetic_sft, gsm8k, math12k, math500, math_lvl3to5, minerva_math, "
             "numinamath, olympiadbench, proofs, or a .jsonl file",
         ),
-        ({"data.eval": "nowhere.jsonl"}, "nowhere.jsonl: no such file; check the path"),
+        (
+            {"data.eval": "nowhere.jsonl"},
+            "nowhere.jsonl: no such file; check the path, or name a public set (python "
+            "launch/data.py list)",
+        ),
         (
             {"data.too_long": "cut"},
             "--config.data.too_long='cut' is unknown; did you mean 'leave_out'? "
@@ -860,7 +865,8 @@ def test_a_workdir_that_cannot_be_is_known_at_once(
         ),
         (
             "--config.data.train=nowhere.jsonl",
-            "nowhere.jsonl: no such file; check the path",
+            "nowhere.jsonl: no such file; check the path, or name a public set (python "
+            "launch/data.py list)",
         ),
         (
             "--coordinator=127.0.0.1:1 --processes=2",

@@ -155,7 +155,8 @@ def test_no_other_framework_and_nothing_that_runs_what_it_reads():
 # What stands on a floor may import from its own floor and from those above it in this
 # list; nothing imports upward. limr_jax/README.md has the same list, and the rooms.
 FLOORS = [
-    "errors prng sharding chunking jit platform console time_limit worker_pool",
+    "errors prng sharding chunking jit platform console time_limit "
+    "worker_process worker_pool",
     "algorithms assets",
     "config multihost storage data",
     "models",

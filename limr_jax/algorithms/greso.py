@@ -28,7 +28,12 @@ class State(NamedTuple):
 def init(problems: int) -> State:
     """The state before the first visit: nothing is skipped, and p is 0.5 twice."""
     half = jnp.full((), 0.5, jnp.float32)
-    return State(jnp.zeros(problems, jnp.int32), jnp.zeros(problems, bool), half, half)
+    return State(
+        streak_N=jnp.zeros(problems, jnp.int32),
+        all_right_N=jnp.zeros(problems, bool),
+        explore_right=half,
+        explore_wrong=half,
+    )
 
 
 def skip_probability(state: State, *, floor: float = 0.01) -> jax.Array:
@@ -75,8 +80,8 @@ def update(
         return jnp.where(visits > 0, jnp.clip(moved, 0.05, 0.95), explore)
 
     return State(
-        state.streak_N.at[ids_P].set(streak_P),
-        state.all_right_N.at[ids_P].set(all_right_P),
-        adapt(state.explore_right, right_P, target_right),
-        adapt(state.explore_wrong, wrong_P, target_wrong),
+        streak_N=state.streak_N.at[ids_P].set(streak_P),
+        all_right_N=state.all_right_N.at[ids_P].set(all_right_P),
+        explore_right=adapt(state.explore_right, right_P, target_right),
+        explore_wrong=adapt(state.explore_wrong, wrong_P, target_wrong),
     )

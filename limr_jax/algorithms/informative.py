@@ -10,9 +10,12 @@ never below a floor. The source is an issue of marin's repository, not a paper
 (github.com/marin-community/marin/issues/8765); the posterior is that of MoPPS
 (arXiv:2507.04632).
 
-Departures: old counts fade towards those of Beta(1, 1), not towards 0, so that both
-stay above 0, and λ = .9 is a default of this project's; right and wrong are counted
-among valid rollouts, and a problem without any keeps its counts.
+Departures: there the weights are those of bins of problems (nineteen, by difficulty),
+with a pass rate a bin, and what marin measured is of these; here each problem has its
+own, of which a step's other problems say nothing. Old counts fade towards those of
+Beta(1, 1), not towards 0, so that both stay above 0, and λ = .9 is a default of this
+project's; right and wrong are counted among valid rollouts, and a problem without any
+keeps its counts.
 """
 
 from typing import NamedTuple

@@ -4,9 +4,11 @@
     choose the P of the pool with the smallest |γ̂_i − γ*|,   γ* = 0.5
     α ← λ α + (1 − λ) α_0 + right;   β ← λ β + (1 − λ) β_0 + wrong      of the chosen
 
-λ = .5, α_0 = β_0 = 1, a pool of 8P. Departures: the pool, drawn uniformly, is the
-caller's; right and wrong are counted among valid rollouts, and a problem without any is
-not updated. The draw of a problem depends on the key and the problem alone.
+λ = .5, α_0 = β_0 = 1, a pool of 8P, as the released scripts have it for the countdown
+task and geometry; for mathematics theirs are λ = 1, which forgets nothing, and 16P.
+Departures: the pool, drawn uniformly, is the caller's; right and wrong are counted
+among valid rollouts, and a problem without any is not updated. The draw of a problem
+depends on the key and the problem alone.
 """
 
 from typing import NamedTuple

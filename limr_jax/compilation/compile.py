@@ -71,7 +71,6 @@ def compile_all(plan: Plan, tell=lambda compiled: None) -> list[Compiled]:
 def _compile(call: Call, parts: Sequence[decode_traffic.Steps] = ()) -> Compiled:
     begun, error, memory, moved = time.perf_counter(), "", None, hlo_cost.HloCost()
     text, steps = "", ()
-    loops = {"turns": call.turns, "shares": call.shares}
     with jax.set_mesh(call.mesh), tempfile.TemporaryDirectory() as dump:
         traced = call.program.trace(*call.args)
         try:
@@ -85,11 +84,15 @@ def _compile(call: Call, parts: Sequence[decode_traffic.Steps] = ()) -> Compiled
         else:
             memory, laid_out = compiled.memory_analysis(), _laid_out(dump)
             text = compiled.as_text()
-            moved = hlo_cost.cost(text, **loops)
-            steps = _decode_bytes(call, text, traced.jaxpr, parts)
-    loops["decoded"] = call.decoded
-    # From the jaxpr, so it is known of a program that did not compile, too.
-    kernels = flops.kernel_bytes(traced.jaxpr, **loops)
+            moved = hlo_cost.cost(text, turns=call.turns, shares=call.shares)
+            steps = _decode_bytes(call, text, jaxpr=traced.jaxpr, parts=parts)
+    # From the jaxpr, so both are known of a program that did not compile, too.
+    computed = flops.flops(
+        traced.jaxpr, turns=call.turns, shares=call.shares, decoded=call.decoded
+    )
+    kernels = flops.kernel_bytes(
+        traced.jaxpr, turns=call.turns, shares=call.shares, decoded=call.decoded
+    )
     leaves = jax.tree.leaves(call.args)
     # By identity: one shape is one buffer, in however many places it stands.
     ids = {id(shape) for shape in leaves}
@@ -99,33 +102,27 @@ def _compile(call: Call, parts: Sequence[decode_traffic.Steps] = ()) -> Compiled
         if id(shape) not in ids
     }
     arguments = sum(map(chip_bytes, leaves))
-    sizes = {
-        "arguments": arguments,
-        "output": 0,
-        "temporaries": wanted(error, arguments),
-        "code": 0,
-    }
+    output, temporaries, code = 0, wanted(error, arguments), 0
     if memory:
+        arguments = memory.argument_size_in_bytes
         # A donated argument's buffer holds the result, and counts with the arguments.
         output = memory.output_size_in_bytes - memory.alias_size_in_bytes
         temporaries = memory.temp_size_in_bytes
         if laid_out:
-            temporaries = laid_out - memory.argument_size_in_bytes - output
-        sizes = {
-            "arguments": memory.argument_size_in_bytes,
-            "output": output,
-            "temporaries": temporaries,
-            "code": memory.generated_code_size_in_bytes,
-        }
+            temporaries = laid_out - arguments - output
+        code = memory.generated_code_size_in_bytes
     return Compiled(
         name=call.name,
         phase=call.phase,
         seconds=time.perf_counter() - begun,
         error=error,
-        **sizes,
+        arguments=arguments,
+        output=output,
+        temporaries=temporaries,
+        code=code,
         elsewhere=sum(others.values()),
         # What the jaxpr says is of all chips together, XLA's text of one.
-        flops=call.times * flops.flops(traced.jaxpr, **loops) / call.mesh.size,
+        flops=call.times * computed / call.mesh.size,
         hbm_bytes=call.times * (moved.hbm_bytes + kernels / call.mesh.size),
         collectives=(call.times * moved).collectives,
         kernels=hlo_cost.kernels(text),
@@ -158,11 +155,11 @@ def _decode_bytes(call: Call, text: str, jaxpr, parts) -> tuple[float, ...]:
     # Every step reads the widest cache, as it does once the ring has turned.
     widest = (*(0.0 for _ in call.shares[1:]), 1.0)[: len(call.shares)]
 
-    def moved(columns, *turns):
-        loops = {"turns": turns, "shares": widest}
+    def moved(columns, turns):
         read = ragged_decode.ColumnsRead(columns)
-        kernels = flops.kernel_bytes(jaxpr, decoded=read, **loops)
-        return hlo_cost.cost(text, **loops).hbm_bytes + kernels / call.mesh.size
+        kernels = flops.kernel_bytes(jaxpr, turns=turns, shares=widest, decoded=read)
+        program = hlo_cost.cost(text, turns=turns, shares=widest)
+        return program.hbm_bytes + kernels / call.mesh.size
 
     def bytes_of(number, part):
         before = [0] * (refills + number)
@@ -170,7 +167,7 @@ def _decode_bytes(call: Call, text: str, jaxpr, parts) -> tuple[float, ...]:
             before[0] = 1  # a round that refills no row
         columns = part.read / (part.slots * part.steps) if part.steps else 0
         # The other loops count the same in both: one turn of this one is left.
-        step, none = (moved(columns, *before, turn, 0) for turn in (1, 0))
+        step, none = (moved(columns, (*before, turn, 0)) for turn in (1, 0))
         return step - none
 
     return tuple(bytes_of(number, part) for number, part in enumerate(parts))

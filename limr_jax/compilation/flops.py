@@ -31,7 +31,7 @@ def _endless(turns: Sequence[int]) -> Iterator[int]:
 
 
 class Assumed:
-    """What a program does not show of itself; the arguments are those of `flops`."""
+    """What a program does not show of itself: as `flops` takes it, and `branch`."""
 
     def __init__(
         self,
@@ -40,6 +40,7 @@ class Assumed:
         branch: Callable = min,
         decoded=None,
     ):
+        # branch: which one counts of a conditional that `shares` does not speak of.
         self.turns = _endless(turns)
         self.decoded = decoded
         self._shares = shares
@@ -54,7 +55,13 @@ class Assumed:
         return sum(rest, start=first)
 
 
-def flops(jaxpr, **assumed) -> float:
+def flops(
+    jaxpr,
+    *,
+    turns: Sequence[int] = (1,),
+    shares: Sequence[float] = (),
+    decoded=None,
+) -> float:
     """FLOPs of the program, summed over all devices.
 
     turns: of the loops whose condition has no constant, in the order in which they
@@ -62,15 +69,23 @@ def flops(jaxpr, **assumed) -> float:
     of every conditional with as many branches. decoded: the rows that ragged decode
     works on (`ragged_decode.Rounds` or `ColumnsRead`); None: whole rows.
     """
-    return _inside(jaxpr, Assumed(**assumed), _products)
+    assumed = Assumed(turns=turns, shares=shares, decoded=decoded)
+    return _inside(jaxpr, assumed, _products)
 
 
-def kernel_bytes(jaxpr, **assumed) -> float:
+def kernel_bytes(
+    jaxpr,
+    *,
+    turns: Sequence[int] = (1,),
+    shares: Sequence[float] = (),
+    decoded=None,
+) -> float:
     """HBM bytes that Pallas kernels read and write, summed over all devices.
 
     The arguments are those of `flops`.
     """
-    return _inside(jaxpr, Assumed(**assumed), _kernel_bytes)
+    assumed = Assumed(turns=turns, shares=shares, decoded=decoded)
+    return _inside(jaxpr, assumed, _kernel_bytes)
 
 
 def _inside(jaxpr, assumed: Assumed, of: Callable) -> float:

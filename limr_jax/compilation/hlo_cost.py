@@ -123,13 +123,14 @@ def cost(
     """
     computations, entry = parse(text)
     # One for the whole walk: it deals out the turns, loop by loop.
-    assumed = flops.Assumed(turns, shares)
+    assumed = flops.Assumed(turns=turns, shares=shares)
 
     # Not cached: a loop without a constant takes the next turns at every visit.
     def of(name: str) -> HloCost:
         here = computations[name]
         costs = (
-            _cost_of(line, here, computations, of, assumed) for line in here.values()
+            _cost_of(line, here=here, computations=computations, of=of, assumed=assumed)
+            for line in here.values()
         )
         return sum(costs, start=HloCost())
 
@@ -278,7 +279,8 @@ def _fusion(instruction: Instruction, here, computations) -> HloCost:
     sizes = []
     for number, name in enumerate(instruction.operands):
         for size, in_hbm in _sizes(here[name].type):
-            sizes.append((_read(inner, number, size, computations), in_hbm))
+            read = _read(inner, number=number, size=size, computations=computations)
+            sizes.append((read, in_hbm))
     for part, (size, in_hbm) in zip(
         _results(inner, computations), _sizes(instruction.type)
     ):
@@ -351,7 +353,9 @@ def _read(inner, number: int, size: float, computations) -> float:
                 if _passed_on(nested) == at:
                     names.append(user.name)
                 else:
-                    taken += _read(nested, at, size, computations)
+                    taken += _read(
+                        nested, number=at, size=size, computations=computations
+                    )
             # What is updated in place is not read; anything else reads all of it.
             elif user.opcode not in _IN_PLACE or not first:
                 return size

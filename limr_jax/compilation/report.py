@@ -37,7 +37,7 @@ def report(config, plan: Plan, programs: list[Compiled], cost: dict) -> dict:
         "fits": at_most.total <= limit and not any(p.error for p in programs),
         "programs": [_row(p, plan) for p in programs],
         "most_in_hbm": {"program": at_most.name, "gib": at_most.total / GIB},
-        "rollouts": _waves(config, plan, programs, limit),
+        "rollouts": _waves(config, plan, programs=programs, limit=limit),
         "decode": decode(plan, programs),
         "not_compiled": not_compiled(config, plan),
         "bound": {
@@ -47,7 +47,7 @@ def report(config, plan: Plan, programs: list[Compiled], cost: dict) -> dict:
             "steps": config.num_steps,
         },
         "compiling": cost,
-        "advice": advice(config, plan, programs, limit),
+        "advice": advice(config, plan, programs=programs, limit=limit),
     }
 
 
@@ -116,11 +116,9 @@ def decode(plan: Plan, programs: list[Compiled]) -> dict | None:
     if not model.tied:  # a step reads its tokens' rows
         count -= params["embedder"]["embedding"].size
     size = jnp.dtype(plan.compute.dtype).itemsize
-    sizes = {
-        # Decode reads a copy that is gathered over fsdp: tensor alone divides it.
-        "weights": count * size / plan.mesh.shape["tensor"],
-        "column": column_bytes(plan),
-    }
+    # Decode reads a copy that is gathered over fsdp: tensor alone divides it.
+    weights = count * size / plan.mesh.shape["tensor"]
+    column = column_bytes(plan)
     # None: it did not compile.
     moved = next(p.decode_bytes for p in programs if p.name == "generate") or None
     measured = [
@@ -131,9 +129,9 @@ def decode(plan: Plan, programs: list[Compiled]) -> dict | None:
 
     def ratios(measured):
         parts = [part for part, _ in measured]
-        least = decode_traffic.must(parts, **sizes)
+        least = decode_traffic.must(parts, weights=weights, column=column)
         return {
-            "scheduled": decode_traffic.ratio(parts, **sizes),
+            "scheduled": decode_traffic.ratio(parts, weights=weights, column=column),
             "compiled": moved and sum(p.steps * size for p, size in measured) / least,
         }
 
@@ -314,7 +312,7 @@ def _decoded(ratios: dict | None) -> list[str]:
 
 
 def _summary(report: dict) -> list[str]:
-    rollouts, bound = report["rollouts"], report["bound"]
+    rollouts, bound, cost = report["rollouts"], report["bound"], report["compiling"]
     lines = [
         f"rollouts: at most {rollouts['fit_at_a_time']:,} of full length fit at once; "
         f"{rollouts['a_step']:,} a step by {rollouts['slots']:,} slots are "
@@ -329,8 +327,8 @@ def _summary(report: dict) -> list[str]:
         f"least {bound['seconds_a_step']:.0f} s, at most "
         f"{bound['tokens_a_second_a_chip']:.0f} tokens a second a chip; "
         f"{bound['steps']:,} steps at least {bound['hours']:.1f} hours",
-        "compiled in {wall_seconds:.0f} s, {cpu_seconds:.0f} s of processor time and "
-        "{peak_gib:.1f} GiB of memory".format(**report["compiling"]),
+        f"compiled in {cost['wall_seconds']:.0f} s, {cost['cpu_seconds']:.0f} s of "
+        f"processor time and {cost['peak_gib']:.1f} GiB of memory",
     ]
     most = report["most_in_hbm"]
     if report["fits"]:

@@ -35,10 +35,10 @@ class Slice:
 
 
 CHIPS = {
-    "v4": Chip(275e12, 1200e9, 281e9, 30.75),
-    "v5e": Chip(197e12, 819e9, 200e9, 15.75),
-    "v5p": Chip(459e12, 2765e9, 600e9, 95.74),
-    "v6e": Chip(918e12, 1600e9, 400e9, 31.25),
+    "v4": Chip(flops=275e12, hbm_bandwidth=1200e9, ici_bandwidth=281e9, hbm_gib=30.75),
+    "v5e": Chip(flops=197e12, hbm_bandwidth=819e9, ici_bandwidth=200e9, hbm_gib=15.75),
+    "v5p": Chip(flops=459e12, hbm_bandwidth=2765e9, ici_bandwidth=600e9, hbm_gib=95.74),
+    "v6e": Chip(flops=918e12, hbm_bandwidth=1600e9, ici_bandwidth=400e9, hbm_gib=31.25),
 }
 
 # v4 and v5p count cores, two a chip; v5e and v6e count chips.

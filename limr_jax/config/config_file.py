@@ -2,6 +2,9 @@
 
 What the file gives must be one of `KINDS`: the fields of configs/base.py, or of
 configs/sft_base.py, each of its type, and no others.
+
+Beside `get_config` it may have `REMEDIES`, field → how to come by the file or folder
+that the field names there: what an earlier command makes, or a user must fetch.
 """
 
 import copy
@@ -9,11 +12,13 @@ import difflib
 import functools
 import importlib.util
 import inspect
+import os
 import pathlib
+import re
 import sys
 import traceback
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -39,12 +44,48 @@ def load(spec: str, kind: str = "") -> ConfigDict:
     kind: a name in `KINDS`; the config then has that one's fields, in its order. "":
     its fields may be any. Raises InputError, in one line, for whatever is wrong.
     """
-    config = _call(spec)
+    config, _ = _call(spec)
     if kind:
         return _of_kind(config, spec, kind)
     if isinstance(config, FrozenConfigDict):
         return ConfigDict(config)
     return copy.deepcopy(config)  # a file may hand out one object at every call
+
+
+def refuse_absent(
+    config: ConfigDict, spec: str, *, fields: Sequence[str] | None = None
+) -> None:
+    """Refuse a config whose file says how to come by what is not there.
+
+    config: of the file `spec`, overrides included. fields: those that are looked at;
+    None: all that the file has a remedy for.
+
+    Raises:
+      InputError: what a field names is absent; with the remedy. Or the file's REMEDIES
+        are none.
+    """
+    file_config, remedies = _call(spec)
+    values, own = (dict(leaves(x.to_dict())) for x in (config, file_config))
+    for field, remedy in remedies.items():
+        if field not in own:
+            raise InputError(f"--config={spec}: REMEDIES: {unknown(config, field)}")
+        # A value from the command line is the user's: the remedy makes another file.
+        if values[field] != own[field] or (fields is not None and field not in fields):
+            continue
+        if not _is_there(field, values[field]):
+            raise InputError(
+                f"--config={spec}: {field}={values[field]} is not there; "
+                f"{platform.as_launched(remedy)}"
+            )
+
+
+def _is_there(field: str, value: str) -> bool:
+    """Whether there is such a file or folder, or one without the slice behind it."""
+    # Problems are read from the current folder; a checkpoint or a tokenizer may lie
+    # where the package does.
+    find = pathlib.Path if field.startswith("data.") else platform.resolve
+    names = (value, re.sub(r"\[[^\[\]]*\]$", "", value))
+    return any(os.path.exists(find(name)) for name in names)
 
 
 def leaves(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -122,15 +163,16 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _call(spec: str) -> ConfigDict:
-    """The file's own config; InputError with the line that raised."""
+def _call(spec: str) -> tuple[ConfigDict, dict[str, str]]:
+    """The file's own config and remedies; InputError with the line that raised."""
     file, suffix, argument = spec.partition(".py:")
     path = _shipped(pathlib.Path(file + ".py" if suffix else spec))
     if not path.is_file():
         raise InputError(f"--config={spec}: no file {path}; give a Python config file")
     try:
         with _ImportPaths(path.resolve()):
-            get_config = _get_config(path, takes_argument=bool(suffix))
+            module = _import(path.resolve())
+            get_config = _get_config(module, path, takes_argument=bool(suffix))
             config = get_config(argument) if suffix else get_config()
             if isinstance(config, ConfigDict):
                 config.to_dict()  # what was left without a value shows now
@@ -145,7 +187,13 @@ def _call(spec: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         kind = type(config).__name__
         raise InputError(f"--config={spec}: get_config returned {kind}, not ConfigDict")
-    return config
+    remedies = getattr(module, "REMEDIES", {})
+    texts = [*remedies, *remedies.values()] if isinstance(remedies, dict) else [None]
+    if not all(isinstance(text, str) for text in texts):
+        raise InputError(
+            f"--config={spec}: REMEDIES must be a dict of texts, field → remedy"
+        )
+    return config, remedies
 
 
 def _shipped(path: pathlib.Path) -> pathlib.Path:
@@ -155,9 +203,11 @@ def _shipped(path: pathlib.Path) -> pathlib.Path:
     return own if is_own else path
 
 
-def _get_config(path: pathlib.Path, *, takes_argument: bool) -> Callable:
+def _get_config(
+    module: types.ModuleType, path: pathlib.Path, *, takes_argument: bool
+) -> Callable:
     """The file's function of this name; InputError where it cannot be called so."""
-    get_config = getattr(_import(path.resolve()), "get_config", None)
+    get_config = getattr(module, "get_config", None)
     if not callable(get_config):
         raise InputError("it has no function get_config(); see configs/base.py")
     try:
@@ -202,7 +252,7 @@ def _of_kind(config: ConfigDict, spec: str, kind: str) -> ConfigDict:
 def _fields(kind: str) -> dict[str, Any]:
     """The kind's fields by dotted name, with their defaults."""
     file = platform.launch_root() / f"configs/{kind}.py"
-    return dict(leaves(_call(str(file)).to_dict()))
+    return dict(leaves(_call(str(file))[0].to_dict()))
 
 
 def nested(fields: Mapping[str, Any]) -> ConfigDict:

@@ -95,7 +95,8 @@ def convert(metadata: dict) -> TokenizerFiles:
     kind = metadata.get("tokenizer.ggml.model")
     if kind == "gpt2":
         cut = metadata.get("tokenizer.ggml.pre", "default")
-        name, content = "tokenizer.json", _byte_pairs(metadata, tokens, types, cut)
+        name = "tokenizer.json"
+        content = _byte_pairs(metadata, tokens=tokens, types=types, cut=cut)
         begins = cut in _BEGINS
     elif kind == "llama":
         name, content = "tokenizer.model", _pieces(metadata, tokens, types)

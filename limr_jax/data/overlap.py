@@ -68,12 +68,13 @@ def evaluation_sets(*, data_dir, manual_dir=None) -> tuple[list[Problems], list[
     Nothing is downloaded. A set that cannot be read is named among the rest, and on
     stderr with the reason: a run that did not ask for it does not end for it.
     """
-    places = {"data_dir": data_dir, "manual_dir": manual_dir}
     at_hand, absent = [], []
     for spec in catalogue.EVALUATION_SETS:
         try:
-            if tfds.at_hand(spec, **places):
-                at_hand.append(load_problems(spec, **places))
+            if tfds.at_hand(spec, data_dir=data_dir, manual_dir=manual_dir):
+                at_hand.append(
+                    load_problems(spec, data_dir=data_dir, manual_dir=manual_dir)
+                )
                 continue
         except InputError as error:
             print(f"not compared with {spec}: {error}", file=sys.stderr)

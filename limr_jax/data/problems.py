@@ -20,6 +20,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from limr_jax import platform
 from limr_jax.data import jsonl, problem_rows
 from limr_jax.data.datasets import tfds
 from limr_jax.data.tokenizer import Message, Tokenizer
@@ -96,6 +97,12 @@ def load_problems(spec: str, *, data_dir, manual_dir=None) -> Problems:
     """
     name, rows_slice = _parse(spec)
     if _is_file(name):
+        if not os.path.lexists(name):  # a link to nothing has an error of its own
+            command = platform.as_launched("python launch/data.py list")
+            raise InputError(
+                f"{name}: no such file; check the path, or name a public set "
+                f"({command})"
+            )
         rows = list(jsonl.read_rows(name))
     else:
         rows = tfds.read(name, data_dir, manual_dir)

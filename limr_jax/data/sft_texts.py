@@ -91,10 +91,10 @@ def sums(count: int, *, each: int, seed: int) -> Iterator[dict]:
 
     for i in range(count):
         solved = [one() for _ in range(each)]
-        asked = [line.partition(" =")[0] for line in solved]
+        unsolved = [line.partition(" =")[0] for line in solved]
         yield {
             "id": f"sums-{i}",
-            "problem": "\n".join(["Compute each line.", *asked]),
+            "problem": "\n".join(["Compute each line.", *unsolved]),
             "answer": solved[-1].rpartition(" ")[2],
             "solution": "\n".join(solved),
         }

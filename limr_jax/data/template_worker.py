@@ -13,14 +13,10 @@ messages ("refused"), or {error} with what ran out: "timeout", "memory" or "leng
 
 import functools
 import json
-import os
-import resource
-import signal
-import sys
 
 import jinja2
 
-from limr_jax import time_limit
+from limr_jax import time_limit, worker_process
 from limr_jax.data import chat_template
 
 
@@ -56,14 +52,9 @@ def _texts(job: dict) -> list[str]:
 
 def answer_to(line: str, cpu_seconds: float) -> dict:
     """The reply to one job (a line of JSON), which may take so many seconds of CPU."""
-    # Two deep, since the signal may come while the inner `finally` disarms the clock:
-    # then the outer `except` has it.
     try:
-        try:
-            time_limit.limit(cpu_seconds, start=True)
-            return {"texts": _texts(json.loads(line))}
-        finally:
-            time_limit.limit(cpu_seconds, start=False)
+        texts = time_limit.within(cpu_seconds, lambda: _texts(json.loads(line)))
+        return {"texts": texts}
     except time_limit.OutOfTime:
         return {"error": "timeout"}
     except MemoryError:
@@ -78,27 +69,7 @@ def answer_to(line: str, cpu_seconds: float) -> dict:
     except Exception as error:  # A template is a program: any error can come.
         message = f"{type(error).__name__}: {error}"
         return {"error": "refused", "message": message[:_SAID]}
-    finally:
-        # Once more, for a signal that came before the inner `finally` had disarmed it.
-        signal.setitimer(signal.ITIMER_PROF, 0.0)
-
-
-def main() -> None:
-    """Read jobs from stdin until it is closed."""
-    cpu_seconds, memory_mib = float(sys.argv[1]), int(sys.argv[2])
-    # Replies get a descriptor of their own: what a library prints to stdout would be
-    # read as one.
-    replies = os.fdopen(os.dup(1), "w", encoding="ascii")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    size = memory_mib * 2**20
-    # The hard limit as well: nothing in this process can raise it again.
-    resource.setrlimit(resource.RLIMIT_AS, (size, size))
-    signal.signal(signal.SIGPROF, time_limit.stop)
-    # The parent waits for this line, so that no job's clock runs during the imports.
-    print(json.dumps({"ready": True}), file=replies, flush=True)
-    for line in sys.stdin:
-        print(json.dumps(answer_to(line, cpu_seconds)), file=replies, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    worker_process.serve(answer_to)

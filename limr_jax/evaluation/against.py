@@ -57,7 +57,9 @@ def find_policy(
                 "command that it had once more"
             )
         # pathlib would make gs:/bucket of gs://bucket.
-        other = OtherPolicy(path, workdir_path(path), stored, None)
+        other = OtherPolicy(
+            path=path, out=workdir_path(path), identity=stored, suite=None
+        )
     else:
         run_config = trained_policy.read_config(path) if stored is not None else None
         other_suite = benchmarks.set_up(
@@ -66,7 +68,9 @@ def find_policy(
         # Policy and step are the folder's name: no responses are taken for others'.
         name = "@".join(map(str, other_suite.identity["policy"].values()))
         folder = pathlib.Path(out, "against", files.folder_name(name))
-        other = OtherPolicy(path, folder, other_suite.identity, other_suite)
+        other = OtherPolicy(
+            path=path, out=folder, identity=other_suite.identity, suite=other_suite
+        )
     _refuse_unlike(suite.identity, other)
     return other
 

@@ -210,17 +210,17 @@ def set_up(config, workdir: str = "", step: int | None = None) -> BenchmarkSuite
     mesh = make_mesh(**config.mesh)
     tokenizer = load_tokenizer(resolve(config.tokenizer or config.model.init))
     model_config = read_model_config(config.model, tokenizer.vocab_size)
-    load = partial(load_params, config, model_config, mesh)
+    load = partial(load_params, config, model_config=model_config, mesh=mesh)
     if workdir:
         load = partial(
             trained_policy.load_params,
             workdir,
             step,
-            model_config,
-            mesh,
-            partial(load_base, config, model_config, mesh),
+            model_config=model_config,
+            mesh=mesh,
+            load_base=partial(load_base, config, model_config, mesh),
         )
-    tasks, close = _tasks(config, benchmarks, mesh, tokenizer)
+    tasks, close = _tasks(config, benchmarks, mesh=mesh, tokenizer=tokenizer)
     longest = config.benchmarks.max_response_length
     longest = longest or config.rollout.max_response_length
     for task in tasks:
@@ -253,7 +253,8 @@ def set_up(config, workdir: str = "", step: int | None = None) -> BenchmarkSuite
         answer_of=partial(answer_of, phrase=phrase),
         load_params=load,
         close=close,
-        identity={"policy": policy} | _identity(config, tasks, longest, compute),
+        identity={"policy": policy}
+        | _identity(config, tasks, longest=longest, compute=compute),
     )
 
 
@@ -310,7 +311,10 @@ def _tasks(config, benchmarks, mesh, tokenizer):
         # Without what shapes a reward in training (length, format): right or wrong
         # alone.
         reward = make_host_reward(config).verifier()
-        grader_of, close = partial(_host_grader, mesh, tokenizer, reward), reward.close
+        close = reward.close
+
+        def grader_of(problems):
+            return HostGrader(mesh, tokenizer, problems=problems, reward=reward)
 
     def task_of(benchmark):
         problems = _read(config, benchmark.spec, tokenizer)
@@ -324,10 +328,6 @@ def _tasks(config, benchmarks, mesh, tokenizer):
         )
 
     return tuple(map(task_of, benchmarks)), close
-
-
-def _host_grader(mesh, tokenizer, reward, problems) -> HostGrader:
-    return HostGrader(mesh, tokenizer, problems, reward)
 
 
 def _read(config, spec: str, tokenizer) -> TokenizedProblems:

@@ -102,7 +102,7 @@ class Evaluator:
             self.prompts,
             put(ids.astype(np.int32), self.replicated),
             sampling,
-            self.key,
+            self.key,  # a jitted program takes its arguments by their places
         )
         return GeneratedChunk(start, drawn, written)
 
@@ -168,9 +168,9 @@ def program(
             params,
             drawn.prompt_PL,
             drawn.position_PL,
-            drawn.ids_P,
-            key,
-            sampling,
+            problem_P=drawn.ids_P,
+            key=key,
+            sampling=sampling,
             config=config,
             compute=compute,
         )

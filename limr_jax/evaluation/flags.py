@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from limr_jax.config import load as config_lib
+from limr_jax.config.config_file import refuse_absent
 from limr_jax.errors import InputError
 
 
@@ -27,6 +28,9 @@ def load(
         run_config=_run_config,
         kind="base",
     )
+    if options.config:
+        # Not the data: what is evaluated on is the benchmarks', and no training set.
+        refuse_absent(config, options.config, fields=("tokenizer", "model.init"))
     if options.step < -1:
         raise InputError(f"--step={options.step} must be a checkpoint's, 0 or more")
     if options.step >= 0 and not options.workdir:

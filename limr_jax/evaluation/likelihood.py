@@ -123,24 +123,27 @@ def _score(
     P, G = drawn.ids_P.shape[0], written.group
     row_B = jnp.arange(P * G)
     # The thoughts of the next problem lie G rows further on. For the last real problem
-    # they are the G rows that `shuffled` has behind this chunk's P · G.
+    # they are the G rows that `shuffle` puts behind this chunk's P · G.
     next_B = jnp.where(row_B < (real - 1) * G, row_B + G, P * G + row_B % G)
-    shuffled = {
-        name: jnp.concatenate([getattr(written, name), getattr(following, name)[:G]])
-        for name in ("response_BT", "mask_BT", "truncated_B")
-    }
-    # Without a thought all of a problem's rows are the same: one is enough.
-    silent = {
-        "response_BT": written.response_BT[::G],
-        "mask_BT": jnp.zeros_like(written.mask_BT[::G]),
-        # A response that is not truncated would lose its end token, and here is none.
-        "truncated_B": jnp.ones((P,), bool),
-    }
-    rollouts = (
+
+    def shuffle(own, others):
+        return jnp.concatenate([own, others[:G]])[next_B]
+
+    shuffled = dataclasses.replace(
         written,
-        dataclasses.replace(written, **{k: x[next_B] for k, x in shuffled.items()}),
-        dataclasses.replace(written, **silent),
+        response_BT=shuffle(written.response_BT, following.response_BT),
+        mask_BT=shuffle(written.mask_BT, following.mask_BT),
+        truncated_B=shuffle(written.truncated_B, following.truncated_B),
     )
+    # Without a thought all of a problem's rows are the same: one is enough.
+    silent = dataclasses.replace(
+        written,
+        response_BT=written.response_BT[::G],
+        mask_BT=jnp.zeros_like(written.mask_BT[::G]),
+        # A response that is not truncated would lose its end token, and here is none.
+        truncated_B=jnp.ones((P,), bool),
+    )
+    rollouts = written, shuffled, silent
     # No prompt is RLOO's: every row gets the reference answer.
     whole_P = jnp.zeros((P,), bool)
 

@@ -61,7 +61,7 @@ def run_suite(suite: BenchmarkSuite, out) -> dict:
             # Under the same name, so that the fp32 parameters are let go.
             params = jax.jit(cast)(params)
             for task in suite.tasks:
-                _write_responses(suite, task, params, folder(out, task))
+                _write_responses(suite, task, params=params, folder=folder(out, task))
         result = _result(suite, out, digest)
         result["seconds"] = round(time.monotonic() - start, 2)
         write_result(out, result)
@@ -117,7 +117,7 @@ def _write_responses(
     with console.progress(label, count - done, unit="problem") as advance:
         for result in evaluator.answers(params, task.sampling, done):
             first, done = done, done + len(result.valid_Nk)
-            dump.add(done, _rows(suite, task, result, first))
+            dump.add(done, _rows(suite, task, result=result, first=first))
             advance(done - first)
 
 

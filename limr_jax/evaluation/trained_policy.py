@@ -44,6 +44,7 @@ def _overlay(section: ConfigDict, stored: Mapping) -> None:
     for name, value in stored.items():
         if name in section and isinstance(value, Mapping):
             _overlay(section[name], value)
+        # Else it is a field of fine-tuning alone, which an evaluation does not read.
         elif name in section:
             section[name] = value
 

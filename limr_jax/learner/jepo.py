@@ -110,10 +110,11 @@ def make_thoughts(
     before_BY = answer_BY & (columns < last_B[:, None])  # the end token
     # The answer's end token is what stays where nothing else is put.
     token_BY = jnp.full(answer_BY.shape, eos_id, jnp.int32)
-    token_BY = _put(token_BY, read_BY, response_BT, jnp.zeros_like(read_B))
-    token_BY = _put(token_BY, forced_BY, phrase_X[None], read_B)
+    first_B = jnp.zeros_like(read_B)
+    token_BY = _put(token_BY, read_BY, source_BX=response_BT, first_B=first_B)
+    token_BY = _put(token_BY, forced_BY, source_BX=phrase_X[None], first_B=read_B)
     answer_BA = jnp.repeat(answer_PA, G, axis=0)
-    token_BY = _put(token_BY, before_BY, answer_BA, begin_B)
+    token_BY = _put(token_BY, before_BY, source_BX=answer_BA, first_B=begin_B)
     thought_BY = columns < learned_B[:, None]
     there_BY = read_BY | forced_BY | answer_BY
     tokens_BS, position_BS = _after_prompts(rollout, token_BY, there_BY)
@@ -170,7 +171,7 @@ def score_thoughts(
         params,
         thoughts.tokens_BS,
         thoughts.position_BS,
-        temperature,
+        temperature=temperature,
         target_BT=thoughts.target_BY,
         problem_B=thoughts.problem_B,
         response_length=thoughts.thought_BY.shape[1],
@@ -263,7 +264,12 @@ def jepo_batch(
     # Written tokens stand in the same columns of T and of Y, so arrays of the rollout
     # are filled up behind. Answers have no old log-prob: `chosen_RY` leaves them out.
     widen = [(0, 0), (0, mask_BY.shape[1] - rollout.mask_BT.shape[1])]
-    kl_BT = token_kl(rollout, rollout.logprob_BT, scores.reference_BT, kl_estimator)
+    kl_BT = token_kl(
+        rollout,
+        logprob_BT=rollout.logprob_BT,
+        reference_BT=scores.reference_BT,
+        estimator=kl_estimator,
+    )
     reference_BY = None
     if scores.reference_BT is not None:
         reference_BY = jnp.pad(scores.reference_BT, widen)
@@ -282,7 +288,12 @@ def jepo_batch(
         ),
     )
     metrics = _answer_metrics(rows, shape)
-    metrics |= model_metrics(batch, thought_BY, jnp.pad(kl_BT, widen), kl_coefficient)
+    metrics |= model_metrics(
+        batch,
+        mask_BT=thought_BY,
+        kl_BT=jnp.pad(kl_BT, widen),
+        kl_coefficient=kl_coefficient,
+    )
     return batch, metrics
 
 

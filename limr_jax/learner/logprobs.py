@@ -50,13 +50,19 @@ def response_logprob(
         params,
         tokens_BS,
         position_BS,
-        segment_BS,
-        layout,
+        segment_BS=segment_BS,
+        layout=layout,
         response_length=response_length,
         compute=compute,
     )
     token_BT = layout.token_RY if layout else tokens_BS[:, -response_length:]
-    return logprob_of(params, hidden_BTD, token_BT, temperature, compute=compute)
+    return logprob_of(
+        params,
+        hidden_BTD,
+        token_BT=token_BT,
+        temperature=temperature,
+        compute=compute,
+    )
 
 
 def response_hidden(
@@ -78,8 +84,8 @@ def response_hidden(
         params,
         tokens_BS,
         position_BS,
-        segment_BS,
-        branch_BS,
+        segment_BT=segment_BS,
+        branch_BT=branch_BS,
         config=compute.model,
         dtype=compute.dtype,
         remat=compute.remat,
@@ -112,29 +118,30 @@ def response_logprobs(
     many arrays are returned.
     """
 
-    def logprob_RY(params, tokens_RW, position_RW, segment_RW, layout):
-        return response_logprob(
-            params,
-            tokens_RW,
-            position_RW,
-            segment_RW,
-            temperature,
-            layout,
-            response_length=response_length,
-            compute=compute,
-        )[0]
+    def packed_logprob(tokens_RW, position_RW, segment_RW, layout):
+        def logprob_RY(params):
+            return response_logprob(
+                params,
+                tokens_RW,
+                position_RW,
+                segment_BS=segment_RW,
+                temperature=temperature,
+                layout=layout,
+                response_length=response_length,
+                compute=compute,
+            )[0]
 
-    def packed_logprob(*rows):
+        # Model by model over rows that are still at hand: packing them is done once.
         if isinstance(params, tuple):
-            return tuple(logprob_RY(each, *rows) for each in params)
-        return logprob_RY(params, *rows)
+            return tuple(logprob_RY(each) for each in params)
+        return logprob_RY(params)
 
     return packing.over_rows(
         packed_logprob,
         tokens_BS,
         position_BS,
-        problem_B,
-        target_BT,
+        problem_B=problem_B,
+        target_BT=target_BT,
         response_length=response_length,
         responses=row_responses,
         size=micro_batch_rows,

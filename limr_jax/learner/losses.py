@@ -36,9 +36,10 @@ def _token_ratio(logprob_RY, batch: PackedBatch, **bounds):
     """`ppo.clip_loss` of packed rows."""
     return ppo.clip_loss(
         logprob_RY,
-        batch.old_logprob_RY,
-        batch.advantage_RY,
-        batch.chosen_RY,  # JEPO's answers were chosen by nobody: they have no ratio
+        old_logprob_BT=batch.old_logprob_RY,
+        advantage_BT=batch.advantage_RY,
+        # JEPO's answers were chosen by nobody: they have no ratio.
+        mask_BT=batch.chosen_RY,
         **bounds,
     )
 
@@ -47,9 +48,9 @@ def _response_ratio(logprob_RY, batch: PackedBatch, **bounds):
     """The same of GSPO's ratio, one a response; no response is cut over two rows."""
     log_ratio_RY = gspo.log_ratio(
         logprob_RY,
-        batch.old_logprob_RY,
-        batch.chosen_RY,
-        batch.layout.first_RY if batch.layout else None,
+        old_logprob_BT=batch.old_logprob_RY,
+        mask_BT=batch.chosen_RY,
+        first_BT=batch.layout.first_RY if batch.layout else None,
     )
     return ppo.surrogate(log_ratio_RY, batch.advantage_RY, batch.chosen_RY, **bounds)
 
@@ -58,9 +59,9 @@ def _clipped_weight(logprob_RY, batch: PackedBatch, **bounds):
     """`cispo.loss` of packed rows."""
     return cispo.loss(
         logprob_RY,
-        batch.old_logprob_RY,
-        batch.advantage_RY,
-        batch.chosen_RY,
+        old_logprob_BT=batch.old_logprob_RY,
+        advantage_BT=batch.advantage_RY,
+        mask_BT=batch.chosen_RY,
         **bounds,
     )
 
@@ -110,9 +111,9 @@ def policy_loss(
         params,
         micro.tokens_RW,
         micro.position_RW,
-        micro.segment_RW,
-        temperature,
-        micro.layout,
+        segment_BS=micro.segment_RW,
+        temperature=temperature,
+        layout=micro.layout,
         response_length=micro.mask_RY.shape[1],
         compute=compute,
     )
@@ -163,9 +164,10 @@ def policy_gradient(
     if batch.reference_RY is not None and kl_placement == "loss":
         kl_RY = kl.loss_term(
             logprob_RY,
-            _sampler(batch),  # the tokens are the rollout's, whatever the ratio is to
-            batch.reference_RY,
-            batch.chosen_RY,
+            # The tokens are the rollout's, whatever the ratio is to.
+            old_logprob_BT=_sampler(batch),
+            reference_BT=batch.reference_RY,
+            mask_BT=batch.chosen_RY,
             estimator=KL_ESTIMATORS[kl_estimator],
         )
         loss_RY = loss_RY + kl_coefficient * kl_RY
@@ -187,7 +189,8 @@ def _mismatch(logprob_RY, batch: PackedBatch, correction: Callable | None):
     """
     recomputed = batch.sampler_logprob_RY is not None
     learner_RY = batch.old_logprob_RY if recomputed else logprob_RY
-    # Off the mask it is whatever stands there: both are 0, so w is 1.
+    # Off the mask it is whatever stands there: both are 0, so w is 1. No gradient: w
+    # says how much a token counts, and is nothing to climb.
     sampler_RY, learner_RY = (
         jax.lax.stop_gradient(jnp.where(batch.chosen_RY, x_RY, 0))
         for x_RY in (_sampler(batch), learner_RY)
@@ -234,12 +237,16 @@ def critic_loss(
         params,
         micro.tokens_RW,
         micro.position_RW,
-        micro.segment_RW,
-        micro.layout,
+        segment_BS=micro.segment_RW,
+        layout=micro.layout,
         response_length=micro.mask_RY.shape[1],
         compute=compute,
     )
     loss_RY, clipped_RY = ppo.value_loss(
-        value_RY, micro.old_value_RY, micro.return_RY, micro.mask_RY, clip=value_clip
+        value_RY,
+        old_value_BT=micro.old_value_RY,
+        return_BT=micro.return_RY,
+        mask_BT=micro.mask_RY,
+        clip=value_clip,
     )
     return loss_RY, {"value": value_RY, "clipped_share": clipped_RY}, {}

@@ -98,7 +98,13 @@ def first_fit(
         row = jnp.argmax(fits_R).astype(jnp.int32)
         used, fresh = used_R[row], prompt_R[row] < 0
         prompt = jnp.where(fresh, used, prompt_R[row])
-        place = _Place(row, prompt, fresh, used + brought_R[row], targets_R[row])
+        place = _Place(
+            row=row,
+            prompt=prompt,
+            fresh=fresh,
+            response=used + brought_R[row],
+            target=targets_R[row],
+        )
         # Of a rollout that is not placed nothing may stay behind, its prompt included.
         placed = length > 0
         return (

@@ -60,7 +60,7 @@ def contract(x, kernel, count: int, dtype=None):
 
 
 def _contract_forward(x, kernel, count, dtype):
-    return contract(x, kernel, count, dtype), (x, kernel)
+    return contract(x, kernel, count=count, dtype=dtype), (x, kernel)
 
 
 def _contract_backward(count, dtype, operands, gradient):

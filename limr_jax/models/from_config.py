@@ -187,7 +187,7 @@ def load_base(config, model_config: ModelConfig, mesh):
             resolve(config.model.init),
             model_config.base,
             mesh,
-            dtype,
+            dtype=dtype,
             keep_fp32=True,
         )
 

@@ -90,7 +90,7 @@ def convert(model: GgufModel, folder: pathlib.Path, dtype: str) -> dict:
     hf_writer.write_json(folder / "generation_config.json", ids)
     for name, content in tokens.files.items():
         (folder / name).write_bytes(content)
-    entries = list(_entries(family, model, config, dtype))
+    entries = list(_entries(family, model, config=config, dtype=dtype))
     hf_writer.write_tensors(folder, entries)
     return {
         "architecture": written["architectures"][0],
@@ -136,7 +136,9 @@ def _config(family: str, model: GgufModel) -> dict:
         "max_position_embeddings": metadata.needed("context_length"),
         "rms_norm_eps": metadata.needed("attention.layer_norm_rms_epsilon"),
         "rope_theta": metadata.get("rope.freq_base", 10_000.0),
+        # llama.cpp leaves a head out that is the embedding.
         "tie_word_embeddings": "output.weight" not in names,
+        # Qwen2 has its biases by family, the others have none.
         "attention_bias": family == "llama" and "blk.0.attn_q.bias" in names,
     }
     if family == "llama":
@@ -234,12 +236,15 @@ def _llama3_scaling(metadata: _Metadata, model: GgufModel) -> dict:
     factor, low, high = float(factors.max()), 1.0, 4.0
     base = metadata.get("rope.freq_base", 10_000.0)
     wavelengths = 2 * np.pi * base ** (np.arange(len(factors)) / len(factors))
+    # Only the frequencies between the limits depend on the original length.
     within = (factors > 1.001) & (factors < factor * 0.999)
-    original = 8192
+    original = 8192  # Llama 3's, where none lies between
     if within.any():
         part = (1 / factors - 1 / factor) / (1 - 1 / factor)
         turns = low + part * (high - low)
+        # Each of them tells it, but for fp32's rounding.
         original = round(float(np.median((turns * wavelengths)[within])))
+    # From the settings back to the factors: a tensor of another scaling is refused.
     part = np.clip((original / wavelengths - low) / (high - low), 0, 1)
     if not np.allclose(1 / factors, (1 - part) / factor + part, rtol=1e-3):
         raise InputError(
@@ -281,6 +286,7 @@ def _entries(
 
     InputError: one is missing, has no place in the model, or is of another shape.
     """
+    # The factors are a setting in config.json (`_rope_scaling`), and no tensor there.
     names = [name for name in model.names() if name != _ROPE_FACTORS]
     theirs = {_hf_name(family, name): name for name in names}
     hf_files.check_shapes(
@@ -296,7 +302,7 @@ def _entries(
             read = functools.partial(_halves_again, read, config.kv_heads)
         if config.norm_plus_one and name.endswith("norm.weight"):
             read = functools.partial(_one_less, read)
-        yield _Entry(name, model.shape(ours), DTYPES[dtype], read)
+        yield _Entry(name=name, shape=model.shape(ours), dtype=DTYPES[dtype], read=read)
 
 
 def _hf_name(family: str, name: str) -> str:

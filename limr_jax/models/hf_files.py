@@ -151,6 +151,7 @@ class TensorFiles:
     def check(self, wanted: list[Tensor], config: ModelConfig):
         """Every tensor there, of its shape, of a known dtype, and nothing else."""
         expected = {tensor.name: tensor.file_shape for tensor in wanted}
+        # Old checkpoints hold buffers too, which config.json gives.
         shapes = {
             name: shape
             for name, shape in self.shape_of.items()

@@ -81,7 +81,8 @@ class Tensor:
 def tensors(path: str, shape: tuple[int, ...], config: ModelConfig) -> list[Tensor]:
     """The file's tensors that make one parameter, in the order they are stacked."""
     if path in _TOP:
-        return [Tensor(*_TOP[path], shape)]
+        name, axes = _TOP[path]
+        return [Tensor(name, axes, shape)]
     norm = _MLP_NORM_GEMMA if config.out_norms else _MLP_NORM
     names = _LAYER | _ADAPTERS | norm
     root, position, name = path.split("/", 2)

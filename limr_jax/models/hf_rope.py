@@ -85,14 +85,15 @@ def _pair(family, key, written, *, base, local_base) -> tuple[Rope, Rope]:
     else:
         # Gemma 3 scales its full layers only.
         full, sliding = parameters, None if by_kind else parameters
-    full_rope = _rope(full, key, written, _base(full, written, "rope_theta", base))
+    full_base = _base(full, written, name="rope_theta", default=base)
+    full_rope = _rope(full, key=key, written=written, base=full_base)
     if by_kind:
-        local = _base(sliding, written, "rope_local_base_freq", local_base)
-        return full_rope, _rope(sliding, key, written, local)
+        local = _base(sliding, written, name="rope_local_base_freq", default=local_base)
+        return full_rope, _rope(sliding, key=key, written=written, base=local)
     # Of a family with one rope for all layers, both entries must say the same.
     if nested and sliding is not None:
-        local = _base(sliding, written, "rope_theta", base)
-        if _rope(sliding, key, written, local) != full_rope:
+        local = _base(sliding, written, name="rope_theta", default=base)
+        if _rope(sliding, key=key, written=written, base=local) != full_rope:
             raise InputError(
                 f"{key}: sliding_attention differs from full_attention, which a "
                 f"{family} does not have"
@@ -150,7 +151,7 @@ def _rope(parameters, key, written, base: float) -> Rope:
                 f"{name}={value!r} with rope type {kind!r} is not supported"
             )
     if kind != "llama3":
-        return Rope(base=base, **read)
+        return Rope(base=base, factor=read.get("factor", 1.0))
     low, high = read["low_freq_factor"], read["high_freq_factor"]
     if low >= high:
         raise InputError(f"low_freq_factor={low} is not below high_freq_factor={high}")

@@ -40,7 +40,11 @@ def load_params(
     kept = jax.tree.map(lambda row: keep_fp32 and row.fp32, param_rows(shapes))
     dtypes = jax.tree.map(lambda keep: jnp.float32 if keep else dtype, kept)
     return load_tensors(
-        files, files.expected(config), shapes, param_shardings(mesh, shapes), dtypes
+        files,
+        files.expected(config),
+        shapes=shapes,
+        shardings=param_shardings(mesh, shapes),
+        dtypes=dtypes,
     )
 
 
@@ -54,7 +58,14 @@ def load_tensors(files: TensorFiles, expected, shapes, shardings, dtypes):
     def load(path, leaf, sharding, dtype):
         path = jax.tree_util.keystr(path, simple=True, separator="/")
         stacked = path.startswith("blocks/")
-        return _load_one(files, expected[path], stacked, leaf.shape, sharding, dtype)
+        return _load_one(
+            files,
+            expected[path],
+            stacked=stacked,
+            shape=leaf.shape,
+            sharding=sharding,
+            dtype=dtype,
+        )
 
     return jax.tree_util.tree_map_with_path(load, shapes, shardings, dtypes)
 
@@ -131,12 +142,19 @@ def save_params(
     with new_folder(directory, writes=writes) as folder:
         if writes:
             own = jax.tree.leaves(params)[0].dtype
-            _write_configs(folder, config, source, dtype, own, token_ids)
+            _write_configs(
+                folder,
+                config,
+                source=source,
+                dtype=dtype,
+                own_dtype=own,
+                token_ids=token_ids,
+            )
             _copy_beside(folder, source, tokenizer)
             if about is not None:
                 hf_writer.write_json(folder / ABOUT, about)
         kept = TensorFiles(source).dtype_of if source and dtype is None else {}
-        entries = tensor_entries(params, config, kept, dtype)
+        entries = tensor_entries(params, config, kept=kept, dtype=dtype)
         hf_writer.write_tensors(
             folder, entries, max_file_bytes=max_file_bytes, writes=writes
         )
@@ -188,10 +206,10 @@ def tensor_entries(
     names = {np.dtype(value): name for name, value in hf_writer.DTYPES.items()}
     return [
         _Entry(
-            renamed(tensor, prefix),
-            param,
-            row if path.startswith("blocks/") else None,
-            kept.get(tensor.name) or names[np.dtype(dtype or param.dtype)],
+            tensor=renamed(tensor, prefix),
+            param=param,
+            row=row if path.startswith("blocks/") else None,
+            dtype=kept.get(tensor.name) or names[np.dtype(dtype or param.dtype)],
         )
         for path, param in by_path(params).items()
         for row, tensor in enumerate(tensors(path, param.shape, config))

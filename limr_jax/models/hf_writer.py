@@ -68,6 +68,7 @@ def _in_files(
     """File name → its tensors, as many as fit."""
     parts, filled = [[]], 0
     for entry in entries:
+        # A tensor that is larger than a file may be has one to itself.
         if parts[-1] and filled + _bytes(entry) > max_bytes:
             parts.append([])
             filled = 0
@@ -87,6 +88,7 @@ def _write_file(path: pathlib.Path, entries: list[Entry], writes: bool) -> None:
 
     By hand, because the library wants all of a file's tensors in memory at once.
     """
+    # transformers 4 refuses a file that does not name its format.
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for entry in entries:
         header[entry.name] = {
@@ -101,6 +103,7 @@ def _write_file(path: pathlib.Path, entries: list[Entry], writes: bool) -> None:
         if writes:
             file.write(len(text).to_bytes(8, "little") + text)
         for entry in entries:
+            # Whether or not it writes: an array of several processes is gathered here.
             array = entry.array()
             if writes:
                 file.write(array.reshape(-1).view(np.uint8))

@@ -217,7 +217,7 @@ def repeat(
         x = jax.lax.slice_in_dim(x, 0, -(-rows // group), axis=_rows_axis(x))
         x = jnp.repeat(x, group, axis=_rows_axis(x))
         x = jax.lax.slice_in_dim(x, 0, rows, axis=_rows_axis(x))
-        return _widen(x, axis, counts[kind], empty)
+        return _widen(x, axis=axis, count=counts[kind], empty=empty)
 
     return _map(widened, config, cache)
 
@@ -256,7 +256,7 @@ def put(
         at = _rows_axis(x)
         new = jax.lax.dynamic_slice_in_dim(prompt_x, prompt, 1, axis=at)
         # As wide as the row: what its last rollout left there is overwritten.
-        new = _widen(new, axis, x.shape[axis], empty)
+        new = _widen(new, axis=axis, count=x.shape[axis], empty=empty)
         new = jnp.roll(new, turn % x.shape[axis], axis=axis)
         return jax.lax.dynamic_update_slice_in_dim(x, new, row, axis=at)
 

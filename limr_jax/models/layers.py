@@ -74,11 +74,11 @@ class Projection(nnx.Module):
         # multiply the same digits.
         kernel = self.kernel[...].astype(x.dtype)
         if self.lora_a is None:
-            y = cpu.contract(x, kernel, self.contracted, dtype)
+            y = cpu.contract(x, kernel, count=self.contracted, dtype=dtype)
         else:
             # In fp32, so that the sum is rounded once: adapters move y by less than a
             # bf16 step of it for long.
-            y = cpu.contract(x, kernel, self.contracted, jnp.float32)
+            y = cpu.contract(x, kernel, count=self.contracted, dtype=jnp.float32)
             y = (y + self.scale * self._adapted(x)).astype(dtype or x.dtype)
         # By this name transformer.py may keep it for the backward pass.
         y = checkpoint_name(y, "product")
@@ -91,7 +91,7 @@ class Projection(nnx.Module):
         """(x·A)·B, fp32; its operands are of x's dtype, as the kernel's."""
         a, b = (each[...].astype(x.dtype) for each in (self.lora_a, self.lora_b))
         x_BTR = cpu.contract(x, a, self.contracted)
-        return cpu.contract(x_BTR, b, 1, jnp.float32)
+        return cpu.contract(x_BTR, b, count=1, dtype=jnp.float32)
 
 
 class Attention(nnx.Module):

@@ -60,7 +60,9 @@ def save(directory, adapters, config: ModelConfig, *, base_name: str, base: str 
             hf_writer.write_json(folder / hf_weights.ABOUT, {"base": base})
         hf_writer.write_tensors(
             folder,
-            hf_weights.tensor_entries(adapters, config, {}, None, prefix=_PREFIX),
+            hf_weights.tensor_entries(
+                adapters, config, kept={}, dtype=None, prefix=_PREFIX
+            ),
             max_file_bytes=2**63,  # PEFT knows no index
             writes=writes,
             stem=WEIGHTS.partition(".")[0],
@@ -78,9 +80,9 @@ def load(directory, config: ModelConfig, mesh):
     return hf_weights.load_tensors(
         files,
         expected,
-        shapes,
-        param_shardings(mesh, shapes),
-        jax.tree.map(lambda _: jnp.float32, shapes),
+        shapes=shapes,
+        shardings=param_shardings(mesh, shapes),
+        dtypes=jax.tree.map(lambda _: jnp.float32, shapes),
     )
 
 

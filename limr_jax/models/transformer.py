@@ -146,19 +146,19 @@ def forward(
     nobody sees a later column.
     `remat` keeps only each layer's input for the backward pass.
     """
-    x_BTD = _embed(params, tokens_BT, config, dtype)
+    x_BTD = _embed(params, tokens_BT, config=config, dtype=dtype)
     x_BTD, _ = _read(
         params,
         x_BTD,
         position_BT,
-        segment_BT,
-        branch_BT,
+        segment_BT=segment_BT,
+        branch_BT=branch_BT,
         config=config,
         dtype=dtype,
         remat=remat,
         keep=lambda *_: None,
     )
-    return _final_norm(params, x_BTD, config, dtype)
+    return _final_norm(params, x_BTD, config=config, dtype=dtype)
 
 
 def unembed(params, hidden_XD, *, config, dtype):
@@ -187,6 +187,7 @@ def _embed(params, tokens_BT, config: ModelConfig, dtype):
         # in bf16.
         x_BTD = x_BTD * jnp.asarray(math.sqrt(config.width), dtype)
     x_BTD = x_BTD.astype(jnp.float32)
+    # The table lies along words and width. Activations lie along rows, from here on.
     return constrain(x_BTD, ROWS, None, None)
 
 
@@ -219,13 +220,17 @@ def _attend_of(position_BT, segment_BT, branch_BT, config: ModelConfig):
         window = config.window_of(kind)
         if by_kernel:
             sight = splash.sight(
-                position_BT, segment_BT, branch_BT, config, window=window
+                position_BT,
+                segment_BT=segment_BT,
+                branch_BT=branch_BT,
+                config=config,
+                window=window,
             )
-            return lambda *qkv: splash.attend(*qkv, sight, config)
+            return lambda q, k, v: splash.attend(q, k, v, sight=sight, config=config)
         mask_BTS = seen_mask(position_BT, position_BT, window)
         if same_BTS is not None:
             mask_BTS &= same_BTS
-        return lambda *qkv: attend_causal(*qkv, mask_BTS, config)
+        return lambda q, k, v: attend_causal(q, k, v, mask_BTT=mask_BTS, config=config)
 
     return {kind: of_kind(kind) for kind in dict.fromkeys(config.pattern)}
 
@@ -247,15 +252,19 @@ def _read(
     params, x_BTD, position_BT, segment_BT, branch_BT, *, config, dtype, remat, keep
 ):
     """All layers over whole sequences; also `keep(kind, k, v)` of every layer."""
+    # Angles and masks are the same in all layers of a kind: made once, before the scan.
     rotations = _rotations(position_BT, config)
-    attend_of = _attend_of(position_BT, segment_BT, branch_BT, config)
+    attend_of = _attend_of(
+        position_BT, segment_BT=segment_BT, branch_BT=branch_BT, config=config
+    )
     graph = _graph_of(params, config)
 
     def layer(x_BTD, weights, kind):
         def attend(q, k, v):
             return attend_of[kind](q, k, v), keep(kind, k, v)
 
-        return nnx.merge(graph, weights)(x_BTD, rotations[kind], attend, dtype)
+        module = nnx.merge(graph, weights)
+        return module(x_BTD, rotation=rotations[kind], attend=attend, dtype=dtype)
 
     keeps_products = _keeps_products(position_BT, branch_BT, config)
 
@@ -316,11 +325,13 @@ def prefill(params, tokens_BL, position_BL, *, config, columns: int, dtype):
 
     def keep(kind, k_BKCL, v_BKLC):
         return tuple(
-            constrain(columns_of(kind, x, axis, 0), ROWS, "tensor", None, None)
+            constrain(
+                columns_of(kind, x, axis=axis, empty=0), ROWS, "tensor", None, None
+            )
             for x, axis in ((k_BKCL, 3), (v_BKLC, 2))
         )
 
-    x_BLD = _embed(params, tokens_BL, config, dtype)
+    x_BLD = _embed(params, tokens_BL, config=config, dtype=dtype)
     x_BLD, (blocks, tail) = _read(
         params,
         x_BLD,
@@ -334,7 +345,7 @@ def prefill(params, tokens_BL, position_BL, *, config, columns: int, dtype):
     )
     # One array a kind, not a layer: the layers of a kind keep the same columns.
     position = {
-        kind: columns_of(kind, position_BL.astype(jnp.int32), 1, -1)
+        kind: columns_of(kind, position_BL.astype(jnp.int32), axis=1, empty=-1)
         for kind in sorted(set(config.pattern))
     }
     # As decode walks them: all groups as one stack, or each by itself.
@@ -344,7 +355,7 @@ def prefill(params, tokens_BL, position_BL, *, config, columns: int, dtype):
         groups = range(config.groups)
         blocks = tuple(jax.tree.map(lambda x, i=i: x[i], blocks) for i in groups)
     cache = KVCache(blocks, tail, position)
-    return _final_norm(params, x_BLD, config, dtype), cache
+    return _final_norm(params, x_BLD, config=config, dtype=dtype), cache
 
 
 def unstack(params, config):
@@ -396,21 +407,26 @@ def decode(
     place = places(cache, column)
     prompts, prompt_tail = _blocks_of(shared, cache)
     if shared is None:
-        position, attend_of = dense.decode_attend_of(position_B, cache, column, config)
+        position, attend_of = dense.decode_attend_of(
+            position_B, cache, column=column, config=config
+        )
     else:
         # There a row sees its own last columns by their number, and no positions.
         position = cache.position
-        attend_of = ragged_decode.attend_of(position_B, cache, shared, column, config)
+        attend_of = ragged_decode.attend_of(
+            position_B, cache, shared=shared, column=column, config=config
+        )
     rotations = _rotations(position_B[:, None], config)
     graph = _graph_of(params, config)
 
     def layer(x_B1D, weights, kind, kv, prompt_kv, index):
         def attend(q_B1HC, *new):
             # Before attention: a token sees its own key and value.
-            kept = write_column(kv, new, place[kind], index)
+            kept = write_column(kv, new, column=place[kind], index=index)
             return attend_of[kind](q_B1HC, kept, prompt_kv, index), kept
 
-        return nnx.merge(graph, weights)(x_B1D, rotations[kind], attend, dtype)
+        module = nnx.merge(graph, weights)
+        return module(x_B1D, rotation=rotations[kind], attend=attend, dtype=dtype)
 
     def group(x_B1D, kv, weights, prompts, index):
         kept = {}
@@ -425,13 +441,13 @@ def decode(
             )
         return x_B1D, kept
 
-    x_B1D = _embed(params, token_B[:, None], config, dtype)
+    x_B1D = _embed(params, token_B[:, None], config=config, dtype=dtype)
     if _scanned(config):
 
         def step(carry, weights_and_index):
             x_B1D, kv = carry
             weights, index = weights_and_index
-            return group(x_B1D, kv, weights, prompts[0], index), None
+            return group(x_B1D, kv, weights, prompts=prompts[0], index=index), None
 
         # The cache is carried whole, so a layer finds its part of the stacks by number.
         over = params["blocks"], jnp.arange(config.groups)
@@ -442,7 +458,7 @@ def decode(
         for kv, weights, prompt_kv in zip(
             cache.blocks, params["blocks"], prompts, strict=True
         ):
-            x_B1D, kept = group(x_B1D, kv, weights, prompt_kv, None)
+            x_B1D, kept = group(x_B1D, kv, weights, prompts=prompt_kv, index=None)
             blocks += (kept,)
     tail = {}
     for key, kind in _keyed(config.tail):
@@ -455,7 +471,8 @@ def decode(
             index=None,
         )
     cache = KVCache(blocks, tail, position)
-    return _final_norm(params, x_B1D, config, dtype)[:, 0], cache
+    hidden_B1D = _final_norm(params, x_B1D, config=config, dtype=dtype)
+    return hidden_B1D[:, 0], cache
 
 
 def _keyed(kinds):

@@ -31,8 +31,9 @@ def name(process: int, record: Mapping) -> str:
     details = [record["host"]] if record.get("host") else []
     if record.get("index", process) not in (process, None):
         details.append(f"in JAX {record['index']}")
-    said = f" ({', '.join(details)})" if details else ""
-    return f"process {process}{said}"
+    if not details:
+        return f"process {process}"
+    return f"process {process} ({', '.join(details)})"
 
 
 class Watch:
@@ -66,6 +67,7 @@ class Watch:
         self._over = threading.Event()
         self._lock = threading.Lock()
         self._post()
+        # Daemons: a process that ends waits for neither.
         for run in (self._beat, self._judge):
             threading.Thread(target=run, daemon=True).start()
 

@@ -138,23 +138,30 @@ def _questions(client, name: str, prefix: str) -> dict[str, Callable]:
     """Of each right a call that needs it; in the order of `WRITE`."""
     from google.cloud.storage.retry import DEFAULT_RETRY
 
-    patience = {"retry": DEFAULT_RETRY.with_timeout(_SECONDS), "timeout": _SECONDS}
+    retry = DEFAULT_RETRY.with_timeout(_SECONDS)
     # "a/b" → "a/b/", but a whole bucket's "" stays "".
     bucket, prefix = client.bucket(name), f"{prefix.strip('/')}/".lstrip("/")
-    first_below = {"prefix": prefix, "max_results": 1}
     # It need not be there: `exists` then says False, and raises where it may not look.
     run_json = bucket.blob(f"{prefix}run.json")
     # One name a host: where it may not be removed, no second one comes beside it.
     probe = bucket.blob(f"{prefix}.probe-{socket.gethostname()}")
-    # It may be gone: after an answer that was lost it is asked for again.
-    may_be_gone = {"on_error": lambda _: None}
     return {
-        "buckets.get": lambda: client.get_bucket(name, **patience),
-        "objects.list": lambda: [*bucket.list_blobs(**first_below, **patience)],
-        "objects.get": lambda: run_json.exists(**patience),
-        "objects.create": lambda: probe.upload_from_string(b"", **patience),
+        "buckets.get": lambda: client.get_bucket(name, retry=retry, timeout=_SECONDS),
+        "objects.list": lambda: [
+            *bucket.list_blobs(
+                prefix=prefix, max_results=1, retry=retry, timeout=_SECONDS
+            )
+        ],
+        "objects.get": lambda: run_json.exists(retry=retry, timeout=_SECONDS),
+        "objects.create": lambda: probe.upload_from_string(
+            b"", retry=retry, timeout=_SECONDS
+        ),
         "objects.delete": lambda: bucket.delete_blobs(
-            [probe], **may_be_gone, **patience
+            [probe],
+            # It may be gone: after an answer that was lost it is asked for again.
+            on_error=lambda _: None,
+            retry=retry,
+            timeout=_SECONDS,
         ),
     }
 

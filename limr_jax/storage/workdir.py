@@ -189,15 +189,17 @@ def _check_same(path, old: Mapping[str, Any], new: Mapping[str, Any], flag) -> N
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """`diff.differences`, but for fields that both compare by their content."""
     by_content = {*content(old), *content(new)}
-    configs = [x.get("config") for x in (old, new)]
-    found = []
-    if all(isinstance(x, Mapping) for x in configs):
-        found = [f"config.{line}" for line in config_differences(*configs)]
+    old_config, new_config = old.get("config"), new.get("config")
+    lines = []
+    if isinstance(old_config, Mapping) and isinstance(new_config, Mapping):
+        fields = config_differences(old_config, new_config)
+        lines = [f"config.{line}" for line in fields]
+        # Compared by now: the rest is what run.json has beside its config.
         old, new = ({**x, "config": None} for x in (old, new))
     # The lines of `content.…` stay: content that differs is named by them.
     places = tuple(f"{place}{x}: " for x in by_content for place in ("config.", ""))
-    found = sorted(found + differences(old, new))
-    return [x for x in found if not x.startswith(places)]
+    lines = sorted(lines + differences(old, new))
+    return [line for line in lines if not line.startswith(places)]
 
 
 def _lock(path: epath.Path) -> None:

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from limr_jax import check, console, platform
 from limr_jax.config import load
+from limr_jax.config.config_file import refuse_absent
 from limr_jax.config.diff import config_differences, plain
 from limr_jax.errors import InputError
 from limr_jax.multihost import preemption
@@ -87,8 +88,10 @@ def train_job(name: str, config_file: str, fields: Sequence, workdir) -> Job:
     """
     flags = [f"--config.{field}={text}" for field, text in fields]
     command = ("--config", config_file, *flags, "--workdir", str(workdir))
-    # A field or value that there is not is refused before any run starts.
+    # A field or value that there is not is refused before any run starts, and so is a
+    # file that its config file says how to make.
     resolved, _ = load.load(command, kind="base")
+    refuse_absent(resolved, config_file)
     return Job(
         name=name,
         command=("launch/tpu.py", *command),
@@ -153,7 +156,7 @@ def run_all(
     start = time.monotonic()
     with console.progress("all runs", total or None) as advance, preemption.listening():
         for number, job in enumerate(left, 1):
-            error = _run(job, cache, advance, seconds)
+            error = _run(job, cache, advance=advance, seconds=seconds)
             # The run has been asked to stop as well, and has had its time to save.
             if preemption.came():
                 return False

@@ -17,7 +17,7 @@ import numpy as np
 from limr_jax.algorithms import hardest, lim, std
 from limr_jax.errors import InputError
 from limr_jax.samplers import score_file
-from limr_jax.storage import metrics, rollout_dump
+from limr_jax.storage import files, gcs, metrics, rollout_dump
 from limr_jax.storage.workdir import read_result
 
 
@@ -153,40 +153,79 @@ def read_evaluation(folder) -> Curves:
 
     folder: of the evaluation, or of one of its benchmarks, which is needed where there
     are several. A response that nobody could grade is missing. Raises InputError where
-    there is no such evaluation, or where it is not finished.
+    there is no such evaluation, where it is not finished, or where responses are gone.
     """
-    folder = pathlib.Path(folder)
-    if not (folder / "rollouts").is_dir():
-        inside = sorted(x.parent for x in folder.glob("*/rollouts"))
-        if len(inside) != 1:
-            names = ", ".join(x.name for x in inside)
-            remedy = f"give the folder of one of them: {names}"
+    folder = _benchmark_folder(folder)
+    problems, samples = _evaluated(folder)
+    cells: dict[str, list[float | None]] = {}
+    for row in rollout_dump.read_dump(folder):
+        right = row.get("correct") if row.get("valid", 1) else None
+        if not isinstance(row.get("id"), str) or right not in (0, 1, None):
             raise InputError(
-                f"{folder}: holds the responses to {len(inside)} benchmarks; "
-                + (
-                    remedy
-                    if inside
-                    else "give what launch/evaluate.py wrote with --out"
-                )
+                f"{folder}: response {row.get('sample')} to {row.get('id')!r} is not "
+                f"as launch/evaluate.py writes it (correct: {right!r}); {_ANEW}"
             )
-        (folder,) = inside
-    if read_result(folder.parent) is None:
+        cells.setdefault(row["id"], []).append(right)
+    # A dump that a disk has damaged ends where the damage is, in whole problems even.
+    if len(cells) != problems or any(len(x) != samples for x in cells.values()):
+        raise InputError(
+            f"{folder}: holds {sum(map(len, cells.values()))} responses to "
+            f"{len(cells)} problems, and not {samples} to each of {problems}, as "
+            f"result.json says; {_ANEW}"
+        )
+    value_NE = np.array(list(cells.values()), float)  # None becomes nan
+    return Curves(tuple(cells), np.nan_to_num(value_NE), ~np.isnan(value_NE))
+
+
+_ANEW = "remove that folder and give launch/evaluate.py's command again"
+
+
+def _benchmark_folder(folder) -> pathlib.Path:
+    """The one folder with a benchmark's responses; InputError where it is not one."""
+    if gcs.remote(folder):
+        raise InputError(
+            f"{folder}: an evaluation lies on the disk of the host that made it; give "
+            "its folder there, or a copy"
+        )
+    # The result lies in the folder above, which "." does not name.
+    path = pathlib.Path(folder).resolve()
+    if not path.is_dir():
+        raise InputError(f"{folder}: no such folder; check the path")
+    if (path / "rollouts").is_dir():
+        return path
+    inside = sorted(x.parent for x in path.glob("*/rollouts"))
+    if len(inside) == 1:
+        return inside[0]
+    remedy = "give what launch/evaluate.py wrote with --out"
+    if inside:
+        names = ", ".join(x.name for x in inside)
+        remedy = f"give the folder of one of them: {names}"
+    raise InputError(
+        f"{folder}: holds the responses to {len(inside)} benchmarks; {remedy}"
+    )
+
+
+def _evaluated(folder: pathlib.Path) -> tuple[int, int]:
+    """The problems of a benchmark and the responses to each, as result.json has them.
+
+    Raises InputError where the evaluation is not finished, or is another's.
+    """
+    result = read_result(folder.parent)
+    if result is None:
         raise InputError(
             f"{folder.parent}: is no finished evaluation, for it has no result.json; "
             "give launch/evaluate.py's command again"
         )
-    cells: dict[str, list[float | None]] = {}
-    for row in rollout_dump.read_dump(folder):
-        cells.setdefault(str(row.get("id")), []).append(
-            _dumped(row, VALUES["accuracy"], folder)
-        )
-    if len({len(cell) for cell in cells.values()}) != 1:
-        raise InputError(
-            f"{folder}: its problems have not all as many responses; remove that "
-            "folder and give launch/evaluate.py's command again"
-        )
-    value_NE = np.array(list(cells.values()), float)  # None becomes nan
-    return Curves(tuple(cells), np.nan_to_num(value_NE), ~np.isnan(value_NE))
+    reports = result.get("benchmarks")
+    for label, report in reports.items() if isinstance(reports, dict) else ():
+        if files.folder_name(label) == folder.name and isinstance(report, dict):
+            counts = report.get("problems"), report.get("k")
+            if all(type(count) is int for count in counts):
+                return counts
+    raise InputError(
+        f"{folder.parent}/result.json tells of no benchmark {folder.name!r}; give what "
+        "launch/evaluate.py wrote with --out, under the names it gave"
+    )
 
 
 def _check_whole(workdir, rows_at: Mapping[int, int]) -> None:

@@ -164,7 +164,7 @@ def tiny(**fields):
 
 
 @pytest.fixture
-def no_slice(monkeypatch):
+def no_slice(monkeypatch, compiled_anew):
     """CPU devices in the place of a slice's."""
     monkeypatch.setattr(slices, "devices", lambda _: jax.devices()[:4])
 

@@ -14,6 +14,8 @@ from limr_jax.models import transformer
 from limr_jax.models.attention import ragged_decode
 from limr_jax.models.config import ModelConfig
 
+pytestmark = pytest.mark.usefixtures("compiled_anew")
+
 F32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
 CONFIG = ModelConfig(
     vocab_size=2048,

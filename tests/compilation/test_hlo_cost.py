@@ -10,6 +10,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from limr_jax import sharding
 from limr_jax.compilation import hlo_cost, slices
 
+pytestmark = pytest.mark.usefixtures("compiled_anew")
+
 TEXT = """
 %sum (a: f32[], b: f32[]) -> f32[] {
   %a = f32[] parameter(0)

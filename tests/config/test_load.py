@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
+from limr_jax.config import config_file
 from limr_jax.config import load as config_lib
+from limr_jax.config.config_file import refuse_absent
 from limr_jax.config.diff import config_digest, differences
 from limr_jax.errors import InputError
 
@@ -221,6 +223,14 @@ def test_a_wrong_override_is_one_line(repo, override, said):
         ("def get_config():\n  assert 1 > 2", "line 2: AssertionError"),
         ("raise BaseException('no\\nway')", "line 1: BaseException: no way"),
         (
+            "from configs.base import get_config\nREMEDIES = 3",
+            "REMEDIES must be a dict of texts, field → remedy",
+        ),
+        (
+            "from configs.base import get_config\nREMEDIES = {'eval': None}",
+            "REMEDIES must be a dict of texts, field → remedy",
+        ),
+        (
             "from ml_collections import ConfigDict, config_dict\n"
             "def get_config():\n"
             "  return ConfigDict({'a': config_dict.required_placeholder(int)})",
@@ -240,6 +250,72 @@ def test_a_wrong_config_file_is_one_line(repo, content, said):
     with pytest.raises(InputError) as error:
         load(repo, file="wrong.py")
     assert str(error.value) == f"--config={file}: {said}".replace("FILE", str(file))
+
+
+REMEDIED = """
+from ml_collections import ConfigDict
+
+REMEDIES = {
+    "data.eval": "python launch/data.py makes it",
+    "init": "python launch/sft.py makes it",
+}
+
+def get_config():
+    return ConfigDict(dict(data=dict(eval="set[1].jsonl[:2]"), init="warm/model"))
+"""
+
+
+@pytest.fixture
+def absent(tmp_path, monkeypatch):
+    """(overrides, fields=None) → what is refused of a config with remedies, or ""."""
+    (tmp_path / "mine.py").write_text(REMEDIED)
+    monkeypatch.chdir(tmp_path)
+
+    def refused(*overrides, **kwargs):
+        config, options = config_lib.load(["--config=mine.py", *overrides])
+        try:
+            refuse_absent(config, options.config, **kwargs)
+        except InputError as error:
+            return str(error)
+        return ""
+
+    return refused
+
+
+def test_what_is_absent_is_refused_with_the_files_own_remedy(absent, tmp_path):
+    said = "--config=mine.py: data.eval=set[1].jsonl[:2] is not there; python launch/"
+    assert absent() == said + "data.py makes it"
+    (tmp_path / "set[1].jsonl").touch()  # without its slice
+    said = "--config=mine.py: init=warm/model is not there; python launch/sft.py makes"
+    assert absent() == said + " it"
+    (tmp_path / "warm/model").mkdir(parents=True)
+    assert absent() == ""
+    (tmp_path / "set[1].jsonl").rename(tmp_path / "set[1].jsonl[:2]")  # its very name
+    assert absent() == ""
+
+
+def test_a_remedy_is_of_the_files_own_value(absent):
+    """What the user names instead is not what the remedy makes."""
+    own = ("--config.data.eval=mine.jsonl", "--config.init=mine")
+    assert "init=warm/model" in absent(own[0])
+    assert absent(*own) == ""
+    assert absent(own[1], fields=["init"]) == ""
+    assert "data.eval" in absent(own[1], fields=["init", "data.eval"])
+
+
+def test_a_remedy_of_a_field_that_there_is_not(absent, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(REMEDIED.replace('"init": ', '"innit": '))
+    (tmp_path / "set[1].jsonl").touch()
+    said = "--config=mine.py: REMEDIES: no field 'innit'; the nearest is init"
+    assert absent() == said
+
+
+def test_problems_are_looked_for_in_the_current_folder_alone(absent, monkeypatch):
+    """A checkpoint is also looked for where the package lies."""
+    monkeypatch.setattr(config_file.platform, "resolve", lambda path: ROOT)
+    assert "data.eval" in absent()
+    assert absent(fields=["init"]) == ""
 
 
 def test_a_field_that_a_locked_config_lacks(repo):

@@ -371,6 +371,7 @@ def test_a_prompt_at_the_limit_fits(write, baby):
         tokenize(problems, baby, max_prompt_length=2)
 
 
+@pytest.mark.usefixtures("compiled_anew")
 @pytest.mark.parametrize("axes", [(1, 1, 1), (8, 1, 1), (2, 2, 2)])
 def test_the_set_lies_spread_and_is_gathered_by_ids(write, baby, axes):
     rows = [row | {"answer": row["answer"] + "x" * i} for i, row in enumerate(ROWS)]

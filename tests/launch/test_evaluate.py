@@ -726,7 +726,8 @@ def refused(trained, tmp_path, capsys, monkeypatch):
         ),
         (
             ["--workdir", "RUN", "--benchmarks", "no.jsonl"],
-            "no.jsonl: no such file; check the path",
+            "no.jsonl: no such file; check the path, or name a public set (python "
+            "launch/data.py list)",
         ),
         (
             ["--workdir", "RUN", "--reward", "mth"],

@@ -374,8 +374,11 @@ RESPONSES = {
 }
 
 
-def evaluated(folder, *names):
-    """What launch/evaluate.py leaves of a finished evaluation of these benchmarks."""
+def evaluated(folder, *names, **first):
+    """What launch/evaluate.py leaves of a finished evaluation of these benchmarks.
+
+    first: fields of the very first response that are to be other ones.
+    """
     for name in names:
         dump = rollout_dump.Dump(folder / name)
         for done, (problem, responses) in enumerate(RESPONSES.items(), start=1):
@@ -383,8 +386,12 @@ def evaluated(folder, *names):
                 {"id": problem, "sample": k, "correct": bool(x), "valid": x is not None}
                 for k, x in enumerate(responses)
             ]
+            if done == 1:
+                rows[0] |= first
             dump.add(done, rows)
-    (folder / "result.json").write_text("{}")
+    sizes = {"problems": len(RESPONSES), "k": 4}
+    result = {"benchmarks": dict.fromkeys(names, sizes)}
+    (folder / "result.json").write_text(json.dumps(result))
     return folder
 
 
@@ -436,12 +443,48 @@ def test_evaluations_that_say_too_little(tmp_path):
         f"{tmp_path}: holds the responses to 0 benchmarks; give what "
         "launch/evaluate.py wrote with --out"
     )
-    folder = evaluated(tmp_path / "torn", "train")
-    row = {"id": "more", "sample": 0, "correct": True, "valid": True}
-    rollout_dump.Dump(folder / "train", step=len(RESPONSES)).add(9, [row])
-    assert "its problems have not all as many responses" in refused(
-        "--evaluation", folder, *hardest
+    assert refused("--evaluation", tmp_path / "nobody", *hardest) == (
+        f"{tmp_path}/nobody: no such folder; check the path"
     )
+    assert "gs://bucket/base: an evaluation lies on the disk of the host" in refused(
+        "--evaluation", "gs://bucket/base", *hardest
+    )
+    folder = evaluated(tmp_path / "renamed", "train")
+    (folder / "train").rename(folder / "other")
+    assert "tells of no benchmark 'other'" in refused("--evaluation", folder, *hardest)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ({"id": None}, "response 0 to None is not as launch/evaluate.py writes it"),
+        ({"correct": "yes"}, "response 0 to 'easy' is not as launch/evaluate.py"),
+        ({"correct": 7}, "(correct: 7); remove that folder and give"),
+        # Of whole problems that are gone the others say nothing.
+        (None, "holds 20 responses to 5 problems, and not 4 to each of 6, as result"),
+    ],
+)
+def test_a_damaged_evaluation(tmp_path, damage, said):
+    folder, out = evaluated(tmp_path / "e", "train", **(damage or {})), tmp_path / "o"
+    if damage is None:
+        (segment,) = (folder / "train/rollouts").iterdir()
+        segment.write_bytes(segment.read_bytes()[:-1])
+    with pytest.raises(InputError) as caught:
+        run("select", "--evaluation", folder, "--hardest", 2, "--out", out)
+    assert said in str(caught.value) and not out.exists()
+
+
+def test_an_evaluation_from_within_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(evaluated(tmp_path / "e", "train") / "train")
+    assert kept("--evaluation", ".", "--hardest", 1, out=tmp_path / "o") == ["never"]
+
+
+def test_two_problems_of_one_id(tmp_path):
+    folder = evaluated(tmp_path / "e", "train")
+    file = write(tmp_path / "p", [{"id": x} for x in [*RESPONSES, "never"]])
+    words = ["--evaluation", folder, "--hardest", 1, "--problems", file]
+    with pytest.raises(InputError, match="p:7: the id 'never' is also that of .*p:4"):
+        run("select", *words, "--out", tmp_path / "o")
 
 
 SCORED = [{"id": "a", "lim_score": 0.5}, {"id": "b", "lim_score": None}]

@@ -178,7 +178,8 @@ def test_a_dry_run_says_what_would_run(given, capsys):
         ),
         (
             ["--config.data.train=nowhere.jsonl"],
-            "nowhere.jsonl: no such file; check the path",
+            "nowhere.jsonl: no such file; check the path, or name a public set (python "
+            "launch/data.py list)",
         ),
         (
             ["--config.reward=none", "--config.algorithm=jepo"],

@@ -73,6 +73,7 @@ def test_against_log_softmax():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_anew")
 def test_a_mesh_makes_chunks_of_its_own_rows_and_words(monkeypatch):
     """8 rows and 40 words over fsdp x tensor = 4 x 2: chunks of 2 rows and 20 words."""
     rows, columns = 8, 12
@@ -104,6 +105,7 @@ def test_a_mesh_makes_chunks_of_its_own_rows_and_words(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_anew")
 def test_the_logits_of_all_columns_never_are():
     """Forward and backward at the size of the real vocabulary: 64 x 64 x 151,936."""
     config = dataclasses.replace(QWEN, vocab_size=151_936, width=8)

@@ -272,6 +272,24 @@ def test_on_policy_all_losses_have_one_gradient(params, written, reward_PG):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("packed", [{}, {"micro_batch_rows": 4, "row_responses": 2}])
+def test_a_problems_weight_is_its_gradients(params, written, reward_PG, direct, packed):
+    """sampler.unbiased: 1 / (N q) times each problem's own gradient, and no other's.
+
+    However rows are packed, and with DASH's filter, which drops rows before that.
+    """
+    weight_P = np.random.default_rng(2).uniform(0.2, 4, P).astype(np.float32)
+    weight_B = np.repeat(weight_P, G)
+    batch, _ = rl_batch(written, reward_PG, filter_tau=0.0)
+    batch = dataclasses.replace(batch, problem_weight_B=weight_B)
+    got, _ = compute(params, batch_lib.weigh(batch, "sequence"), **packed)
+    mask_BT = np.asarray(written.mask_BT)
+    advantage_B1 = by_hand_grpo(reward_PG).reshape(-1, 1) * weight_B[:, None]
+    share_BT = mask_BT / (mask_BT.sum(axis=1, keepdims=True) * P * G)
+    assert_close(got, direct(params, -advantage_B1 * share_BT)[0])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["k2", "k3"])
 def test_kl_in_the_loss(params, written, direct, estimator):
     """Every group has equal rewards, so that KL is all there is."""

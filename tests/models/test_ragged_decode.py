@@ -268,6 +268,7 @@ def test_rollouts_by_it_on_a_mesh_are_the_same(monkeypatch, shape, slots):
     importlib.util.find_spec("libtpu") is None,
     reason="needs libtpu, the TPU's compiler: pip install -e '.[tpu]'",
 )
+@pytest.mark.usefixtures("compiled_anew")
 @pytest.mark.parametrize("slice_type", ["v4-8", "v5litepod-4", "v6e-4"])
 @pytest.mark.parametrize(
     "kv_heads, head_dim, dtype",

@@ -288,6 +288,7 @@ needs_libtpu = pytest.mark.skipif(
 
 @pytest.mark.slow
 @needs_libtpu
+@pytest.mark.usefixtures("compiled_anew")
 @pytest.mark.parametrize("slice_type", ["v4-8", "v5litepod-4", "v6e-4"])
 def test_it_compiles_for(slice_type):
     """Forward and backward: packed rows with a window, a kv head for two devices."""
@@ -314,6 +315,7 @@ def test_it_compiles_for(slice_type):
 
 @pytest.mark.slow
 @needs_libtpu
+@pytest.mark.usefixtures("compiled_anew")
 def test_two_unrolled_layers_against_cost_analysis(monkeypatch):
     """FLOPs within 5 % of the TPU compiler's, which knows nothing of a kernel's."""
     monkeypatch.setattr(jax.lax, "scan", partial(jax.lax.scan, unroll=True))

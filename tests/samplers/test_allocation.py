@@ -1,6 +1,7 @@
 """A step's budget, divided: what is written, learned and kept, in the loop."""
 
 import collections
+import pathlib
 import sys
 from types import SimpleNamespace
 
@@ -130,6 +131,15 @@ def test_invalid_rollouts_are_those_that_were_asked_for(ran):
         assert row["invalid_share"] == pytest.approx(want)
         want = np.mean([x["correct"] for x in rows if x["valid"]])
         assert row["pass_rate"] == pytest.approx(want)
+
+
+def test_the_page_says_what_each_number_is(ran):
+    page = pathlib.Path(allocation.__file__).with_name("METRICS.md").read_text()
+    row = told(ran.workdir)["metrics"][0]
+    own = [x for x in row if x.startswith(("allocation/", "ada/", "signal_"))]
+    assert len(own) == 5
+    for name in own:
+        assert f"`{name}`" in page, name
 
 
 # ---- ada's rounds, replayed from the dump by plain Python

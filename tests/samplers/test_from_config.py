@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -181,6 +182,19 @@ def test_what_is_not_kept_is_learned_from(problems):
     state = sampler.end_step(sampler.update(state, ids_P, right_PG, right_PG > 0))
     assert not group_filter.mixed(right_PG, right_PG > 0).any()
     np.testing.assert_array_equal(state.sampler.posterior.right_N[ids_P], [3] * 4)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_page_says_what_each_number_is(problems, name):
+    config = configured(problems, name, filter__groups="mixed", prompts_per_step=2)
+    sampler = sampler_of(config, problems)
+    state, ids_P = sampler.sample(sampler.init(), jax.random.key(0))
+    page = pathlib.Path(from_config.__file__).with_name("METRICS.md").read_text()
+    for number in sampler.report(state, ids_P):
+        # BOTS has MoPPS's numbers, and two are those of several samplers.
+        any_sampler = "*/" + number.split("/")[-1]
+        names = {number, any_sampler, number.replace("bots/", "mopps/")}
+        assert any(f"`{known}`" in page for known in names), number
 
 
 @pytest.fixture(scope="module")

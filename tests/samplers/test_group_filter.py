@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from tiny_policy import QUICK
 from limr_jax.data.prompts import PromptBatch
 from limr_jax.rewards.types import Graded
 from limr_jax.rollout.types import Rollout
-from limr_jax.samplers import group_buffer, group_filter
+from limr_jax.samplers import group_buffer, group_filter, importance
 from limr_jax.samplers.uniform import uniform
 
 KEY = jax.random.key(0)
@@ -146,6 +147,13 @@ def test_rounds_by_hand(collect):
     whole_groups(batch, [22, 30, 31])
     assert told["dynamic/carried_groups"] == told["dynamic/age_max"] == 1
     np.testing.assert_allclose(told["dynamic/age_mean"], 1 / 3, rtol=1e-6)
+
+
+def test_the_page_says_what_each_number_is(collect):
+    page = pathlib.Path(group_filter.__file__).with_name("METRICS.md").read_text()
+    numbers = collect(NOTHING, 0, round_of(10, [True] * 3))[-1]
+    for name in [*numbers, *importance.metrics(jnp.ones(2))]:
+        assert f"`{name}`" in page, name
 
 
 def test_at_the_bound_empty_places_are_invalid(collect):

@@ -107,6 +107,21 @@ def test_the_weights_are_of_what_is_drawn():
     np.testing.assert_array_equal(all_P, np.ones(9))
 
 
+def test_equal_problems_have_one_weight_and_its_noise():
+    """P over a gamma variable of shape P + 1: mean 1, variance 1 / (P − 1)."""
+    for prompts in (4, 32):
+
+        def draw(key, prompts=prompts):
+            weight_P = importance.of_draw_by_weight(jnp.ones(1000), key, prompts)
+            return jnp.mean(weight_P), jnp.ptp(weight_P)
+
+        keys = jax.random.split(jax.random.key(1), 3000)
+        mean_X, spread_X = jit(functools.partial(jax.lax.map, draw))(keys)
+        assert jnp.max(spread_X) < 1e-5 * jnp.max(mean_X)
+        np.testing.assert_allclose(mean_X.mean(), 1, atol=0.03)
+        np.testing.assert_allclose(mean_X.std(), (prompts - 1) ** -0.5, rtol=0.15)
+
+
 @pytest.fixture(scope="module")
 def problems(tmp_path_factory):
     return write_problems(tmp_path_factory.mktemp("problems") / "train.jsonl", 10)

@@ -100,7 +100,7 @@ def test_a_compile_report_lies_beside_its_workdir(bucket, tmp_path, monkeypatch)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")  # which the command sets
     monkeypatch.setattr(calls, "plan", lambda config: None)
     monkeypatch.setattr(compile, "compile_all", lambda plan, say: [])
-    monkeypatch.setattr(compile_report, "report", lambda *_: {"fits": False})
+    monkeypatch.setattr(compile_report, "report", lambda *_, **__: {"fits": False})
     monkeypatch.setattr(compile_report, "text", str)
     launched = runpy.run_path(str(ROOT / "launch/tpu.py"))
     assert launched["compile_only"](None, RUN) == 1

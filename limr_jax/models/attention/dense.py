@@ -38,8 +38,8 @@ def attend_causal(q_BTHC, k_BKCT, v_BKTC, mask_BTT, config: ModelConfig):
             q_BTHC[:, start:end],
             k_BKCT[..., :end],
             v_BKTC[:, :, :end],
-            mask_BTT[:, start:end, :end],
-            config,
+            mask_BTS=mask_BTT[:, start:end, :end],
+            config=config,
         )
 
     parts = cpu.query_parts(q_BTHC.shape[1])
@@ -57,7 +57,7 @@ def attend(q_BTHC, k_BKCS, v_BKSC, mask_BTS, config: ModelConfig):
     B, T, H, _ = q_BTHC.shape
     return by_chunks(
         lambda q_BTHC, mask_BTS: _attend_at_once(
-            q_BTHC, k_BKCS, v_BKSC, mask_BTS, config
+            q_BTHC, k_BKCS, v_BKSC, mask_BTS=mask_BTS, config=config
         ),
         q_BTHC,
         mask_BTS,
@@ -145,7 +145,14 @@ def decode_attend_of(position_B, cache: KVCache, column, config: ModelConfig):
         mask_B1S = seen_mask(position_B[:, None], key_BS, config.window_of(kind))
 
         def attend_to(q_B1HC, kv, _, index):
-            return _attend_filled(q_B1HC, kv, mask_B1S, column, index, config)
+            return _attend_filled(
+                q_B1HC,
+                kv,
+                mask_B1S=mask_B1S,
+                column=column,
+                index=index,
+                config=config,
+            )
 
         return attend_to
 
@@ -157,8 +164,9 @@ def _attend_filled(q_B1HC, kv, mask_B1S, column, index, config: ModelConfig):
     columns = mask_B1S.shape[-1]
 
     def at(width):
+        k_BKCS, v_BKSC = read_columns(kv, width, index)
         seen = mask_B1S[:, :, :width]
-        return attend(q_B1HC, *read_columns(kv, width, index), seen, config)
+        return attend(q_B1HC, k_BKCS, v_BKSC, mask_BTS=seen, config=config)
 
     # XLA:CPU copies what is cut out, of a stack in any case: 448 tokens of 16 rows, 512
     # columns, took 1.74 s for 1.68 unrolled, and 3.29 s for 4.20 scanned.

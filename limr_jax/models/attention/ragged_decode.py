@@ -134,7 +134,12 @@ def read_list(
     window: columns that a row sees at most, with the one that it writes; None is all.
     """
     rows, prompt_rows = divided(at.prompt_B.shape, ROWS), divided(at.last_P.shape, ROWS)
-    places = RowPlaces(rows, rows, prompt_rows, jax.sharding.PartitionSpec())
+    places = RowPlaces(
+        position_B=rows,
+        prompt_B=rows,
+        last_P=prompt_rows,
+        column=jax.sharding.PartitionSpec(),
+    )
 
     def local(at: RowPlaces) -> ReadList:
         last_B = at.last_P[at.prompt_B]
@@ -144,9 +149,24 @@ def read_list(
             # A row's own columns fill the window first; the prompt has what is left.
             seen_B = jnp.minimum(seen_B, window - own_B)
         seen_B = jnp.where(at.position_B < 0, 0, seen_B)
-        return list_entries(own_B, seen_B, at.prompt_B, at.column, prompt, own)
+        return list_entries(
+            own_B=own_B,
+            seen_B=seen_B,
+            prompt_B=at.prompt_B,
+            column=at.column,
+            prompt=prompt,
+            own=own,
+        )
 
-    out = ReadList(*(rows for _ in dataclasses.fields(ReadList)))
+    # Each device makes its own rows' list, so every field is divided as rows are.
+    out = ReadList(
+        row_I=rows,
+        nth_I=rows,
+        own_from_B=rows,
+        prompt_from_B=rows,
+        prompt_B=rows,
+        count_1=rows,
+    )
     return on_each(local, (places,), out)(at)
 
 
@@ -219,9 +239,14 @@ def attend_of(position_B, cache: KVCache, shared: Shared, column, config):
 
     def of_kind(kind):
         prompt_PL, own_BS = shared.prompts.position[kind], cache.position[kind]
-        at = RowPlaces(position_B, shared.row_B, prompt_PL[:, -1], column)
+        at = RowPlaces(
+            position_B=position_B,
+            prompt_B=shared.row_B,
+            last_P=prompt_PL[:, -1],
+            column=column,
+        )
         prompt, own = cuts(prompt_PL.shape[1], own_BS.shape[1], config)
-        read = read_list(at, prompt, own, config.window_of(kind))
+        read = read_list(at, prompt, own, window=config.window_of(kind))
 
         def attend_to(q_B1HC, kv, prompt_kv, index):
             out_BHC = attend(
@@ -248,19 +273,27 @@ def attend(q_BHC, prompts, own, read: ReadList, column, index, config):
     """
     # The kernel takes the stack and a layer's number: a layer that is cut out would be
     # copied first.
-    arrays = [x if index is not None else x[None] for x in (*prompts, *own)]
+    prompt_keys, prompt_values, keys, values = (
+        x if index is not None else x[None] for x in (*prompts, *own)
+    )
     B, H, C = q_BHC.shape
-    K = arrays[0].shape[2]
+    K = keys.shape[2]
     q_BKQC = q_BHC.reshape(B, K, H // K, C)
     heads = divided(q_BKQC.shape, ROWS, "tensor", None, None)
-    stacks = [divided(x.shape, None, ROWS, "tensor", None, None) for x in arrays]
+    stacks = (
+        divided(x.shape, None, ROWS, "tensor", None, None)
+        for x in (prompt_keys, prompt_values, keys, values)
+    )
     rows = divided((B,), ROWS)
     whole = jax.sharding.PartitionSpec()
     index = jnp.int32(0) if index is None else index
     specs = (heads, *stacks, jax.tree.map(lambda _: rows, read), whole, whole)
-    cut = cuts(arrays[0].shape[4], arrays[2].shape[4], config)
+    cut = cuts(prompt_keys.shape[4], keys.shape[4], config)
     local = functools.partial(_attend, cut=cut, config=config)
-    out = on_each(local, specs, heads)(q_BKQC, *arrays, read, column, index)
+    # shard_map takes its arguments by their places, as the specs have them.
+    out = on_each(local, specs, heads)(
+        q_BKQC, prompt_keys, prompt_values, keys, values, read, column, index
+    )
     return out.reshape(B, H, C)
 
 
@@ -392,7 +425,7 @@ def _kernel(
         @pl.when((prompt_block < prompt.blocks) & (start + part > prompt_from))
         def _(start=start, here=here):
             k_KCS, v_KSC = prompt_k_ref[0, 0, :, :, here], prompt_v_ref[0, 0, :, here]
-            add(k_KCS, v_KSC, start, lambda at: at >= prompt_from)
+            add(k_KCS, v_KSC, start=start, sees=lambda at: at >= prompt_from)
 
     @pl.when(own_block <= _last(own_from, column[0], own))
     def _():
@@ -401,7 +434,7 @@ def _kernel(
             here = (at >= own_from) & (at <= column[0])
             return here | (at + own.columns <= column[0])
 
-        add(k_ref[0, 0], v_ref[0, 0], own_block * own.size, sees)
+        add(k_ref[0, 0], v_ref[0, 0], start=own_block * own.size, sees=sees)
 
     # The next entry is another row's: this row's sums are complete.
     @pl.when(nth_I[i + 1] == 0)

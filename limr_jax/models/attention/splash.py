@@ -128,7 +128,7 @@ def fits(columns: int, config, *, shared: bool) -> bool:
     size = queries(columns, config.head_dim)
     if not size or config.head_dim % 64:
         return False
-    if _seen(columns, size, shared, None).code_bits > 31:
+    if _seen(columns, size, shared=shared, window=None).code_bits > 31:
         return False
     return (
         not _parted(config)
@@ -144,7 +144,13 @@ def _parted(config) -> bool:
 
 def _seen(columns: int, size: int, shared: bool, window: int | None) -> Seen:
     bits = (columns + -columns % size - 1).bit_length()
-    return Seen(size, bits, shared, window if window and window < columns else None)
+    return Seen(
+        queries=size,
+        bits=bits,
+        shared=shared,
+        # A window of all columns hides nothing, and needs no second test.
+        window=window if window and window < columns else None,
+    )
 
 
 def sight(position_BT, segment_BT, branch_BT, config, *, window: int | None) -> Sight:
@@ -158,7 +164,7 @@ def sight(position_BT, segment_BT, branch_BT, config, *, window: int | None) -> 
     """
     T, shared = position_BT.shape[1], branch_BT is not None
     size = queries(T, config.head_dim)
-    seen = _seen(T, size, shared, window)
+    seen = _seen(T, size, shared=shared, window=window)
     fill = [(0, 0), (0, -T % size)]
     position_BT = jnp.pad(position_BT, fill, constant_values=-1)
     segment_BT, branch_BT = (
@@ -203,7 +209,7 @@ def sight(position_BT, segment_BT, branch_BT, config, *, window: int | None) -> 
         near_BT=near_BT,
         far_BT=far_BT,
         segment_BT=jnp.where(live_BT, segment_BT, -1) if shared else None,
-        visited_BIJ=_visited(size, near_BT, far_BT, least_BT),
+        visited_BIJ=_visited(size, near_BT=near_BT, far_BT=far_BT, least_BT=least_BT),
         seen=seen,
     )
 
@@ -258,22 +264,27 @@ def attend(q_BTHC, k_BKCT, v_BKTC, sight: Sight, config):
             for x, axis in ((q_BTHC, 1), (k_BKCT, 3), (v_BKTC, 2))
         )
         at_once = partial(_attend, softcap=config.attention_softcap)
-        return _by_rows(at_once, q_BTHC, k_BKCT, v_BKTC, sight)[:, :T]
+        out_BTHC = _by_rows(
+            at_once, q_BTHC=q_BTHC, k_BKCT=k_BKCT, v_BKTC=v_BKTC, sight=sight
+        )
+        return out_BTHC[:, :T]
 
     specs = (heads, kv_heads, kv_heads, rows)
     return on_each(each, specs, heads)(q_BTHC, k_BKCT, v_BKTC, sight)
 
 
-def _by_rows(function, *arrays):
-    """`function(*arrays)`, over as many of a device's rows at once as may be."""
-    B, I, _ = arrays[-1].visited_BIJ.shape
+def _by_rows(attend_rows, q_BTHC, k_BKCT, v_BKTC, sight: Sight):
+    """`attend_rows` of as many of a device's rows at once as may be."""
+    B, I, _ = sight.visited_BIJ.shape
     count = next(
         n for n in range(1, B + 1) if B % n == 0 and B // n * I <= max(I, BLOCKS)
     )
     if count == 1:
-        return function(*arrays)
-    split = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), arrays)
-    parts = jax.lax.map(lambda part: function(*part), split)
+        return attend_rows(q_BTHC, k_BKCT, v_BKTC, sight)
+    split = jax.tree.map(
+        lambda x: x.reshape(count, -1, *x.shape[1:]), (q_BTHC, k_BKCT, v_BKTC, sight)
+    )
+    parts = jax.lax.map(lambda part: attend_rows(*part), split)
     return parts.reshape(B, *parts.shape[2:])
 
 
@@ -322,14 +333,20 @@ def _kernel(sight: Sight, softcap):
 
     forward = info(by_query, lambda x: x.reshape(1, B * I, J))
     backward = info(by_key, lambda x: x.swapaxes(0, 1).reshape(1, I, B * J))
-    queries = dict.fromkeys(("block_q", "block_q_dq", "block_q_dkv"), size)
-    keys = dict.fromkeys(("block_kv", "block_kv_dq", "block_kv_dkv"), size // 2)
     # Of the forward pass, of dq, of dk and dv: the last walks over queries.
     kernel = splash.SplashAttentionKernel(
         forward,
         forward,
         backward,
-        block_sizes=splash.BlockSizes(**queries, **keys),
+        # `Seen` wants twice as many queries as keys in a block.
+        block_sizes=splash.BlockSizes(
+            block_q=size,
+            block_kv=size // 2,
+            block_q_dq=size,
+            block_kv_dq=size // 2,
+            block_q_dkv=size,
+            block_kv_dkv=size // 2,
+        ),
         is_mqa=False,
         save_residuals=False,
         mask_value=splash.DEFAULT_MASK_VALUE,
@@ -340,7 +357,8 @@ def _kernel(sight: Sight, softcap):
     )
     segments = None
     if sight.segment_BT is not None:
-        segments = splash.SegmentIds(*[sight.segment_BT.reshape(-1)] * 2)
+        segment = sight.segment_BT.reshape(-1)
+        segments = splash.SegmentIds(q=segment, kv=segment)
     return partial(kernel, segment_ids=segments)
 
 

@@ -424,6 +424,8 @@ def _same_cell(ref: str, pred: str) -> bool:
     """Two digits are enough for a fraction in a cell: 0.33."""
     exact, rounded = parse_number(ref), parse_number(pred)
     fraction = exact and exact.step is None and exact.value.denominator > 1
-    if fraction and rounded and stands_for(rounded, exact.value, 1, 2):
+    if not fraction or not rounded:
+        return _texts_match(ref, pred)
+    if stands_for(rounded, exact.value, scale=1, min_digits=2):
         return True
     return _texts_match(ref, pred)

@@ -109,7 +109,7 @@ def _relation(text: str) -> Form | None:
     # Each sign costs a parse of its sides: nobody writes more of them.
     if not marks or len(marks) > 8 or not all(sides):
         return None
-    return Form("relation", text, tuple(sides), tuple(marks))
+    return Form("relation", text, parts=tuple(sides), ops=tuple(marks))
 
 
 def _outward(text: str) -> str:
@@ -140,7 +140,7 @@ def parse_form(text: str) -> Form:
     divided = _DIVIDED.fullmatch(text)
     if divided:
         # With R for brackets, so that `17 R 2` is not the point (17, 2).
-        return Form("tuple", text, divided.groups(), ("R", "R"))
+        return Form("tuple", text, parts=divided.groups(), ops=("R", "R"))
     matrix = _matrix(text)
     if matrix:
         return matrix
@@ -168,7 +168,7 @@ def parse_form(text: str) -> Form:
             )
             if opening == "[" and len(rows) == len(inner.parts):
                 return Form("matrix", text, rows=rows)  # [[1, 2], [3, 4]]
-            return Form("tuple", text, inner.parts, (opening, closing))
+            return Form("tuple", text, parts=inner.parts, ops=(opening, closing))
         if inside.strip():
             return parse_form(inside)
     return Form("item", text)

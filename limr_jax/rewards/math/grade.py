@@ -112,7 +112,12 @@ def grade_math(
     for key, reply in zip(jobs, pool.map(list(jobs.values()))):
         verdicts[key] = _verdict(reply, jobs[key]["answers"])
     graded = [verdicts[key] for key in keys]
-    return _second_opinions(graded, prompts or [""] * len(texts), references, second)
+    return _second_opinions(
+        graded,
+        prompts=prompts or [""] * len(texts),
+        references=references,
+        second=second,
+    )
 
 
 def _job(text: str, reference: str, mode: Mode) -> dict:

@@ -84,7 +84,7 @@ def parse_number(text: str) -> Number | None:
     if match["sign"] == "-":
         value = -value
     percent, degree = match["mark"] == r"\%", match["mark"] == "°"
-    return Number(value, step, digits, percent, degree)
+    return Number(value, step, digits=digits, percent=percent, degree=degree)
 
 
 def stands_for(
@@ -118,14 +118,16 @@ def numbers_agree(reference: Number, prediction: Number) -> bool:
         if ref == pred or (inexact and abs(ref - pred) * 10**9 < abs(ref)):
             return True
         # `180.67` for 542/3: the reference states the rounding.
-        if stands_for(reference, pred, mine, 3):
+        if stands_for(reference, pred, scale=mine, min_digits=3):
             finer = prediction.step is None or prediction.step < reference.step
             if finer and prediction.value.denominator > 1:
                 return True
         if reference.step is None and reference.value.denominator == 1:
             continue
-        shared = 2 if reference.percent and prediction.percent else 3
-        rounds = stands_for(prediction, ref, yours, shared if reference.step else 4)
+        least = 4
+        if reference.step:
+            least = 2 if reference.percent and prediction.percent else 3
+        rounds = stands_for(prediction, ref, scale=yours, min_digits=least)
         # 300 for 299.94: a whole number of three digits may be rounded, too.
         whole = prediction.step is None and prediction.digits >= 3
         if rounds or (whole and prediction.value == round(ref) and reference.step):

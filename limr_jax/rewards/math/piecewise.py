@@ -55,6 +55,7 @@ def same_function(ref: Form, pred: Form) -> bool:
     # An ordinary expression is one piece that holds everywhere.
     sides = [parse_pieces(f.text) or ((f.text, ""),) for f in (ref, pred)]
     conditions = [parse_form(c) for side in sides for _, c in side if c]
+    # Conditions on two letters cut a plane, which points on a line do not try.
     names = {name for c in conditions for name in _LETTER.findall(c.text)}
     if len(names) != 1:
         return False

@@ -136,11 +136,11 @@ def _same_constant(reference: str, prediction: str) -> bool:
     literal_r, literal_p = parse_number(reference), parse_number(prediction)
     exact_r, exact_p = _as_fraction(ref), _as_fraction(pred)
     if literal_r and literal_r.step and exact_p is not None:
-        if stands_for(literal_r, exact_p, 1, 3):
+        if stands_for(literal_r, exact_p, scale=1, min_digits=3):
             return True
     elif literal_p and literal_p.step and exact_r is not None:
         least = 6 if _CLOSED.search(reference) else 4
-        return stands_for(literal_p, exact_r, 1, least)
+        return stands_for(literal_p, exact_r, scale=1, min_digits=least)
     return False
 
 
@@ -271,23 +271,29 @@ def _degrees(reference: str, prediction: str) -> bool:
     return r"\pi" in bare and _same_constant(mine, yours)
 
 
-def same_expression(reference: str, prediction: str) -> bool:
-    """Equality as functions of the free symbols, by evaluation at fixed points."""
+def _expressions(reference: str, prediction: str):
+    """Both texts as expressions of sympy's; None unless both are such."""
     import sympy
 
-    ref, pred = (
-        parse_expression(reference),
-        parse_expression(prediction),
-    )
-    if not isinstance(ref, sympy.Expr) or not isinstance(pred, sympy.Expr):
+    pair = parse_expression(reference), parse_expression(prediction)
+    # A relation, a tuple or a truth value is parsed too, and has no value at a point.
+    return pair if all(isinstance(x, sympy.Expr) for x in pair) else None
+
+
+def same_expression(reference: str, prediction: str) -> bool:
+    """Equality as functions of the free symbols, by evaluation at fixed points."""
+    pair = _expressions(reference, prediction)
+    if pair is None:
         return False
+    ref, pred = pair
     if not (ref.free_symbols or pred.free_symbols):
         return False
     rows = values_at_points(ref, pred)
     if not rows or not all(nearly_equal(a, b) for a, b in rows):
         return False
     names, counted = _names(ref, pred)
-    try:  # near is not equal: x + e^{-100}
+    # At one point exactly: near is not equal, as in x + e^{-100}.
+    try:
         values, _ = next(_points(names, counted))
         return equal_closed_forms(_exactly_at(ref, values), _exactly_at(pred, values))
     except Exception:
@@ -296,14 +302,10 @@ def same_expression(reference: str, prediction: str) -> bool:
 
 def same_up_to_factor(reference: str, prediction: str, positive: bool) -> bool:
     """Is `reference` a constant (positive) multiple of `prediction`? For equations."""
-    import sympy
-
-    ref, pred = (
-        parse_expression(reference),
-        parse_expression(prediction),
-    )
-    if not isinstance(ref, sympy.Expr) or not isinstance(pred, sympy.Expr):
+    pair = _expressions(reference, prediction)
+    if pair is None:
         return False
+    ref, pred = pair
     # Where both are 0 any factor would do.
     rows = [row for row in values_at_points(ref, pred) or [] if any(row)]
     if len(rows) < 3 or not all(a and b for a, b in rows):

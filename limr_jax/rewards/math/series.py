@@ -53,6 +53,7 @@ def _index(first: str, last: str) -> tuple[list[str], list[str], str, str] | Non
     one, two = _TOKEN.findall(first), _TOKEN.findall(last)
     if len(one) != len(two):
         return None
+    # Where two places differ, as in `1\cdot 2` and `n\cdot m`, which one runs is open.
     at = [k for k, (x, y) in enumerate(zip(one, two)) if x != y]
     if len(at) != 1:
         return None
@@ -65,7 +66,8 @@ def _parts(text: str) -> tuple[str, list[str], str, str, str] | None:
     left, right = left.rstrip(), right.lstrip()
     if left.endswith("+") and right.startswith("+"):
         left, right = left[:-1], right[1:]
-        # Within brackets the sum begins behind the last that is open.
+        # Within brackets the sum begins behind the last that is open. The left part is
+        # read from its end, where a closing bracket is the one that opens.
         start = len(left) - _depth_end(left[::-1], (")]}", "([{"))
         end = _depth_end(right, ("([{", ")]}"))
         terms, _ = split_outside_brackets(left[start:], _PLUS)
@@ -77,6 +79,7 @@ def _parts(text: str) -> tuple[str, list[str], str, str, str] | None:
         if not starts:
             return None
         factors = [left[a:b] for a, b in zip(starts, [*starts[1:], len(left)])]
+        # Of the last factor, which begins at 0: its opening and closing bracket are 2.
         end = _depth_end(right[1:], ("([{", ")]}")) + 2
         return left[: starts[0]], factors, "", right[:end], right[end:]
     return None
@@ -107,7 +110,9 @@ def with_length(text: str, letter: str, length: int) -> str | None:
         for k, one in enumerate(shown[1:], start=1):
             at_length = _put_in(one, letter, length)
             expected = low + k * step
-            place = _place(one, before, after, letter, length)
+            place = _place(
+                one, before=before, after=after, letter=letter, length=length
+            )
             if place != expected and not scalars.same_value(term(expected), at_length):
                 return None
         terms = [term(place) for place in range(low, high + step, step)]
@@ -131,10 +136,10 @@ def _place(term: str, before: list[str], after: list[str], letter: str, length: 
     end = len(tokens) - len(after)
     if tokens[: len(before)] != before or tokens[end:] != after:
         return None
-    found = _PLACE.fullmatch("".join(tokens[len(before) : end]))
-    if not found or found[2] not in (None, letter):
+    match = _PLACE.fullmatch("".join(tokens[len(before) : end]))
+    if not match or match[2] not in (None, letter):
         return None
-    return int(found[1]) if found[1] else length + int(found[3] or 0)
+    return int(match[1]) if match[1] else length + int(match[3] or 0)
 
 
 def end_letter(text: str) -> str | None:

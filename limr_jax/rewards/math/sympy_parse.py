@@ -63,7 +63,7 @@ _INDEX = re.compile(r"(?<=_\{)\s*[A-Za-z]\s*=")  # of a sum
 def _unknown(text: str) -> bool:
     """Does it hold a command or a sign that the grammar is not trusted with?"""
     text = _INDEX.sub("", text)
-    commands = {found[1] for found in _COMMAND.finditer(text)}
+    commands = {match[1] for match in _COMMAND.finditer(text)}
     return not commands <= KNOWN or _MISREAD.search(text) is not None
 
 

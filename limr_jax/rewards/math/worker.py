@@ -6,12 +6,9 @@ It never imports jax. Arguments: CPU seconds for one item, memory in MiB.
 """
 
 import json
-import os
-import resource
-import signal
 import sys
 
-from limr_jax import time_limit
+from limr_jax import time_limit, worker_process
 
 
 class NoReference(Exception):
@@ -49,14 +46,13 @@ def answer_to(line: str, cpu_seconds: float) -> dict:
 
     With the `answers` that were read, where the job left that to the worker.
     """
+
+    def graded() -> dict:
+        job = json.loads(line)
+        return {"rule": matching_rule(job), "answers": job["answers"][:1]}
+
     try:
-        # Two levels: the signal may come while the inner one stops the clock.
-        try:
-            time_limit.limit(cpu_seconds, start=True)
-            job = json.loads(line)
-            return {"rule": matching_rule(job), "answers": job["answers"][:1]}
-        finally:
-            time_limit.limit(cpu_seconds, start=False)
+        return time_limit.within(cpu_seconds, graded)
     except time_limit.OutOfTime:
         return {"error": "timeout"}
     except NoReference:
@@ -67,33 +63,22 @@ def answer_to(line: str, cpu_seconds: float) -> dict:
         return {"rule": None}
     except Exception as error:
         return {"error": type(error).__name__}
-    finally:
-        # Once more: the signal may have come while `limit` was stopping the clock.
-        signal.setitimer(signal.ITIMER_PROF, 0.0)
 
 
-def main() -> None:
-    """Answer jobs until stdin ends, or memory runs out."""
-    cpu_seconds, memory_mib = float(sys.argv[1]), int(sys.argv[2])
-    replies = os.fdopen(os.dup(1), "w", encoding="ascii")
-    silent = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silent, 1)  # nothing that a library prints is taken for a reply
+def prepare() -> None:
+    """Limits of Python's own, and what a first job would load within its time."""
     # Longer integers take quadratic time to print, in C, where no signal is heard.
     sys.set_int_max_str_digits(4300)
     sys.setrecursionlimit(4_000)
     matching_rule(  # load the grammar and fill its caches before the first clock starts
         {"references": [r"\frac{x+1}{2}"], "answers": [r"\text{no} x"]}
     )
-    size = memory_mib * 2**20
-    resource.setrlimit(resource.RLIMIT_AS, (size, size))
-    signal.signal(signal.SIGPROF, time_limit.stop)
-    print(json.dumps({"ready": True}), file=replies, flush=True)
-    for line in sys.stdin:
-        reply = answer_to(line, cpu_seconds)
-        print(json.dumps(reply), file=replies, flush=True)
-        if reply.get("error") == "memory":
-            return  # the heap is in pieces: let a fresh process take over
+
+
+def out_of_memory(reply: dict) -> bool:
+    """Whether a job has left the heap in pieces."""
+    return reply.get("error") == "memory"
 
 
 if __name__ == "__main__":
-    main()
+    worker_process.serve(answer_to, prepare=prepare, is_last=out_of_memory)

@@ -135,7 +135,8 @@ def solve(tokens: list, habits: frozenset[str] = frozenset()) -> tuple[str, int]
         lines.append(render(tokens))
     while len(tokens) > 1:
         i = _next_operation(tokens, habits)
-        value = apply(tokens[i - 1], tokens[i], tokens[i + 1], habits)
+        left, sign, right = tokens[i - 1 : i + 2]
+        value = apply(left, sign, right, habits=habits)
         # An operation that leaves one number within parentheses takes them along.
         low, high = i - 1, i + 2
         if low > 0 and tokens[low - 1] == "(" and tokens[high] == ")":
