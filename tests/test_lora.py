@@ -139,7 +139,12 @@ def test_another_base_is_refused(whole, tmp_path):
         },
         {"model__base_dtype": "bfloat16"},
         {"model__architecture": "gemma2", "model__lora__targets": "q,v,down"},
-        {"filter__groups": "mixed", "rollout__calls": 2, "model__lora__scaling": "rs"},
+        {
+            "filter__groups": "mixed",
+            "filter__max_rounds": 2,
+            "rollout__calls": 2,
+            "model__lora__scaling": "rs",
+        },
     ],
     ids=["kl in the reward", "filter", "bf16 base", "gemma", "rounds"],
 )
@@ -172,8 +177,8 @@ def test_eight_devices_are_one(mesh, quick_compiler, whole, tmp_path):
     made = with_parity(set_up(config, devices=8))
     train(made, config, tmp_path)
     one, other = told(workdir), told(tmp_path)
-    assert [x["completion"] for x in one["rollouts"]] == [
-        x["completion"] for x in other["rollouts"]
+    assert [x["response"] for x in one["rollouts"]] == [
+        x["response"] for x in other["rollouts"]
     ]
     for here, there in zip(one["metrics"], other["metrics"], strict=True):
         assert there["drift_max"] < 1e-5
