@@ -507,11 +507,13 @@ def check_batch(config, mesh) -> None:
             f"rollout.slots={slots} must be a multiple of data x fsdp = {devices} "
             "devices, which have as many each; 0 is all of the step's rollouts"
         )
-    # Rollouts are counted, not prompts: a minibatch may be smaller than a group.
+    # Rollouts are counted, not prompts: a minibatch may be smaller than a group. Those
+    # that are written, not the rows for them: a minibatch should have one to learn.
     minibatches = config.minibatches_per_step
-    if rows % (minibatches * devices):
+    rollouts = config.prompts_per_step * config.group_size
+    if rollouts % (minibatches * devices):
         raise InputError(
-            f"minibatches_per_step={minibatches} must divide the {rows // devices} "
+            f"minibatches_per_step={minibatches} must divide the {rollouts // devices} "
             f"rollouts that each of {devices} devices has of a step"
         )
     if config.row_responses > config.group_size:

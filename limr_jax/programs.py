@@ -31,7 +31,7 @@ from limr_jax.data.prompts import PromptBatch, Prompts, prompt_batch
 from limr_jax.jit import jit
 from limr_jax.learner import critic, logprobs
 from limr_jax.learner import update as learner_update
-from limr_jax.learner.batch import rollouts_of_one_weight
+from limr_jax.learner.batch import learned_rows
 from limr_jax.learner.jepo import score_thoughts
 from limr_jax.models import lora, transformer
 from limr_jax.models.config import ComputeConfig
@@ -272,14 +272,13 @@ def _learning(
         )
         flat_P = grpo.zero_variance(graded.correct_PG, graded.valid_PG)
         batch_metrics["signal_groups"] = jnp.sum(~flat_P)
-        weight_B = None
         if drawn.weight_P is not None:
             weight_B = jnp.repeat(drawn.weight_P, written.group)
+            batch = dataclasses.replace(batch, problem_weight_B=weight_B)
             batch_metrics |= importance.metrics(drawn.weight_P)
         if problems_alike:
-            alike_B = rollouts_of_one_weight(batch.mask_BT, written.group)
-            weight_B = alike_B if weight_B is None else alike_B * weight_B
-        batch = dataclasses.replace(batch, problem_weight_B=weight_B)
+            rows_B = learned_rows(batch.mask_BT, written.group)
+            batch = dataclasses.replace(batch, problem_rows_B=rows_B)
         (states, kl_coefficient), metrics = learning.learn(
             (state.train, state.critic),
             state.kl_coefficient,
@@ -337,7 +336,9 @@ def _empty_buffer(generate, *, sampler: PromptSampler, params, prompts, phrase):
     return group_buffer.empty(drawn, written, graded)
 
 
-def _collector(sampler: PromptSampler, max_age: int, at) -> Callable | None:
+def _collector(
+    sampler: PromptSampler, max_age: int, mask_truncated: bool, at
+) -> Callable | None:
     """A round's end, jitted: the step's groups so far, and what the sampler learns.
 
     None where a step has one round.
@@ -353,8 +354,12 @@ def _collector(sampler: PromptSampler, max_age: int, at) -> Callable | None:
     def of_all_rollouts(before, sampler_state, step, drawn, written, graded):
         batch = group_buffer.add_round(before, drawn, written, graded)
         sampler_state, numbers = observed(sampler, sampler_state, drawn, graded)
-        taken_PG, whole, metrics = sampler.take(sampler_state)
         drawn, written, graded = batch.groups
+        # What would not be learned takes no place of what would.
+        may_B = ~(mask_truncated & written.truncated_B)
+        taken_PG, whole, metrics = sampler.take(
+            sampler_state, may_B.reshape(graded.valid_PG.shape)
+        )
         graded = dataclasses.replace(graded, taken_PG=taken_PG)
         batch = dataclasses.replace(batch, groups=(drawn, written, graded))
         return batch, None, whole, sampler_state, metrics | numbers
@@ -409,6 +414,7 @@ def build(
     recompute: bool,
     reset_every: int,
     problems_alike: bool = False,
+    mask_truncated: bool = False,
 ) -> Programs:
     """The programs of one run on `mesh`; `params`, `prompts` are arrays or shapes.
 
@@ -420,6 +426,7 @@ def build(
     recompute: the learner computes the policy's old log-probabilities itself.
     reset_every: steps after which the reference is reset; 0: never.
     problems_alike: a problem's loss weighs as any other's, whatever its rollouts.
+    mask_truncated: truncated rollouts are not learned, so that ada takes none.
     """
     draw, split, generate, join, join_grades = _writing(
         sampler=sampler,
@@ -487,6 +494,7 @@ def build(
         collect=_collector(
             sampler,
             max_age,
+            mask_truncated,
             (pooled, sampler.keep and pooled, whole, shardings.sampler, whole),
         ),
         copy=(

@@ -193,6 +193,7 @@ def make_programs(
             config.allocation.name == "knapsack"
             and config.allocation.knapsack.weigh == "problems"
         ),
+        mask_truncated=config.mask_truncated,
     )
     return generation, compute, jitted
 

@@ -20,13 +20,23 @@ rollouts with G = 4 (tests/algorithms/test_reinforce_ada.py):
     MaxRL       2.71  1.75  1.11     23.46  2.21  3.36     14.52  1.99  1.11
 
 So "balance" climbs the hard and the easy problems more than those between, and
-"positive" the hard ones: another objective than the pass rate, and on purpose.
+"positive" the hard ones: another objective than the pass rate, and on purpose. The
+share of right ones among all of a problem's rollouts is biased too, and with it what
+samplers see that learn from such shares, as lim and cdas do (counts of a Beta posterior
+are not: they do not ask why it stopped). Its mean, of the same rounds:
 
-Departures: the released code gives every open problem as many rollouts in each of so
-many rounds, without a budget; here a step has a budget, and the last round's share of
-it goes to those still open, as evenly as it can. Of more than are learned the released
-code takes some at random; here it is the first that were written, which are as good a
-sample. A rollout that could not be graded is neither right nor wrong.
+    p                 .1     .3     .5     .7     .9
+    balance         .130   .348   .500   .652   .870
+    positive        .154   .343   .516   .703   .900
+
+Departures: the released code (RLHFlow/Reinforce-Ada-Tinker) gives every open problem as
+many rollouts in each of so many rounds, without a budget; here a step has a budget, and
+the last round's share of it goes to those still open, as evenly as it can. With
+"positive" the released code learns from all right ones, up to G, before any wrong one;
+here it is half of each with either exit. Of more than are learned it takes the first
+that were written, as here: when a problem leaves depends on outcomes alone, so that of
+each outcome the first are as good a sample as any. A rollout that could not be graded
+is neither right nor wrong.
 """
 
 import jax
@@ -40,7 +50,7 @@ def balance(right_P, wrong_P, *, taken: int):
 
 
 def positive(right_P, wrong_P, *, taken: int):
-    """Which problems have a right rollout: bool (2510.04996, "pos"); its own `taken`.
+    """Which problems have a right rollout: bool (2510.04996, "pos").
 
     wrong_P and taken are not read.
     """

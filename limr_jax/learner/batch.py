@@ -24,6 +24,9 @@ class Batch:
     problem_B: jax.Array  # int32: rows of one problem have the same prompt
     mask_BT: jax.Array  # bool: predicted tokens that are learned
     problem_weight_B: jax.Array | None = None  # fp32, of a row's loss; None: all 1
+    # int32, learned rows of the row's problem, where problems weigh alike; None: where
+    # rows do.
+    problem_rows_B: jax.Array | None = None
     # fp32: each token's share of an update's loss; None: `weigh` has yet to say.
     weight_BT: jax.Array | None = None
     # int32: what is predicted, where it is not the last T of tokens_BS.
@@ -130,17 +133,28 @@ NORMALISERS = {
 }
 
 
-def rollouts_of_one_weight(mask_BT, group: int):
-    """What rows are multiplied by so that problems weigh alike: fp32 weight_B.
+def learned_rows(mask_BT, group: int):
+    """How many rows of each row's problem are learned: int32 problem_rows_B.
 
     mask_BT: the tokens that are learned, of rows of which `group` in turn are of one
-    problem. A problem of n learned rollouts has weights of (mean n) / n: their sum over
-    all rows is as many as there are rows, so that a mean over rollouts stays one.
+    problem.
     """
     learned_PG = jnp.any(mask_BT, axis=1).reshape(-1, group)
-    count_P = jnp.sum(learned_PG, axis=1)
-    mean = jnp.sum(count_P) / jnp.maximum(jnp.sum(count_P > 0), 1)
-    return jnp.repeat(mean / jnp.maximum(count_P, 1), group)
+    return jnp.repeat(jnp.sum(learned_PG, axis=1, dtype=jnp.int32), group)
+
+
+def problems_of_one_weight(mask_BT, problem_rows_B):
+    """What rows are multiplied by so that problems weigh alike: fp32 weight_B.
+
+    mask_BT: the tokens that are learned, of the rows of one update. A problem of n
+    learned rows in the step, `problem_rows_B`, has weights in proportion to 1 / n. The
+    weights of an update's learned rows have a mean of 1, so that a mean over rollouts
+    stays one, whichever problems the update has.
+    """
+    share_B = 1 / jnp.maximum(problem_rows_B, 1)
+    learned_B = jnp.any(mask_BT, axis=1)
+    shares = jnp.sum(jnp.where(learned_B, share_B, 0))
+    return share_B * jnp.sum(learned_B) / jnp.where(shares > 0, shares, 1)
 
 
 def weigh(batch: Batch, name: str) -> Batch:
@@ -152,6 +166,9 @@ def weigh(batch: Batch, name: str) -> Batch:
     # Of mask_BT, not keep_B: with filter.normaliser=all a dropped row changes no
     # other's weight.
     weight_BT = NORMALISERS[name](batch.mask_BT)
+    if batch.problem_rows_B is not None:
+        alike_B = problems_of_one_weight(batch.mask_BT, batch.problem_rows_B)
+        weight_BT = weight_BT * alike_B[:, None]
     # After the normaliser, which counts rows: a weight is no part of a denominator.
     if batch.problem_weight_B is not None:
         weight_BT = weight_BT * batch.problem_weight_B[:, None]

@@ -109,6 +109,10 @@ def call(
     That is: whatever it raises, another number of values, a value that is no number, or
     none that fp32 can hold, infinity among them.
     """
+    if not responses:
+        # Of a host or a call whose problems want no further rollout. Few functions are
+        # written for no rollouts.
+        return np.zeros(0, np.float32)
     # Lists of its own, so that what it does to them changes none of the caller's.
     own = {column: list(values) for column, values in columns.items()}
     try:

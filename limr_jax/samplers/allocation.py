@@ -208,8 +208,10 @@ def in_ada_rounds(
             valid_PG=jnp.where(newest, valid_PG, state.valid_PG),
         )
 
-    def take(state):
-        taken_PG = reinforce_ada.take(state.correct_PG > 0, state.valid_PG, taken=taken)
+    def take(state, may_PG):
+        taken_PG = reinforce_ada.take(
+            state.correct_PG > 0, state.valid_PG & may_PG, taken=taken
+        )
         open_P = open_problems(state)
         begun_P = jnp.sum(state.asked_PG, axis=1)
         spent = jnp.sum(begun_P) == budget.rollouts

@@ -135,16 +135,19 @@ def collect(
     # An empty place still holds arrays, of a group that was not kept, say.
     valid_PG = graded.valid_PG & batch.kept_P[:, None]
     graded = dataclasses.replace(graded, valid_PG=valid_PG)
+    # Empty places have tokens and ages, too: only those that are kept count.
     groups, age_P = jnp.sum(batch.kept_P), step - batch.born_P
     length_P = jnp.sum(written.mask_BT.reshape(len(age_P), -1), axis=1)
+    written_P = jnp.full(len(age_P), written.group)
+    if drawn.asked_PG is not None:
+        written_P = jnp.sum(drawn.asked_PG, axis=1)
     return (
         dataclasses.replace(batch, groups=(drawn, written, graded)),
         surplus,
         jnp.all(batch.kept_P),
         {
             "dynamic/used_groups": groups,
-            "dynamic/used_rollouts": groups * written.group,
-            # Empty places have tokens and ages, too: only those that are kept count.
+            "dynamic/used_rollouts": jnp.sum(jnp.where(batch.kept_P, written_P, 0)),
             "dynamic/used_tokens": jnp.sum(jnp.where(batch.kept_P, length_P, 0)),
             "dynamic/used_pass_rate": mean(graded.correct_PG, where=valid_PG),
             "dynamic/carried_groups": jnp.sum(batch.kept_P & (age_P > 0)),

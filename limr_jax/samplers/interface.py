@@ -25,9 +25,9 @@ groups to learn from, and `end_step(state) → state` after the last round.
 
 Where the problems of a step get different numbers of rollouts (allocation.py) there is
 `ask(state, ids_P) → asked_PG`, bool: those to write of the draw that `sample` gave. An
-allocation in rounds has `end_step` as well, and `take(state) → taken_PG, whole,
-metrics`: after a round, the rollouts of the step to learn from (bool), and whether a
-further round would write nothing.
+allocation in rounds has `end_step` as well, and `take(state, may_PG) → taken_PG, whole,
+metrics`: after a round, the rollouts of the step to learn from (bool), none but those
+of `may_PG`, and whether a further round would write nothing.
 """
 
 import dataclasses

@@ -57,7 +57,8 @@ def accuracy_by_tokens(workdir) -> tuple[np.ndarray, np.ndarray]:
     """(tokens_X, accuracy_X) of a run's greedy evaluations, X of them, in order.
 
     tokens_X: what all steps before the evaluation have generated, learned from or not.
-    Both end where a step's line is lost, as what it generated is not known.
+    Both end where a step's line is lost, as what it generated is not known. An
+    evaluation of which nothing could be graded is left out.
     """
     written = {0: 0.0}
     for row in metrics.read_metrics(workdir):
@@ -66,7 +67,7 @@ def accuracy_by_tokens(workdir) -> tuple[np.ndarray, np.ndarray]:
     points = {
         row["step"]: row["accuracy"]
         for row in metrics.read_metrics(workdir, metrics.EVALS)
-        if row["step"] in written
+        if row["step"] in written and row["accuracy"] is not None
     }
     steps = sorted(points)
     return np.array([written[n] for n in steps]), np.array([points[n] for n in steps])

@@ -143,6 +143,7 @@ def markdown(summary: Mapping, notes: Sequence[str]) -> str:
         * (tokens > 0),
         _rows(head, (_arm(name, arm, summary) for name, arm in arms.items())),
         *_verdict(summary, first),
+        *_too_few_tokens(summary),
     ]
     lines += [*notes, f"![learning curves]({CURVES_FILE})"]
     failed = [run for run in summary["runs"] if run["error"]]
@@ -193,8 +194,24 @@ def _verdict(summary: Mapping, first: str) -> list[str]:
     return lines
 
 
+def _too_few_tokens(summary: Mapping) -> list[str]:
+    """Which arms have runs that ended before so many tokens: they make no pair."""
+    short = []
+    for name, arm in summary["arms"].items():
+        ran, compared = arm["accuracy"]["seeds"], arm["accuracy_at_tokens"]["seeds"]
+        if summary["tokens"] and compared < ran:
+            short.append(f"{name} ({ran - compared} of {ran})")
+    if not short:
+        return []
+    return [
+        f"Ended before {summary['tokens']:,} tokens, and not compared there: "
+        f"{', '.join(short)}. Which runs those are depends on how long their responses "
+        "are: raise num_steps, or lower --tokens."
+    ]
+
+
 def _arm(name: str, arm: Mapping, summary: Mapping) -> list[str]:
-    cells = [name, str(arm["accuracy"]["seeds"])]
+    cells = [name, str(arm[_tested(summary)]["seeds"])]
     for figure in _shown_figures(summary):
         _, unit, digits = FIGURES[figure]
         cells.append(_shown(arm[figure], unit, digits))

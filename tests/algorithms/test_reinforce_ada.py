@@ -104,14 +104,12 @@ def leaves(exit, right, wrong):
     return bool(reinforce_ada.EXITS[exit](*counts, taken=4)[0])
 
 
-def gradient_share(p, estimator, exit, per_round=4):
-    """The expected gradient of a problem over p (1 − p), the rounds enumerated.
+def ends(p, exit, per_round=4):
+    """(right, wrong, chance) of each end of a problem of pass rate p, enumerated.
 
-    The mean over what is taken; ∂ log π of a rollout of reward r is r − p, where
-    p = σ(θ). exit: None for one round.
+    exit: None for one round, else up to four.
     """
-    states, share = {(0, 0): 1.0}, 0.0
-    rounds = 4 if exit else 1
+    states, rounds = {(0, 0): 1.0}, 4 if exit else 1
     for number in range(rounds):
         following = collections.Counter()
         for (right, wrong), chance in states.items():
@@ -122,13 +120,24 @@ def gradient_share(p, estimator, exit, per_round=4):
         for (right, wrong), chance in following.items():
             if number < rounds - 1 and not leaves(exit, right, wrong):
                 states[right, wrong] = chance
-                continue
-            of_right, of_wrong = advantage(estimator, right, wrong)
-            rights, wrongs = taken_of(right, wrong)
-            terms = (rights and rights * of_right * (1 - p)) - (
-                wrongs and wrongs * of_wrong * p
-            )
-            share += chance * terms / (rights + wrongs)
+            else:
+                yield right, wrong, chance
+
+
+def gradient_share(p, estimator, exit):
+    """The expected gradient of a problem over p (1 − p), the rounds enumerated.
+
+    The mean over what is taken; ∂ log π of a rollout of reward r is r − p, where
+    p = σ(θ).
+    """
+    share = 0.0
+    for right, wrong, chance in ends(p, exit):
+        of_right, of_wrong = advantage(estimator, right, wrong)
+        rights, wrongs = taken_of(right, wrong)
+        terms = (rights and rights * of_right * (1 - p)) - (
+            wrongs and wrongs * of_wrong * p
+        )
+        share += chance * terms / (rights + wrongs)
     return share / (p * (1 - p))
 
 
@@ -153,3 +162,22 @@ def test_the_bias_that_the_docstring_states(name):
         for p in (0.1, 0.5, 0.9)
     ]
     np.testing.assert_allclose(stated, shares, atol=0.006)
+
+
+@pytest.mark.parametrize(
+    ("exit", "want"),
+    [
+        ("balance", [0.130, 0.348, 0.500, 0.652, 0.870]),
+        ("positive", [0.154, 0.343, 0.516, 0.703, 0.900]),
+    ],
+)
+def test_the_bias_of_the_share_that_is_right(exit, want):
+    got = [
+        sum(chance * right / (right + wrong) for right, wrong, chance in ends(p, exit))
+        for p in (0.1, 0.3, 0.5, 0.7, 0.9)
+    ]
+    np.testing.assert_allclose(got, want, atol=0.0006)
+    (line,) = (
+        x for x in reinforce_ada.__doc__.splitlines() if f"{want[0]:.3f}"[1:] in x
+    )
+    assert line.split() == [exit, *(f"{x:.3f}".lstrip("0") for x in want)]

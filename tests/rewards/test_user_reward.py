@@ -134,6 +134,17 @@ def test_whatever_is_raised_is_one_line(error, text):
     )
 
 
+def test_a_function_is_not_asked_about_nothing():
+    """As where the problems of a host, or of a call, want no further rollout."""
+
+    def longest(prompts, completions, **columns):
+        most = max(map(len, completions))  # a ValueError of no completions
+        return [len(x) / most for x in completions]
+
+    values = user_reward.call("f", longest, prompts=[], responses=[], columns={"a": []})
+    assert values.shape == (0,) and values.dtype == np.float32
+
+
 def test_ctrl_c_is_no_mistake_of_the_function():
     def f(prompts, completions, **columns):
         raise KeyboardInterrupt

@@ -19,9 +19,9 @@ from tiny_run import (
 )
 
 from limr_jax.algorithms import dr_grpo, grpo, rloo
-from limr_jax.check import check
+from limr_jax.check import check, check_batch
 from limr_jax.errors import InputError
-from limr_jax.learner.batch import rollouts_of_one_weight
+from limr_jax.learner.batch import Batch, learned_rows, problems_of_one_weight, weigh
 from limr_jax.rewards.host import HostGrades
 from limr_jax.samplers import allocation
 from limr_jax.samplers.uniform import uniform
@@ -175,6 +175,25 @@ def test_ada_leaves_and_takes_by_its_rules(ran):
         assert row["ada/open_share"] == pytest.approx(open_share)
 
 
+@pytest.mark.slow
+def test_ada_takes_no_rollout_that_is_not_learned(problems, tmp_path):
+    """With mask_truncated a truncated one has no place among those taken."""
+    config = configured(
+        problems,
+        "ada",
+        mask_truncated=True,
+        filter__tau=-1.0,
+        num_steps=2,
+        # A random policy seldom ends: of 100 tokens about four in ten.
+        rollout__max_response_length=100,
+    )
+    train(with_parity(set_up(config)), config, tmp_path)
+    for row in told(tmp_path)["metrics"]:
+        assert 0 < row["truncated_share"] < 1
+        learned = row["kept_share"] * row["rollouts"]
+        assert learned == pytest.approx(row["ada/taken_rollouts"])
+
+
 def _outcomes(group):
     valid = [x for x in group if x["valid"]]
     right = [x for x in valid if x["correct"]]
@@ -307,7 +326,8 @@ def expected_gradient(counts, rates, estimator, alike):
     )
     weight_PG = asked_PG / asked_PG.sum()
     if alike:
-        weight_B = rollouts_of_one_weight(asked_PG.reshape(-1, 1), most)
+        mask_BT = asked_PG.reshape(-1, 1)
+        weight_B = problems_of_one_weight(mask_BT, learned_rows(mask_BT, most))
         weight_PG = weight_PG * np.asarray(weight_B).reshape(2, most)
     terms_XP = (weight_PG * advantage_XPG * (reward_XPG - rate_P1)).sum(2)
     return chance_X @ terms_XP / np.prod([rate_P1, 1 - rate_P1], axis=0)[:, 0]
@@ -335,6 +355,35 @@ def test_grpo_is_biased_as_it_always_is():
         np.testing.assert_allclose(got[i], fixed[i], rtol=1e-5)
 
 
+def test_problems_weigh_alike_in_every_update():
+    """Whichever of them a minibatch has, and if it has a part of one alone."""
+    asked_PG = np.arange(6)[None] < np.array([6, 6, 2, 2])[:, None]
+    mask_BT = jnp.asarray(asked_PG.reshape(-1, 1))
+    batch = Batch(
+        tokens_BS=jnp.zeros((24, 2), jnp.int32),
+        position_BS=jnp.zeros((24, 2), jnp.int32),
+        problem_B=jnp.repeat(jnp.arange(4), 6),
+        mask_BT=mask_BT,
+        problem_rows_B=learned_rows(mask_BT, 6),
+    )
+
+    def weights(rows_X):
+        part = jax.tree.map(lambda x: x[np.array(rows_X)], batch)
+        weight_X = np.asarray(weigh(part, "rollout").weight_BT)[:, 0]
+        problem_X = np.array(rows_X) // 6
+        return [weight_X[problem_X == p].sum() for p in range(4)]
+
+    np.testing.assert_allclose(weights(range(24)), [1 / 4] * 4, rtol=1e-6)
+    # Both large problems in one update, both small ones in the other.
+    np.testing.assert_allclose(weights(range(12)), [1 / 2, 1 / 2, 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(weights(range(12, 24)), [0, 0, 1 / 2, 1 / 2], rtol=1e-6)
+    # Three of the six rollouts of one, and both of another: half a problem and a whole.
+    got = weights([0, 1, 2, 12, 13, 14])
+    np.testing.assert_allclose(got, [1 / 3, 0, 2 / 3, 0], rtol=1e-6)
+    # Rows without a learned token alone: 0, and no nan.
+    np.testing.assert_array_equal(weights([14, 15, 20]), [0, 0, 0, 0])
+
+
 # ---- samplers on their own
 
 
@@ -357,7 +406,7 @@ def test_ada_updates_its_sampler_once_a_step():
         valid_PG = asked_PG & (jnp.arange(P) > 0)[:, None]
         state = sampler.update(state, ids_P, jnp.float32(right_PG), valid_PG)
         assert not updates
-        _, whole, _ = sampler.take(state)
+        _, whole, _ = sampler.take(state, asked_PG)
     assert drawn[0] == drawn[1] == drawn[2] and whole
     state = sampler.end_step(state)
     ((correct_PG, valid_PG),) = updates
@@ -428,6 +477,31 @@ def test_bad_settings(problems, fields, said):
     with pytest.raises(InputError, match=said):
         config = configured(problems, "knapsack", **fields)
         check(config)
+
+
+@pytest.mark.parametrize(
+    ("devices", "fields"),
+    [
+        # 84 rows are 12 minibatches of 7 rows; 28 rollouts are not.
+        (1, {"prompts_per_step": 7, "minibatches_per_step": 12}),
+        # 64 rows are a row of each device in 8 minibatches; 16 rollouts are not.
+        (
+            8,
+            {
+                "prompts_per_step": 8,
+                "group_size": 2,
+                "allocation__most": 8,
+                "minibatches_per_step": 8,
+            },
+        ),
+    ],
+)
+def test_minibatches_divide_the_rollouts_that_are_written(problems, devices, fields):
+    """Else micro-batches, of as many rows, would not divide a minibatch's rows."""
+    config = configured(problems, "knapsack", **fields)
+    mesh = SimpleNamespace(shape={"data": devices, "fsdp": 1, "tensor": 1})
+    with pytest.raises(InputError, match="minibatches_per_step=.* must divide the"):
+        check_batch(config, mesh)
 
 
 def test_unbiased_goes_with_problems_that_weigh_alike(problems):

@@ -156,6 +156,16 @@ def test_the_page_says_what_each_number_is(collect):
         assert f"`{name}`" in page, name
 
 
+def test_rollouts_that_were_not_asked_for_are_not_used(collect):
+    """Two groups are kept, one of two rollouts and one of one and an empty row."""
+    drawn, written, graded = round_of(10, [True, False, True])
+    asked_PG = np.array([[1, 1], [1, 1], [1, 0]], bool)
+    drawn = dataclasses.replace(drawn, asked_PG=asked_PG)
+    waiting = group_buffer.empty(drawn, written, graded)
+    _, _, _, told = collect(waiting, 4, (drawn, written, graded))
+    assert (told["dynamic/used_groups"], told["dynamic/used_rollouts"]) == (2, 3)
+
+
 def test_at_the_bound_empty_places_are_invalid(collect):
     batch, surplus, _, told = collect(NOTHING, 0, round_of(10, [False] * 3))
     whole_groups(batch, [])

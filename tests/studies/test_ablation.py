@@ -170,6 +170,10 @@ def test_figures_at_equal_tokens_by_hand(tmp_path):
     assert ablation.at_equal_tokens(tmp_path, 100)["accuracy_at_tokens"] == 0.6
     # It has not come so far: no number, rather than that of its end.
     assert all(map(math.isnan, ablation.at_equal_tokens(tmp_path, 101).values()))
+    # Nothing could be graded then: the line goes on to the next evaluation.
+    evals = tmp_path / metrics.EVALS
+    evals.write_text(evals.read_text().replace('"accuracy": 0.5', '"accuracy": null'))
+    assert ablation.at_equal_tokens(tmp_path, 50)["accuracy_at_tokens"] == 0.4
     path = tmp_path / metrics.METRICS
     lost = [line for line in path.read_text().splitlines() if '"step": 2' not in line]
     path.write_text("\n".join(lost) + "\n")
@@ -246,6 +250,21 @@ def test_the_page_says_which_differences_hold_of_how_many():
     ) in lines
     assert tables._p({"p_holm": 0.0004}) == "< .001"
     assert tables._p({"p_holm": 1.0}) == "1.000"
+
+
+def test_runs_that_end_before_so_many_tokens_are_named():
+    runs = [
+        dataclasses.replace(x, figures=x.figures | {"accuracy_at_tokens": value})
+        for arm, values in (("a", (0.30, 0.32, 0.31)), ("b", (0.40, NAN, NAN)))
+        for seed, value in enumerate(values)
+        for x in [ran(arm, seed, 0.5)]
+    ]
+    _, lines = page_of(runs, ["a", "b"], tokens=5000)
+    assert any(line.startswith("| b | 1 |") for line in lines)
+    (line,) = (line for line in lines if line.startswith("Ended before 5,000 tokens"))
+    assert "not compared there: b (2 of 3)." in line
+    _, lines = page_of(runs, ["a", "b"])
+    assert not [line for line in lines if line.startswith("Ended before")]
 
 
 def test_arms_are_tested_at_equal_tokens_where_it_is_asked():
