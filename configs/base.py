@@ -52,6 +52,18 @@ def get_config() -> ConfigDict:
     c.model.remat = False  # keep only each layer's input for the backward pass
     c.model.attention = "auto"  # on a TPU its splash kernel where it fits; or 'xla'
 
+    # Adapters beside a base that is frozen (arXiv:2106.09685): they alone are learned
+    # and kept in checkpoints, and the reference is the base without them.
+    c.model.base_dtype = "float32"  # of the frozen base, or 'bfloat16'; LoRA only
+    c.model.lora = ConfigDict()
+    c.model.lora.rank = 0  # 0: no adapters, all parameters are learned
+    c.model.lora.alpha = 32.0  # what they give is multiplied by alpha / rank
+    c.model.lora.scaling = "plain"  # or 'rs': by alpha / sqrt(rank) (arXiv:2312.03732)
+    c.model.lora.targets = "q,k,v,o,gate,up,down"  # or some of them
+    # PEFT's directory (adapter_config.json, adapter_model.safetensors) to begin from;
+    # empty: A is normal and B zero, so that the policy begins as the base.
+    c.model.lora.init = ""
+
     c.mesh = ConfigDict()  # devices along each axis; one axis may be -1, the rest
     c.mesh.data = -1  # rows of the batch
     c.mesh.fsdp = 1  # rows of the batch, and parameters

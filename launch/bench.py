@@ -356,7 +356,7 @@ def measure(bl, run, config, warmup: int, repeats: int) -> dict:
             ready = stack.enter_context(warm_up.compiling(run, prompts))
             params = run.load_params()
             # Before `init`, which the parameters are donated to.
-            reference = train.reference_of(run, params)
+            frozen = train.frozen_of(run, params)
             state = run.programs.init(params)
             del params  # donated
             ready()
@@ -364,7 +364,7 @@ def measure(bl, run, config, warmup: int, repeats: int) -> dict:
         def once(_):
             nonlocal state
             phases = step.Phases()
-            state, *_, numbers = train.one_step(run, phases, state, reference, prompts)
+            state, *_, numbers = train.one_step(run, phases, state, frozen, prompts)
             row = phases.finish(*jax.device_get(numbers))
             print({k: round(float(v), 4) for k, v in row.items()}, file=sys.stderr)
             return row["seconds"], row

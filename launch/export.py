@@ -1,17 +1,21 @@
 """Write a run's policy as a checkpoint that vLLM and transformers open.
 
     python launch/export.py --workdir RUN --out DIR [--step N] [--dtype bfloat16]
+    python launch/export.py --workdir RUN --out DIR --peft
 
 RUN is the workdir of launch/tpu.py or launch/sft.py, finished or not; its last
 checkpoint is taken unless --step names another. DIR must not be there yet; it gets
 config.json, model.safetensors (in parts and an index beyond 5 GB), the tokenizer's
 files, generation_config.json and the chat template. The dtype is the checkpoint's that
 the run started from (float32 after a random start) unless --dtype says otherwise. The
-last line is one JSON object.
+adapters of a run with LoRA are added to its base; with --peft DIR gets them alone, as
+PEFT's adapter_config.json and adapter_model.safetensors, fp32. The last line is one
+JSON object.
 """
 
 import json
 import time
+from functools import partial
 
 from limr_jax import platform
 from limr_jax.config.load import Parser, run_main
@@ -20,11 +24,12 @@ with platform.importing_jax():
     import jax
 
     from limr_jax.data.tokenizer import load_tokenizer
+    from limr_jax.errors import InputError
     from limr_jax.evaluation import trained_policy
-    from limr_jax.models import hf_weights
-    from limr_jax.models.from_config import read_model_config
+    from limr_jax.models import hf_weights, lora, peft
+    from limr_jax.models.from_config import init_digest, load_base, read_model_config
     from limr_jax.platform import resolve
-    from limr_jax.sharding import make_mesh
+    from limr_jax.sharding import make_mesh, param_shardings
     from limr_jax.storage import files
     from limr_jax.storage.array_digest import params_digest
 
@@ -36,6 +41,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument("--step", type=int, metavar="N")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--peft", action="store_true")
     options = parser.parse_args(argv)
     start = time.perf_counter()
     out = files.local(options.out, "--out")
@@ -49,12 +55,68 @@ def main(argv: list[str]) -> None:
         else options.step
     )
     # Over all devices by `fsdp`: a model that one of them cannot hold is exported.
+    mesh = make_mesh(data=1, fsdp=-1, tensor=1)
+    if options.peft:
+        _check_peft(run, config, options)
     params = trained_policy.load_params(
         options.workdir,
         step,
         model_config=config,
-        mesh=make_mesh(data=1, fsdp=-1, tensor=1),
+        mesh=mesh,
+        load_base=partial(load_base, run, config, mesh),
     )
+    said = {
+        "out": str(out),
+        "step": step,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "params_digest": params_digest(params),
+    }
+    if options.peft:
+        peft.save(
+            out,
+            lora.split(params)[1],
+            config,
+            base_name=str(resolve(run.model.init)),
+            base=init_digest(run.model.init),
+        )
+    else:
+        _save(
+            out,
+            params,
+            config=config,
+            run=run,
+            tokenizer=tokenizer,
+            mesh=mesh,
+            dtype=options.dtype,
+        )
+    said["seconds"] = round(time.perf_counter() - start, 2)
+    print(json.dumps(said), flush=True)
+
+
+def _check_peft(run, config, options) -> None:
+    """InputError where there are no adapters, or no base that PEFT could open."""
+    if config.lora is None:
+        raise InputError(
+            f"--peft: {options.workdir} has no adapters (model.lora.rank=0); leave it "
+            "out"
+        )
+    if run.model.init == "random":
+        raise InputError(
+            f"--peft: the base of {options.workdir} is random and lies in no "
+            "directory; leave it out for a merged checkpoint"
+        )
+    if options.dtype:
+        raise InputError(
+            f"--dtype={options.dtype} with --peft, which writes float32; leave it out"
+        )
+
+
+def _save(out, params, *, config, run, tokenizer, mesh, dtype) -> None:
+    """Write the whole model, adapters added to its kernels."""
+    if config.lora is not None:
+        merge, config = partial(lora.merge, lora=config.lora), config.base
+        at = param_shardings(mesh, jax.eval_shape(merge, params))
+        params = jax.jit(merge, out_shardings=at)(params)
     ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id}
     hf_weights.save_params(
         out,
@@ -63,20 +125,8 @@ def main(argv: list[str]) -> None:
         # A random start has no checkpoint whose config.json could be taken over.
         source=None if run.model.init == "random" else resolve(run.model.init),
         tokenizer=resolve(run.tokenizer),
-        dtype=options.dtype,
+        dtype=dtype,
         token_ids={f"{k}_token_id": v for k, v in ids.items() if v is not None},
-    )
-    print(
-        json.dumps(
-            {
-                "out": str(out),
-                "step": step,
-                "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
-                "params_digest": params_digest(params),
-                "seconds": round(time.perf_counter() - start, 2),
-            }
-        ),
-        flush=True,
     )
 
 

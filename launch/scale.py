@@ -236,13 +236,15 @@ def take_steps(run, steps: int) -> tuple[list[dict], object, float]:
     rows = []
     with jax.set_mesh(run.mesh), jax.transfer_guard("disallow"):
         with jax.transfer_guard("allow"):
-            state = run.programs.init(run.load_params())
+            params = run.load_params()
+            frozen = train.frozen_of(run, params)
+            state = run.programs.init(params)
             prompts = put_prompts(run.train_set, run.mesh)
         for i in range(WARM_UP + steps):
             if i == WARM_UP:
                 forget_peak()
             phases = step.Phases()
-            state, *_, numbers = train.one_step(run, phases, state, None, prompts)
+            state, *_, numbers = train.one_step(run, phases, state, frozen, prompts)
             rows.append(phases.finish(*jax.device_get(numbers)))
     return rows[WARM_UP:], state, peak_mib()
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import limr_jax
 from limr_jax.data import problems
+from limr_jax.models import peft
 from limr_jax.models.from_config import init_digest
 from limr_jax.platform import resolve
 
@@ -34,6 +35,7 @@ def of_run(config, train_set, eval_set) -> dict[str, Any]:
     which may grow.
     """
     scores, judge = config.sampler.lim.scores, config.judge.init
+    adapters = config.model.lora.init
     return _identity(
         config,
         {
@@ -42,6 +44,8 @@ def of_run(config, train_set, eval_set) -> dict[str, Any]:
             "data.eval": _problems(eval_set),
             "sampler.lim.scores": _file(scores) if scores else None,
             "judge.init": init_digest(judge) if judge else None,
+            # Not None without them: runs that were begun before have no such name.
+            **({"model.lora.init": peft.digest(resolve(adapters))} if adapters else {}),
         },
     )
 

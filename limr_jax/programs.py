@@ -33,7 +33,7 @@ from limr_jax.learner import critic, logprobs
 from limr_jax.learner import update as learner_update
 from limr_jax.learner.batch import learned_rows
 from limr_jax.learner.jepo import score_thoughts
-from limr_jax.models import transformer
+from limr_jax.models import lora, transformer
 from limr_jax.models.config import ComputeConfig
 from limr_jax.prng import stream_key
 from limr_jax.rewards import in_graph
@@ -54,7 +54,8 @@ class State:
     """What a run is at the end of a step; all of it is in the checkpoint."""
 
     step: jax.Array  # int32: steps done
-    train: learner_update.TrainState  # the policy's parameters and optimiser
+    # The policy's parameters, with LoRA its adapters alone, and the optimiser.
+    train: learner_update.TrainState
     critic: learner_update.TrainState | None  # likewise; None: the algorithm has none
     kl_coefficient: jax.Array  # fp32; of this step's KL to the reference
     sampler: Any  # the prompt sampler's state
@@ -83,16 +84,19 @@ class Programs(NamedTuple):
     # (GroupBuffer, sampler state, step, PromptBatch, Rollout, Graded) → batch, surplus,
     # whether it is whole, the next sampler state, metrics
     collect: Callable | None
-    copy: Callable | None  # (params) → reference params; None: the state has them
+    # (params) → reference params; None: the state has them, or they are LoRA's base
+    copy: Callable | None
     # (reference params, policy's or None, Rollout, Sampling) → [B, T] of each
     reference: Callable | None
     old: Callable | None  # (params, Rollout, Sampling) → [B, T]; None: not asked alone
     recompute: bool  # the policy's own log-probabilities are asked: by one of the two
     values: Callable | None  # (critic's params, Rollout) → [B, T]
     thoughts: Callable | None  # (params, Rollout, PromptBatch, Graded, …) → Thoughts
-    # (State, PromptBatch, Rollout, Graded, Scores, Sampling, seed) → State, metrics
+    # (State, PromptBatch, Rollout, Graded, Scores, Sampling, seed, LoRA's base or None)
+    # → State, metrics
     update: Callable
     state: State  # shape, dtype and sharding of each array of the state
+    base: Any  # likewise of LoRA's base, which is no part of it; None: no LoRA
 
 
 def observe(length_N, drawn: PromptBatch, written: Rollout, graded: Graded):
@@ -257,7 +261,7 @@ def _learning(
             reference=_reference(params, learning) if reset_every else None,
         )
 
-    def update(state, drawn, written, graded, scores, sampling, seed):
+    def update(state, drawn, written, graded, scores, sampling, seed, base=None):
         batch, batch_metrics = learning.batch(
             written,
             graded.reward_PG,
@@ -283,6 +287,7 @@ def _learning(
             batch_metrics,
             key=stream_key(seed, "minibatch", state.step),
             step=state.step,
+            base=base,
         )
         if sampler.end_step:
             # It has learned from each round, and what is used may be of another step.
@@ -381,6 +386,10 @@ def _placed(mesh, shapes: State, pooled: group_buffer.GroupBuffer) -> State:
         surplus=shapes.surplus and jax.tree.broadcast(pooled, shapes.surplus),
         reference=param_shardings(mesh, shapes.reference),
     )
+    return _at(shapes, shardings)
+
+
+def _at(shapes, shardings):
     return jax.tree.map(
         lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
         shapes,
@@ -409,6 +418,7 @@ def build(
 ) -> Programs:
     """The programs of one run on `mesh`; `params`, `prompts` are arrays or shapes.
 
+    params: all of the policy's; adapters among them are learned, and nothing else then.
     problems: of the data set; `prompts` may have more rows.
     max_age: steps that a group may wait, where groups are filtered.
     calls: how often a step generates, for as many of its problems each time.
@@ -457,7 +467,10 @@ def build(
     pooled = group_buffer.GroupBuffer(
         groups=(by_prompt, rows, rows), born_P=whole, kept_P=whole
     )
-    state = _placed(mesh, jax.eval_shape(init, params), pooled)
+    base, learned = lora.split(params)
+    if base is not None:
+        base = _at(base, param_shardings(mesh, base))
+    state = _placed(mesh, jax.eval_shape(init, learned), pooled)
     shardings = jax.tree.map(lambda x: x.sharding, state)
     grade_eval = _grader(rows, phrase=phrase, known=True)
 
@@ -486,7 +499,7 @@ def build(
         ),
         copy=(
             jitted(copy, shardings.train.params)
-            if with_reference and not reset_every
+            if with_reference and not reset_every and base is None
             else None
         ),
         reference=jitted(reference) if with_reference else None,
@@ -496,4 +509,5 @@ def build(
         thoughts=jitted(thoughts) if learning.thoughts else None,
         update=jitted(update, (shardings, whole), donate_argnums=0),
         state=state,
+        base=base,
     )

@@ -33,12 +33,14 @@ from limr_jax.evaluation.evaluator import Evaluator, make_evaluator
 from limr_jax.learner import advantages, jepo, losses, update
 from limr_jax.learner.advantages import ALGORITHMS
 from limr_jax.learner.optimizer import make_optimizer
-from limr_jax.models import transformer
 from limr_jax.models.config import ComputeConfig
 from limr_jax.models.from_config import (
+    check_adapters,
     check_length,
     compute_config,
-    load_params,
+    load_base,
+    load_learned,
+    param_shapes,
     read_model_config,
 )
 from limr_jax.multihost import agree
@@ -66,7 +68,8 @@ class Run(StepParts):
     generation: GenerateConfig
     compute: ComputeConfig
     grade_eval: Callable  # (Rollout, PromptBatch) → Graded, of the held-out set
-    load_params: Callable[[], Any]  # the policy's first parameters
+    load_params: Callable[[], Any]  # the first of the parameters that are learned
+    load_base: Callable[[], Any]  # LoRA's frozen base; None without LoRA
     close: Callable[[], None]  # ends the graders' processes; they may start again
     identity: dict  # whose workdir it is
 
@@ -86,6 +89,7 @@ def set_up(config) -> Run:
     tokenizer = load_tokenizer(resolve(config.tokenizer))
     train_set, eval_set = load_sets(config, tokenizer)
     model_config = read_model_config(config.model, tokenizer.vocab_size)
+    check_adapters(config.model, model_config)
     generation, compute, jitted = make_programs(
         config,
         mesh,
@@ -118,7 +122,8 @@ def set_up(config) -> Run:
         # On the devices once: in the loop a NumPy value in a call is an error.
         seed=put(np.uint32(config.seed), NamedSharding(mesh, REPLICATED)),
         # Not yet loaded: without KL a run that goes on needs its checkpoint alone.
-        load_params=partial(load_params, config, model_config, mesh),
+        load_params=partial(load_learned, config, model_config, mesh),
+        load_base=partial(load_base, config, model_config, mesh),
         close=host_reward.close if host_reward else lambda: None,
         identity=identity.of_run(config, train_set, eval_set),
         fingerprint=fingerprint(config),
@@ -159,13 +164,9 @@ def make_programs(
         stop_ids=special_tokens.stop_ids,
         pad_id=special_tokens.pad_id,
     )
-    # Shapes alone: no weight is made or read for them.
-    shapes = jax.eval_shape(
-        partial(transformer.init_params, model_config), jax.random.key(0)
-    )
     jitted = programs.build(
         mesh,
-        shapes,
+        param_shapes(config.model, model_config),
         sampler=from_config.make_sampler(
             config.sampler,
             problems,
@@ -393,15 +394,19 @@ def _jepo(
 
 def describe(run: Run, config) -> str:
     """The resolved config, the mesh, the data and the sizes, as a few lines."""
-    shapes = jax.tree.leaves(run.programs.state.train.params)
-    parameters = sum(x.size for x in shapes)
+    learned = sum(x.size for x in jax.tree.leaves(run.programs.state.train.params))
+    frozen = sum(x.size for x in jax.tree.leaves(run.programs.base))
+    reference = "loaded" if run.programs.reference else "none (no KL)"
+    if run.programs.reference and frozen:
+        reference = "the base"
     shape = " x ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
     dtype = jnp.dtype(run.compute.dtype).name
     lines = [
         str(config).strip(),
         f"mesh: {shape} on {run.mesh.devices.flat[0].device_kind}",
-        f"policy: {parameters:,} parameters, compute in {dtype}",
-        f"reference: {'loaded' if run.programs.reference else 'none (no KL)'}",
+        f"policy: {learned + frozen:,} parameters, compute in {dtype}",
+        *_adapted(config.model, learned=learned if frozen else 0),
+        f"reference: {reference}",
         "old log-probabilities: "
         + ("the learner's own" if run.programs.recompute else "the rollout's"),
         f"critic: {'a copy of the policy' if run.programs.values else 'none'}",
@@ -420,3 +425,13 @@ def describe(run: Run, config) -> str:
                 f"{len(left_out):,} ({named})"
             )
     return "\n".join(lines)
+
+
+def _adapted(model, learned: int) -> list[str]:
+    """A line on the adapters, where they are what is learned."""
+    if not learned:
+        return []
+    return [
+        f"learned: {learned:,} of them, adapters of rank {model.lora.rank} beside "
+        f"{model.lora.targets}; the base is frozen, {model.base_dtype}"
+    ]

@@ -54,6 +54,21 @@ _PARAMS = {
     "mlp/gate/kernel": _row("width", "feed_forward", decay=True, fp32=False),
     "mlp/up/kernel": _row("width", "feed_forward", decay=True, fp32=False),
     "mlp/down/kernel": _row("feed_forward", "width", decay=True, fp32=False),
+    # LoRA's adapters, [in …, rank] and [rank, out …]; decay draws them to the base.
+    "attention/q/lora_a": _row("width", "rank", decay=True, fp32=False),
+    "attention/q/lora_b": _row("rank", "heads", "channels", decay=True, fp32=False),
+    "attention/k/lora_a": _row("width", "rank", decay=True, fp32=False),
+    "attention/k/lora_b": _row("rank", "kv_heads", "channels", decay=True, fp32=False),
+    "attention/v/lora_a": _row("width", "rank", decay=True, fp32=False),
+    "attention/v/lora_b": _row("rank", "kv_heads", "channels", decay=True, fp32=False),
+    "attention/o/lora_a": _row("heads", "channels", "rank", decay=True, fp32=False),
+    "attention/o/lora_b": _row("rank", "width", decay=True, fp32=False),
+    "mlp/gate/lora_a": _row("width", "rank", decay=True, fp32=False),
+    "mlp/gate/lora_b": _row("rank", "feed_forward", decay=True, fp32=False),
+    "mlp/up/lora_a": _row("width", "rank", decay=True, fp32=False),
+    "mlp/up/lora_b": _row("rank", "feed_forward", decay=True, fp32=False),
+    "mlp/down/lora_a": _row("feed_forward", "rank", decay=True, fp32=False),
+    "mlp/down/lora_b": _row("rank", "width", decay=True, fp32=False),
     "mlp/gate/bias": _row("feed_forward", decay=False, fp32=False),
     "mlp/up/bias": _row("feed_forward", decay=False, fp32=False),
     "mlp/down/bias": _row("norm", decay=False, fp32=False),
@@ -66,6 +81,7 @@ _MESH_AXIS = {
     "kv_heads": "tensor",
     "feed_forward": "tensor",
     "channels": None,
+    "rank": None,  # of adapters, a few columns
     "norm": None,  # vectors of a few kilobytes: replicated
 }
 # Replicated over `tensor` where it does not divide them: kv heads may be fewer than

@@ -15,6 +15,7 @@ import numpy as np
 
 from limr_jax.data.prompts import PromptBatch
 from limr_jax.learner.batch import Scores
+from limr_jax.models import lora
 from limr_jax.multihost import agree, preemption
 from limr_jax.programs import Programs, State
 from limr_jax.rewards.stats import Mean, RolloutStats, over_rounds
@@ -34,6 +35,19 @@ class StepParts:
     sampling: Sampling  # of the training rollouts, on the devices
     seed: jax.Array  # uint32, on the devices
     fingerprint: dict[str, str]  # what all hosts must have in common, shortly
+
+
+class Frozen(NamedTuple):
+    """Parameters that no step changes."""
+
+    # LoRA's base, which the adapters of the state are beside; None: all is learned.
+    base: Any = None
+    # The KL's reference, with LoRA the base; None: no KL, or the state has it.
+    reference: Any = None
+
+    def policy(self, state: State):
+        """All parameters of the policy, without a copy of any."""
+        return lora.join(self.base, state.train.params)
 
 
 class Groups(NamedTuple):
@@ -83,7 +97,9 @@ def draw(run: StepParts, phases, state: State, prompts) -> tuple[State, PromptBa
     return dataclasses.replace(state, sampler=sampler), drawn
 
 
-def generate(run: StepParts, phases, state: State, drawn: PromptBatch) -> Generated:
+def generate(
+    run: StepParts, phases, state: State, frozen: Frozen, drawn: PromptBatch
+) -> Generated:
     """G rollouts of each problem, in one or several calls.
 
     The hosts grade the rollouts of a call while the devices are at the next one's.
@@ -92,7 +108,7 @@ def generate(run: StepParts, phases, state: State, drawn: PromptBatch) -> Genera
       host.GradingFailed: the hosts could not grade one of the earlier calls.
       preemption.Stopped: the processes have agreed to stop.
     """
-    programs, params = run.programs, state.train.params
+    programs, params = run.programs, frozen.policy(state)
 
     def start(part):
         return phases.start(
@@ -191,7 +207,7 @@ def collect(
 
 
 def queue_scores(
-    run: StepParts, phases, state: State, reference, rollout: Rollout
+    run: StepParts, phases, state: State, frozen: Frozen, rollout: Rollout
 ) -> dict[str, jax.Array]:
     """By phase, what other models and the policy say of each token; not waited for."""
     programs, queued = run.programs, {}
@@ -200,14 +216,14 @@ def queue_scores(
             "reference",
             programs.reference,
             # Where it is reset it is the state's.
-            reference if state.reference is None else state.reference,
-            state.train.params if programs.recompute else None,
+            frozen.reference if state.reference is None else state.reference,
+            frozen.policy(state) if programs.recompute else None,
             rollout,
             run.sampling,
         )
     if programs.old:
         queued["old"] = phases.start(
-            "old", programs.old, state.train.params, rollout, run.sampling
+            "old", programs.old, frozen.policy(state), rollout, run.sampling
         )
     if programs.values:
         queued["values"] = phases.start(
@@ -217,7 +233,7 @@ def queue_scores(
 
 
 def score(
-    run: StepParts, phases, state: State, reference, groups: Groups, queued: dict
+    run: StepParts, phases, state: State, frozen: Frozen, groups: Groups, queued: dict
 ) -> Scores:
     """What other models, or the policy itself, say of the rollouts to learn from.
 
@@ -225,14 +241,14 @@ def score(
     """
     drawn, rollout, graded = groups
     if not queued:
-        queued = queue_scores(run, phases, state, reference, rollout)
+        queued = queue_scores(run, phases, state, frozen, rollout)
         queued = {name: phases.wait(name, scores) for name, scores in queued.items()}
     thoughts = None
     if run.programs.thoughts:
         thoughts = phases(
             "thoughts",
             run.programs.thoughts,
-            state.train.params,
+            frozen.policy(state),
             rollout,
             drawn,
             graded,
@@ -248,7 +264,7 @@ def score(
 
 
 def update(
-    run: StepParts, phases, state: State, groups: Groups, scores: Scores
+    run: StepParts, phases, state: State, frozen: Frozen, groups: Groups, scores: Scores
 ) -> tuple[State, dict[str, jax.Array]]:
     """The next step's state, and the update's metrics; `state` is given up for it.
 
@@ -266,6 +282,7 @@ def update(
             scores,
             run.sampling,
             run.seed,
+            frozen.base,
         )
 
 

@@ -70,7 +70,7 @@ def train(run: Run, config, workdir: str, ahead=None) -> dict | None:
         saver = enter(checkpoint.Checkpointer(workdir, **config.checkpoint))
         enter(jax.set_mesh(run.mesh))
         enter(preemption.listening())
-        state, reference, clock = _first_state(run, config, saver)
+        state, frozen, about_base, clock = _first_state(run, config, saver)
         start = _done(state)
         # It drops the lines of steps after the checkpoint, which will come again.
         log = enter(metrics.Metrics(workdir, step=start))
@@ -83,7 +83,8 @@ def train(run: Run, config, workdir: str, ahead=None) -> dict | None:
         tick = enter(console.progress("train", config.num_steps - start))
 
         def save() -> None:
-            saver.save(_done(state), state, {"seconds": clock()}, digests=digests)
+            meta = about_base | {"seconds": clock()}
+            saver.save(_done(state), state, meta, digests=digests)
 
         try:
             preemption.obey()
@@ -93,15 +94,13 @@ def train(run: Run, config, workdir: str, ahead=None) -> dict | None:
             # The step's programs compile in threads during the first evaluation.
             if ahead and start < config.num_steps:
                 ready = enter(ahead(run, prompts))
-            held_out.before_training(start, state.train.params)
+            held_out.before_training(start, frozen.policy(state))
             if ready:
                 ready()
             enter(_guarded())
             for done in range(start + 1, config.num_steps + 1):
                 phases = Phases()
-                state, rounds, numbers = one_step(
-                    run, phases, state, reference, prompts
-                )
+                state, rounds, numbers = one_step(run, phases, state, frozen, prompts)
                 digests = array_digest.queue(state)
                 numbers, stats = on_host(numbers)
                 numbers = phases.finish(numbers, stats)
@@ -114,11 +113,12 @@ def train(run: Run, config, workdir: str, ahead=None) -> dict | None:
                 refuse_divergence(done, numbers, saver.latest)
                 if saver.due(done) or done == config.num_steps:
                     save()
-                held_out.evaluate_where_due(done, state.train.params)
+                held_out.evaluate_where_due(done, frozen.policy(state))
                 tick()
             # Nothing happens if the last step was evaluated where it was due.
-            held_out.evaluate(config.num_steps, state.train.params)
-            return _finish(run, config, saver, state, log, clock)
+            policy = frozen.policy(state)
+            held_out.evaluate(config.num_steps, policy)
+            return _finish(run, config, saver, policy, log, clock)
         except preemption.Stopped:  # rollouts that wait for their update are dropped
             # `one_step` gave nothing back: state and digests are the last update's.
             save()
@@ -127,7 +127,7 @@ def train(run: Run, config, workdir: str, ahead=None) -> dict | None:
             raise GradingFailed(f"{error}; {_saved(saver, save, state)}") from error
 
 
-def one_step(run: step.StepParts, phases, state, reference, prompts):
+def one_step(run: step.StepParts, phases, state, frozen: step.Frozen, prompts):
     """One step: the next state, its rounds, and (metrics, statistics of each round).
 
     A round is a draw with its rollouts and grades. Where groups are filtered there are
@@ -137,19 +137,19 @@ def one_step(run: step.StepParts, phases, state, reference, prompts):
     collected, rounds = None, []
     while not (collected and collected.whole):
         state, drawn = step.draw(run, phases, state, prompts)
-        generated = step.generate(run, phases, state, drawn)
+        generated = step.generate(run, phases, state, frozen, drawn)
         queued = {}
         if not run.programs.collect:
             # Before the hosts grade, so that the devices work meanwhile.
-            queued = step.queue_scores(run, phases, state, reference, generated.rollout)
+            queued = step.queue_scores(run, phases, state, frozen, generated.rollout)
         graded = step.grade(run, phases, generated, queued)
         groups = step.Groups(drawn, generated.rollout, graded)
         state, newest = step.observe(run, phases, state, groups)
         rounds.append(newest)
         state, collected = step.collect(run, phases, state, collected, rounds)
     groups = collected.groups
-    scores = step.score(run, phases, state, reference, groups, queued)
-    state, numbers = step.update(run, phases, state, groups, scores)
+    scores = step.score(run, phases, state, frozen, groups, queued)
+    state, numbers = step.update(run, phases, state, frozen, groups, scores)
     return state, rounds, (numbers | collected.numbers, [x.stats for x in rounds])
 
 
@@ -189,11 +189,11 @@ def _saved(saver, save: Callable[[], None], state) -> str:
     )
 
 
-def _finish(run: Run, config, saver, state, log: metrics.Metrics, clock) -> dict:
+def _finish(run: Run, config, saver, policy, log: metrics.Metrics, clock) -> dict:
     """The run's result, written once the last checkpoint is whole."""
     with preemption.update():
         saver.wait()  # without a whole last checkpoint nothing is finished
-        result = _result(run, config, saver.workdir, state, log)
+        result = _result(run, config, saver.workdir, policy, log)
         result |= {"seconds": clock()}
         write_result(saver.workdir, result)
     return result
@@ -227,7 +227,10 @@ def _name_left_out(run: Run, workdir) -> None:
 
 
 def _first_state(run: Run, config, saver):
-    """State of a new run or of the last checkpoint, the reference, and the clock."""
+    """State of a new run or of the last checkpoint, what is frozen, and the clock.
+
+    Before the clock: what a checkpoint says of LoRA's base, as a dict.
+    """
     old = saver.restore_newest(run.programs.state, say=console.say)
     if old is None:
         metrics.refuse_lost(saver.workdir, saver.every)
@@ -235,21 +238,31 @@ def _first_state(run: Run, config, saver):
     # where the checkpoint has it since it is reset.
     params = run.load_params() if old is None or run.programs.copy else None
     # Before `init`, which takes the memory of `params`.
-    reference = reference_of(run, params)
+    frozen, about_base = frozen_of(run, params), {}
+    if frozen.base is not None:
+        about_base["base"] = array_digest.of_tree(frozen.base)
     if old is None:
         state, seconds_before = run.programs.init(params), 0.0
     else:
+        checkpoint.refuse_other_base(saver.workdir, old.meta, about_base.get("base"))
         state, seconds_before = old.state, old.meta["seconds"]
         console.say(f"going on after step {old.step} of {config.num_steps}")
-    return state, reference, lambda: round(seconds_before + process_seconds(), 2)
+
+    def clock():
+        return round(seconds_before + process_seconds(), 2)
+
+    return state, frozen, about_base, clock
 
 
-def reference_of(run: Run, params):
-    """The reference: the first policy in the dtype of compute.
+def frozen_of(run: Run, params) -> step.Frozen:
+    """LoRA's base, loaded, and the reference, which it is then.
 
-    None without KL, and where it is a part of the state.
+    Without LoRA the reference is the first policy, `params`, in the dtype of compute.
     """
-    return run.programs.copy(params) if run.programs.copy else None
+    base = run.load_base()
+    if run.programs.copy:
+        return step.Frozen(base, run.programs.copy(params))
+    return step.Frozen(base, base if run.programs.reference else None)
 
 
 def process_seconds() -> float:
@@ -301,10 +314,10 @@ def _rows_of(run: Run, *, graded, **arrays) -> Iterator[dict]:
     )
 
 
-def _result(run: Run, config, workdir, state, log: metrics.Metrics) -> dict:
+def _result(run: Run, config, workdir, policy, log: metrics.Metrics) -> dict:
     """The run's one JSON object, all but the seconds; process 0 puts it together."""
     # Before the others return: every process takes part in the digest.
-    digest = params_digest(state.train.params)
+    digest = params_digest(policy)
     if jax.process_index() > 0:
         return agree.broadcast("result", None)
     before, after = (log.evaluated(n) or {} for n in (0, config.num_steps))

@@ -626,6 +626,56 @@ JEPO = {"algorithm": "jepo"}
             "nowhere is not a checkpoint: nowhere/config.json: no such file; check "
             "path and rights",
         ),
+        (
+            {"model.lora.rank": 9},
+            "model.lora.rank=9 is larger than 8, a dimension of k's kernel of 16 x 8; "
+            "lower it, or leave k out of model.lora.targets",
+        ),
+        (
+            {"model.lora.rank": 2, "model.lora.targets": "q,w"},
+            "model.lora.targets='q,w': 'w' is none; write some of "
+            "q,k,v,o,gate,up,down, each once, with commas",
+        ),
+        (
+            {
+                "model.lora.rank": 2,
+                "algorithm": "ppo",
+                "critic.learning_rate": 0.01,
+            },
+            "model.lora.rank=2 with algorithm=ppo, whose critic is a copy of all "
+            "parameters; take grpo or another algorithm without a critic, or "
+            "model.lora.rank=0",
+        ),
+        (
+            {"model.lora.rank": 2, "algorithm": "jepo"},
+            "model.lora.rank=2 with algorithm=jepo, which learns all parameters; take "
+            "grpo or another algorithm with a verifier, or model.lora.rank=0",
+        ),
+        (
+            {"model.lora.rank": 2, "kl.coefficient": 0.1, "kl.reset_every": 2},
+            "model.lora.rank=2 with kl.reset_every=2: the reference is the frozen "
+            "base; set it to 0, or model.lora.rank=0",
+        ),
+        (
+            {"model.base_dtype": "bfloat16"},
+            "model.base_dtype=bfloat16 with model.lora.rank=0, which has no adapters "
+            "and no frozen base; give a rank, or model.base_dtype=float32",
+        ),
+        (
+            {"model.lora.rank": 2, "model.base_dtype": "int8"},
+            "--config.model.base_dtype='int8' is unknown; did you mean 'float32'? "
+            "(bfloat16, float32)",
+        ),
+        (
+            {"model.lora.init": "nowhere"},
+            "model.lora.init=nowhere with model.lora.rank=0, which has no adapters "
+            "and no frozen base; give a rank, or model.lora.init=''",
+        ),
+        (
+            {"model.lora.rank": 2, "model.lora.init": "nowhere"},
+            "model.lora.init=nowhere has no adapter_config.json; give a directory of "
+            "PEFT's, or leave it empty",
+        ),
     ],
     ids=lambda value: (
         ",".join(f"{k}={x}" for k, x in value.items())

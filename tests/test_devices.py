@@ -16,7 +16,7 @@ from limr_jax.rewards.stats import over_rounds
 from limr_jax.rollout.sampling import scaled_logits
 from limr_jax.step import Phases
 from limr_jax.storage import checkpoint
-from limr_jax.train import one_step, train
+from limr_jax.train import frozen_of, one_step, train
 
 STEPS = 5
 TIE = 1e-4  # scores so close may change places from one summation order to another
@@ -66,7 +66,9 @@ class Loop:
         self.config = configure(**fields, **sizes)
         self.run = with_parity(set_up(self.config, devices))
         with jax.set_mesh(self.run.mesh):
-            self.state = self.run.programs.init(self.run.load_params())
+            params = self.run.load_params()
+            self.frozen = frozen_of(self.run, params)
+            self.state = self.run.programs.init(params)
             self.prompts = put_prompts(self.run.train_set, self.run.mesh)
 
     def step(self) -> Step:
@@ -76,7 +78,7 @@ class Loop:
                 self.run,
                 Phases(),
                 self.state,
-                None,
+                self.frozen,
                 self.prompts,
             )
         sampler = jax.device_get(self.state.sampler)

@@ -85,6 +85,7 @@ def test_every_field_is_read(tmp_path, quick_compiler, monkeypatch):
         set_up(view(mismatch__correction=name))
     set_up(view(filter__groups="mixed", filter__max_rounds=1))
     set_up(view(kl__coefficient=0.1, kl__target=0.1))
+    set_up(view(model__lora__rank=2))
     assets = ROOT / "limr_jax/assets/arithmetic"
     set_up(view(reward="math", judge__init=assets))
     own = {f"model__{name}": 0 for name in MODEL}  # the checkpoint's dimensions

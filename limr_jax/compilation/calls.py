@@ -36,7 +36,7 @@ from limr_jax.rollout.slots import SlotPlan
 from limr_jax.rollout.types import GenerateConfig, Rollout
 from limr_jax.samplers.from_config import stand_ins
 from limr_jax.sharding import REPLICATED, make_mesh
-from limr_jax.step import Recording, StepParts
+from limr_jax.step import Frozen, Recording, StepParts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,7 +262,7 @@ def calls(
     gives; "evaluate" is greedy. judge: what `_judge` gives.
     """
     calls, state, programs = [], run.programs.state, run.programs
-    params, length = state.train.params, prompts.prompt_NL.shape[1]
+    learned, length = state.train.params, prompts.prompt_NL.shape[1]
     alive: list[Any] = []
 
     def call(name, phase, program, *args, **loops):
@@ -271,9 +271,13 @@ def calls(
         with jax.set_mesh(mesh):
             return program.eval_shape(*args)
 
-    reference = call("copy", "set-up", programs.copy, params) if programs.copy else None
-    alive += [reference]
-    call("init", "set-up", programs.init, params)
+    reference = programs.base if programs.reference else None
+    if programs.copy:
+        reference = call("copy", "set-up", programs.copy, learned)
+    frozen = Frozen(programs.base, reference)
+    # Not twice, where the base is the reference.
+    alive += [programs.base or reference]
+    call("init", "set-up", programs.init, learned)
     alive += [state, prompts, judge and judge[0][2][0]]
     greedy = jax.tree.map(partial(_like, mesh), sampling_of(temperature=0.0))
     for name, (program, chunk) in (evaluators or {}).items():
@@ -282,7 +286,7 @@ def calls(
             name,
             "evaluation",
             program,
-            params,
+            frozen.policy(state),
             eval_prompts,
             _whole(mesh, jnp.int32, chunk),
             greedy if name == "evaluate" else run.sampling,
@@ -295,7 +299,7 @@ def calls(
             call(f"{name}: grade_eval", "evaluation", grade_eval, rollout, drawn)
     recording = Recording()
     with jax.set_mesh(mesh):
-        train.one_step(run, recording, state, reference, prompts)
+        train.one_step(run, recording, state, frozen, prompts)
     # These go over all rollouts of a step, an update over those of a minibatch.
     several_rows = {"turns": (micro_batches * minibatches,)}
     loops = {

@@ -55,9 +55,11 @@ def step_calls(run: Run, prompts: Prompts) -> list[step.Called]:
     """What a step of this run calls, by the step itself; each program's shapes once."""
     programs, recording = run.programs, step.Recording()
     with jax.set_mesh(run.mesh):
-        params = programs.state.train.params
-        reference = programs.copy.eval_shape(params) if programs.copy else None
-        train.one_step(run, recording, programs.state, reference, prompts)
+        reference = programs.base if programs.reference else None
+        if programs.copy:
+            reference = programs.copy.eval_shape(programs.state.train.params)
+        frozen = step.Frozen(programs.base, reference)
+        train.one_step(run, recording, programs.state, frozen, prompts)
     calls = {(call.program, _shapes(call.args)): call for call in recording.calls}
     return list(calls.values())
 

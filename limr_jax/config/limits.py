@@ -107,6 +107,12 @@ LIMITS: dict[str, Row] = {
     "model.dtype": Choice(("auto", "bfloat16", "float32")),
     "model.remat": Flag(),
     "model.attention": Choice(("auto", "xla")),
+    "model.base_dtype": Choice(("float32", "bfloat16")),
+    "model.lora.rank": Whole(0, SIZE),
+    "model.lora.alpha": Real(SMALL, LARGE),
+    "model.lora.scaling": Choice(("plain", "rs")),
+    "model.lora.targets": Text(),  # some of models/config.py's TARGETS
+    "model.lora.init": Text(),
     # -1: the devices that the other axes leave.
     "mesh.data": Whole(-1, SIZE),
     "mesh.fsdp": Whole(-1, SIZE),

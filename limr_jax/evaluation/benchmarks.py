@@ -32,6 +32,7 @@ from limr_jax.models.config import ComputeConfig
 from limr_jax.models.from_config import (
     check_length,
     compute_config,
+    load_base,
     load_params,
     read_model_config,
 )
@@ -217,6 +218,7 @@ def set_up(config, workdir: str = "", step: int | None = None) -> BenchmarkSuite
             step,
             model_config=model_config,
             mesh=mesh,
+            load_base=partial(load_base, config, model_config, mesh),
         )
     tasks, close = _tasks(config, benchmarks, mesh=mesh, tokenizer=tokenizer)
     longest = config.benchmarks.max_response_length
@@ -269,6 +271,7 @@ def _identity(config, tasks, longest: int, compute: ComputeConfig) -> dict:
     """What the responses and their grades depend on, beside the policy."""
     # But `workers`: how many there are changes no grade.
     grader_limits = ("wall_seconds", "cpu_seconds", "memory_mib")
+    lora = compute.model.lora
     return {
         "model": str(compute.model),
         "benchmarks": {task.benchmark.label: _task_identity(task) for task in tasks},
@@ -281,6 +284,8 @@ def _identity(config, tasks, longest: int, compute: ComputeConfig) -> dict:
         "seed": config.seed,
         "dtype": jnp.dtype(compute.dtype).name,
         "version": limr_jax.__version__,
+        # Evaluations that were begun before have no such name.
+        **({"lora": str(lora)} if lora else {}),
     }
 
 

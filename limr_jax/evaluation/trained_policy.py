@@ -1,7 +1,8 @@
 """A run's policy, for programs that evaluate it: its config and its parameters."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -10,10 +11,10 @@ from limr_jax.config import load
 from limr_jax.config.config_file import nested, todays_fields
 from limr_jax.errors import InputError
 from limr_jax.learner.field_limits import check_fields
-from limr_jax.models import transformer
+from limr_jax.models import lora, transformer
 from limr_jax.platform import launch_root
 from limr_jax.sharding import param_shardings
-from limr_jax.storage import checkpoint
+from limr_jax.storage import array_digest, checkpoint
 from limr_jax.storage.checkpoint_record import Damaged
 from limr_jax.storage.workdir import read_run
 
@@ -57,14 +58,23 @@ def latest_step(workdir) -> int:
     return step
 
 
-def load_params(workdir, step: int, model_config: transformer.ModelConfig, mesh):
-    """The policy's parameters, fp32, of a run's checkpoint, sharded over `mesh`.
+def load_params(
+    workdir,
+    step: int,
+    model_config: transformer.ModelConfig,
+    mesh,
+    load_base: Callable[[], Any] = lambda: None,
+):
+    """The policy's parameters of a run's checkpoint, sharded over `mesh`.
 
-    Raises InputError where the checkpoint is damaged or was removed meanwhile.
+    They are fp32, but for LoRA's base, which `load_base()` gives (None: no LoRA).
+    Raises InputError where the checkpoint is damaged or was removed meanwhile, or where
+    its adapters are of another base.
     """
     shapes = jax.eval_shape(  # no memory is taken
         partial(transformer.init_params, model_config), jax.random.key(0)
     )
+    shapes = lora.split(shapes)[1]
     template = jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
         shapes,
@@ -74,7 +84,7 @@ def load_params(workdir, step: int, model_config: transformer.ModelConfig, mesh)
     template = {"train": {"params": template}}
     with checkpoint.Checkpointer(workdir, read_only=True) as saver:
         try:
-            state, _ = saver.restore(step, template, partial=True)
+            state, meta = saver.restore(step, template, partial=True)
         except Damaged as error:
             # checkpoint.keep takes old ones away as the run goes on.
             if step not in saver.steps():
@@ -85,4 +95,7 @@ def load_params(workdir, step: int, model_config: transformer.ModelConfig, mesh)
             others = [x for x in saver.steps() if x != step]
             remedy = f"give --step with one of {others}" if others else "copy it again"
             raise InputError(f"{error}; {remedy}") from error
-    return state["train"]["params"]
+    base = load_base()
+    digest = None if base is None else array_digest.of_tree(base)
+    checkpoint.refuse_other_base(workdir, meta, digest)
+    return lora.join(base, state["train"]["params"])

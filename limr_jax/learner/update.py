@@ -19,6 +19,7 @@ from limr_jax.chunking import split_rows
 from limr_jax.errors import InputError
 from limr_jax.learner import critic, losses, packing
 from limr_jax.learner.batch import Batch, PackedBatch, weigh
+from limr_jax.models import lora
 from limr_jax.models.config import ComputeConfig
 from limr_jax.sharding import ROWS, constrain, constrain_params
 
@@ -28,7 +29,7 @@ from limr_jax.sharding import ROWS, constrain, constrain_params
 class TrainState:
     """What an update changes."""
 
-    params: Any  # fp32 master parameters
+    params: Any  # fp32 master parameters; with LoRA the adapters alone
     opt_state: Any
 
 
@@ -350,20 +351,27 @@ class Learning:
         *,
         key,
         step=0,
+        base=None,
     ):
         """The step's updates: ((policy, critic), next KL coefficient), metrics.
 
         states: the TrainStates of policy and critic, None for a critic that there is
         not. batch_metrics: the metrics that came with the batch. key: of the order of
-        the rows over the minibatches. step: steps done before this one.
+        the rows over the minibatches. step: steps done before this one. base: LoRA's,
+        which the policy's parameters are beside; None: they are all.
         """
         frozen = self.pretrain_steps > 0 and step < self.pretrain_steps
-        policy_loss = partial(
-            losses.policy_loss,
-            temperature=temperature,
-            objective=partial(self.objective, kl_coefficient=kl_coefficient),
-            compute=self.compute,
-        )
+
+        def policy_loss(learned, micro):
+            # Differentiated with respect to what is learned alone.
+            return losses.policy_loss(
+                lora.join(base, learned),
+                micro,
+                temperature=temperature,
+                objective=partial(self.objective, kl_coefficient=kl_coefficient),
+                compute=self.compute,
+            )
+
         critic_loss = partial(
             losses.critic_loss, value_clip=self.value_clip, compute=self.compute
         )

@@ -1,6 +1,7 @@
 """What a model is, and how programs compute with it."""
 
 import dataclasses
+import math
 from typing import Any
 
 
@@ -18,6 +19,27 @@ class Rope:
     low_frequency: float = 1.0
     high_frequency: float = 4.0
     original_length: int | None = None
+
+
+# The projections of a layer that may have adapters.
+TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """Adapters beside the kernels W of a layer: y = x·W + scale · (x·A)·B."""
+
+    rank: int  # r, the columns of A and the rows of B
+    alpha: float
+    targets: tuple[str, ...] = TARGETS  # the projections that have them
+    scaling: str = "plain"  # scale = α/r; or "rs", α/√r (arXiv:2312.03732)
+
+    @property
+    def scale(self) -> float:
+        """The factor of what the adapters give."""
+        return self.alpha / (
+            math.sqrt(self.rank) if self.scaling == "rs" else self.rank
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +73,9 @@ class ModelConfig:
     # A TPU's kernels where they fit (models/attention/), else XLA's own attention.
     attention_kernel: bool = True
     logit_softcap: float | None = None
+    # Adapters beside the kernels, which no checkpoint's config has. Not in the text
+    # that identities keep of a model (`evaluation.benchmarks` says them beside it).
+    lora: Lora | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self):
         if not 1 <= len(self.pattern) <= self.layers:
@@ -63,6 +88,29 @@ class ModelConfig:
             raise ValueError(f"{self.heads} heads over {self.kv_heads} kv heads")
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is not even: pairs are turned")
+
+    @property
+    def base(self) -> "ModelConfig":
+        """The model without adapters."""
+        return dataclasses.replace(self, lora=None)
+
+    def lora_of(self, projection: str) -> Lora | None:
+        """The adapters of one of a layer's `TARGETS`; None: it has none."""
+        has_them = self.lora is not None and projection in self.lora.targets
+        return self.lora if has_them else None
+
+    def projection_shape(self, projection: str) -> tuple[int, int]:
+        """The numbers that one of `TARGETS` reads and gives for a token."""
+        D, F, C = self.width, self.mlp_width, self.head_dim
+        return {
+            "q": (D, self.heads * C),
+            "k": (D, self.kv_heads * C),
+            "v": (D, self.kv_heads * C),
+            "o": (self.heads * C, D),
+            "gate": (D, F),
+            "up": (D, F),
+            "down": (F, D),
+        }[projection]
 
     def window_of(self, kind: str) -> int | None:
         """Columns that this kind of attention sees at most; None is all."""

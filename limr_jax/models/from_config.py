@@ -8,8 +8,16 @@ import jax
 import jax.numpy as jnp
 
 from limr_jax.errors import InputError, choose
-from limr_jax.models import hf_config, hf_files, hf_weights, presets, transformer
-from limr_jax.models.config import ComputeConfig, ModelConfig
+from limr_jax.models import (
+    hf_config,
+    hf_files,
+    hf_weights,
+    lora,
+    peft,
+    presets,
+    transformer,
+)
+from limr_jax.models.config import ComputeConfig, Lora, ModelConfig
 from limr_jax.platform import resolve
 from limr_jax.prng import stream_key
 from limr_jax.sharding import param_shardings
@@ -29,7 +37,7 @@ def read_model_config(section, vocab_size: int) -> ModelConfig:
     Raises:
       InputError: the checkpoint cannot be read, its tensors are not of that model, or
         it is another than model.preset's; dimensions that are missing or make no
-        model; a vocabulary smaller than the tokenizer's.
+        model; a vocabulary smaller than the tokenizer's; adapters that do not fit.
     """
     try:
         if section.init == "random":
@@ -48,16 +56,26 @@ def read_model_config(section, vocab_size: int) -> ModelConfig:
             + (", or a larger model.vocab_size" if section.init == "random" else "")
         )
     if section.init != "random":
-        hf_weights.check_fits(resolve(section.init), config)
+        hf_weights.check_fits(resolve(section.init), config.base)
         if section.preset:
             _check_preset(section, config)
+    lora.check_rank(config)
     return config
+
+
+def check_adapters(section, config: ModelConfig) -> None:
+    """InputError where `model.lora.init` does not fit; nothing is loaded."""
+    if config.lora is not None and section.lora.init:
+        base = init_digest(section.init)
+        peft.check_fits(resolve(section.lora.init), config, base=base)
 
 
 def preset_config(section) -> ModelConfig:
     """The dimensions that `model.preset` names, but for those that the section sets."""
     preset = choose(presets.PRESETS, section.preset, "model.preset")
-    return dataclasses.replace(preset, **_wanted(section))
+    config = dataclasses.replace(preset, **_wanted(section))
+    lora.check_rank(config)
+    return config
 
 
 def _wanted(section) -> dict:
@@ -65,7 +83,19 @@ def _wanted(section) -> dict:
     kernel = choose(_KERNEL, section.get("attention", "auto"), "model.attention")
     names = (*DIMENSIONS, "vocab_size", "max_length")
     wanted = {name: section[name] for name in names if section.get(name)}
-    return wanted | {"attention_kernel": kernel}
+    return wanted | {"attention_kernel": kernel, "lora": _lora(section.get("lora"))}
+
+
+def _lora(section) -> Lora | None:
+    """The adapters of the section `model.lora`; None: of rank 0, or no such section."""
+    if section is None or not section.rank:
+        return None
+    return Lora(
+        rank=section.rank,
+        alpha=section.alpha,
+        targets=lora.parse_targets(section.targets),
+        scaling=section.scaling,
+    )
 
 
 def check_length(section, config: ModelConfig, tokens: int, what: str) -> None:
@@ -124,19 +154,78 @@ def _random_model(section, vocab_size: int) -> ModelConfig:
     return dataclasses.replace(config, **_wanted(section))
 
 
-def load_params(config, model_config: ModelConfig, mesh):
-    """The first parameters, fp32, as sharding.py's table lays them on the mesh.
-
-    They are the checkpoint's or, with model.init=random, made from the seed. Raises
-    InputError where the checkpoint cannot be read.
-    """
-    if config.model.init != "random":
-        return hf_weights.load_params(resolve(config.model.init), model_config, mesh)
+def param_shapes(section, model_config: ModelConfig):
+    """What `load_params` gives, as shapes; no weight is made or read for them."""
     make = partial(transformer.init_params, model_config)
+    base, learned = lora.split(jax.eval_shape(make, jax.random.key(0)))
+    if base is not None:
+        cast = partial(transformer.compute_params, dtype=_base_dtype(section))
+        base = jax.eval_shape(cast, base)
+    return lora.join(base, learned)
+
+
+def load_params(config, model_config: ModelConfig, mesh):
+    """All first parameters, as sharding.py's table lays them on the mesh.
+
+    They are the checkpoint's or, with model.init=random, made from the seed: fp32, but
+    for LoRA's base. Raises InputError where the checkpoint cannot be read.
+    """
+    base = load_base(config, model_config, mesh)
+    return lora.join(base, load_learned(config, model_config, mesh))
+
+
+def load_base(config, model_config: ModelConfig, mesh):
+    """LoRA's frozen base in `model.base_dtype`; None where all parameters are learned.
+
+    What the model reads in fp32 is fp32. Raises what `load_params` raises.
+    """
+    if model_config.lora is None:
+        return None
+    dtype = _base_dtype(config.model)
+    if config.model.init != "random":
+        return hf_weights.load_params(
+            resolve(config.model.init),
+            model_config.base,
+            mesh,
+            dtype=dtype,
+            keep_fp32=True,
+        )
+
+    def make(key):
+        params = transformer.init_params(model_config.base, key)
+        return transformer.compute_params(params, dtype)
+
+    return _made(make, config.seed, mesh)
+
+
+def load_learned(config, model_config: ModelConfig, mesh):
+    """The first of the parameters that are learned, fp32: LoRA's adapters, or all.
+
+    Raises what `load_params` raises.
+    """
+    section = config.model
+    if model_config.lora is not None and section.lora.init:
+        check_adapters(section, model_config)
+        return peft.load(resolve(section.lora.init), model_config, mesh)
+    if model_config.lora is None and section.init != "random":
+        return hf_weights.load_params(resolve(section.init), model_config, mesh)
+
+    def make(key):
+        return lora.split(transformer.init_params(model_config, key))[1]
+
+    return _made(make, config.seed, mesh)
+
+
+def _made(make, seed: int, mesh):
+    """Random parameters, of the run's seed."""
     shapes = jax.eval_shape(make, jax.random.key(0))
     # Laid out by the program that makes them, so nothing has to be moved after.
     make = jax.jit(make, out_shardings=param_shardings(mesh, shapes))
-    return make(stream_key(config.seed, "init"))
+    return make(stream_key(seed, "init"))
+
+
+def _base_dtype(section):
+    return choose(_DTYPES, section.base_dtype, "model.base_dtype")
 
 
 def init_digest(init: str) -> str | None:

@@ -93,11 +93,14 @@ def check_shapes(
 
 
 class TensorFiles:
-    """What the safetensors files of a directory hold, and parts of it."""
+    """What the safetensors files of a directory hold, and parts of it.
 
-    def __init__(self, directory):
+    promised: as `weight_map` gives it, for other files than a checkpoint's.
+    """
+
+    def __init__(self, directory, promised: dict[str, pathlib.Path] | None = None):
         self.directory = pathlib.Path(directory)
-        promised = weight_map(directory)
+        promised = weight_map(directory) if promised is None else promised
         self.file_of, self.shape_of, self.dtype_of = {}, {}, {}
         for file in sorted(set(promised.values())):
             # Headers alone: names, shapes and dtypes, no numbers.

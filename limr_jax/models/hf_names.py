@@ -30,6 +30,23 @@ _LAYER = {
     "mlp/down/bias": ("mlp.down_proj.bias", ((0,),)),
     "attention_norm/scale": ("input_layernorm.weight", ((0,),)),
 }
+# LoRA's adapters by PEFT's names: lora_A is [r, in], lora_B [out, r].
+_ADAPTERS = {
+    f"{room}/{name}/{ours}": (f"{stem}.{name}_proj.{theirs}.weight", axes)
+    for room, stem, name, a_axes, b_axes in (
+        ("attention", "self_attn", "q", ((1,), (0,)), ((1, 2), (0,))),
+        ("attention", "self_attn", "k", ((1,), (0,)), ((1, 2), (0,))),
+        ("attention", "self_attn", "v", ((1,), (0,)), ((1, 2), (0,))),
+        ("attention", "self_attn", "o", ((2,), (0, 1)), ((1,), (0,))),
+        ("mlp", "mlp", "gate", ((1,), (0,)), ((1,), (0,))),
+        ("mlp", "mlp", "up", ((1,), (0,)), ((1,), (0,))),
+        ("mlp", "mlp", "down", ((1,), (0,)), ((1,), (0,))),
+    )
+    for ours, theirs, axes in (
+        ("lora_a", "lora_A", a_axes),
+        ("lora_b", "lora_B", b_axes),
+    )
+}
 # The norm before the MLP has Gemma's name where attention's output is normed too.
 _MLP_NORM = {
     "mlp_norm/scale": ("post_attention_layernorm.weight", ((0,),)),
@@ -66,7 +83,8 @@ def tensors(path: str, shape: tuple[int, ...], config: ModelConfig) -> list[Tens
     if path in _TOP:
         name, axes = _TOP[path]
         return [Tensor(name, axes, shape)]
-    names = _LAYER | (_MLP_NORM_GEMMA if config.out_norms else _MLP_NORM)
+    norm = _MLP_NORM_GEMMA if config.out_norms else _MLP_NORM
+    names = _LAYER | _ADAPTERS | norm
     root, position, name = path.split("/", 2)
     stem, axes = names[name]
     period = len(config.pattern)

@@ -16,14 +16,18 @@ from limr_jax.models.hf_config import describe_config, read_config
 from limr_jax.models.hf_files import TensorFiles
 from limr_jax.models.hf_names import Tensor, by_path, param_shapes, tensors
 from limr_jax.models.transformer import ModelConfig
-from limr_jax.sharding import param_shardings
+from limr_jax.sharding import param_rows, param_shardings
 from limr_jax.storage.files import new_folder
 
 __all__ = ["check_fits", "load_params", "read_config", "save_params"]
 
 
-def load_params(directory, config: ModelConfig, mesh, dtype=jnp.float32):
+def load_params(
+    directory, config: ModelConfig, mesh, dtype=jnp.float32, *, keep_fp32: bool = False
+):
     """The checkpoint's parameters on `mesh`, in `dtype`, by `param_shardings`.
+
+    keep_fp32: those that sharding.py's table keeps in fp32 are that, whatever `dtype`.
 
     Each process reads only the byte ranges of its own devices' shards, one shard at a
     time: beside what the devices hold, the host holds one shard and one tensor of it.
@@ -33,10 +37,25 @@ def load_params(directory, config: ModelConfig, mesh, dtype=jnp.float32):
         misshapen tensor, or one that is not finite, named.
     """
     files, shapes = TensorFiles(directory), param_shapes(config)
-    expected = files.expected(config)
-    shardings = by_path(param_shardings(mesh, shapes))
+    kept = jax.tree.map(lambda row: keep_fp32 and row.fp32, param_rows(shapes))
+    dtypes = jax.tree.map(lambda keep: jnp.float32 if keep else dtype, kept)
+    return load_tensors(
+        files,
+        files.expected(config),
+        shapes=shapes,
+        shardings=param_shardings(mesh, shapes),
+        dtypes=dtypes,
+    )
 
-    def load(path, leaf):
+
+def load_tensors(files: TensorFiles, expected, shapes, shardings, dtypes):
+    """Parameters of these shapes, shardings and dtypes, each a tree; shard by shard.
+
+    expected: path → the tensors that make a parameter, as `TensorFiles.expected` has
+    them.
+    """
+
+    def load(path, leaf, sharding, dtype):
         path = jax.tree_util.keystr(path, simple=True, separator="/")
         stacked = path.startswith("blocks/")
         return _load_one(
@@ -44,11 +63,11 @@ def load_params(directory, config: ModelConfig, mesh, dtype=jnp.float32):
             expected[path],
             stacked=stacked,
             shape=leaf.shape,
-            sharding=shardings[path],
+            sharding=sharding,
             dtype=dtype,
         )
 
-    return jax.tree_util.tree_map_with_path(load, shapes)
+    return jax.tree_util.tree_map_with_path(load, shapes, shardings, dtypes)
 
 
 def check_fits(directory, config: ModelConfig) -> None:
@@ -135,7 +154,7 @@ def save_params(
             if about is not None:
                 hf_writer.write_json(folder / ABOUT, about)
         kept = TensorFiles(source).dtype_of if source and dtype is None else {}
-        entries = _entries(params, config, kept=kept, dtype=dtype)
+        entries = tensor_entries(params, config, kept=kept, dtype=dtype)
         hf_writer.write_tensors(
             folder, entries, max_file_bytes=max_file_bytes, writes=writes
         )
@@ -176,11 +195,18 @@ def _row(stacked, row):
     return jax.lax.dynamic_index_in_dim(stacked, row, keepdims=False)
 
 
-def _entries(params, config, kept: dict[str, str], dtype) -> list[_Entry]:
+def tensor_entries(
+    params, config: ModelConfig, kept: dict[str, str], dtype, prefix: str = ""
+) -> list[hf_writer.Entry]:
+    """What `hf_writer.write_tensors` takes, of these parameters.
+
+    kept: tensor → safetensors' name of its dtype; the others have `dtype`, or None:
+    their own. prefix: before the tensors' names.
+    """
     names = {np.dtype(value): name for name, value in hf_writer.DTYPES.items()}
     return [
         _Entry(
-            tensor=tensor,
+            tensor=renamed(tensor, prefix),
             param=param,
             row=row if path.startswith("blocks/") else None,
             dtype=kept.get(tensor.name) or names[np.dtype(dtype or param.dtype)],
@@ -190,9 +216,15 @@ def _entries(params, config, kept: dict[str, str], dtype) -> list[_Entry]:
     ]
 
 
+def renamed(tensor: Tensor, prefix: str) -> Tensor:
+    """The tensor with a prefix before its name in the file."""
+    return dataclasses.replace(tensor, name=prefix + tensor.name)
+
+
 def _write_configs(directory, config, source, dtype, own_dtype, token_ids):
     name = np.dtype(dtype or own_dtype).name
-    here = dataclasses.replace(config, attention_kernel=True)  # no checkpoint says
+    # No checkpoint says which kernel computes it, or has adapters.
+    here = dataclasses.replace(config, attention_kernel=True, lora=None)
     if source and read_config(source) == here:
         written = json.loads((pathlib.Path(source) / "config.json").read_text("utf-8"))
         if dtype is not None:

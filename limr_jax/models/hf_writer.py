@@ -39,16 +39,18 @@ def write_tensors(
     *,
     max_file_bytes: int = 5 * 10**9,
     writes: bool = True,
+    stem: str = "model",
 ) -> None:
     """Write model.safetensors, or parts of it and an index beyond `max_file_bytes`.
 
+    stem: the name, in the place of "model".
     writes: whether this process does; the others only take part in `Entry.array`.
     """
-    files = _in_files(list(entries), max_file_bytes)
+    files = _in_files(list(entries), max_file_bytes, stem)
     for name, part in files.items():
         _write_file(folder / name, part, writes)
     if writes and len(files) > 1:
-        _write_index(folder, files)
+        _write_index(folder / f"{stem}.safetensors.index.json", files)
 
 
 def write_json(path: pathlib.Path, value) -> None:
@@ -60,7 +62,9 @@ def _bytes(entry: Entry) -> int:
     return math.prod(entry.shape) * np.dtype(DTYPES[entry.dtype]).itemsize
 
 
-def _in_files(entries: list[Entry], max_bytes: int) -> dict[str, list[Entry]]:
+def _in_files(
+    entries: list[Entry], max_bytes: int, stem: str
+) -> dict[str, list[Entry]]:
     """File name → its tensors, as many as fit."""
     parts, filled = [[]], 0
     for entry in entries:
@@ -71,10 +75,10 @@ def _in_files(entries: list[Entry], max_bytes: int) -> dict[str, list[Entry]]:
         parts[-1].append(entry)
         filled += _bytes(entry)
     if len(parts) == 1:
-        return {"model.safetensors": parts[0]}
+        return {f"{stem}.safetensors": parts[0]}
     total = len(parts)
     return {
-        f"model-{i:05d}-of-{total:05d}.safetensors": part
+        f"{stem}-{i:05d}-of-{total:05d}.safetensors": part
         for i, part in enumerate(parts, start=1)
     }
 
@@ -105,10 +109,10 @@ def _write_file(path: pathlib.Path, entries: list[Entry], writes: bool) -> None:
                 file.write(array.reshape(-1).view(np.uint8))
 
 
-def _write_index(folder: pathlib.Path, files: dict[str, list[Entry]]) -> None:
+def _write_index(path: pathlib.Path, files: dict[str, list[Entry]]) -> None:
     parts = [(entry, name) for name, part in files.items() for entry in part]
     write_json(
-        folder / "model.safetensors.index.json",
+        path,
         {
             "metadata": {"total_size": sum(_bytes(entry) for entry, _ in parts)},
             "weight_map": {entry.name: name for entry, name in parts},

@@ -1,10 +1,11 @@
 """One layer of the Transformer; a `ModelConfig` says which.
 
 Axes: B rows, T tokens, S cache columns, D width, F feed-forward, H heads, K kv heads,
-C channels per head.
+C channels per head, R rank of the adapters.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from limr_jax.models import cpu
 from limr_jax.models.attention.dense import rotate
-from limr_jax.models.config import ModelConfig
+from limr_jax.models.config import Lora, ModelConfig
 from limr_jax.sharding import ROWS, constrain
 
 
@@ -42,26 +43,55 @@ class RMSNorm(nnx.Module):
 
 
 class Projection(nnx.Module):
-    """The last axes of x against the first of the kernel; a bias if `bias_shape`."""
+    """The last axes of x against the first of the kernel; a bias if `bias_shape`.
 
-    def __init__(self, shape, *, rngs, contracted=1, bias_shape=None):
+    lora: the low-rank adapters beside the kernel, y = x·W + scale · (x·A)·B, A normal
+    and B zero at first; None: there are none.
+    """
+
+    def __init__(
+        self, shape, *, rngs, contracted=1, bias_shape=None, lora: Lora | None = None
+    ):
         self.contracted = contracted
         normal = nnx.initializers.normal(0.02)
         self.kernel = nnx.Param(normal(rngs.params(), shape, jnp.float32))
         self.bias = nnx.Param(jnp.zeros(bias_shape)) if bias_shape else None
+        if lora is None:
+            self.lora_a = self.lora_b = None
+        else:
+            self.scale = lora.scale
+            a_shape = (*shape[:contracted], lora.rank)
+            b_shape = (lora.rank, *shape[contracted:])
+            # Numbers of x·A are as large as those of x. A stream of random numbers of
+            # its own: the kernels are what they are without adapters.
+            normal = nnx.initializers.normal(math.prod(shape[:contracted]) ** -0.5)
+            self.lora_a = nnx.Param(normal(rngs.lora(), a_shape, jnp.float32))
+            self.lora_b = nnx.Param(jnp.zeros(b_shape))
 
     def __call__(self, x, dtype=None):
         """The product of operands in x's dtype, as `dtype` (None: x's)."""
         # The learner has fp32 parameters, the rollout the smaller copy: cast here, both
         # multiply the same digits.
         kernel = self.kernel[...].astype(x.dtype)
-        y = cpu.contract(x, kernel, count=self.contracted, dtype=dtype)
+        if self.lora_a is None:
+            y = cpu.contract(x, kernel, count=self.contracted, dtype=dtype)
+        else:
+            # In fp32, so that the sum is rounded once: adapters move y by less than a
+            # bf16 step of it for long.
+            y = cpu.contract(x, kernel, count=self.contracted, dtype=jnp.float32)
+            y = (y + self.scale * self._adapted(x)).astype(dtype or x.dtype)
         # By this name transformer.py may keep it for the backward pass.
         y = checkpoint_name(y, "product")
         if self.bias is None:
             return y
         bias = self.bias[...].astype(x.dtype)  # the rollout's copy has no more digits
         return y + jnp.expand_dims(bias, (0, 1))
+
+    def _adapted(self, x):
+        """(x·A)·B, fp32; its operands are of x's dtype, as the kernel's."""
+        a, b = (each[...].astype(x.dtype) for each in (self.lora_a, self.lora_b))
+        x_BTR = cpu.contract(x, a, self.contracted)
+        return cpu.contract(x_BTR, b, count=1, dtype=jnp.float32)
 
 
 class Attention(nnx.Module):
@@ -74,13 +104,22 @@ class Attention(nnx.Module):
         D, H, K, C = config.width, config.heads, config.kv_heads, config.head_dim
         self.config = config
 
-        def heads(count):
-            bias_shape = (count, C) if config.qkv_bias else None
-            return Projection((D, count, C), bias_shape=bias_shape, rngs=rngs)
+        def heads(name, count):
+            return Projection(
+                (D, count, C),
+                bias_shape=(count, C) if config.qkv_bias else None,
+                lora=config.lora_of(name),
+                rngs=rngs,
+            )
 
-        self.q, self.k, self.v = heads(H), heads(K), heads(K)
-        bias_shape = (D,) if config.o_bias else None
-        self.o = Projection((H, C, D), contracted=2, bias_shape=bias_shape, rngs=rngs)
+        self.q, self.k, self.v = heads("q", H), heads("k", K), heads("v", K)
+        self.o = Projection(
+            (H, C, D),
+            contracted=2,
+            bias_shape=(D,) if config.o_bias else None,
+            lora=config.lora_of("o"),
+            rngs=rngs,
+        )
         self.q_norm = RMSNorm(C, config) if config.qk_norm else None
         self.k_norm = RMSNorm(C, config) if config.qk_norm else None
 
@@ -109,11 +148,16 @@ class MLP(nnx.Module):
         D, F = config.width, config.mlp_width
         self.activation = config.activation
 
-        def linear(rows, columns):
-            bias_shape = (columns,) if config.mlp_bias else None
-            return Projection((rows, columns), bias_shape=bias_shape, rngs=rngs)
+        def linear(name, rows, columns):
+            return Projection(
+                (rows, columns),
+                bias_shape=(columns,) if config.mlp_bias else None,
+                lora=config.lora_of(name),
+                rngs=rngs,
+            )
 
-        self.gate, self.up, self.down = linear(D, F), linear(D, F), linear(F, D)
+        self.gate, self.up = linear("gate", D, F), linear("up", D, F)
+        self.down = linear("down", F, D)
 
     def __call__(self, x_BTD):
         """The feed-forward layer's output, fp32; its products are of x's dtype."""

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from limr_jax.models import lora
 from limr_jax.models.attention import dense, ragged_decode, splash
 from limr_jax.models.attention.dense import attend_causal, rotation, seen_mask
 from limr_jax.models.config import ModelConfig, Rope
@@ -58,6 +59,15 @@ def _block_graph(config: ModelConfig):
     return nnx.split(block)[0]
 
 
+def _graph_of(params, config: ModelConfig):
+    """The structure of the layers that these parameters are of.
+
+    Parameters without adapters are of the base alone, whatever the config has: so a
+    reference goes through the programs of the policy.
+    """
+    return _block_graph(config if lora.has_adapters(params) else config.base)
+
+
 def _rotations(position_BT, config: ModelConfig):
     """The rotation of each kind of attention in the pattern."""
     # Gemma 3's sliding layers turn by a base of their own.
@@ -72,11 +82,15 @@ def _rotations(position_BT, config: ModelConfig):
 
 
 def init_params(config: ModelConfig, key, dtype=jnp.float32):
-    """Random parameters: kernels normal(0, 0.02), biases 0, norms the identity."""
+    """Random parameters: kernels normal(0, 0.02), biases 0, norms the identity.
+
+    Adapters, where the config has them, change nothing yet: A is normal, B is 0.
+    """
     layers_key, embedding_key, head_key = jax.random.split(key, 3)
 
     def block(key):
-        return nnx.to_pure_dict(nnx.split(Block(config, rngs=nnx.Rngs(params=key)))[1])
+        rngs = nnx.Rngs(params=key, lora=jax.random.fold_in(key, 1))
+        return nnx.to_pure_dict(nnx.split(Block(config, rngs=rngs))[1])
 
     # All layers at once, then dealt out: one random program to compile, not one each.
     layers = jax.vmap(block)(jax.random.split(layers_key, config.layers))
@@ -243,7 +257,7 @@ def _read(
     attend_of = _attend_of(
         position_BT, segment_BT=segment_BT, branch_BT=branch_BT, config=config
     )
-    graph = _block_graph(config)
+    graph = _graph_of(params, config)
 
     def layer(x_BTD, weights, kind):
         def attend(q, k, v):
@@ -403,7 +417,7 @@ def decode(
             position_B, cache, shared=shared, column=column, config=config
         )
     rotations = _rotations(position_B[:, None], config)
-    graph = _block_graph(config)
+    graph = _graph_of(params, config)
 
     def layer(x_B1D, weights, kind, kv, prompt_kv, index):
         def attend(q_B1HC, *new):

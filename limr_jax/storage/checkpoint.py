@@ -8,10 +8,11 @@ A workdir (local, or `gs://…` through etils.epath) holds
 
 A step appears under its number only when it is complete: Orbax writes beside it and
 renames (on gs:// it writes a commit file last), so a kill leaves the last one usable.
-The JSON holds a digest of every array and of itself. A step that is not what was saved
-is `Damaged`, and a run goes on from the newest one that is whole. Nothing is removed
-before something has been restored: only the first save of a new start removes the
-damaged steps, and what earlier saves left unfinished.
+The JSON holds a digest of every array and of itself, and with LoRA of the frozen base,
+which is no array of it. A step that is not what was saved is `Damaged`, and a run goes
+on from the newest one that is whole. Nothing is removed before something has been
+restored: only the first save of a new start removes the damaged steps, and what earlier
+saves left unfinished.
 """
 
 import contextlib
@@ -260,6 +261,23 @@ class Checkpointer:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def refuse_other_base(
+    path: epath.Path, meta: Mapping[str, Any], base: str | None
+) -> None:
+    """InputError where a checkpoint's adapters are of another frozen base than this.
+
+    meta: the checkpoint's, whose "base" is the digest that it was trained on. base: of
+    the one that was loaded (`array_digest.of_tree`); None: there is none.
+    """
+    if meta.get("base") != base:
+        raise InputError(
+            f"{path}: its adapters are of a base of the digest {meta.get('base')}, and "
+            f"model.init gives one of {base}; give the model.init, the "
+            "model.base_dtype and, of a random model, the versions that it was "
+            "trained with"
+        )
 
 
 def _everyone() -> ocp.options.MultiprocessingOptions:

@@ -1,0 +1,105 @@
+"""LoRA (arXiv:2106.09685): parameters as a frozen base, and adapters that are learned.
+
+A model's parameters are one nested dict. Split, it is two with the same paths: the
+adapters `lora_a` and `lora_b` beside the kernels in one, all else in the other. Arrays
+are never copied.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from limr_jax.errors import InputError
+from limr_jax.models.config import TARGETS, Lora, ModelConfig
+
+_NAMES = ("lora_a", "lora_b")
+
+
+def has_adapters(params) -> bool:
+    """Whether any of the parameters (arrays or shapes) is an adapter's."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return any(getattr(path[-1], "key", None) in _NAMES for path, _ in leaves)
+
+
+def split(params):
+    """(base, adapters) of a model's parameters; (None, params) where it has none.
+
+    The second of the two is what an update changes, with adapters or without.
+    """
+    if not has_adapters(params):
+        return None, params
+    return _part(params, adapters=False), _part(params, adapters=True)
+
+
+def _part(tree: dict, *, adapters: bool) -> dict:
+    part = {}
+    for name, x in tree.items():
+        if isinstance(x, dict):
+            if inside := _part(x, adapters=adapters):
+                part[name] = inside
+        elif (name in _NAMES) == adapters:
+            part[name] = x
+    return part
+
+
+def join(base, adapters):
+    """The model's parameters, as `split` had them; base None: `adapters` are all."""
+    if base is None:
+        return adapters
+    joined = dict(base)
+    for name, x in adapters.items():
+        # An adapter itself, or a part of the tree that both may have.
+        joined[name] = join(base.get(name), x) if isinstance(x, dict) else x
+    return joined
+
+
+def merge(params, lora: Lora | None):
+    """The parameters of the same model without adapters, fp32.
+
+    A kernel W is then W + scale · A·B. lora: of the model's config; None: it has none.
+    """
+
+    def merged(tree: dict, stacked: bool):
+        whole = {}
+        for name, x in tree.items():
+            if isinstance(x, dict):
+                whole[name] = merged(x, stacked or name == "blocks")
+            elif name not in _NAMES:
+                whole[name] = x.astype(jnp.float32)
+        if "lora_a" in tree:
+            product = jax.vmap(_product) if stacked else _product  # of each layer
+            moved = lora.scale * product(tree["lora_a"], tree["lora_b"])
+            whole["kernel"] = whole["kernel"] + moved
+        return whole
+
+    return merged(params, stacked=False)
+
+
+def _product(a, b):
+    return jnp.tensordot(a, b, 1, precision="highest")
+
+
+def parse_targets(text: str) -> tuple[str, ...]:
+    """The projections that `model.lora.targets` names, in `TARGETS`' order."""
+    names = [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name not in TARGETS]
+    if unknown or len({*names}) < len(names):
+        wrong = f"{unknown[0]!r} is none" if unknown else "one is named twice"
+        raise InputError(
+            f"model.lora.targets={text!r}: {wrong}; write some of {','.join(TARGETS)}, "
+            "each once, with commas"
+        )
+    return tuple(name for name in TARGETS if name in names)
+
+
+def check_rank(config: ModelConfig) -> None:
+    """InputError where the rank is larger than a kernel that it is to be beside."""
+    if config.lora is None:
+        return
+    for name in config.lora.targets:
+        shape = config.projection_shape(name)
+        if config.lora.rank > min(shape):
+            raise InputError(
+                f"model.lora.rank={config.lora.rank} is larger than {min(shape)}, a "
+                f"dimension of {name}'s kernel of {shape[0]} x {shape[1]}; lower it, "
+                f"or leave {name} out of model.lora.targets"
+            )
