@@ -103,6 +103,7 @@ SCRIPTS = {
     "likelihood": f"{TINY} --dry_run",
     "lim": "score --run absent --out OUT",
     "limr": f"{TINY} --out OUT",
+    "pass_rates": "absent --out OUT",
     "report": "absent --out OUT",
     "scale": "--scale devices --out OUT",
     "sft": "--config configs/tiny_sft.py --dry_run",

@@ -1,4 +1,4 @@
-"""Rollouts in rounds, until a problem has said enough: Reinforce-Ada (2510.04996).
+"""Rollouts in rounds until a problem has said enough: Reinforce-Ada, arXiv:2510.04996.
 
     a problem leaves  ⇔  right ≥ ⌊G/2⌋ and wrong ≥ G − ⌊G/2⌋      "balance"
                          right ≥ 1                                 "positive"

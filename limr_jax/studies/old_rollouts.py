@@ -104,6 +104,8 @@ def _check(config, workdir: str, last: int) -> None:
         "rollout.top_k": (rollout.top_k, 0),
         "rollout.min_p": (rollout.min_p, 0.0),
         "reward": (config.reward, "token"),
+        "allocation.name": (config.allocation.name, "fixed"),
+        "model.lora.rank": (config.model.lora.rank, 0),
     }
     for field, (value, wanted) in plain.items():
         if value != wanted:
@@ -157,7 +159,8 @@ def write_again(old: OldRollouts) -> list[dict[str, np.ndarray]]:
             old.params(step - 1), np.int32(step - 1), drawn, run.sampling, run.seed
         )
         graded = run.grade(written, drawn)
-        arrays, correct_PG = on_host((vars(written), graded.correct_PG))
+        arrays = {name: x for name, x in vars(written).items() if x is not None}
+        arrays, correct_PG = on_host((arrays, graded.correct_PG))
         length_B = arrays["mask_BT"].sum(axis=1)
         differs = 0
         for b, row in enumerate(rows):
@@ -174,7 +177,10 @@ def write_again(old: OldRollouts) -> list[dict[str, np.ndarray]]:
     return made
 
 
-_FIELDS = [field.name for field in dataclasses.fields(Rollout)]
+def _rollout(arrays: dict[str, np.ndarray]) -> Rollout:
+    """The Rollout whose arrays `write_again` keeps; those that it has none of are None."""
+    names = [field.name for field in dataclasses.fields(Rollout)]
+    return Rollout(**{name: arrays[name] for name in names if name in arrays})
 
 
 def log_ratios(old: OldRollouts, rollouts: list[dict], step: int) -> np.ndarray:
@@ -184,7 +190,7 @@ def log_ratios(old: OldRollouts, rollouts: list[dict], step: int) -> np.ndarray:
         params, parts = old.params(step), []
         with progress(f"score under step {step}", step) as advance:
             for arrays in rollouts[:step]:
-                written = Rollout(**{name: arrays[name] for name in _FIELDS})
+                written = _rollout(arrays)
                 today_BT = on_host(
                     old.run.programs.old(params, written, old.run.sampling)
                 )
@@ -255,7 +261,7 @@ def seconds(old: OldRollouts, rollouts: list[dict], step: int) -> dict[str, floa
     # One turn more, the first, in which programs may compile.
     for turn, arrays in enumerate(rollouts[-_TIMED - 1 :]):
         drawn = old.drawn(arrays["ids_P"])
-        written = Rollout(**{name: arrays[name] for name in _FIELDS})
+        written = _rollout(arrays)
         calls = {
             "write": partial(
                 run.programs.generate, params, now, drawn, run.sampling, run.seed

@@ -87,7 +87,9 @@ def test_arms_differ_by_their_setting_and_share_compiled_programs(ran):
 def test_the_same_command_starts_nothing_that_is_done(ran, monkeypatch, capsys):
     out, argv, arms, _ = ran
     before = (out / "base/seed-0.jsonl").read_text()
-    monkeypatch.setattr("limr_jax.studies.jobs._run", lambda job, *_: "failed, not now")
+    monkeypatch.setattr(
+        "limr_jax.studies.jobs._run", lambda job, *_, **__: "failed, not now"
+    )
     assert LAUNCH["main"]([*argv, *arms]) == 1
     said = capsys.readouterr().out
     assert "2 of 3 runs are done already" in said
