@@ -114,12 +114,15 @@ def _check_lora(config, algorithm: Algorithm) -> None:
 def _check_filter(config, algorithm: Algorithm) -> None:
     """The filter of a group's advantages leaves something where they differ most."""
     tau, group = config.filter.tau, largest_group(config)
+    groups = f"group_size={group}"
+    if group != config.group_size:
+        groups = f"groups of up to {group} (allocation.most)"
     # |A| ≤ tau is dropped, and no |A| of GRPO in a group of G is above (G − 1) / √G.
     largest = algorithm.largest(group)
     if tau >= largest:
         raise InputError(
             f"filter.tau={tau} with algorithm={config.algorithm} and "
-            f"groups of {group} drops every rollout: no advantage is above "
+            f"{groups} drops every rollout: no advantage is above "
             f"{largest:.4g}; lower it, or -1 for none"
         )
 

@@ -103,7 +103,9 @@ def set_up(config) -> Run:
     def grader(problem_set, by_tokens, reward):
         if reward is None or problem_set is None:
             return by_tokens
-        return HostGrader(mesh, tokenizer, problem_set.problems, reward)
+        return HostGrader(
+            mesh, tokenizer, problems=problem_set.problems, host_reward=reward
+        )
 
     warn_of_filters(config.rollout)
     warn_of_old_names(config)

@@ -84,8 +84,11 @@ def pytest_runtest_teardown(item, nextitem):
 def leave_out_of_collections() -> None:
     """What is imported, traced or compiled by now stays to the end of the tests.
 
-    The garbage collector would look through all of it again and again.
+    The garbage collector would look through all of it again and again. What an earlier
+    file has left may have died since, with the programs that it holds: it is looked
+    through once a file.
     """
+    gc.unfreeze()
     gc.collect()
     gc.freeze()
 

@@ -314,7 +314,7 @@ def _tasks(config, benchmarks, mesh, tokenizer):
         close = reward.close
 
         def grader_of(problems):
-            return HostGrader(mesh, tokenizer, problems=problems, reward=reward)
+            return HostGrader(mesh, tokenizer, problems=problems, host_reward=reward)
 
     def task_of(benchmark):
         problems = _read(config, benchmark.spec, tokenizer)

@@ -10,6 +10,7 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 PART = 160  # columns of a part of the queries, at least
 
@@ -60,20 +61,32 @@ def contract(x, kernel, count: int, dtype=None):
 
 
 def _contract_forward(x, kernel, count, dtype):
-    return contract(x, kernel, count=count, dtype=dtype), (x, kernel)
+    y = contract(x.value, kernel.value, count=count, dtype=dtype)
+    # Each is read by the other's gradient alone, and a frozen kernel asks for none: not
+    # left to the compiler, so that a count of the program's products is right.
+    return y, (
+        x.value if kernel.perturbed else None,
+        kernel.value if x.perturbed else None,
+    )
 
 
 def _contract_backward(count, dtype, operands, gradient):
     x, kernel = operands
+    if isinstance(gradient, SymbolicZero):
+        return None, None
     # x [rows…, summed…] · kernel [summed…, columns…] → y [rows…, columns…]: what is
     # left out of one product's sum is summed in the other's gradient.
-    gradient = gradient.astype(x.dtype)
-    rows, columns = x.ndim - count, kernel.ndim - count
-    y_axes, kernel_axes = range(rows, rows + columns), range(count, kernel.ndim)
-    return (
-        jnp.tensordot(gradient, kernel, (tuple(y_axes), tuple(kernel_axes))),
-        jnp.tensordot(x, gradient, (tuple(range(rows)),) * 2),
-    )
+    gradient = gradient.astype((kernel if x is None else x).dtype)
+    of_x = of_kernel = None
+    if kernel is not None:
+        columns = kernel.ndim - count
+        y_axes = range(gradient.ndim - columns, gradient.ndim)
+        kernel_axes = range(count, kernel.ndim)
+        of_x = jnp.tensordot(gradient, kernel, (tuple(y_axes), tuple(kernel_axes)))
+    if x is not None:
+        rows = range(x.ndim - count)
+        of_kernel = jnp.tensordot(x, gradient, (tuple(rows),) * 2)
+    return of_x, of_kernel
 
 
-contract.defvjp(_contract_forward, _contract_backward)
+contract.defvjp(_contract_forward, _contract_backward, symbolic_zeros=True)

@@ -199,11 +199,11 @@ def load_base(config, model_config: ModelConfig, mesh):
             int8=int8,
         )
 
-    def make(key):
+    def init_params(key):
         params = transformer.init_params(model_config.base, key, int8=int8)
         return transformer.compute_params(params, dtype)
 
-    return _made(make, config.seed, mesh)
+    return _made(init_params, config.seed, mesh)
 
 
 def load_learned(config, model_config: ModelConfig, mesh):
@@ -218,10 +218,10 @@ def load_learned(config, model_config: ModelConfig, mesh):
     if model_config.lora is None and section.init != "random":
         return hf_weights.load_params(resolve(section.init), model_config, mesh)
 
-    def make(key):
+    def init_params(key):
         return lora.split(transformer.init_params(model_config, key))[1]
 
-    return _made(make, config.seed, mesh)
+    return _made(init_params, config.seed, mesh)
 
 
 def _made(make, seed: int, mesh):

@@ -16,8 +16,8 @@ from limr_jax.learner import advantages, jepo, losses
 from limr_jax.learner import batch as batch_lib
 from limr_jax.models import from_config, hf_config, presets
 from limr_jax.rollout import slots
+from limr_jax.samplers import allocation, group_filter
 from limr_jax.samplers import from_config as samplers_from_config
-from limr_jax.samplers import group_filter
 
 DEFAULTS = {
     kind: dict(leaves(load.load([f"--config={ROOT}/configs/{kind}.py"])[0].to_dict()))
@@ -29,7 +29,11 @@ FIELDS = [("base", field) for field in DEFAULTS["base"]] + [
     ("sft_base", field) for field in DEFAULTS["sft_base"].keys() - DEFAULTS["base"]
 ]
 
-OWN = advantages.own_limits() | samplers_from_config.own_limits()
+OWN = (
+    advantages.own_limits()
+    | samplers_from_config.own_limits()
+    | allocation.own_limits()
+)
 ROWS = limits.LIMITS | OWN
 
 
@@ -51,6 +55,7 @@ def test_what_the_table_names_is_what_there_is():
         "kl.estimator": set(losses.KL_ESTIMATORS),
         "jepo.estimator": set(jepo.ESTIMATORS),
         "filter.groups": set(group_filter.GROUP_FILTERS),
+        "allocation.name": set(allocation.ALLOCATIONS),
         "sampler.cdas.weights": set(samplers_from_config._CDAS_COUNTS),
         "model.architecture": set(hf_config._DEFAULTS),
         "model.dtype": {"auto", *from_config._DTYPES},
@@ -234,6 +239,9 @@ def test_a_filter_that_drops_everything():
         "filter.tau=2.5 with algorithm=grpo and group_size=8 drops every rollout: no "
         "advantage is above 2.475; lower it, or -1 for none"
     )
+    # With an allocation a problem may have more rollouts, and a larger advantage.
+    said = wrong(filter__tau=5.5, allocation__name="knapsack")
+    assert "groups of up to 32 (allocation.most) drops every rollout" in said
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from tiny_policy import (
     sampling,
 )
 
+from limr_jax.compilation import flops
 from limr_jax.errors import InputError
 from limr_jax.learner import logprobs
 from limr_jax.models import lora, peft, transformer
@@ -125,6 +126,25 @@ def test_gradients_are_those_of_the_merged_kernels(config):
         largest = np.abs(y).max()
         assert largest > 0, name
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-5 * largest, err_msg=name)
+
+
+def test_a_frozen_kernel_costs_no_gradient():
+    """Of forward, gradient of x and of W (1 : 1 : 1) the last is not in the program."""
+    wide = dataclasses.replace(QWEN, width=64, head_dim=16, mlp_width=192)
+
+    def products(config):
+        shapes = jax.eval_shape(
+            partial(transformer.init_params, config), jax.random.key(0)
+        )
+        base, learned = lora.split(shapes)
+
+        def loss(learned, base):
+            return jnp.sum(logits_of(lora.join(base, learned), config=config))
+
+        return flops.flops(jax.make_jaxpr(jax.grad(loss))(learned, base))
+
+    ratio = products(with_lora(wide, rank=1)) / products(wide)
+    assert 2 / 3 < ratio < 0.75
 
 
 @families
