@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
 
     # Adapters beside a base that is frozen (arXiv:2106.09685): they alone are learned
     # and kept in checkpoints, and the reference is the base without them.
-    c.model.base_dtype = "float32"  # of the frozen base, or 'bfloat16'; LoRA only
+    c.model.base_dtype = "float32"  # of the frozen base; 'bfloat16', 'int8'; LoRA only
     c.model.lora = ConfigDict()
     c.model.lora.rank = 0  # 0: no adapters, all parameters are learned
     c.model.lora.alpha = 32.0  # what they give is multiplied by alpha / rank

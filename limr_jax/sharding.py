@@ -30,8 +30,9 @@ def _row(*axes: str, decay: bool, fp32: bool) -> ParamRow:
 
 
 # Parameter (its path below blocks/<position> or tail/<layer>) → its row. Norms and
-# biases are not decayed. What the model reads in fp32 stays fp32: the norms' scales and
-# the value head. Of all else it reads no more digits than compute's dtype has.
+# biases are not decayed. What the model reads in fp32 stays fp32: the scales of norms
+# and of int8 kernels, and the value head. Of all else it reads no more digits than
+# compute's dtype has.
 _PARAMS = {
     "embedder/embedding": _row("vocab", "width", decay=True, fp32=False),
     "head/kernel": _row("width", "vocab", decay=True, fp32=False),
@@ -54,6 +55,14 @@ _PARAMS = {
     "mlp/gate/kernel": _row("width", "feed_forward", decay=True, fp32=False),
     "mlp/up/kernel": _row("width", "feed_forward", decay=True, fp32=False),
     "mlp/down/kernel": _row("feed_forward", "width", decay=True, fp32=False),
+    # Of int8 kernels, the scale of each output channel: the kernel's axes of those.
+    "attention/q/kernel_scale": _row("heads", "channels", decay=False, fp32=True),
+    "attention/k/kernel_scale": _row("kv_heads", "channels", decay=False, fp32=True),
+    "attention/v/kernel_scale": _row("kv_heads", "channels", decay=False, fp32=True),
+    "attention/o/kernel_scale": _row("width", decay=False, fp32=True),
+    "mlp/gate/kernel_scale": _row("feed_forward", decay=False, fp32=True),
+    "mlp/up/kernel_scale": _row("feed_forward", decay=False, fp32=True),
+    "mlp/down/kernel_scale": _row("width", decay=False, fp32=True),
     # LoRA's adapters, [in …, rank] and [rank, out …]; decay draws them to the base.
     "attention/q/lora_a": _row("width", "rank", decay=True, fp32=False),
     "attention/q/lora_b": _row("rank", "heads", "channels", decay=True, fp32=False),

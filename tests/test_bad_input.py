@@ -662,9 +662,14 @@ JEPO = {"algorithm": "jepo"}
             "and no frozen base; give a rank, or model.base_dtype=float32",
         ),
         (
-            {"model.lora.rank": 2, "model.base_dtype": "int8"},
-            "--config.model.base_dtype='int8' is unknown; did you mean 'float32'? "
-            "(bfloat16, float32)",
+            {"model.base_dtype": "int8"},
+            "model.base_dtype=int8 with model.lora.rank=0, which has no adapters and "
+            "no frozen base; give a rank, or model.base_dtype=float32",
+        ),
+        (
+            {"model.lora.rank": 2, "model.base_dtype": "int4"},
+            "--config.model.base_dtype='int4' is unknown; did you mean 'int8'? "
+            "(bfloat16, float32, int8)",
         ),
         (
             {"model.lora.init": "nowhere"},

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import runpy
+from functools import partial
 
 import jax
 import numpy as np
@@ -21,7 +22,7 @@ from limr_jax.compilation import slices
 from limr_jax.compilation.calls import plan
 from limr_jax.errors import InputError
 from limr_jax.evaluation import trained_policy
-from limr_jax.models import hf_weights, lora, transformer
+from limr_jax.models import hf_weights, int8, lora, transformer
 from limr_jax.models.from_config import load_base
 from limr_jax.sharding import make_mesh
 from limr_jax.storage import array_digest, checkpoint, metrics
@@ -50,6 +51,18 @@ def whole(quick_compiler, problems, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
     config = configure(problems, **FIELDS)
     made = with_parity(set_up(config))
+    train(made, config, workdir)
+    return workdir, made, config
+
+
+@pytest.fixture(scope="module")
+def quantised(quick_compiler, problems, tmp_path_factory):
+    """As `whole`, over an int8 base, which the run's parts hold."""
+    workdir = tmp_path_factory.mktemp("quantised")
+    config = configure(problems, **FIELDS, model__base_dtype="int8")
+    made = with_parity(set_up(config))
+    base = made.load_base()
+    made = made.__class__(**vars(made) | {"load_base": lambda: base})
     train(made, config, workdir)
     return workdir, made, config
 
@@ -101,6 +114,50 @@ def test_the_base_stays_as_it_is(whole, tmp_path, monkeypatch):
     assert told(tmp_path) == told(whole[0])
 
 
+def test_a_run_over_an_int8_base(quantised):
+    """Rollout, learner and reference read the base, which no step changes."""
+    workdir, made, config = quantised
+    rows = rows_of(workdir)
+    assert len(rows) == STEPS
+    for row in rows:
+        assert row["gradient_norm"] > 0
+        assert row["drift"] <= row["drift_max"] < 1e-5
+    assert len({row["compile_count"] for row in rows}) == 1
+    assert rows[0]["kl"] < 1e-9
+    assert all(row["kl"] > 1e-7 for row in rows[1:])
+    base, again = made.load_base(), load_base(config, made.compute.model, made.mesh)
+    assert params_digest(base) == params_digest(again)
+    assert base["blocks"]["0"]["mlp"]["up"]["kernel"].dtype == "int8"
+    assert base["embedder"]["embedding"].dtype == "bfloat16"
+    learned = array_digest.named(made.programs.state.train)
+    assert not any("kernel" in name for name in learned)
+
+
+def test_a_stop_over_an_int8_base_changes_nothing(quantised, whole, tmp_path):
+    workdir, made, config = quantised
+    with pytest.raises(KeyboardInterrupt):
+        train(stopping(made, 3), config, tmp_path)
+    # Another base is refused by the config, and by its digest.
+    with pytest.raises(InputError, match="base_dtype"):
+        train(whole[1], whole[2], tmp_path)
+    other = made.__class__(**vars(made) | {"load_base": whole[1].load_base})
+    with pytest.raises(InputError, match="its adapters are of a base of the digest"):
+        train(other, config, tmp_path)
+    # Of scales alone, too.
+    base = made.load_base()
+    up = base["blocks"]["0"]["mlp"]["up"]
+    mlp = base["blocks"]["0"]["mlp"] | {
+        "up": up | {"kernel_scale": 2 * up["kernel_scale"]}
+    }
+    block = base["blocks"]["0"] | {"mlp": mlp}
+    scaled = base | {"blocks": base["blocks"] | {"0": block}}
+    other = made.__class__(**vars(made) | {"load_base": lambda: scaled})
+    with pytest.raises(InputError, match="its adapters are of a base of the digest"):
+        train(other, config, tmp_path)
+    train(made, config, tmp_path)
+    assert told(tmp_path) == told(workdir)
+
+
 @pytest.mark.parametrize("step", [1, 3])
 def test_a_stop_changes_nothing(whole, tmp_path, step):
     workdir, made, config = whole
@@ -138,6 +195,7 @@ def test_another_base_is_refused(whole, tmp_path):
             "minibatches_per_step": 2,
         },
         {"model__base_dtype": "bfloat16"},
+        {"model__base_dtype": "int8", "model__architecture": "gemma2"},
         {"model__architecture": "gemma2", "model__lora__targets": "q,v,down"},
         {
             "filter__groups": "mixed",
@@ -146,15 +204,14 @@ def test_another_base_is_refused(whole, tmp_path):
             "model__lora__scaling": "rs",
         },
     ],
-    ids=["kl in the reward", "filter", "bf16 base", "gemma", "rounds"],
+    ids=["kl in the reward", "filter", "bf16 base", "int8 base", "gemma", "rounds"],
 )
 def test_other_ways_to_learn(fields, quick_compiler, problems, tmp_path):
     config = configure(problems, **FIELDS | {"num_steps": 3} | fields)
     made = with_parity(set_up(config))
     base = made.load_base()
-    half = config.model.base_dtype == "bfloat16"
     kernel = base["blocks"]["0"]["mlp"]["up"]["kernel"]
-    assert (kernel.dtype == "bfloat16") == half
+    assert kernel.dtype == config.model.base_dtype
     assert base["final_norm"]["scale"].dtype == "float32"
     train(made, config, tmp_path)
     rows = rows_of(tmp_path)
@@ -168,9 +225,10 @@ def test_other_ways_to_learn(fields, quick_compiler, problems, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", [(4, 1, 2), (1, 4, 2), (2, 2, 2)])
-def test_eight_devices_are_one(mesh, quick_compiler, whole, tmp_path):
+@pytest.mark.parametrize("run", ["whole", "quantised"])
+def test_eight_devices_are_one(mesh, run, quick_compiler, request, tmp_path):
     """On meshes that divide base and adapters; no two scores of these tie."""
-    workdir, _, config = whole
+    workdir, here_made, config = request.getfixturevalue(run)
     sizes = dict(zip(("data", "fsdp", "tensor"), mesh))
     config = config.copy_and_resolve_references()
     config.mesh.update(sizes)
@@ -189,7 +247,8 @@ def test_eight_devices_are_one(mesh, quick_compiler, whole, tmp_path):
     with checkpoint.Checkpointer(tmp_path, read_only=True) as saver:
         _, meta = saver.restore(STEPS, made.programs.state)
     with checkpoint.Checkpointer(workdir, read_only=True) as saver:
-        assert saver.restore(STEPS, whole[1].programs.state)[1]["base"] == meta["base"]
+        _, expected = saver.restore(STEPS, here_made.programs.state)
+    assert meta["base"] == expected["base"]
 
 
 def exported(workdir, out, *flags, capsys) -> dict:
@@ -288,3 +347,23 @@ def test_a_base_is_loaded_in_its_dtype(whole, problems, tmp_path, capsys):
     jax.tree.map(np.testing.assert_array_equal, half, expected)
     assert half["final_norm"]["scale"].dtype == "float32"
     assert half["embedder"]["embedding"].dtype == "bfloat16"
+    # As int8, quantised from the file's digits, not from bf16's.
+    config = configure(problems, **fields, model__base_dtype="int8")
+    steps = load_base(config, model_config, mesh)
+    expected = transformer.compute_params(int8.quantise_params(full), "bfloat16")
+    jax.tree.map(np.testing.assert_array_equal, steps, expected)
+
+
+@pytest.mark.slow
+def test_export_over_an_int8_base(quantised, tmp_path, capsys):
+    """Merged: the dequantised base and the adapters."""
+    workdir, made, _ = quantised
+    exported(workdir, tmp_path / "merged", capsys=capsys)
+    model_config = made.compute.model
+    params = trained_policy.load_params(
+        workdir, STEPS, model_config, made.mesh, made.load_base
+    )
+    expected = lora.merge(params, model_config.lora)
+    one = make_mesh(1, 1, 1, jax.devices()[:1])
+    merged = hf_weights.load_params(tmp_path / "merged", model_config.base, one)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), merged, expected)

@@ -107,7 +107,7 @@ LIMITS: dict[str, Row] = {
     "model.dtype": Choice(("auto", "bfloat16", "float32")),
     "model.remat": Flag(),
     "model.attention": Choice(("auto", "xla")),
-    "model.base_dtype": Choice(("float32", "bfloat16")),
+    "model.base_dtype": Choice(("float32", "bfloat16", "int8")),
     "model.lora.rank": Whole(0, SIZE),
     "model.lora.alpha": Real(SMALL, LARGE),
     "model.lora.scaling": Choice(("plain", "rs")),

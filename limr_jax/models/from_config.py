@@ -18,6 +18,7 @@ from limr_jax.models import (
     transformer,
 )
 from limr_jax.models.config import ComputeConfig, Lora, ModelConfig
+from limr_jax.models.int8 import quantise_params
 from limr_jax.platform import resolve
 from limr_jax.prng import stream_key
 from limr_jax.sharding import param_shardings
@@ -26,6 +27,8 @@ DIMENSIONS = ("width", "layers", "heads", "kv_heads", "head_dim", "mlp_width")
 _KERNEL = {"auto": True, "xla": False}  # of model.attention
 _DIGESTED, _PLACES = 2**26, 64  # bytes hashed of a large file; in how many pieces
 _DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
+# Of the frozen base: what is not quantised is bf16 with int8.
+_BASE_DTYPES = _DTYPES | {"int8": jnp.bfloat16}
 
 
 def read_model_config(section, vocab_size: int) -> ModelConfig:
@@ -159,7 +162,10 @@ def param_shapes(section, model_config: ModelConfig):
     make = partial(transformer.init_params, model_config)
     base, learned = lora.split(jax.eval_shape(make, jax.random.key(0)))
     if base is not None:
-        cast = partial(transformer.compute_params, dtype=_base_dtype(section))
+        dtype, int8 = _base_dtype(section)
+        if int8:
+            base = jax.eval_shape(quantise_params, base)
+        cast = partial(transformer.compute_params, dtype=dtype)
         base = jax.eval_shape(cast, base)
     return lora.join(base, learned)
 
@@ -177,11 +183,12 @@ def load_params(config, model_config: ModelConfig, mesh):
 def load_base(config, model_config: ModelConfig, mesh):
     """LoRA's frozen base in `model.base_dtype`; None where all parameters are learned.
 
-    What the model reads in fp32 is fp32. Raises what `load_params` raises.
+    What the model reads in fp32 is fp32. int8 is of the projections' kernels:
+    embedding, head and biases are bf16 beside them. Raises what `load_params` raises.
     """
     if model_config.lora is None:
         return None
-    dtype = _base_dtype(config.model)
+    dtype, int8 = _base_dtype(config.model)
     if config.model.init != "random":
         return hf_weights.load_params(
             resolve(config.model.init),
@@ -189,10 +196,11 @@ def load_base(config, model_config: ModelConfig, mesh):
             mesh,
             dtype=dtype,
             keep_fp32=True,
+            int8=int8,
         )
 
     def init_params(key):
-        params = transformer.init_params(model_config.base, key)
+        params = transformer.init_params(model_config.base, key, int8=int8)
         return transformer.compute_params(params, dtype)
 
     return _made(init_params, config.seed, mesh)
@@ -225,7 +233,9 @@ def _made(make, seed: int, mesh):
 
 
 def _base_dtype(section):
-    return choose(_DTYPES, section.base_dtype, "model.base_dtype")
+    """The dtype of the frozen base, and whether its projections' kernels are int8."""
+    name = section.base_dtype
+    return choose(_BASE_DTYPES, name, "model.base_dtype"), name == "int8"
 
 
 def init_digest(init: str) -> str | None:

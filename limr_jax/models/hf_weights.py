@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from limr_jax.models import hf_writer
 from limr_jax.models.hf_config import describe_config, read_config
 from limr_jax.models.hf_files import TensorFiles
 from limr_jax.models.hf_names import Tensor, by_path, param_shapes, tensors
+from limr_jax.models.int8 import SCALE, quantise, replace_kernels
 from limr_jax.models.transformer import ModelConfig
 from limr_jax.sharding import param_rows, param_shardings
 from limr_jax.storage.files import new_folder
@@ -23,25 +25,37 @@ __all__ = ["check_fits", "load_params", "read_config", "save_params"]
 
 
 def load_params(
-    directory, config: ModelConfig, mesh, dtype=jnp.float32, *, keep_fp32: bool = False
+    directory,
+    config: ModelConfig,
+    mesh,
+    dtype=jnp.float32,
+    *,
+    keep_fp32: bool = False,
+    int8: bool = False,
 ):
     """The checkpoint's parameters on `mesh`, in `dtype`, by `param_shardings`.
 
     keep_fp32: those that sharding.py's table keeps in fp32 are that, whatever `dtype`.
+    int8: the projections' kernels are quantised as they are read, with scales beside.
 
     Each process reads only the byte ranges of its own devices' shards, one shard at a
     time: beside what the devices hold, the host holds one shard and one tensor of it.
+    To quantise, it reads whole channels, of which a shard may have a part.
 
     Raises:
       InputError: not a checkpoint, a truncated file, or a missing, surplus or
         misshapen tensor, or one that is not finite, named.
     """
     files, shapes = TensorFiles(directory), param_shapes(config)
+    expected = files.expected(config)
+    if int8:
+        load = partial(_load_int8, files, expected, mesh)
+        shapes = replace_kernels(shapes, load)
     kept = jax.tree.map(lambda row: keep_fp32 and row.fp32, param_rows(shapes))
     dtypes = jax.tree.map(lambda keep: jnp.float32 if keep else dtype, kept)
     return load_tensors(
         files,
-        files.expected(config),
+        expected,
         shapes=shapes,
         shardings=param_shardings(mesh, shapes),
         dtypes=dtypes,
@@ -52,10 +66,12 @@ def load_tensors(files: TensorFiles, expected, shapes, shardings, dtypes):
     """Parameters of these shapes, shardings and dtypes, each a tree; shard by shard.
 
     expected: path → the tensors that make a parameter, as `TensorFiles.expected` has
-    them.
+    them. An array among the shapes is loaded already, and stays.
     """
 
     def load(path, leaf, sharding, dtype):
+        if isinstance(leaf, jax.Array):
+            return leaf
         path = jax.tree_util.keystr(path, simple=True, separator="/")
         stacked = path.startswith("blocks/")
         return _load_one(
@@ -75,14 +91,19 @@ def check_fits(directory, config: ModelConfig) -> None:
     TensorFiles(directory).expected(config)
 
 
-def _load_one(files, parts, stacked, shape, sharding, dtype):
-    # Devices with the same part of the parameter get copies of one read.
+def _devices_of(sharding, shape) -> dict:
+    """(start, stop) of each axis of a shard → this process's devices that have it."""
     devices_of = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         bounds = tuple(s.indices(n)[:2] for s, n in zip(index, shape))
         devices_of.setdefault(bounds, []).append(device)
+    return devices_of
+
+
+def _load_one(files, parts, stacked, shape, sharding, dtype):
     arrays = []
-    for bounds, devices in devices_of.items():
+    # Devices with the same part of the parameter get copies of one read.
+    for bounds, devices in _devices_of(sharding, shape).items():
         shard = np.empty([stop - start for start, stop in bounds], dtype)
         if stacked:
             # A stack's first axis is its layers, each a tensor of its own in the file.
@@ -93,6 +114,46 @@ def _load_one(files, parts, stacked, shape, sharding, dtype):
         arrays += [jax.device_put(shard, device) for device in devices]
         jax.block_until_ready(arrays)  # so that the host's copy can go
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+
+
+def _load_int8(files, expected, mesh, path, leaf, axes):
+    """A projection's kernel on `mesh`, int8, and the scales of its channels.
+
+    path, leaf: its place in the parameters, its shape. axes: those that are summed.
+    """
+    shapes = jax.eval_shape(partial(quantise, axes=axes), leaf)
+    named = {path: shapes[0], f"{path.rpartition('/')[0]}/{SCALE}": shapes[1]}
+    places = [*param_shardings(mesh, named).values()]
+    stacked = path.startswith("blocks/")
+    kernels, scales = [], []
+    for bounds, devices in _devices_of(places[0], leaf.shape).items():
+        # A channel's scale is of all its weights, so those are read whole.
+        read = [(0, leaf.shape[a]) if a in axes else b for a, b in enumerate(bounds)]
+        part = tuple(
+            slice(*bounds[a]) if a in axes else slice(None) for a in range(leaf.ndim)
+        )
+        kernel = np.empty([stop - start for start, stop in bounds], np.int8)
+        scale = np.empty(
+            [stop - start for a, (start, stop) in enumerate(bounds) if a not in axes],
+            np.float32,
+        )
+        if stacked:
+            inside = tuple(a - 1 for a in axes)
+            for row, layer in enumerate(range(*bounds[0])):
+                weights = files.read(expected[path][layer], read[1:])
+                steps, scale[row] = quantise(weights, inside)
+                kernel[row] = steps[part[1:]]
+        else:
+            steps, scale[...] = quantise(files.read(expected[path][0], read), axes)
+            kernel[...] = steps[part]
+        # Kernel and scale lie alike along the channels: the same devices have both.
+        kernels += [jax.device_put(kernel, device) for device in devices]
+        scales += [jax.device_put(scale, device) for device in devices]
+        jax.block_until_ready((kernels, scales))  # so that the host's copy can go
+    return tuple(
+        jax.make_array_from_single_device_arrays(shape.shape, place, arrays)
+        for shape, place, arrays in zip(shapes, places, (kernels, scales))
+    )
 
 
 # --- Export -----------------------------------------------------------------------

@@ -15,6 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from limr_jax.models import cpu
 from limr_jax.models.attention.dense import rotate
 from limr_jax.models.config import Lora, ModelConfig
+from limr_jax.models.int8 import quantise
 from limr_jax.sharding import ROWS, constrain
 
 
@@ -47,14 +48,26 @@ class Projection(nnx.Module):
 
     lora: the low-rank adapters beside the kernel, y = x·W + scale · (x·A)·B, A normal
     and B zero at first; None: there are none.
+    int8: whether the kernel is int8, with an fp32 scale of each output channel.
     """
 
     def __init__(
-        self, shape, *, rngs, contracted=1, bias_shape=None, lora: Lora | None = None
+        self,
+        shape,
+        *,
+        rngs,
+        contracted=1,
+        bias_shape=None,
+        lora: Lora | None = None,
+        int8=False,
     ):
         self.contracted = contracted
         normal = nnx.initializers.normal(0.02)
-        self.kernel = nnx.Param(normal(rngs.params(), shape, jnp.float32))
+        kernel, scale = normal(rngs.params(), shape, jnp.float32), None
+        if int8:
+            kernel, scale = quantise(kernel, axes=tuple(range(contracted)))
+        self.kernel = nnx.Param(kernel)
+        self.kernel_scale = None if scale is None else nnx.Param(scale)
         self.bias = nnx.Param(jnp.zeros(bias_shape)) if bias_shape else None
         if lora is None:
             self.lora_a = self.lora_b = None
@@ -71,15 +84,25 @@ class Projection(nnx.Module):
     def __call__(self, x, dtype=None):
         """The product of operands in x's dtype, as `dtype` (None: x's)."""
         # The learner has fp32 parameters, the rollout the smaller copy: cast here, both
-        # multiply the same digits.
-        kernel = self.kernel[...].astype(x.dtype)
-        if self.lora_a is None:
+        # multiply the same digits. int8's 127 steps are whole numbers in bf16, too.
+        kernel = self.kernel[...]
+        if self.kernel_scale is not None:
+            # It ties the cast to x: XLA:CPU would move it before decode's loop.
+            kernel, x = jax.lax.optimization_barrier((kernel, x))
+        kernel = kernel.astype(x.dtype)
+        if self.lora_a is None and self.kernel_scale is None:
             y = cpu.contract(x, kernel, count=self.contracted, dtype=dtype)
         else:
             # In fp32, so that the sum is rounded once: adapters move y by less than a
             # bf16 step of it for long.
             y = cpu.contract(x, kernel, count=self.contracted, dtype=jnp.float32)
-            y = (y + self.scale * self._adapted(x)).astype(dtype or x.dtype)
+            if self.kernel_scale is not None:
+                # Rounded before adapters or the residual stream are added: fused, some
+                # programs would round once and others twice (`cpu.unfused`).
+                y = cpu.unfused(y * jnp.expand_dims(self.kernel_scale[...], (0, 1)))
+            if self.lora_a is not None:
+                y = y + self.scale * self._adapted(x)
+            y = y.astype(dtype or x.dtype)
         # By this name transformer.py may keep it for the backward pass.
         y = checkpoint_name(y, "product")
         if self.bias is None:
@@ -100,7 +123,7 @@ class Attention(nnx.Module):
     With norms of the heads and biases where the config has them.
     """
 
-    def __init__(self, config: ModelConfig, *, rngs):
+    def __init__(self, config: ModelConfig, *, rngs, int8=False):
         D, H, K, C = config.width, config.heads, config.kv_heads, config.head_dim
         self.config = config
 
@@ -110,6 +133,7 @@ class Attention(nnx.Module):
                 bias_shape=(count, C) if config.qkv_bias else None,
                 lora=config.lora_of(name),
                 rngs=rngs,
+                int8=int8,
             )
 
         self.q, self.k, self.v = heads("q", H), heads("k", K), heads("v", K)
@@ -119,6 +143,7 @@ class Attention(nnx.Module):
             bias_shape=(D,) if config.o_bias else None,
             lora=config.lora_of("o"),
             rngs=rngs,
+            int8=int8,
         )
         self.q_norm = RMSNorm(C, config) if config.qk_norm else None
         self.k_norm = RMSNorm(C, config) if config.qk_norm else None
@@ -144,7 +169,7 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """A gated feed-forward layer: down(activation(gate(x)) · up(x)), D → F → D."""
 
-    def __init__(self, config: ModelConfig, *, rngs):
+    def __init__(self, config: ModelConfig, *, rngs, int8=False):
         D, F = config.width, config.mlp_width
         self.activation = config.activation
 
@@ -154,6 +179,7 @@ class MLP(nnx.Module):
                 bias_shape=(columns,) if config.mlp_bias else None,
                 lora=config.lora_of(name),
                 rngs=rngs,
+                int8=int8,
             )
 
         self.gate, self.up = linear("gate", D, F), linear("up", D, F)
@@ -178,15 +204,15 @@ class Block(nnx.Module):
     and learner, does not become a bf16 step of the stream.
     """
 
-    def __init__(self, config: ModelConfig, *, rngs):
+    def __init__(self, config: ModelConfig, *, rngs, int8=False):
         def norm(there=True):
             return RMSNorm(config.width, config) if there else None
 
         self.attention_norm, self.mlp_norm = norm(), norm()
         self.attention_out_norm = norm(config.out_norms)
         self.mlp_out_norm = norm(config.out_norms)
-        self.attention = Attention(config, rngs=rngs)
-        self.mlp = MLP(config, rngs=rngs)
+        self.attention = Attention(config, rngs=rngs, int8=int8)
+        self.mlp = MLP(config, rngs=rngs, int8=int8)
 
     def __call__(self, x_BTD, rotation, attend, dtype):
         """The residual stream after the layer, fp32 [B, T, D], and what `attend` keeps.

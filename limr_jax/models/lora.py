@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from limr_jax.errors import InputError
+from limr_jax.models import int8
 from limr_jax.models.config import TARGETS, Lora, ModelConfig
 
 _NAMES = ("lora_a", "lora_b")
@@ -55,23 +56,28 @@ def join(base, adapters):
 def merge(params, lora: Lora | None):
     """The parameters of the same model without adapters, fp32.
 
-    A kernel W is then W + scale · A·B. lora: of the model's config; None: it has none.
+    A kernel W, dequantised where it is int8, is then W + scale · A·B. lora: of the
+    model's config; None: it has none.
     """
 
-    def merged(tree: dict, stacked: bool):
-        whole = {}
+    def merged(tree: dict, path: str):
+        stacked, whole = path.startswith("blocks/"), {}
         for name, x in tree.items():
             if isinstance(x, dict):
-                whole[name] = merged(x, stacked or name == "blocks")
-            elif name not in _NAMES:
+                whole[name] = merged(x, f"{path}/{name}" if path else name)
+            elif name not in (*_NAMES, int8.SCALE):
                 whole[name] = x.astype(jnp.float32)
+        if int8.SCALE in tree:
+            whole["kernel"] = int8.dequantise(
+                tree["kernel"], tree[int8.SCALE], int8.summed_axes(path)
+            )
         if "lora_a" in tree:
             product = jax.vmap(_product) if stacked else _product  # of each layer
             moved = lora.scale * product(tree["lora_a"], tree["lora_b"])
             whole["kernel"] = whole["kernel"] + moved
         return whole
 
-    return merged(params, stacked=False)
+    return merged(params, path="")
 
 
 def _product(a, b):

@@ -21,6 +21,7 @@ from limr_jax.models import lora
 from limr_jax.models.attention import dense, ragged_decode, splash
 from limr_jax.models.attention.dense import attend_causal, rotation, seen_mask
 from limr_jax.models.config import ModelConfig, Rope
+from limr_jax.models.int8 import is_quantised, quantise_params
 from limr_jax.models.kv_cache import (
     KVCache,
     Shared,
@@ -53,9 +54,9 @@ _PRODUCTS = jax.checkpoint_policies.save_only_these_names("product")
 
 
 @functools.cache
-def _block_graph(config: ModelConfig):
+def _block_graph(config: ModelConfig, int8: bool):
     """The layer's structure without its arrays (None: what the config leaves out)."""
-    block = nnx.eval_shape(lambda: Block(config, rngs=nnx.Rngs(0)))
+    block = nnx.eval_shape(lambda: Block(config, rngs=nnx.Rngs(0), int8=int8))
     return nnx.split(block)[0]
 
 
@@ -63,9 +64,11 @@ def _graph_of(params, config: ModelConfig):
     """The structure of the layers that these parameters are of.
 
     Parameters without adapters are of the base alone, whatever the config has: so a
-    reference goes through the programs of the policy.
+    reference goes through the programs of the policy. Whether kernels are int8 is seen
+    by their scales.
     """
-    return _block_graph(config if lora.has_adapters(params) else config.base)
+    config = config if lora.has_adapters(params) else config.base
+    return _block_graph(config, is_quantised(params))
 
 
 def _rotations(position_BT, config: ModelConfig):
@@ -81,10 +84,12 @@ def _rotations(position_BT, config: ModelConfig):
 # --- The whole model --------------------------------------------------------------
 
 
-def init_params(config: ModelConfig, key, dtype=jnp.float32):
+def init_params(config: ModelConfig, key, dtype=jnp.float32, *, int8: bool = False):
     """Random parameters: kernels normal(0, 0.02), biases 0, norms the identity.
 
     Adapters, where the config has them, change nothing yet: A is normal, B is 0.
+    int8: quantise the projections' kernels, a layer at a time, so that the layers are
+    never all there in fp32; the rest is of `dtype`, scales fp32.
     """
     layers_key, embedding_key, head_key = jax.random.split(key, 3)
 
@@ -93,7 +98,11 @@ def init_params(config: ModelConfig, key, dtype=jnp.float32):
         return nnx.to_pure_dict(nnx.split(Block(config, rngs=rngs))[1])
 
     # All layers at once, then dealt out: one random program to compile, not one each.
-    layers = jax.vmap(block)(jax.random.split(layers_key, config.layers))
+    keys = jax.random.split(layers_key, config.layers)
+    if int8:
+        layers = jax.lax.map(lambda key: quantise_params(block(key)), keys)
+    else:
+        layers = jax.vmap(block)(keys)
     period, stacked = len(config.pattern), config.groups * len(config.pattern)
 
     def deal(layer):
@@ -110,18 +119,20 @@ def init_params(config: ModelConfig, key, dtype=jnp.float32):
         params["tail"] = {str(i): deal(stacked + i) for i in range(len(config.tail))}
     if not config.tied:
         params["head"] = {"kernel": 0.02 * jax.random.normal(head_key, shape[::-1])}
+    if int8:
+        return compute_params(params, dtype)
     return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
 def compute_params(params, dtype):
     """The parameters in `dtype`, but for those that sharding.py's table keeps in fp32.
 
-    What the model computes does not change (it casts where it uses); a loop over
-    decode then reads the smaller copy.
+    int8 kernels are int8. What the model computes does not change (it casts where it
+    uses); a loop over decode then reads the smaller copy.
     """
 
     def cast(row, x):
-        return x if row.fp32 else x.astype(dtype)
+        return x if row.fp32 or x.dtype == jnp.int8 else x.astype(dtype)
 
     return jax.tree.map(cast, param_rows(params), params)
 

@@ -60,7 +60,7 @@ def test_what_the_table_names_is_what_there_is():
         "model.architecture": set(hf_config._DEFAULTS),
         "model.dtype": {"auto", *from_config._DTYPES},
         "model.attention": set(from_config._KERNEL),
-        "model.base_dtype": set(from_config._DTYPES),
+        "model.base_dtype": set(from_config._BASE_DTYPES),
         "model.preset": set(presets.PRESETS),
         "slice.type": set(slices.SLICES),
     }.items():
