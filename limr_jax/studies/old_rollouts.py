@@ -178,7 +178,7 @@ def write_again(old: OldRollouts) -> list[dict[str, np.ndarray]]:
 
 
 def _rollout(arrays: dict[str, np.ndarray]) -> Rollout:
-    """The Rollout whose arrays `write_again` keeps; those that it has none of are None."""
+    """The Rollout of the arrays that `write_again` keeps; None for what they lack."""
     names = [field.name for field in dataclasses.fields(Rollout)]
     return Rollout(**{name: arrays[name] for name in names if name in arrays})
 
