@@ -13,10 +13,20 @@ table [P, most − least], and no dynamic programme. It has to begin at N = 2, s
 V(1) = 0: the increment from 1 to 2 is no smaller than the one before it.
 
 What it does to the gradient. N_i is fixed before the rollouts, so each problem's own
-mean gradient is what it is with N_i rollouts whatever the others got: unbiased by RLOO
-and Dr. GRPO (whose mean holds the rollout itself, so (N − 1) / N of it), biased by GRPO
-as GRPO always is. But a loss that is a mean over rollouts weighs a problem by N_i: it
-climbs Σ N_i J_i and not Σ J_i. `allocation.knapsack.weigh=problems` divides by N_i.
+mean gradient is what it is with N_i rollouts whatever the others got. Over the true one
+of a policy of one parameter, p (1 − p), it is by enumeration
+
+    N                2                 8                 32
+    p           .1   .5   .9      .1   .5   .9      .1   .5   .9
+    RLOO      1.00 1.00 1.00    1.00 1.00 1.00    1.00 1.00 1.00
+    Dr. GRPO   .50  .50  .50     .87  .87  .87     .97  .97  .97
+    GRPO       .71  .71  .71    2.18 1.74 2.18    3.09 1.94 3.09
+    MaxRL     1.00 1.00 1.00    5.22 1.98 1.11    9.62 2.00 1.11
+
+So RLOO alone is unbiased; where N differs, the other estimators weigh problems by it.
+And a loss that is a mean over rollouts weighs a problem by N_i: it climbs Σ N_i J_i and
+not Σ J_i. `allocation.knapsack.weigh=problems` divides by N_i. REINFORCE++ compares a
+rollout with all of the step, in which a problem counts N_i times.
 
 Departures: the paper solves by dynamic programming and takes the pass rate of the last
 visit; here a rate is the mean of a decayed Beta posterior, which is never 0 or 1, so

@@ -1,11 +1,13 @@
+import functools
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from limr_jax.algorithms import knapsack
+from limr_jax.algorithms import dr_grpo, grpo, knapsack, maxrl, rloo
 
 
 def value(count, p):
@@ -85,3 +87,41 @@ def test_in_a_jit_for_many():
     taken = knapsack.increment(count_P - 1, rate_P)[count_P > 2]
     left = knapsack.increment(count_P, rate_P)[count_P < 32]
     assert taken.min() >= left.max()
+
+
+ESTIMATORS = {
+    "RLOO": rloo.advantage,
+    "Dr. GRPO": dr_grpo.advantage,
+    "GRPO": grpo.advantage,
+    "MaxRL": maxrl.advantage,
+}
+
+
+@functools.cache
+def advantages(estimator, right, count):
+    reward_1G = jnp.float32(np.arange(count) < right)[None]
+    return np.asarray(estimator(reward_1G, jnp.ones((1, count), bool))[0])
+
+
+def gradient_share(estimator, count, p):
+    """The expected gradient of `count` rollouts over p (1 − p), every outcome."""
+    share = 0.0
+    for right in range(count + 1):
+        chance = math.comb(count, right) * p**right * (1 - p) ** (count - right)
+        moves = advantages(estimator, right, count) * ((np.arange(count) < right) - p)
+        share += chance * moves.mean()
+    return share / (p * (1 - p))
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_the_bias_that_the_docstring_states(name):
+    """Every number of its row."""
+    lines = knapsack.__doc__.splitlines()
+    (row,) = (x for x in lines if x.startswith(f"    {name} "))
+    stated = [float(x) for x in row.replace(name, "").split()]
+    shares = [
+        gradient_share(ESTIMATORS[name], count, p)
+        for count in (2, 8, 32)
+        for p in (0.1, 0.5, 0.9)
+    ]
+    np.testing.assert_allclose(stated, shares, atol=0.0061)
