@@ -558,7 +558,7 @@ def test_another_policy_of_the_same_name_is_refused(sat, trained, monkeypatch):
     monkeypatch.setattr(
         benchmarks.trained_policy,
         "load_params",
-        lambda *args: jax.tree.map(lambda x: 2 * x, load(*args)),
+        lambda *args, **named: jax.tree.map(lambda x: 2 * x, load(*args, **named)),
     )
     with pytest.raises(InputError, match="params_digest"):
         call("--workdir", trained, "--out", sat, "--k", K, "--reward", REWARD)
