@@ -66,10 +66,8 @@ def compile_only(workdir, config: str, short=SHORT, **fields) -> tuple[int, str,
 
 @pytest.mark.slow
 def test_every_program_of_a_v4_32(tmp_path):
-    # Narrow beside its cache, of which a copy would show, and the compiler takes half
-    # the time; of decode's loops two.
+    # Narrow beside its cache, of which a copy would show; of decode's loops two.
     narrow = {
-        "model__width": 1024,
         "model__mlp_width": 2048,
         "rollout__slots": 128,
         "rollout__compactions": 1,
