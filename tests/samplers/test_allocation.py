@@ -224,17 +224,20 @@ def test_a_run_that_stops_in_a_step_goes_on_to_the_same_end(ran, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [4])
-def test_devices_change_nothing(ran, devices, tmp_path):
-    made = with_parity(set_up(ran.config, devices))
-    train(made, ran.config, tmp_path)
-    one, several = told(ran.workdir), told(tmp_path)
-    texts = [
-        [(x["id"], x["sample"], x["response"]) for x in y["rollouts"]]
-        for y in (one, several)
-    ]
-    assert texts[0] == texts[1]
-    for a, b in zip(one["metrics"], several["metrics"], strict=True):
+@pytest.mark.parametrize("name", ["knapsack", "ada"])
+def test_eight_devices_are_one(problems, name, tmp_path):
+    """A problem a device: one may have six rollouts to write where another has two."""
+    runs = []
+    for devices in (1, 8):
+        config = configured(problems, name, prompts_per_step=8, num_steps=3)
+        workdir = tmp_path / str(devices)
+        train(with_parity(set_up(config, devices)), config, workdir)
+        runs.append(told(workdir))
+    one, eight = runs
+    assert one["rollouts"] == eight["rollouts"]
+    sizes = collections.Counter((x["step"], x["id"]) for x in one["rollouts"])
+    assert len({*sizes.values()}) > 1
+    for a, b in zip(one["metrics"], eight["metrics"], strict=True):
         assert a["rollouts"] == b["rollouts"]
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
 
