@@ -25,8 +25,10 @@ of a policy of one parameter, p (1 − p), it is by enumeration
 
 So RLOO alone is unbiased; where N differs, the other estimators weigh problems by it.
 And a loss that is a mean over rollouts weighs a problem by N_i: it climbs Σ N_i J_i and
-not Σ J_i. `allocation.knapsack.weigh=problems` divides by N_i. REINFORCE++ compares a
-rollout with all of the step, in which a problem counts N_i times.
+not Σ J_i. `allocation.knapsack.weigh=problems` divides by N_i. REINFORCE++ whitens over
+all rollouts of the step, in which a problem counts N_i times: of two problems of p = .2
+and .7 with 4 rollouts each it gives 1.83 and 1.85, with 6 and 2 rollouts 1.90 and 1.98
+(tests/samplers/test_allocation.py).
 
 Departures: the paper solves by dynamic programming and takes the pass rate of the last
 visit; here a rate is the mean of a decayed Beta posterior, which is never 0 or 1, so

@@ -18,7 +18,7 @@ from tiny_run import (
     write_problems,
 )
 
-from limr_jax.algorithms import dr_grpo, grpo, rloo
+from limr_jax.algorithms import dr_grpo, grpo, knapsack, reinforce_pp, rloo
 from limr_jax.check import check, check_batch
 from limr_jax.errors import InputError
 from limr_jax.learner.batch import Batch, learned_rows, problems_of_one_weight, weigh
@@ -385,6 +385,15 @@ def test_problems_weigh_alike_in_every_update():
     np.testing.assert_allclose(got, [1 / 3, 0, 2 / 3, 0], rtol=1e-6)
     # Rows without a learned token alone: 0, and no nan.
     np.testing.assert_array_equal(weights([14, 15, 20]), [0, 0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("counts", "want"), [((4, 4), (1.83, 1.85)), ((6, 2), (1.90, 1.98))]
+)
+def test_reinforce_pp_compares_with_all_of_the_step(counts, want):
+    got = expected_gradient(counts, (0.2, 0.7), reinforce_pp.advantage, alike=True)
+    np.testing.assert_allclose(2 * got, want, atol=0.006)
+    assert f"{want[0]:.2f} and {want[1]:.2f}" in knapsack.__doc__
 
 
 # ---- samplers on their own
