@@ -11,6 +11,7 @@ import pytest
 from tiny_run import (
     ROOT,
     configure,
+    one_device,
     set_up,
     stopping,
     told,
@@ -21,7 +22,7 @@ from tiny_run import (
 from limr_jax.compilation import slices
 from limr_jax.compilation.calls import plan
 from limr_jax.errors import InputError
-from limr_jax.evaluation import trained_policy
+from limr_jax.evaluation import benchmarks, trained_policy
 from limr_jax.models import hf_weights, int8, lora, transformer
 from limr_jax.models.from_config import load_base
 from limr_jax.sharding import make_mesh
@@ -282,6 +283,16 @@ def test_export_and_begin_from_it(whole, problems, tmp_path, capsys):
     assert from_peft.identity["content"]["model.lora.init"]
     learned = from_peft.load_params()
     jax.tree.map(np.testing.assert_array_equal, learned, lora.split(params)[1])
+    # An evaluation of base and adapters says both.
+    peft_dir = str(tmp_path / "peft")
+    fields_of_both = fields | {"model__lora__init": peft_dir}
+    asked = configure(problems, **fields_of_both, benchmarks__names=problems)
+    with one_device(benchmarks):
+        suite = benchmarks.set_up(asked)
+    suite.close()
+    both = {"init": str(base_dir), "adapters": peft_dir}
+    assert suite.identity["policy"] == both
+    jax.tree.map(np.testing.assert_array_equal, suite.load_params(), params)
     # What is merged, in the file's fp32, gives the logits of base and adapters.
     tokens_BT = np.arange(12).reshape(2, 6)
     position_BT = np.tile(np.arange(6), (2, 1))
