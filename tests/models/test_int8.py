@@ -356,3 +356,34 @@ def test_what_goes_round_decodes_loop_is_int8():
     # Gate and up of two layers, and down.
     kinds = re.findall(r"(\w+)\[(?:16,24|24,16)\]", loop.type)
     assert kinds == ["s8"] * 6
+
+
+@pytest.mark.parametrize(
+    ("kernels", "kept"), [("int8", {"int8"}), ("float32", set()), ("all", set())]
+)
+def test_the_backward_pass_has_no_cast_copy_of_the_base(kernels, kept):
+    """Of bf16 products; without remat a scan hands on what its layers keep.
+
+    On a CPU int8's barrier makes a copy of it; what comes as it is has none.
+    """
+    config = dataclasses.replace(QWEN, lora=None if kernels == "all" else ADAPTED)
+    params = random_params(config)
+    base, learned = lora.split(
+        int8.quantise_params(params) if kernels == "int8" else params
+    )
+
+    def loss(learned, base):
+        whole = lora.join(base, learned)
+        return jnp.sum(logits_of(whole, config=config, dtype=jnp.bfloat16))
+
+    def scans(jaxpr):
+        for line in jaxpr.eqns:
+            if line.primitive.name == "scan":
+                yield line
+            elif "jaxpr" in line.params:
+                yield from scans(line.params["jaxpr"].jaxpr)
+
+    forward, _ = scans(jax.make_jaxpr(jax.grad(loss))(learned, base).jaxpr)
+    stacks = {(2, *shape) for shape in ((16, 24), (24, 16), (16, 4, 8), (4, 8, 16))}
+    found = {x.aval.dtype.name for x in forward.outvars if x.aval.shape in stacks}
+    assert found == kept
