@@ -38,7 +38,8 @@ def check(config) -> None:
     _check_jepo(config, algorithm, sampler)
     _check_sampler(config, algorithm, sampler)
     _check_allocation(config, algorithm)
-    _check_lora(config, algorithm)
+    _check_lora(config.model)
+    _check_adapted(config, algorithm)
 
 
 def check_fine_tuning(config) -> None:
@@ -50,6 +51,7 @@ def check_fine_tuning(config) -> None:
     limits.check(leaves(config.to_dict()))
     _check_names(config)
     _check_optimizer(config.optimizer)
+    _check_lora(config.model)
 
 
 def _check_names(config) -> None:
@@ -70,22 +72,27 @@ def _check_optimizer(optimizer) -> None:
         )
 
 
-def _check_lora(config, algorithm: Algorithm) -> None:
-    """Adapters where there is a place for them, and nothing of theirs without them."""
-    model = config.model
-    rank = model.lora.rank
+def _check_lora(model) -> None:
+    """Targets that there are, and nothing of adapters where there are none."""
     lora.parse_targets(model.lora.targets)
+    if model.lora.rank:
+        return
+    for name, value, default in (
+        ("base_dtype", model.base_dtype, "float32"),
+        ("lora.init", model.lora.init, ""),
+    ):
+        if value != default:
+            raise InputError(
+                f"model.{name}={value} with model.lora.rank=0, which has no "
+                f"adapters and no frozen base; give a rank, or model.{name}="
+                f"{default or repr(default)}"
+            )
+
+
+def _check_adapted(config, algorithm: Algorithm) -> None:
+    """What has no place for adapters yet."""
+    rank = config.model.lora.rank
     if rank == 0:
-        for name, value, default in (
-            ("base_dtype", model.base_dtype, "float32"),
-            ("lora.init", model.lora.init, ""),
-        ):
-            if value != default:
-                raise InputError(
-                    f"model.{name}={value} with model.lora.rank=0, which has no "
-                    f"adapters and no frozen base; give a rank, or model.{name}="
-                    f"{default or repr(default)}"
-                )
         return
     # (whether it has no place for adapters yet, what asks for it, the remedy)
     for wrong, what, remedy in (

@@ -5,12 +5,15 @@ adapters `lora_a` and `lora_b` beside the kernels in one, all else in the other.
 are never copied.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
 from limr_jax.errors import InputError
 from limr_jax.models import int8
 from limr_jax.models.config import TARGETS, Lora, ModelConfig
+from limr_jax.sharding import param_shardings
 
 _NAMES = ("lora_a", "lora_b")
 
@@ -78,6 +81,18 @@ def merge(params, lora: Lora | None):
         return whole
 
     return merged(params, path="")
+
+
+def merge_on(mesh, params, config: ModelConfig):
+    """The parameters without adapters, laid out on `mesh`, and the config of these.
+
+    Both are as they were where the config has no adapters.
+    """
+    if config.lora is None:
+        return params, config
+    merged = partial(merge, lora=config.lora)
+    at = param_shardings(mesh, jax.eval_shape(merged, params))
+    return jax.jit(merged, out_shardings=at)(params), config.base
 
 
 def _product(a, b):
