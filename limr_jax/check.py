@@ -102,11 +102,6 @@ def _check_adapted(config, algorithm: Algorithm) -> None:
             "take grpo or another algorithm without a critic",
         ),
         (
-            algorithm.learns_answers,
-            f"algorithm={config.algorithm}, which learns all parameters",
-            "take grpo or another algorithm with a verifier",
-        ),
-        (
             config.kl.reset_every,
             f"kl.reset_every={config.kl.reset_every}: the reference is the frozen base",
             "set it to 0",

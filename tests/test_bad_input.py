@@ -647,11 +647,6 @@ JEPO = {"algorithm": "jepo"}
             "model.lora.rank=0",
         ),
         (
-            {"model.lora.rank": 2, "algorithm": "jepo"},
-            "model.lora.rank=2 with algorithm=jepo, which learns all parameters; take "
-            "grpo or another algorithm with a verifier, or model.lora.rank=0",
-        ),
-        (
             {"model.lora.rank": 2, "kl.coefficient": 0.1, "kl.reset_every": 2},
             "model.lora.rank=2 with kl.reset_every=2: the reference is the frozen "
             "base; set it to 0, or model.lora.rank=0",
