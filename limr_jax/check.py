@@ -97,11 +97,6 @@ def _check_adapted(config, algorithm: Algorithm) -> None:
     # (whether it has no place for adapters yet, what asks for it, the remedy)
     for wrong, what, remedy in (
         (
-            algorithm.needs_critic,
-            f"algorithm={config.algorithm}, whose critic is a copy of all parameters",
-            "take grpo or another algorithm without a critic",
-        ),
-        (
             config.kl.reset_every,
             f"kl.reset_every={config.kl.reset_every}: the reference is the frozen base",
             "set it to 0",

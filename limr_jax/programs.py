@@ -56,7 +56,8 @@ class State:
     step: jax.Array  # int32: steps done
     # The policy's parameters, with LoRA its adapters alone, and the optimiser.
     train: learner_update.TrainState
-    critic: learner_update.TrainState | None  # likewise; None: the algorithm has none
+    # The critic's: all of it, or its adapters and value head. None: no critic.
+    critic: learner_update.TrainState | None
     kl_coefficient: jax.Array  # fp32; of this step's KL to the reference
     sampler: Any  # the prompt sampler's state
     length_N: jax.Array  # fp32: mean tokens of each problem's last answers; 0: none yet
