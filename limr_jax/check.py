@@ -39,7 +39,6 @@ def check(config) -> None:
     _check_sampler(config, algorithm, sampler)
     _check_allocation(config, algorithm)
     _check_lora(config.model)
-    _check_adapted(config, algorithm)
 
 
 def check_fine_tuning(config) -> None:
@@ -86,25 +85,6 @@ def _check_lora(model) -> None:
                 f"model.{name}={value} with model.lora.rank=0, which has no "
                 f"adapters and no frozen base; give a rank, or model.{name}="
                 f"{default or repr(default)}"
-            )
-
-
-def _check_adapted(config, algorithm: Algorithm) -> None:
-    """What has no place for adapters yet."""
-    rank = config.model.lora.rank
-    if rank == 0:
-        return
-    # (whether it has no place for adapters yet, what asks for it, the remedy)
-    for wrong, what, remedy in (
-        (
-            config.kl.reset_every,
-            f"kl.reset_every={config.kl.reset_every}: the reference is the frozen base",
-            "set it to 0",
-        ),
-    ):
-        if wrong:
-            raise InputError(
-                f"model.lora.rank={rank} with {what}; {remedy}, or model.lora.rank=0"
             )
 
 

@@ -401,6 +401,8 @@ def describe(run: Run, config) -> str:
     reference = "loaded" if run.programs.reference else "none (no KL)"
     if run.programs.reference and frozen:
         reference = "the base"
+        if run.programs.state.reference:
+            reference += ", with a copy of the policy's adapters from each reset on"
     critic = "a copy of the policy" if run.programs.values else "none"
     if run.programs.values and frozen:
         critic = "adapters and a value head of its own, beside the same base"

@@ -49,6 +49,12 @@ class Frozen(NamedTuple):
         """All parameters of the policy, without a copy of any."""
         return lora.join(self.base, state.train.params)
 
+    def reference_of(self, state: State):
+        """All parameters of the KL's reference: the state's where it is reset."""
+        if state.reference is None:
+            return self.reference
+        return lora.join(self.base, state.reference)
+
     def critic(self, state: State):
         """All parameters of the critic: with LoRA its own adapters on the same base."""
         return lora.join(self.base, state.critic.params)
@@ -219,8 +225,7 @@ def queue_scores(
         queued["reference"] = phases.start(
             "reference",
             programs.reference,
-            # Where it is reset it is the state's.
-            frozen.reference if state.reference is None else state.reference,
+            frozen.reference_of(state),
             frozen.policy(state) if programs.recompute else None,
             rollout,
             run.sampling,

@@ -158,6 +158,31 @@ def test_a_stop_over_an_int8_base_changes_nothing(quantised, whole, tmp_path):
     assert told(tmp_path) == told(workdir)
 
 
+def test_a_reference_that_is_reset(whole, problems, tmp_path):
+    """It is the base, then base and a copy of the adapters; stopped after a reset."""
+    config = configure(problems, **FIELDS, kl__reset_every=2)
+    made = with_parity(set_up(config))
+    with pytest.raises(KeyboardInterrupt):
+        train(stopping(made, 4), config, tmp_path)
+    with checkpoint.Checkpointer(tmp_path, read_only=True) as saver:
+        states = {k: saver.restore(k, made.programs.state)[0] for k in (1, 2, 3)}
+    adapters = jax.tree.structure(states[2].train.params)
+    assert jax.tree.structure(states[1].reference) == adapters
+    assert not any(np.any(x) for x in jax.tree.leaves(states[1].reference))
+    for step in (2, 3):
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            states[step].reference,
+            states[2].train.params,
+        )
+    train(made, config, tmp_path)
+    rows = rows_of(tmp_path)
+    # Until the first reset all is as without one, bit for bit.
+    assert told(tmp_path)["metrics"][:2] == told(whole[0])["metrics"][:2]
+    assert rows[2]["kl"] < 1e-9 and rows[3]["kl"] > 1e-7
+    assert len({row["compile_count"] for row in rows[:3]}) == 1
+
+
 @pytest.mark.parametrize("step", [1, 3])
 def test_a_stop_changes_nothing(whole, tmp_path, step):
     workdir, made, config = whole
