@@ -38,7 +38,7 @@ def check(config) -> None:
     _check_jepo(config, algorithm, sampler)
     _check_sampler(config, algorithm, sampler)
     _check_allocation(config, algorithm)
-    _check_lora(config.model)
+    lora.check_section(config.model)
 
 
 def check_fine_tuning(config) -> None:
@@ -50,7 +50,7 @@ def check_fine_tuning(config) -> None:
     limits.check(leaves(config.to_dict()))
     _check_names(config)
     _check_optimizer(config.optimizer)
-    _check_lora(config.model)
+    lora.check_section(config.model)
 
 
 def _check_names(config) -> None:
@@ -69,23 +69,6 @@ def _check_optimizer(optimizer) -> None:
             f"optimizer.warmup_steps={optimizer.warmup_steps}, which it counts in; 0 "
             "is no decay"
         )
-
-
-def _check_lora(model) -> None:
-    """Targets that there are, and nothing of adapters where there are none."""
-    lora.parse_targets(model.lora.targets)
-    if model.lora.rank:
-        return
-    for name, value, default in (
-        ("base_dtype", model.base_dtype, "float32"),
-        ("lora.init", model.lora.init, ""),
-    ):
-        if value != default:
-            raise InputError(
-                f"model.{name}={value} with model.lora.rank=0, which has no "
-                f"adapters and no frozen base; give a rank, or model.{name}="
-                f"{default or repr(default)}"
-            )
 
 
 def _check_filter(config, algorithm: Algorithm) -> None:

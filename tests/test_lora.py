@@ -11,6 +11,7 @@ import pytest
 from tiny_run import (
     ROOT,
     configure,
+    one_device,
     set_up,
     stopping,
     told,
@@ -21,7 +22,7 @@ from tiny_run import (
 from limr_jax.compilation import slices
 from limr_jax.compilation.calls import plan
 from limr_jax.errors import InputError
-from limr_jax.evaluation import trained_policy
+from limr_jax.evaluation import benchmarks, trained_policy
 from limr_jax.models import hf_weights, int8, lora, transformer
 from limr_jax.models.from_config import load_base
 from limr_jax.sharding import make_mesh
@@ -381,6 +382,18 @@ def test_a_base_is_loaded_in_its_dtype(whole, problems, tmp_path, capsys):
     steps = load_base(config, model_config, mesh)
     expected = transformer.compute_params(int8.quantise_params(full), "bfloat16")
     jax.tree.map(np.testing.assert_array_equal, steps, expected)
+
+
+def test_an_evaluation_is_of_base_and_adapters(quantised, problems):
+    """What launch/evaluate.py and launch/likelihood.py ask: the run's last policy."""
+    workdir, _, config = quantised
+    config = config.copy_and_resolve_references()
+    config.benchmarks.names = str(problems)
+    with one_device(benchmarks):
+        params = benchmarks.set_up(config, str(workdir)).load_params()
+    result = json.loads((pathlib.Path(workdir) / "result.json").read_text())
+    assert params_digest(params) == result["params_digest"]
+    assert params["blocks"]["0"]["mlp"]["up"]["kernel"].dtype == "int8"
 
 
 @pytest.mark.slow

@@ -140,5 +140,21 @@ def test_ppo_has_one_base_in_memory(ppo, tmp_path):
     assert told(tmp_path) == told(ppo[0])
 
 
+@pytest.mark.slow
+def test_ppo_on_eight_devices_is_on_one(ppo, tmp_path):
+    config = ppo[2].copy_and_resolve_references()
+    config.mesh.update({"data": 2, "fsdp": 2, "tensor": 2})
+    train(with_parity(set_up(config, devices=8)), config, tmp_path)
+    one, other = told(ppo[0]), told(tmp_path)
+    assert [x["response"] for x in one["rollouts"]] == [
+        x["response"] for x in other["rollouts"]
+    ]
+    for here, there in zip(one["metrics"], other["metrics"], strict=True):
+        for name in ("loss", "kl", "critic/loss", "critic/value"):
+            assert there[name] == pytest.approx(here[name], abs=1e-5), name
+        for name in ("gradient_norm", "critic/gradient_norm"):
+            assert there[name] == pytest.approx(here[name], rel=1e-4), name
+
+
 def test_a_stop_of_ppo_changes_nothing(ppo, tmp_path):
     check_stop(ppo, tmp_path, 3)

@@ -112,6 +112,29 @@ def parse_targets(text: str) -> tuple[str, ...]:
     return tuple(name for name in TARGETS if name in names)
 
 
+def check_section(section) -> None:
+    """Refuse adapters' settings that say nothing: a base that is not frozen, say.
+
+    section: the config's section `model`. Raises InputError for a target that is none,
+    and for a dtype of the base or first adapters where the rank is 0.
+    """
+    if section.get("lora") is None:  # of a config that is older
+        return
+    parse_targets(section.lora.targets)
+    if section.lora.rank:
+        return
+    for name, value, default in (
+        ("base_dtype", section.base_dtype, "float32"),
+        ("lora.init", section.lora.init, ""),
+    ):
+        if value != default:
+            raise InputError(
+                f"model.{name}={value} with model.lora.rank=0, which has no "
+                f"adapters and no frozen base; give a rank, or model.{name}="
+                f"{default or repr(default)}"
+            )
+
+
 def check_rank(config: ModelConfig) -> None:
     """InputError where the rank is larger than a kernel that it is to be beside."""
     if config.lora is None:
