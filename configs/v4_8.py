@@ -24,17 +24,28 @@ The report took 159 s beside other work, 275 s of processor time and 4.7 GiB of 
 Measured on a v4-8: nothing yet.
 """
 
-from configs import limr_tpu
+from configs import limr_tpu, lora_tpu
+from limr_jax.config.load import switches
 
 REMEDIES = limr_tpu.remedies("Qwen2.5-Math-1.5B")
 
 
 def get_config(argument: str = ""):
-    """PPO with a critic, 1,024 prompts x 8; arguments as in limr_tpu.py."""
-    c = limr_tpu.get_config(argument, "Qwen2.5-Math-1.5B")
+    """PPO with a critic, 1,024 prompts x 8, or lora=yes; others as in their files."""
+    parts = argument.split(",") if argument else []
+    own = [part for part in parts if part.partition("=")[0] == "lora"]
+    rest = ",".join(part for part in parts if part not in own)
+    if switches(",".join(own), lora=False)["lora"]:
+        c = lora_tpu.get_config(rest, "Qwen2.5-Math-7B")
+        c.mesh.fsdp = 1
+        c.mesh.tensor = 4
+        c.rollout.slots = 512
+        c.micro_batch_rows = 16
+    else:
+        c = limr_tpu.get_config(rest, "Qwen2.5-Math-1.5B")
+        c.mesh.fsdp = 2
+        c.mesh.tensor = 2
+        c.rollout.slots = 384
+        c.micro_batch_rows = 16
     c.slice.type = "v4-8"
-    c.mesh.fsdp = 2
-    c.mesh.tensor = 2
-    c.rollout.slots = 384
-    c.micro_batch_rows = 16
     return c
