@@ -168,18 +168,18 @@ def _explore(config, *, compiler: "_Compiler", goal: Goal, grow: bool) -> Row:
     """
     devices = config.mesh.data * config.mesh.fsdp
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        found = [
+        searches = [
             pool.submit(search, config, devices=devices, compiler=compiler, grow=grow)
             for search in (_search_slots, _search_rows)
         ]
-        wrong = [x.exception() for x in found if x.exception()]
+        wrong = [x.exception() for x in searches if x.exception()]
     if wrong:
         for error in wrong:
             if not isinstance(error, InputError):
                 raise error
         return Row({}, 0, str(wrong[0]))
     settings, programs = {}, []
-    for future in found:
+    for future in searches:
         some, compiled = future.result()
         settings |= some
         programs += compiled
