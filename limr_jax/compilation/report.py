@@ -7,6 +7,7 @@ every response as long as allowed.
 
 import itertools
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from limr_jax.compilation import decode_traffic
 from limr_jax.compilation.calls import Plan
 from limr_jax.compilation.compile import Compiled, chip_bytes
+from limr_jax.models import transformer
 
 GIB = 2**30
 LEAST = 0.05  # GiB: what frees less is no advice
@@ -107,17 +109,10 @@ def decode(plan: Plan, programs: list[Compiled]) -> dict | None:
     reads, by arithmetic; `compiled`: all that the compiled program moves. None where
     nothing is decoded, or the schedule is not known.
     """
-    model = plan.compute.model
     if not any(part.steps for part in plan.decoded):
         return None
     by_rows = plan.mesh.shape["data"] * plan.mesh.shape["fsdp"]
-    params = next(call.args[0] for call in plan.calls if call.name == "generate")
-    count = sum(x.size for x in jax.tree.leaves(params))
-    if not model.tied:  # a step reads its tokens' rows
-        count -= params["embedder"]["embedding"].size
-    size = jnp.dtype(plan.compute.dtype).itemsize
-    # Decode reads a copy that is gathered over fsdp: tensor alone divides it.
-    weights = count * size / plan.mesh.shape["tensor"]
+    weights, as_compute = decode_weights(plan)
     column = column_bytes(plan)
     # None: it did not compile.
     moved = next(p.decode_bytes for p in programs if p.name == "generate") or None
@@ -135,8 +130,12 @@ def decode(plan: Plan, programs: list[Compiled]) -> dict | None:
             "compiled": moved and sum(p.steps * size for p, size in measured) / least,
         }
 
+    steps = sum(part.steps for part, _ in measured)
     return {
         **ratios(measured),
+        "weights_bytes": weights,
+        "weights_of_compute": weights / as_compute,
+        "compiled_bytes": moved and sum(p.steps * size for p, size in measured) / steps,
         "parts": [
             {
                 "slots": part.slots * by_rows,
@@ -146,6 +145,22 @@ def decode(plan: Plan, programs: list[Compiled]) -> dict | None:
             for part, size in measured
         ],
     }
+
+
+def decode_weights(plan: Plan) -> tuple[float, float]:
+    """Bytes of weights that a decode step reads on a chip, and were none of them int8.
+
+    The latter in the dtype of compute.
+    """
+    params = next(call.args[0] for call in plan.calls if call.name == "generate")
+    # A step reads its tokens' rows of an embedding that is not the head too.
+    read = params if plan.compute.model.tied else params | {"embedder": {}}
+    dtype = plan.compute.dtype
+    cast = jax.eval_shape(partial(transformer.compute_params, dtype=dtype), read)
+    # Decode reads a copy that is gathered over fsdp: tensor alone divides it.
+    sizes = [x.size / plan.mesh.shape["tensor"] for x in jax.tree.leaves(cast)]
+    own = sum(n * x.dtype.itemsize for n, x in zip(sizes, jax.tree.leaves(cast)))
+    return own, sum(sizes) * jnp.dtype(dtype).itemsize
 
 
 def not_compiled(config, plan: Plan) -> list[dict]:
@@ -308,6 +323,12 @@ def _decoded(ratios: dict | None) -> list[str]:
             f"a decode step {what} {ratios[kind]:.2f} times the weights and live "
             f"cache, of simulated lengths: {parts}"
         )
+    line = f"a decode step reads {ratios['weights_bytes'] / 1e9:.3f} GB of weights"
+    if ratios["weights_of_compute"] < 1:  # norms are fp32
+        line += f", {ratios['weights_of_compute']:.3f} of what no int8 would be"
+    if ratios["compiled_bytes"]:
+        line += f", and moves {ratios['compiled_bytes'] / 1e9:.3f} GB as it is compiled"
+    lines.append(f"{line}, a chip")
     return lines
 
 

@@ -280,9 +280,31 @@ def test_a_decode_step_beside_what_it_must_read(no_slice):
     twice = tuple(2 * weights for _ in plan.decoded)
     told = report.decode(plan, [stand_in("generate", decode_bytes=twice)])
     assert told["compiled"] == pytest.approx(2 * weights * steps / must)
+    assert told["weights_bytes"] == weights and told["weights_of_compute"] == 1
+    assert told["compiled_bytes"] == pytest.approx(2 * weights)
     told = report.decode(plan, [stand_in("generate", error="too large")])
     assert told["compiled"] is None and told["scheduled"] > 1
     assert [part["compiled"] for part in told["parts"]] == [None] * len(told["parts"])
+
+
+def test_a_decode_step_reads_an_int8_bases_own_bytes(no_slice):
+    """By hand: of 7 kernels a layer a byte a weight; embedding and adapters bf16."""
+    fields = {"model__lora__rank": 2, "model__dtype": "bfloat16"}
+    plan = calls_lib.plan(tiny(**fields, model__base_dtype="int8"))
+    half = calls_lib.plan(tiny(**fields, model__base_dtype="bfloat16"))
+    assert report.decode_weights(half)[0] > report.decode_weights(half)[1]  # norms
+    own, as_compute = report.decode_weights(plan)
+    params = next(call.args[0] for call in plan.calls if call.name == "generate")
+    sizes, width = {}, {}
+    for path, x in jax.tree_util.tree_leaves_with_path(params):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        # Scales of norms and of kernels are fp32.
+        width[name] = 4 if name.endswith("scale") else 2
+        if name.startswith("blocks/") and name.endswith("/kernel"):
+            width[name] = 1
+        sizes[name] = x.size
+    assert own == sum(size * width[name] for name, size in sizes.items())
+    assert as_compute == 2 * sum(sizes.values()) > own
 
 
 def stand_in(name, **fields):
