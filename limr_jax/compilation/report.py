@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from limr_jax.compilation import decode_traffic
 from limr_jax.compilation.calls import Plan
 from limr_jax.compilation.compile import Compiled, chip_bytes
-from limr_jax.models import transformer
+from limr_jax.models import int8, transformer
 
 GIB = 2**30
 LEAST = 0.05  # GiB: what frees less is no advice
@@ -218,6 +218,7 @@ def advice(config, plan: Plan, programs: list[Compiled], limit: float) -> list[d
     response = config.rollout.max_response_length
     arguments = {call.name: call.args for call in plan.calls}
     slots = plan.generation.slots
+    state, *_, base = arguments["update"]  # the base is LoRA's, or None
     learning = {"update", "reference", "old", "values", "thoughts"} & over
     rows, kept, without_remat = _activations(config, plan) if learning else (0, 0, 0)
     writing = {"generate", "evaluate", "evaluate sampled"} & over
@@ -227,7 +228,7 @@ def advice(config, plan: Plan, programs: list[Compiled], limit: float) -> list[d
     shorter = (kept / columns + ring / own) * response / 2
     options = [
         (f"--config.rollout.max_response_length={response // 2}", shorter),
-        ("twice the chips, on mesh.fsdp", _bytes(arguments["update"][0]) / 2),
+        ("twice the chips, on mesh.fsdp", _bytes((state, base)) / 2),
     ]
     # Halves that do not divide over the devices would be refused.
     if learning and rows % (2 * by_rows) == 0:
@@ -236,8 +237,11 @@ def advice(config, plan: Plan, programs: list[Compiled], limit: float) -> list[d
         options.append(("--config.model.remat=true", without_remat))
     if writing and slots % (2 * by_rows) == 0:
         options.append((f"--config.rollout.slots={slots // 2}", ring / 2))
-    if config.kl.coefficient:
+    # Whose reference is the base has no copy that a KL of 0 would free.
+    if config.kl.coefficient and base is None:
         options.append(("--config.kl.coefficient=0", _bytes(arguments["reference"][0])))
+    if base is not None and config.model.base_dtype != "int8":
+        options.append(("--config.model.base_dtype=int8", _bytes_less_by_int8(base)))
     options.sort(key=lambda option: -option[1])
     settings = [{"setting": name, "frees_gib": freed / GIB} for name, freed in options]
     return [row for row in settings[:3] if row["frees_gib"] >= LEAST]
@@ -246,6 +250,18 @@ def advice(config, plan: Plan, programs: list[Compiled], limit: float) -> list[d
 def _bytes(shapes) -> int:
     """Bytes that a pytree of shapes with shardings takes on one chip."""
     return sum(map(chip_bytes, jax.tree.leaves(shapes)))
+
+
+def _bytes_less_by_int8(base) -> float:
+    """Bytes on a chip by which a base's kernels would be smaller as int8."""
+    less = []
+
+    def replace(path, kernel, axes):
+        less.append(chip_bytes(kernel) * (1 - 1 / kernel.dtype.itemsize))
+        return kernel, None  # their scales are a thousandth of them
+
+    int8.replace_kernels(base, replace)
+    return sum(less)
 
 
 def _activations(config, plan: Plan) -> tuple[int, float, float]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 import re
 import types
 from functools import partial
@@ -20,6 +21,7 @@ from limr_jax.errors import InputError
 from limr_jax.evaluation import evaluator
 from limr_jax.models import from_config
 from limr_jax.models.attention import ragged_decode
+from limr_jax.models.config import TARGETS
 from limr_jax.samplers.from_config import SAMPLERS, make_sampler
 
 GIB = 2**30
@@ -267,6 +269,29 @@ def test_what_helps_most_where_a_program_does_not_fit(no_slice):
     assert freed["--config.micro_batch_rows=4"] == 4 * 2048 * 1024 * 4 * 8 / GIB / 2
     assert list(freed.values()) == sorted(freed.values(), reverse=True)
     assert len(freed) == 3 and "twice the chips, on mesh.fsdp" in freed
+
+
+def test_what_helps_beside_a_frozen_base(no_slice):
+    """Its reference is the base: no KL frees nothing, int8 three bytes of four."""
+    config = tiny(
+        model__width=1024,
+        model__mlp_width=8192,
+        model__layers=8,
+        model__lora__rank=2,
+        kl__coefficient=0.1,
+        mesh__fsdp=2,
+        mesh__tensor=2,
+    )
+    plan = calls_lib.plan(config)
+    programs = [stand_in(call.name, error="RESOURCE_EXHAUSTED") for call in plan.calls]
+    found = report.advice(config, plan, programs, 30 * GIB)
+    freed = {row["setting"]: row["frees_gib"] for row in found}
+    model = plan.compute.model
+    kernels = 8 * sum(math.prod(model.projection_shape(name)) for name in TARGETS)
+    assert freed["--config.model.base_dtype=int8"] == kernels * 3 / 4 / GIB
+    # Half of a chip's quarter of the base, and the adapters' little.
+    assert freed["twice the chips, on mesh.fsdp"] * GIB > 4 * kernels / 4 / 2
+    assert "--config.kl.coefficient=0" not in freed
 
 
 def test_a_decode_step_beside_what_it_must_read(no_slice):

@@ -16,6 +16,7 @@ from limr_jax.errors import InputError
 from limr_jax.evaluation import against, benchmarks, flags, run_benchmarks
 from limr_jax.evaluation.benchmarks import Benchmark
 from limr_jax.evaluation.evaluator import Evaluation
+from limr_jax.models.from_config import read_model_config
 from limr_jax.storage import files, gcs, rollout_dump
 from limr_jax.storage.workdir import read_result, write_json
 
@@ -230,6 +231,18 @@ def test_against_a_checkpoint(trained):
     kept = ("benchmarks", "reward", "top_p", "max_response_length", "dtype", "seed")
     for name in kept:
         assert other.identity[name] == suite.identity[name], name
+
+
+def test_a_checkpoint_beside_a_run_by_lora_is_whole():
+    """Neither the run's adapters, nor its base's dtype, are the checkpoint's."""
+    fields = "model.lora.rank=4", "model.lora.init=peft", "model.base_dtype=int8"
+    flags = [f"--config.{field}" for field in fields]
+    given, _ = config_lib.load(["--config", str(ROOT / "configs/tiny.py"), *flags])
+    asset = ROOT / "limr_jax/assets/arithmetic"
+    model = against._with_policy(given, str(asset), None).model
+    assert (model.lora.rank, model.lora.init, model.base_dtype) == (0, "", "float32")
+    assert read_model_config(model, 1).lora is None
+    assert (given.model.lora.rank, given.model.lora.init) == (4, "peft")
 
 
 def test_a_finished_evaluation_in_a_bucket(monkeypatch):
