@@ -101,8 +101,11 @@ def plan(
         settings = changes | row.settings
         rows.append(dataclasses.replace(row, settings=settings, otherwise=otherwise))
 
-    for mesh in _meshes(config, chips):
-        explore(mesh, otherwise=0, grow=False)
+    for meshes in _meshes(config, chips):
+        for mesh in meshes:
+            explore(mesh, otherwise=0, grow=False)
+            if rows[-1].steps:
+                break  # what divides more over the chips has more to gather
     if all(row.gib is None for row in rows):
         raise InputError(rows[0].reason)
     # Another mesh would not make up for what the nearest one lacks.
@@ -147,18 +150,33 @@ def _otherwise(config) -> Iterator[dict]:
             yield changes | {"rollout.max_response_length": length}
 
 
-def _meshes(config, chips: int) -> Iterator[dict]:
-    """The config's own mesh if it has as many chips, then the others, as settings."""
+def _meshes(config, chips: int) -> list[list[dict]]:
+    """Meshes as settings: of each list the first that fits is enough.
+
+    The config's own stands first, if it has as many chips. A frozen base may be whole
+    on each device of data: then nothing of it is gathered.
+    """
     own = [config.mesh[axis] for axis in ("data", "fsdp", "tensor")]
     if -1 in own:
         others = math.prod(size for size in own if size != -1)
         own = [chips // others if size == -1 else size for size in own]
-    meshes = [tuple(own)] if math.prod(own) == chips else []
+    lists = [[tuple(own)]] if math.prod(own) == chips else []
     for tensor in range(chips, 0, -1):
         if chips % tensor == 0:
-            meshes.append((1, chips // tensor, tensor))
-    for data, fsdp, tensor in dict.fromkeys(meshes):
-        yield {"mesh.data": data, "mesh.fsdp": fsdp, "mesh.tensor": tensor}
+            whole = [(chips // tensor, 1, tensor)] if config.model.lora.rank else []
+            lists.append([*whole, (1, chips // tensor, tensor)])
+    seen, meshes = set(), []
+    for sizes in lists:
+        new = [each for each in dict.fromkeys(sizes) if each not in seen]
+        # Where the config's own is that of a list, its list has one less.
+        seen.update(new)
+        meshes.append(
+            [
+                {"mesh.data": data, "mesh.fsdp": fsdp, "mesh.tensor": tensor}
+                for data, fsdp, tensor in new
+            ]
+        )
+    return meshes
 
 
 def _explore(config, *, compiler: "_Compiler", goal: Goal, grow: bool) -> Row:
