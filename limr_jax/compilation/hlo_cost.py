@@ -347,7 +347,9 @@ def _read(inner, number: int, size: float, computations) -> float:
             if user.opcode in _SEEN_THROUGH:
                 names.append(user.name)
             elif user.opcode in _SLICES and first:
-                taken += _sizes(user.type)[0][0]
+                # As a share, for it may have been cast by then.
+                slice_size, whole = (_sizes(x.type)[0][0] for x in (user, inner[name]))
+                taken += size * slice_size / whole
             elif user.opcode == "fusion":
                 nested = computations[_called(user, "calls")]
                 at = user.operands.index(name)

@@ -40,10 +40,9 @@ def read_model_config(section, vocab_size: int) -> ModelConfig:
     Raises:
       InputError: the checkpoint cannot be read, its tensors are not of that model, or
         it is another than model.preset's; dimensions that are missing or make no
-        model; a vocabulary smaller than the tokenizer's; adapters that do not fit;
-        what only a model with adapters has.
+        model; a vocabulary smaller than the tokenizer's; adapters that do not fit.
     """
-    refuse_unused(section)
+    lora.check_section(section)
     try:
         if section.init == "random":
             config = _random_model(section, vocab_size)
@@ -66,25 +65,6 @@ def read_model_config(section, vocab_size: int) -> ModelConfig:
             _check_preset(section, config)
     lora.check_rank(config)
     return config
-
-
-def refuse_unused(section) -> None:
-    """InputError where the section has fields of adapters, and asks for none.
-
-    section: config.model; one without these fields, as of launch/sft.py, has none.
-    """
-    if not section.get("lora") or section.lora.rank:
-        return
-    for name, value, default in (
-        ("base_dtype", section.base_dtype, "float32"),
-        ("lora.init", section.lora.init, ""),
-    ):
-        if value != default:
-            raise InputError(
-                f"model.{name}={value} with model.lora.rank=0, which has no adapters "
-                f"and no frozen base; give a rank, or model.{name}="
-                f"{default or repr(default)}"
-            )
 
 
 def check_adapters(section, config: ModelConfig) -> None:

@@ -13,7 +13,13 @@ from tiny_run import ROOT, checkpoints, one_device
 
 from limr_jax.config import load as config_lib
 from limr_jax.errors import InputError
-from limr_jax.evaluation import against, benchmarks, flags, run_benchmarks
+from limr_jax.evaluation import (
+    against,
+    benchmarks,
+    flags,
+    run_benchmarks,
+    trained_policy,
+)
 from limr_jax.evaluation.benchmarks import Benchmark
 from limr_jax.evaluation.evaluator import Evaluation
 from limr_jax.models.from_config import read_model_config
@@ -233,16 +239,17 @@ def test_against_a_checkpoint(trained):
         assert other.identity[name] == suite.identity[name], name
 
 
-def test_a_checkpoint_beside_a_run_by_lora_is_whole():
-    """Neither the run's adapters, nor its base's dtype, are the checkpoint's."""
-    fields = "model.lora.rank=4", "model.lora.init=peft", "model.base_dtype=int8"
-    flags = [f"--config.{field}" for field in fields]
-    given, _ = config_lib.load(["--config", str(ROOT / "configs/tiny.py"), *flags])
-    asset = ROOT / "limr_jax/assets/arithmetic"
-    model = against._with_policy(given, str(asset), None).model
-    assert (model.lora.rank, model.lora.init, model.base_dtype) == (0, "", "float32")
-    assert read_model_config(model, 1).lora is None
-    assert (given.model.lora.rank, given.model.lora.init) == (4, "peft")
+def test_a_checkpoint_has_none_of_the_runs_adapters(trained):
+    """It is compared as it is: in its own digits, whatever the run is beside."""
+    given, _ = flags.load(["--workdir", str(trained)], "", flags={}, short={})
+    given.model.base_dtype = "int8"
+    given.model.lora.update({"rank": 2, "init": "somewhere"})
+    other = against._with_policy(given, str(ROOT / "limr_jax/assets/arithmetic"), None)
+    assert read_model_config(other.model, 0).lora is None
+    assert other.model.base_dtype == "float32"
+    # A run's are its own, and the caller's config stays as it is.
+    own = against._with_policy(given, "run", trained_policy.read_config(trained))
+    assert own.model.lora.rank == 0 and given.model.lora.rank == 2
 
 
 def test_a_finished_evaluation_in_a_bucket(monkeypatch):

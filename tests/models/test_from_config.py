@@ -1,9 +1,5 @@
 """Which model a config names: what its first parameters are known by."""
 
-import pytest
-from ml_collections import ConfigDict
-
-from limr_jax.errors import InputError
 from limr_jax.models import from_config
 
 
@@ -31,22 +27,3 @@ def test_what_a_checkpoint_holds_is_in_its_digest(tmp_path, monkeypatch):
     (tmp_path / "notes.txt").write_text("of no account")
     seen.add(from_config.init_digest(str(tmp_path)))
     assert len(seen) == 7
-
-
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [
-        ({"base_dtype": "int8"}, "model.base_dtype=int8 with model.lora.rank=0"),
-        ({"lora": {"init": "peft"}}, "model.lora.init=peft with model.lora.rank=0"),
-    ],
-)
-def test_a_frozen_base_without_adapters_is_refused_by_all_programs(fields, said):
-    """launch/evaluate.py would say fp32's accuracy of an int8 base."""
-    section = ConfigDict({"base_dtype": "float32", "lora": {"rank": 0, "init": ""}})
-    from_config.refuse_unused(section)
-    section.update(fields)
-    with pytest.raises(InputError, match=said):
-        from_config.read_model_config(section, 1)
-    section.lora.rank = 1
-    from_config.refuse_unused(section)
-    from_config.refuse_unused(ConfigDict({"init": "random"}))  # launch/sft.py's
