@@ -21,6 +21,11 @@ Mesh, by --config.mesh.fsdp, mesh.tensor and rollout.slots:
     4 x 1            256  25.38 (generate)      1,594 s     791       603         199
 
 The report took 159 s beside other work, 275 s of processor time and 4.7 GiB of memory.
+With `:lora=yes` it is Qwen2.5-Math-7B by LoRA over an int8 base instead (lora_tpu.py),
+on 1 x 4. The report of 2026-11-30: at most 23.36 of 30.75 GiB a chip (update; generate
+18.90), all 512 rollouts at a time, at least 76 s a step (generation 21, update 55):
+nine hours hold 423 steps at the bound and 141 at a third of it; the run has 40.
+
 Measured on a v4-8: nothing yet.
 """
 
