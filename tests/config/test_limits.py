@@ -156,7 +156,8 @@ def test_whatever_a_file_gives_is_refused_in_a_line_or_allowed(tmp_path):
             "slice.type",
             "v4-33",
             "slice.type='v4-33' is unknown; did you mean 'v4-32'? (v4-16, v4-32, "
-            "v4-64, v4-8, v5litepod-16, v5litepod-4, v5p-16, v5p-8, v6e-16, v6e-4)",
+            "v4-64, v4-8, v5litepod-1, v5litepod-16, v5litepod-4, v5litepod-8, "
+            "v5p-16, v5p-8, v6e-1, v6e-16, v6e-4, v6e-8)",
         ),
         ("sampler.lim.warmup_epochs", 0, "must be from 1 to 2147483647"),
         ("sampler.lim.floor", 1.5, "must be from 0 to 1"),
