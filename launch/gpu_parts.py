@@ -43,7 +43,7 @@ class Size:
 
 
 # So many packed rows of 1,280 columns a backward pass: XLA lays the updates out in 48
-# and 65 GiB of an H200 (launch/README.md).
+# and 65 GiB of an H200 (launch/GPU.md).
 SIZES = {
     "0.5b": Size({"model.preset": "qwen2.5-0.5b", "micro_batch_rows": 8}),
     "1.5b": Size({"model.preset": "qwen2.5-1.5b", "micro_batch_rows": 4}),

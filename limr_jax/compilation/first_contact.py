@@ -236,13 +236,12 @@ def _steps(
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), prompts
     )
-    count = max(config.slice.problems, config.prompts_per_step)
     generation, compute, programs = setup.make_programs(
         config,
         mesh,
         model,
         special_tokens,
-        problems=stand_ins(config.sampler, count),
+        problems=stand_ins(config.sampler, _problems(config)),
         prompts=shapes,
     )
     parts = StepParts(
@@ -341,10 +340,17 @@ def _run_steps(config, mesh, model, *, parts: StepParts, prompts) -> list[dict]:
     return spent
 
 
+def _problems(config) -> int:
+    """How many stand in for the data: no fewer than any sampler may want in a step."""
+    sampler = config.sampler
+    batches = max(1, config.filter.max_rounds, sampler.mopps.pool, sampler.bots.pool)
+    return max(config.slice.problems, batches * config.prompts_per_step)
+
+
 def _random_prompts(config, mesh, vocab_size: int) -> Prompts:
     """Prompts of full length on the devices, as `put_prompts` lays them."""
     at = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    count = max(config.slice.problems, config.prompts_per_step)
+    count = _problems(config)
     rows, fill = count + -count % mesh.size, -count % mesh.size
     length, answer = config.rollout.max_prompt_length, config.slice.answer_length or 1
     random = np.random.default_rng(config.seed)
