@@ -56,9 +56,8 @@ def main(argv: list[str]) -> int | None:
             {"config": config.to_dict(), "code": agree.code_digest()},
         )
         if options.first_contact:
-            first_contact(config, options.workdir)
-        else:
-            _run(config, options)
+            return first_contact(config, options.workdir)
+        _run(config, options)
     return None
 
 
@@ -89,8 +88,8 @@ def _run(config, options) -> None:
     console.say(json.dumps(result))
 
 
-def first_contact(config, workdir: str) -> None:
-    """Measure these devices; the JSON lies beside the workdir."""
+def first_contact(config, workdir: str) -> int:
+    """Measure these devices; the JSON lies beside the workdir. 1 if no step ran."""
     import jax
 
     from limr_jax import console
@@ -106,6 +105,7 @@ def first_contact(config, workdir: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(path, json.dumps(found, indent=1) + "\n")
     console.say(f"all of it lies in {path}: please send it back (launch/README.md)")
+    return 1 if found["steps"]["error"] else 0
 
 
 def compile_only(config, workdir: str) -> int:

@@ -278,8 +278,15 @@ def _steps(
     compiled = compile.compile_all(
         plan, lambda one: say(f"compiled {one.name} in {one.seconds:.0f} s")
     )
-    with jax.set_mesh(mesh):
-        spent = _run_steps(config, mesh, model, parts=parts, prompts=prompts)
+    unfit = next((x for x in compiled if x.error), None)
+    spent, error = [], unfit and f"{unfit.name} does not fit: {unfit.error[:300]}"
+    if not error:
+        # What a device refuses is what this is to find out: the rest is kept.
+        try:
+            with jax.set_mesh(mesh):
+                spent = _run_steps(config, mesh, model, parts=parts, prompts=prompts)
+        except jax.errors.JaxRuntimeError as failed:
+            error = " ".join(str(failed).split())[:300]
     # A CPU's devices say nothing of theirs.
     stats = [x.memory_stats() or {} for x in mesh.local_devices]
     used = _everywhere("peak", [x.get("peak_bytes_in_use") for x in stats])
@@ -289,6 +296,7 @@ def _steps(
         "rollouts": config.prompts_per_step * config.group_size,
         "prompt_length": length,
         "response_length": generation.response_length,
+        "error": error,  # None: all steps ran
         "programs": [_held(program, spent, chip) for program in compiled],
         "most_in_hbm": {
             "program": foreseen.name,
@@ -429,6 +437,8 @@ def _peaks_text(measured: dict, chip: Chip | None) -> str:
 
 
 def _programs_text(steps: dict, bound_by: str) -> str:
+    if steps["error"]:
+        return f"the steps failed: {steps['error']}"
     lines = [
         f"{steps['rollouts']:,} rollouts of {steps['response_length']:,} tokens to "
         f"prompts of {steps['prompt_length']:,}, random weights; bounds by {bound_by}",

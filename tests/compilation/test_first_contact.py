@@ -1,5 +1,6 @@
 """launch/tpu.py --first_contact, with tiny dimensions on a CPU's devices."""
 
+import dataclasses
 import json
 import runpy
 import types
@@ -8,7 +9,8 @@ import jax
 import pytest
 from tiny_run import ROOT, arguments, configure, one_device, write_problems
 
-from limr_jax.compilation import first_contact, peaks
+from limr_jax.compilation import compile, first_contact, peaks
+from limr_jax.compilation.compile import Compiled
 from limr_jax.errors import InputError
 from limr_jax.models.attention import kernel_check, ragged_decode
 from limr_jax.multihost import processes
@@ -35,7 +37,8 @@ def test_each_program_stands_beside_its_bound(tmp_path, capsys):
     with one_device(first_contact):
         fields = arguments(ABSENT)
         workdir = tmp_path / "run"
-        TPU.main([*fields, "--first_contact", "--workdir", str(workdir)])
+        code = TPU.main([*fields, "--first_contact", "--workdir", str(workdir)])
+    assert code == 0
     said = capsys.readouterr().out
     path = tmp_path / "run.first_contact.json"
     assert said.endswith(
@@ -112,7 +115,13 @@ def test_a_kernel_that_fails_is_told_and_ends_nothing(tmp_path, monkeypatch):
     config = configure(
         tmp_path / "x.jsonl", model__attention="ragged", rollout__max_response_length=8
     )
-    steps = {"rollouts": 1, "response_length": 1, "prompt_length": 1, "programs": []}
+    steps = {
+        "error": None,
+        "rollouts": 1,
+        "response_length": 1,
+        "prompt_length": 1,
+        "programs": [],
+    }
     steps["most_in_hbm"] = {"program": "", "foreseen_gib": 0.0, "seen_gib": None}
     refused = []
 
@@ -125,6 +134,41 @@ def test_a_kernel_that_fails_is_told_and_ends_nothing(tmp_path, monkeypatch):
         found = first_contact.run(config, lambda text: None)
     assert found["kernels"][0]["fault"].startswith("it does not compile")
     assert refused == [("ragged",)]
+
+
+@pytest.mark.parametrize("when", ["compiling", "running"])
+def test_a_step_that_fails_is_told_and_the_rest_is_kept(
+    tmp_path, monkeypatch, capsys, when
+):
+    fits = Compiled(
+        **dict.fromkeys(("arguments", "output", "temporaries", "code"), 1),
+        **dict.fromkeys(("elsewhere", "flops", "hbm_bytes", "seconds"), 1),
+        **{"name": "update", "phase": "step", "error": "", "kernels": []},
+        collectives={},
+    )
+    unfit = dataclasses.replace(fits, error="RESOURCE_EXHAUSTED: HBM")
+
+    def fails(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of\nmemory")
+
+    monkeypatch.setattr(first_contact, "_run_steps", fails)
+    compiled = [unfit if when == "compiling" else fits]
+    monkeypatch.setattr(compile, "compile_all", lambda plan, tell: compiled)
+    with one_device(first_contact):
+        workdir = tmp_path / "run"
+        code = TPU.main(
+            [*arguments(ABSENT), "--first_contact", "--workdir", str(workdir)]
+        )
+    assert code == 1
+    error = {
+        "compiling": "update does not fit: RESOURCE_EXHAUSTED: HBM",
+        "running": "RESOURCE_EXHAUSTED: out of memory",
+    }[when]
+    assert f"\nthe steps failed: {error}\n" in capsys.readouterr().out
+    found = json.loads((tmp_path / "run.first_contact.json").read_text())
+    assert found["steps"]["error"] == error
+    assert found["steps"]["programs"][0]["measured_seconds"] is None
+    assert found["peaks"]["devices"]
 
 
 @pytest.mark.parametrize(

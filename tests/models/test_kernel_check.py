@@ -1,6 +1,7 @@
 """A kernel that is wrong, or raises, is found before a run begins, and is not taken."""
 
 import dataclasses
+import importlib.util
 import json
 import math
 
@@ -12,6 +13,7 @@ from tiny_policy import QWEN
 from tiny_run import configure, set_up, told, write_problems
 
 from limr_jax import train
+from limr_jax.compilation import slices
 from limr_jax.errors import InputError
 from limr_jax.models.attention import dense, kernel_check, ragged_decode, splash
 from limr_jax.models.attention.kernel_check import DecodeRows, TextRows
@@ -266,3 +268,22 @@ def test_rows_are_laid_as_forward_takes_them(lay):
             else:  # a response goes on from its prompt
                 prompt = (segment_T == segment_T[t]) & (branch_T == 0)
                 assert branch_T[t] > 0 and position_T[t] == prompt.sum()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="needs libtpu, the TPU's compiler: pip install -e '.[tpu]'",
+)
+@pytest.mark.usefixtures("compiled_anew")
+@pytest.mark.parametrize("rows", [PACKED, DecodeRows(128, 256)], ids=["text", "decode"])
+def test_it_compiles_for_a_tpu(rows):
+    """The comparison itself: else every kernel would be refused there."""
+    devices = slices.devices("v5litepod-4")
+    mesh = make_mesh(1, 2, 2, devices=devices)
+    config = dataclasses.replace(CONFIG, head_dim=128)
+    with jax.set_mesh(mesh):
+        assert rows.fits(config)
+    program, calls = kernel_check.compiled(rows, config, mesh, jnp.bfloat16)
+    assert "tpu_custom_call" in program.as_text()
+    assert len(calls) == (1 if rows is PACKED else 2)

@@ -304,7 +304,9 @@ def _numbers(key, shape, *, copies: int, axis: int, dtype, spread: float = 1.0):
     side = spread * 3**0.5
     x = jax.random.uniform(key, shape, jnp.float32, -side, side).astype(dtype)
     # A generator is not divided: whole, its numbers would lie on every device.
-    return jnp.concatenate([x] * copies, axis=axis)
+    x = jnp.expand_dims(x, axis)
+    x = jnp.broadcast_to(x, (*shape[:axis], copies, *shape[axis:]))
+    return x.reshape(*shape[:axis], copies * shape[axis], *shape[axis + 1 :])
 
 
 def _keys(count: int):
