@@ -27,7 +27,7 @@ from limr_jax.rewards.types import REASONS
 from limr_jax.rollout.sampling import put_sampling
 from limr_jax.setup import Run, evaluator
 from limr_jax.step import Phases
-from limr_jax.storage import array_digest, checkpoint, metrics, rollout_dump
+from limr_jax.storage import array_digest, checkpoint, files, metrics, rollout_dump
 from limr_jax.storage.array_digest import params_digest
 from limr_jax.storage.dump_rows import dump_rows
 from limr_jax.storage.workdir import (
@@ -234,7 +234,9 @@ def _keep_kernels(run: Run, workdir) -> None:
     """kernels.json: what the last start found of each kernel that fits its rows."""
     if run.kernels and jax.process_index() == 0:
         rows = [finding.as_json() for finding in run.kernels]
-        write_json(workdir_path(workdir) / KERNELS, {"kernels": rows})
+        # JSON has no infinity, the gap of what is no number.
+        found = files.finite({"kernels": rows})
+        write_json(workdir_path(workdir) / KERNELS, found)
 
 
 def _first_state(run: Run, config, saver):
