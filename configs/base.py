@@ -56,7 +56,8 @@ def get_config() -> ConfigDict:
     c.model.attention = "auto"
 
     # Adapters beside a base that is frozen (arXiv:2106.09685): they alone are learned
-    # and kept in checkpoints, and the reference is the base without them.
+    # and kept in checkpoints. The reference is the base without them (or with those of
+    # kl.reset_every), and PPO's critic has its own beside it.
     c.model.base_dtype = "float32"  # of the frozen base; 'bfloat16', 'int8'; LoRA only
     c.model.lora = ConfigDict()
     c.model.lora.rank = 0  # 0: no adapters, all parameters are learned

@@ -9,7 +9,7 @@ from configs import base
 
 
 def get_config() -> ConfigDict:
-    """`mesh`, `optimizer`, `checkpoint` and `model`, but for LoRA, are base.py's."""
+    """`mesh`, `model`, `optimizer` and `checkpoint` are base.py's."""
     rl = base.get_config()
     c = ConfigDict()
     c.seed = 0
@@ -25,7 +25,6 @@ def get_config() -> ConfigDict:
     c.micro_batch_rows = 0  # packed rows a backward pass; 0: all
     c.log_every = 50  # steps
     c.model = rl.model
-    del c.model.lora, c.model.base_dtype  # all parameters are learned
     c.mesh = rl.mesh
     c.optimizer = rl.optimizer
     c.checkpoint = rl.checkpoint

@@ -29,7 +29,7 @@ with platform.importing_jax():
     from limr_jax.models import hf_weights, lora, peft
     from limr_jax.models.from_config import init_digest, load_base, read_model_config
     from limr_jax.platform import resolve
-    from limr_jax.sharding import make_mesh, param_shardings
+    from limr_jax.sharding import make_mesh
     from limr_jax.storage import files
     from limr_jax.storage.array_digest import params_digest
 
@@ -113,10 +113,7 @@ def _check_peft(run, config, options) -> None:
 
 def _save(out, params, *, config, run, tokenizer, mesh, dtype) -> None:
     """Write the whole model, adapters added to its kernels."""
-    if config.lora is not None:
-        merge, config = partial(lora.merge, lora=config.lora), config.base
-        at = param_shardings(mesh, jax.eval_shape(merge, params))
-        params = jax.jit(merge, out_shardings=at)(params)
+    params, config = lora.merge_on(mesh, params, config)
     ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id}
     hf_weights.save_params(
         out,

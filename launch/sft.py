@@ -1,7 +1,7 @@
 """Fine-tune on solutions: python launch/sft.py --config configs/tiny_sft.py
 
-The exported model (Hugging Face layout) lies in WORKDIR/model. The last line on stdout
-is one JSON object, the result.
+The exported model (Hugging Face layout) lies in WORKDIR/model; with LoRA its adapters
+are added to its base. The last line on stdout is one JSON object, the result.
 """
 
 import json

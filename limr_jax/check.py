@@ -38,7 +38,7 @@ def check(config) -> None:
     _check_jepo(config, algorithm, sampler)
     _check_sampler(config, algorithm, sampler)
     _check_allocation(config, algorithm)
-    _check_lora(config, algorithm)
+    lora.check_section(config.model)
 
 
 def check_fine_tuning(config) -> None:
@@ -50,6 +50,7 @@ def check_fine_tuning(config) -> None:
     limits.check(leaves(config.to_dict()))
     _check_names(config)
     _check_optimizer(config.optimizer)
+    lora.check_section(config.model)
 
 
 def _check_names(config) -> None:
@@ -68,47 +69,6 @@ def _check_optimizer(optimizer) -> None:
             f"optimizer.warmup_steps={optimizer.warmup_steps}, which it counts in; 0 "
             "is no decay"
         )
-
-
-def _check_lora(config, algorithm: Algorithm) -> None:
-    """Adapters where there is a place for them, and nothing of theirs without them."""
-    model = config.model
-    rank = model.lora.rank
-    lora.parse_targets(model.lora.targets)
-    if rank == 0:
-        for name, value, default in (
-            ("base_dtype", model.base_dtype, "float32"),
-            ("lora.init", model.lora.init, ""),
-        ):
-            if value != default:
-                raise InputError(
-                    f"model.{name}={value} with model.lora.rank=0, which has no "
-                    f"adapters and no frozen base; give a rank, or model.{name}="
-                    f"{default or repr(default)}"
-                )
-        return
-    # (whether it has no place for adapters yet, what asks for it, the remedy)
-    for wrong, what, remedy in (
-        (
-            algorithm.needs_critic,
-            f"algorithm={config.algorithm}, whose critic is a copy of all parameters",
-            "take grpo or another algorithm without a critic",
-        ),
-        (
-            algorithm.learns_answers,
-            f"algorithm={config.algorithm}, which learns all parameters",
-            "take grpo or another algorithm with a verifier",
-        ),
-        (
-            config.kl.reset_every,
-            f"kl.reset_every={config.kl.reset_every}: the reference is the frozen base",
-            "set it to 0",
-        ),
-    ):
-        if wrong:
-            raise InputError(
-                f"model.lora.rank={rank} with {what}; {remedy}, or model.lora.rank=0"
-            )
 
 
 def _check_filter(config, algorithm: Algorithm) -> None:

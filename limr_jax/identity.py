@@ -35,7 +35,6 @@ def of_run(config, train_set, eval_set) -> dict[str, Any]:
     which may grow.
     """
     scores, judge = config.sampler.lim.scores, config.judge.init
-    adapters = config.model.lora.init
     return _identity(
         config,
         {
@@ -44,8 +43,6 @@ def of_run(config, train_set, eval_set) -> dict[str, Any]:
             "data.eval": _problems(eval_set),
             "sampler.lim.scores": _file(scores) if scores else None,
             "judge.init": init_digest(judge) if judge else None,
-            # Not None without them: runs that were begun before have no such name.
-            **({"model.lora.init": peft.digest(resolve(adapters))} if adapters else {}),
         },
     )
 
@@ -59,6 +56,9 @@ def of_fine_tuning(config, texts_digest: str) -> dict[str, Any]:
 
 
 def _identity(config, content: dict[str, str | None]) -> dict[str, Any]:
+    # Not None without adapters: runs that were begun before have no such name.
+    if adapters := config.model.lora.init:
+        content |= {"model.lora.init": peft.digest(resolve(adapters))}
     content |= {
         "model.init": init_digest(config.model.init),
         "tokenizer": tokenizer_digest(resolve(config.tokenizer)),

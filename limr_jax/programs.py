@@ -56,14 +56,15 @@ class State:
     step: jax.Array  # int32: steps done
     # The policy's parameters, with LoRA its adapters alone, and the optimiser.
     train: learner_update.TrainState
-    critic: learner_update.TrainState | None  # likewise; None: the algorithm has none
+    # The critic's: all of it, or its adapters and value head. None: no critic.
+    critic: learner_update.TrainState | None
     kl_coefficient: jax.Array  # fp32; of this step's KL to the reference
     sampler: Any  # the prompt sampler's state
     length_N: jax.Array  # fp32: mean tokens of each problem's last answers; 0: none yet
     # Groups that wait for the next step; None: all groups are learned from.
     surplus: group_buffer.GroupBuffer | None = None
-    # The reference's parameters, where it is reset; else they are the first policy's,
-    # which is no part of the state. None: there is no KL, or no reset.
+    # The reference's parameters, with LoRA its adapters, where it is reset; else they
+    # are the first policy's, which is no part of the state. None: no KL, or no reset.
     reference: Any = None
 
 
@@ -249,6 +250,14 @@ def _learning(
     problems_alike: as `build` has it.
     """
 
+    def first_reference(params):
+        if not reset_every:
+            return None
+        if lora.has_adapters(params):
+            # Those of the base alone, with which any run by LoRA begins.
+            params = jax.tree.map(jnp.zeros_like, params)
+        return _reference(params, learning)
+
     def init(params):
         return State(
             step=jnp.int32(0),
@@ -258,7 +267,7 @@ def _learning(
             sampler=sampler.init(),
             length_N=jnp.zeros(problems, jnp.float32),
             surplus=surplus(),
-            reference=_reference(params, learning) if reset_every else None,
+            reference=first_reference(params),
         )
 
     def update(state, drawn, written, graded, scores, sampling, seed, base=None):

@@ -428,6 +428,11 @@ def describe(run: Run, config) -> str:
     reference = "loaded" if run.programs.reference else "none (no KL)"
     if run.programs.reference and frozen:
         reference = "the base"
+        if run.programs.state.reference:
+            reference += ", with a copy of the policy's adapters from each reset on"
+    critic = "a copy of the policy" if run.programs.values else "none"
+    if run.programs.values and frozen:
+        critic = "adapters and a value head of its own, beside the same base"
     shape = " x ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
     dtype = jnp.dtype(run.compute.dtype).name
     lines = [
@@ -438,7 +443,7 @@ def describe(run: Run, config) -> str:
         f"reference: {reference}",
         "old log-probabilities: "
         + ("the learner's own" if run.programs.recompute else "the rollout's"),
-        f"critic: {'a copy of the policy' if run.programs.values else 'none'}",
+        f"critic: {critic}",
         f"loss: {config.loss}, normalised as {_normaliser(config)}",
         f"problems: {len(run.train_set):,} of {config.data.train}",
         *kernel_check.lines(run.kernels),

@@ -8,7 +8,6 @@ import pathlib
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -27,19 +26,22 @@ from limr_jax.learner import losses
 from limr_jax.learner import update as update_lib
 from limr_jax.learner.batch import PackedBatch
 from limr_jax.learner.optimizer import make_optimizer
-from limr_jax.models import hf_weights, transformer
+from limr_jax.models import hf_weights, lora, transformer
 from limr_jax.models.attention import kernel_check
 from limr_jax.models.config import ComputeConfig
 from limr_jax.models.from_config import (
+    check_adapters,
     check_length,
     compute_config,
     compute_dtype,
-    load_params,
+    load_base,
+    load_learned,
+    param_shapes,
     read_model_config,
 )
 from limr_jax.platform import resolve
 from limr_jax.sharding import BATCH, REPLICATED, make_mesh, param_shardings
-from limr_jax.storage import checkpoint, files, metrics
+from limr_jax.storage import array_digest, checkpoint, files, metrics
 from limr_jax.storage.array_digest import params_digest
 from limr_jax.storage.workdir import claim
 
@@ -168,27 +170,32 @@ class SftState:
     """What fine-tuning is at the end of a step; all of it is in the checkpoint."""
 
     step: jax.Array  # int32: updates done
-    train: update_lib.TrainState
+    train: update_lib.TrainState  # with LoRA of the adapters alone
 
 
 def build(mesh, params, *, optimizer, micro_batch_rows: int, compute: ComputeConfig):
     """(init, update, shapes): two jitted programs, and what the state is on `mesh`.
 
-    params: the model's parameters, or their shapes. init: params → SftState. update:
-    (SftState, PackedBatch) → (SftState, metrics by name); it takes the old state's
-    memory. shapes: of an SftState, with its shardings.
+    params: the model's parameters, or their shapes; adapters among them are learned,
+    and nothing else then. init: the learned ones → SftState. update: (SftState,
+    PackedBatch, LoRA's base or None) → (SftState, metrics by name); it takes the old
+    state's memory. shapes: of an SftState, with its shardings.
     """
-    loss = partial(
-        losses.policy_loss,
-        temperature=1.0,
-        objective=losses.cross_entropy,
-        compute=compute,
-    )
 
     def init(params):
         return SftState(jnp.int32(0), update_lib.init(params, optimizer))
 
-    def update(state, batch):
+    def update(state, batch, base=None):
+        def loss(learned, micro):
+            # Differentiated with respect to what is learned alone.
+            return losses.policy_loss(
+                lora.join(base, learned),
+                micro,
+                temperature=1.0,
+                objective=losses.cross_entropy,
+                compute=compute,
+            )
+
         train, metrics = update_lib.update(
             state.train,
             batch,
@@ -199,7 +206,7 @@ def build(mesh, params, *, optimizer, micro_batch_rows: int, compute: ComputeCon
         metrics["tokens"] = jnp.sum(batch.position_RW >= 0)
         return SftState(state.step + 1, train), metrics
 
-    shapes = jax.eval_shape(init, params)
+    shapes = jax.eval_shape(init, lora.split(params)[1])
     whole = NamedSharding(mesh, REPLICATED)
     shardings = SftState(whole, param_shardings(mesh, shapes.train))
     shapes = jax.tree.map(
@@ -229,6 +236,9 @@ def checked_mesh(config, workdir):
 def train(config, workdir: str) -> dict:
     """Fine-tune to `config.num_steps` and export the model to workdir/model.
 
+    With LoRA that is the base with the adapters added, and checkpoints have the
+    adapters alone, with a digest of the base.
+
     It begins at the workdir's last checkpoint if it has one. Returns the result, which
     JSON can hold: steps, texts left out, digest of the parameters, the model's path.
     """
@@ -236,12 +246,11 @@ def train(config, workdir: str) -> dict:
     texts, tokenizer = _texts(config)
     feed = batches(texts, rows=config.rows, seed=config.seed)
     model_config = _model_config(config, texts, tokenizer)
+    check_adapters(config.model, model_config)
     model_config, kernels = _settle_kernels(config, model_config, mesh)
     init, update, shapes = build(
         mesh,
-        jax.eval_shape(
-            partial(transformer.init_params, model_config), jax.random.key(0)
-        ),
+        param_shapes(config.model, model_config),
         optimizer=make_optimizer(**config.optimizer),
         micro_batch_rows=config.micro_batch_rows,
         compute=compute_config(config.model, model_config, mesh),
@@ -250,8 +259,14 @@ def train(config, workdir: str) -> dict:
     claim(workdir, identity.of_fine_tuning(config, texts.digest))
     with checkpoint.Checkpointer(workdir, **config.checkpoint) as saver:
         _refuse_foreign(folder / "model")
+        base, about_base = load_base(config, model_config, mesh), {}
+        if base is not None:
+            about_base["base"] = array_digest.of_tree(base)
         start, state = _first_state(
-            saver, shapes, lambda: init(load_params(config, model_config, mesh))
+            saver,
+            shapes,
+            lambda: init(load_learned(config, model_config, mesh)),
+            about_base=about_base,
         )
         if start < config.num_steps:  # a run that has grown: its old export is stale
             shutil.rmtree(folder / "model", ignore_errors=True)
@@ -261,7 +276,7 @@ def train(config, workdir: str) -> dict:
             began = time.perf_counter()
             for step, batch in enumerate(feed, start + 1):
                 state, numbers = update(
-                    state, jax.device_put(batch, NamedSharding(mesh, BATCH))
+                    state, jax.device_put(batch, NamedSharding(mesh, BATCH)), base
                 )
                 last = step == config.num_steps
                 logs, saves = step % config.log_every == 0, saver.due(step)
@@ -278,9 +293,10 @@ def train(config, workdir: str) -> dict:
                 # A diverged state is refused: a save may remove the last good one.
                 if saves or last:
                     update_lib.refuse_divergence(step, numbers, saver.latest)
-                    saver.save(step, state, {})
+                    saver.save(step, state, about_base)
     # The checkpoint is whole by now: a kill in the export costs no training.
-    digest = params_digest(state.train.params)
+    params = lora.join(base, state.train.params)
+    digest = params_digest(params)
     return {
         "steps": config.num_steps,
         "texts_left_out": texts.left_out,
@@ -288,7 +304,8 @@ def train(config, workdir: str) -> dict:
         "model": _export(
             config,
             folder / "model",
-            params=state.train.params,
+            params=params,
+            mesh=mesh,
             model_config=model_config,
             tokenizer=tokenizer,
             about={"steps": config.num_steps, "params_digest": digest},
@@ -319,10 +336,17 @@ def _settle_kernels(config, model_config, mesh):
     )
 
 
-def _first_state(saver, shapes: SftState, make) -> tuple[int, SftState]:
-    """(updates done, state): of the newest whole checkpoint, or what `make()` makes."""
+def _first_state(
+    saver, shapes: SftState, make, about_base: dict
+) -> tuple[int, SftState]:
+    """(updates done, state): of the newest whole checkpoint, or what `make()` makes.
+
+    about_base: what a checkpoint says of LoRA's base. Raises InputError where the
+    checkpoint is of another one.
+    """
     old = saver.restore_newest(shapes, say=console.say)
     if old is not None:
+        checkpoint.refuse_other_base(saver.workdir, old.meta, about_base.get("base"))
         return old.step, old.state
     metrics.refuse_lost(saver.workdir, saver.every)
     return 0, make()
@@ -339,9 +363,10 @@ def _refuse_foreign(out: pathlib.Path) -> None:
         )
 
 
-def _export(config, out, params, model_config, tokenizer, *, about: dict) -> str:
+def _export(config, out, params, mesh, model_config, tokenizer, *, about: dict) -> str:
     """Write the model to `out`, unless a finished run is called again; its path."""
     if not out.exists():
+        params, model_config = lora.merge_on(mesh, params, model_config)
         hf_weights.save_params(
             out,
             params,

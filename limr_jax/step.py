@@ -40,7 +40,7 @@ class StepParts:
 class Frozen(NamedTuple):
     """Parameters that no step changes."""
 
-    # LoRA's base, which the adapters of the state are beside; None: all is learned.
+    # LoRA's base, which all adapters of the state are beside; None: all is learned.
     base: Any = None
     # The KL's reference, with LoRA the base; None: no KL, or the state has it.
     reference: Any = None
@@ -48,6 +48,16 @@ class Frozen(NamedTuple):
     def policy(self, state: State):
         """All parameters of the policy, without a copy of any."""
         return lora.join(self.base, state.train.params)
+
+    def reference_of(self, state: State):
+        """All parameters of the KL's reference: the state's where it is reset."""
+        if state.reference is None:
+            return self.reference
+        return lora.join(self.base, state.reference)
+
+    def critic(self, state: State):
+        """All parameters of the critic: with LoRA its own adapters on the same base."""
+        return lora.join(self.base, state.critic.params)
 
 
 class Groups(NamedTuple):
@@ -215,8 +225,7 @@ def queue_scores(
         queued["reference"] = phases.start(
             "reference",
             programs.reference,
-            # Where it is reset it is the state's.
-            frozen.reference if state.reference is None else state.reference,
+            frozen.reference_of(state),
             frozen.policy(state) if programs.recompute else None,
             rollout,
             run.sampling,
@@ -227,7 +236,7 @@ def queue_scores(
         )
     if programs.values:
         queued["values"] = phases.start(
-            "values", programs.values, state.critic.params, rollout
+            "values", programs.values, frozen.critic(state), rollout
         )
     return queued
 

@@ -637,26 +637,6 @@ JEPO = {"algorithm": "jepo"}
             "q,k,v,o,gate,up,down, each once, with commas",
         ),
         (
-            {
-                "model.lora.rank": 2,
-                "algorithm": "ppo",
-                "critic.learning_rate": 0.01,
-            },
-            "model.lora.rank=2 with algorithm=ppo, whose critic is a copy of all "
-            "parameters; take grpo or another algorithm without a critic, or "
-            "model.lora.rank=0",
-        ),
-        (
-            {"model.lora.rank": 2, "algorithm": "jepo"},
-            "model.lora.rank=2 with algorithm=jepo, which learns all parameters; take "
-            "grpo or another algorithm with a verifier, or model.lora.rank=0",
-        ),
-        (
-            {"model.lora.rank": 2, "kl.coefficient": 0.1, "kl.reset_every": 2},
-            "model.lora.rank=2 with kl.reset_every=2: the reference is the frozen "
-            "base; set it to 0, or model.lora.rank=0",
-        ),
-        (
             {"model.base_dtype": "bfloat16"},
             "model.base_dtype=bfloat16 with model.lora.rank=0, which has no adapters "
             "and no frozen base; give a rank, or model.base_dtype=float32",

@@ -108,6 +108,7 @@ def test_every_field_of_fine_tuning_is_read(tmp_path, quick_compiler):
     fields = {"rows": 1, "columns": 64, "num_steps": 1, "data.train": texts}
     fields |= {"tokenizer": FIELDS["tokenizer"], "mesh.tensor": 1, "mesh.fsdp": 1}
     fields |= {f"model.{name}": size for name, size in MODEL.items()}
+    fields |= {"model.lora.rank": 2}  # 0: the other fields of adapters say nothing
     argv = [f"--config.{name}={value}" for name, value in fields.items()]
     base = str(ROOT / "configs/sft_base.py")
     viewed, unread = config_lib.reading(config_lib.load(["--config", base, *argv])[0])

@@ -11,6 +11,7 @@ import pytest
 from tiny_run import (
     ROOT,
     configure,
+    one_device,
     set_up,
     stopping,
     told,
@@ -21,7 +22,7 @@ from tiny_run import (
 from limr_jax.compilation import slices
 from limr_jax.compilation.calls import plan
 from limr_jax.errors import InputError
-from limr_jax.evaluation import trained_policy
+from limr_jax.evaluation import benchmarks, trained_policy
 from limr_jax.models import hf_weights, int8, lora, transformer
 from limr_jax.models.from_config import load_base
 from limr_jax.sharding import make_mesh
@@ -158,6 +159,31 @@ def test_a_stop_over_an_int8_base_changes_nothing(quantised, whole, tmp_path):
     assert told(tmp_path) == told(workdir)
 
 
+def test_a_reference_that_is_reset(whole, problems, tmp_path):
+    """It is the base, then base and a copy of the adapters; stopped after a reset."""
+    config = configure(problems, **FIELDS, kl__reset_every=2)
+    made = with_parity(set_up(config))
+    with pytest.raises(KeyboardInterrupt):
+        train(stopping(made, 4), config, tmp_path)
+    with checkpoint.Checkpointer(tmp_path, read_only=True) as saver:
+        states = {k: saver.restore(k, made.programs.state)[0] for k in (1, 2, 3)}
+    adapters = jax.tree.structure(states[2].train.params)
+    assert jax.tree.structure(states[1].reference) == adapters
+    assert not any(np.any(x) for x in jax.tree.leaves(states[1].reference))
+    for step in (2, 3):
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            states[step].reference,
+            states[2].train.params,
+        )
+    train(made, config, tmp_path)
+    rows = rows_of(tmp_path)
+    # Until the first reset all is as without one, bit for bit.
+    assert told(tmp_path)["metrics"][:2] == told(whole[0])["metrics"][:2]
+    assert rows[2]["kl"] < 1e-9 and rows[3]["kl"] > 1e-7
+    assert len({row["compile_count"] for row in rows[:3]}) == 1
+
+
 @pytest.mark.parametrize("step", [1, 3])
 def test_a_stop_changes_nothing(whole, tmp_path, step):
     workdir, made, config = whole
@@ -282,6 +308,16 @@ def test_export_and_begin_from_it(whole, problems, tmp_path, capsys):
     assert from_peft.identity["content"]["model.lora.init"]
     learned = from_peft.load_params()
     jax.tree.map(np.testing.assert_array_equal, learned, lora.split(params)[1])
+    # An evaluation of base and adapters says both.
+    peft_dir = str(tmp_path / "peft")
+    fields_of_both = fields | {"model__lora__init": peft_dir}
+    asked = configure(problems, **fields_of_both, benchmarks__names=problems)
+    with one_device(benchmarks):
+        suite = benchmarks.set_up(asked)
+    suite.close()
+    both = {"init": str(base_dir), "adapters": peft_dir}
+    assert suite.identity["policy"] == both
+    jax.tree.map(np.testing.assert_array_equal, suite.load_params(), params)
     # What is merged, in the file's fp32, gives the logits of base and adapters.
     tokens_BT = np.arange(12).reshape(2, 6)
     position_BT = np.tile(np.arange(6), (2, 1))
@@ -320,6 +356,7 @@ def test_the_compile_report_goes_by_the_same_calls(whole, problems, monkeypatch)
     monkeypatch.setattr(slices, "devices", lambda _: jax.devices()[:1])
     stand_ins = {"type": "v4-8", "problems": 10, "answer_length": 2}
     fields = FIELDS | {f"slice__{name}": x for name, x in stand_ins.items()}
+    fields |= {"algorithm": "ppo", "critic__learning_rate": 0.01}
     calls = {call.name: call for call in plan(configure(problems, **fields)).calls}
     assert "copy" not in calls
     base = whole[1].programs.base
@@ -329,7 +366,10 @@ def test_the_compile_report_goes_by_the_same_calls(whole, problems, monkeypatch)
 
     assert shapes(calls["update"].args[-1]) == shapes(base)
     assert shapes(calls["reference"].args[0]) == shapes(base)
-    assert shapes(lora.split(calls["generate"].args[0])[0]) == shapes(base)
+    for name in ("generate", "values"):
+        params = dict(calls[name].args[0])
+        params.pop("value_head", None)
+        assert shapes(lora.split(params)[0]) == shapes(base)
 
 
 def test_a_base_is_loaded_in_its_dtype(whole, problems, tmp_path, capsys):
@@ -352,6 +392,18 @@ def test_a_base_is_loaded_in_its_dtype(whole, problems, tmp_path, capsys):
     steps = load_base(config, model_config, mesh)
     expected = transformer.compute_params(int8.quantise_params(full), "bfloat16")
     jax.tree.map(np.testing.assert_array_equal, steps, expected)
+
+
+def test_an_evaluation_is_of_base_and_adapters(quantised, problems):
+    """What launch/evaluate.py and launch/likelihood.py ask: the run's last policy."""
+    workdir, _, config = quantised
+    config = config.copy_and_resolve_references()
+    config.benchmarks.names = str(problems)
+    with one_device(benchmarks):
+        params = benchmarks.set_up(config, str(workdir)).load_params()
+    result = json.loads((pathlib.Path(workdir) / "result.json").read_text())
+    assert params_digest(params) == result["params_digest"]
+    assert params["blocks"]["0"]["mlp"]["up"]["kernel"].dtype == "int8"
 
 
 @pytest.mark.slow

@@ -176,6 +176,8 @@ def test_an_evaluation_problem_is_refused_unless_overridden(tmp_path):
         ({"checkpoint.every": 0}, "checkpoint.every=0 must be from 1 to"),
         ({"optimizer.clip_norm": -1}, "optimizer.clip_norm=-1.0 must be from 0 to"),
         ({"tokenizer": ""}, "tokenizer is empty"),
+        ({"model.base_dtype": "int8"}, "base_dtype=int8 with model.lora.rank=0, which"),
+        ({"model.lora.targets": "q,w"}, "model.lora.targets='q,w': 'w' is none"),
         ({"mesh.data": 3}, "8 devices"),
     ],
 )
@@ -249,7 +251,7 @@ def test_a_model_that_no_run_wrote_is_not_removed(trained, tmp_path, monkeypatch
     grown = from_model(rows, {"model": init})
     grown.num_steps = 2
     before = contents(tmp_path)
-    monkeypatch.setattr(sft, "load_params", None)
+    monkeypatch.setattr(sft, "load_learned", None)
     with pytest.raises(InputError) as raised:
         sft.train(grown, workdir)
     assert str(raised.value) == (

@@ -54,6 +54,8 @@ _FREE = {
     "iota",
     "add-dependency",
 }
+# Within a fusion they write nothing: what reads them reads their operand so.
+_SEEN_THROUGH = {"bitcast", "copy", "convert"}
 # They read as much of their first operand as they give.
 _SLICES = {"dynamic-slice", "slice", "gather"}
 _IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}  # which operand is written
@@ -342,10 +344,12 @@ def _read(inner, number: int, size: float, computations) -> float:
                 continue
             # As a later operand it is an index, or the update.
             first = user.operands[0] == name
-            if user.opcode == "bitcast":
+            if user.opcode in _SEEN_THROUGH:
                 names.append(user.name)
             elif user.opcode in _SLICES and first:
-                taken += _sizes(user.type)[0][0]
+                # As a share, for it may have been cast by then.
+                slice_size, whole = (_sizes(x.type)[0][0] for x in (user, inner[name]))
+                taken += size * slice_size / whole
             elif user.opcode == "fusion":
                 nested = computations[_called(user, "calls")]
                 at = user.operands.index(name)
@@ -364,9 +368,9 @@ def _read(inner, number: int, size: float, computations) -> float:
 
 
 def _passed_on(inner) -> int | None:
-    """The number of the operand that a fusion gives back as it is."""
+    """The number of the operand that a fusion gives back, in any layout or dtype."""
     line = next(line for line in inner.values() if line.root)
-    while line.opcode == "bitcast":
+    while line.opcode in _SEEN_THROUGH:
         line = inner[line.operands[0]]
     return int(line.inside) if line.opcode == "parameter" else None
 

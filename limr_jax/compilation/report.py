@@ -7,6 +7,7 @@ every response as long as allowed.
 
 import itertools
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from limr_jax.compilation import decode_traffic
 from limr_jax.compilation.calls import Plan
 from limr_jax.compilation.compile import Compiled, chip_bytes
+from limr_jax.models import int8, transformer
 
 GIB = 2**30
 LEAST = 0.05  # GiB: what frees less is no advice
@@ -107,17 +109,10 @@ def decode(plan: Plan, programs: list[Compiled]) -> dict | None:
     reads, by arithmetic; `compiled`: all that the compiled program moves. None where
     nothing is decoded, or the schedule is not known.
     """
-    model = plan.compute.model
     if not any(part.steps for part in plan.decoded):
         return None
     by_rows = plan.mesh.shape["data"] * plan.mesh.shape["fsdp"]
-    params = next(call.args[0] for call in plan.calls if call.name == "generate")
-    count = sum(x.size for x in jax.tree.leaves(params))
-    if not model.tied:  # a step reads its tokens' rows
-        count -= params["embedder"]["embedding"].size
-    size = jnp.dtype(plan.compute.dtype).itemsize
-    # Decode reads a copy that is gathered over fsdp: tensor alone divides it.
-    weights = count * size / plan.mesh.shape["tensor"]
+    weights, as_compute = decode_weights(plan)
     column = column_bytes(plan)
     # None: it did not compile.
     moved = next(p.decode_bytes for p in programs if p.name == "generate") or None
@@ -135,8 +130,12 @@ def decode(plan: Plan, programs: list[Compiled]) -> dict | None:
             "compiled": moved and sum(p.steps * size for p, size in measured) / least,
         }
 
+    steps = sum(part.steps for part, _ in measured)
     return {
         **ratios(measured),
+        "weights_bytes": weights,
+        "weights_of_compute": weights / as_compute,
+        "compiled_bytes": moved and sum(p.steps * size for p, size in measured) / steps,
         "parts": [
             {
                 "slots": part.slots * by_rows,
@@ -146,6 +145,22 @@ def decode(plan: Plan, programs: list[Compiled]) -> dict | None:
             for part, size in measured
         ],
     }
+
+
+def decode_weights(plan: Plan) -> tuple[float, float]:
+    """Bytes of weights that a decode step reads on a chip, and were none of them int8.
+
+    The latter in the dtype of compute.
+    """
+    params = next(call.args[0] for call in plan.calls if call.name == "generate")
+    # A step reads its tokens' rows of an embedding that is not the head too.
+    read = params if plan.compute.model.tied else params | {"embedder": {}}
+    dtype = plan.compute.dtype
+    cast = jax.eval_shape(partial(transformer.compute_params, dtype=dtype), read)
+    # Decode reads a copy that is gathered over fsdp: tensor alone divides it.
+    sizes = [x.size / plan.mesh.shape["tensor"] for x in jax.tree.leaves(cast)]
+    own = sum(n * x.dtype.itemsize for n, x in zip(sizes, jax.tree.leaves(cast)))
+    return own, sum(sizes) * jnp.dtype(dtype).itemsize
 
 
 def not_compiled(config, plan: Plan) -> list[dict]:
@@ -203,6 +218,7 @@ def advice(config, plan: Plan, programs: list[Compiled], limit: float) -> list[d
     response = config.rollout.max_response_length
     arguments = {call.name: call.args for call in plan.calls}
     slots = plan.generation.slots
+    state, *_, base = arguments["update"]  # the base is LoRA's, or None
     learning = {"update", "reference", "old", "values", "thoughts"} & over
     rows, kept, without_remat = _activations(config, plan) if learning else (0, 0, 0)
     writing = {"generate", "evaluate", "evaluate sampled"} & over
@@ -212,7 +228,7 @@ def advice(config, plan: Plan, programs: list[Compiled], limit: float) -> list[d
     shorter = (kept / columns + ring / own) * response / 2
     options = [
         (f"--config.rollout.max_response_length={response // 2}", shorter),
-        ("twice the chips, on mesh.fsdp", _bytes(arguments["update"][0]) / 2),
+        ("twice the chips, on mesh.fsdp", _bytes((state, base)) / 2),
     ]
     # Halves that do not divide over the devices would be refused.
     if learning and rows % (2 * by_rows) == 0:
@@ -221,8 +237,11 @@ def advice(config, plan: Plan, programs: list[Compiled], limit: float) -> list[d
         options.append(("--config.model.remat=true", without_remat))
     if writing and slots % (2 * by_rows) == 0:
         options.append((f"--config.rollout.slots={slots // 2}", ring / 2))
-    if config.kl.coefficient:
+    # Whose reference is the base has no copy that a KL of 0 would free.
+    if config.kl.coefficient and base is None:
         options.append(("--config.kl.coefficient=0", _bytes(arguments["reference"][0])))
+    if base is not None and config.model.base_dtype != "int8":
+        options.append(("--config.model.base_dtype=int8", _bytes_less_by_int8(base)))
     options.sort(key=lambda option: -option[1])
     settings = [{"setting": name, "frees_gib": freed / GIB} for name, freed in options]
     return [row for row in settings[:3] if row["frees_gib"] >= LEAST]
@@ -231,6 +250,18 @@ def advice(config, plan: Plan, programs: list[Compiled], limit: float) -> list[d
 def _bytes(shapes) -> int:
     """Bytes that a pytree of shapes with shardings takes on one chip."""
     return sum(map(chip_bytes, jax.tree.leaves(shapes)))
+
+
+def _bytes_less_by_int8(base) -> float:
+    """Bytes on a chip by which a base's kernels would be smaller as int8."""
+    less = []
+
+    def replace(path, kernel, axes):
+        less.append(chip_bytes(kernel) * (1 - 1 / kernel.dtype.itemsize))
+        return kernel, None  # their scales are a thousandth of them
+
+    int8.replace_kernels(base, replace)
+    return sum(less)
 
 
 def _activations(config, plan: Plan) -> tuple[int, float, float]:
@@ -308,6 +339,12 @@ def _decoded(ratios: dict | None) -> list[str]:
             f"a decode step {what} {ratios[kind]:.2f} times the weights and live "
             f"cache, of simulated lengths: {parts}"
         )
+    line = f"a decode step reads {ratios['weights_bytes'] / 1e9:.3f} GB of weights"
+    if ratios["weights_of_compute"] < 1:  # norms are fp32
+        line += f", {ratios['weights_of_compute']:.3f} of what no int8 would be"
+    if ratios["compiled_bytes"]:
+        line += f", and moves {ratios['compiled_bytes'] / 1e9:.3f} GB as it is compiled"
+    lines.append(f"{line}, a chip")
     return lines
 
 

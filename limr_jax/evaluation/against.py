@@ -94,6 +94,9 @@ def _with_policy(config, path: str, run_config):
             # 0 is what its config.json says: the two may be of different sizes.
             other.model.update(dict.fromkeys((*DIMENSIONS, "vocab_size"), 0))
             other.model.update({"init": path, "preset": ""})
+            # The checkpoint as it is: the caller's adapters are of another policy.
+            other.model.update({"base_dtype": "float32"})
+            other.model.lora.update({"rank": 0, "init": ""})
             own = any((folder / f"tokenizer.{x}").is_file() for x in ("json", "model"))
             other.tokenizer = path if own else config.tokenizer or config.model.init
         other.model.update(kept)

@@ -206,6 +206,8 @@ def set_up(config, workdir: str = "", step: int | None = None) -> BenchmarkSuite
         temperature=config.benchmarks.temperature,
     )
     policy = {"init": config.model.init}
+    if config.model.lora.rank and config.model.lora.init:
+        policy["adapters"] = config.model.lora.init
     if workdir:
         step = trained_policy.latest_step(workdir) if step is None else step
         policy = {"run": str(workdir_path(workdir)), "step": step}

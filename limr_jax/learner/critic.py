@@ -1,5 +1,7 @@
 """The critic of PPO: the policy's architecture with a value head.
 
+With LoRA it is its own adapters and the head, beside the base that the policy has.
+
 V_t is the value of what stands before response token t, read off the hidden state that
 token t is predicted from.
 """
@@ -12,15 +14,15 @@ from limr_jax.learner.logprobs import response_hidden
 from limr_jax.models.config import ComputeConfig
 
 
-def init_params(policy_params) -> dict:
+def init_params(policy_params, *, width: int) -> dict:
     """The critic's first parameters: the policy's, with a value head of zeros.
 
-    They are a copy, without the policy's output head. Every value is 0 before the first
-    update, so the advantage n tokens before the end is (γλ)ⁿ of the reward: at γ = 1
-    and λ = .95, .006 of it a hundred tokens before.
+    policy_params: what is learned of the policy, with LoRA the adapters alone. width:
+    D, of the model. The copy lacks the policy's output head. Every value is 0 before
+    the first update, so the advantage n tokens before the end is (γλ)ⁿ of the reward:
+    at γ = 1 and λ = .95, .006 of it a hundred tokens before.
     """
     body = {name: x for name, x in policy_params.items() if name != "head"}
-    width = body["embedder"]["embedding"].shape[1]
     # Updates donate their state, so policy and critic must not share a buffer.
     copied = jax.tree.map(jnp.copy, body)
     return copied | {"value_head": {"kernel": jnp.zeros((width,), jnp.float32)}}
@@ -38,8 +40,8 @@ def response_values(
 ):
     """The critic's value of what stands before each predicted token, fp32 [B, T].
 
-    params: of the critic, with a value head. The other arguments are as for
-    `logprobs.response_logprob`. Values are in units of the reward.
+    params: of the critic, with a value head (and LoRA's base). The other arguments are
+    as for `logprobs.response_logprob`. Values are in units of the reward.
     """
     # fp32: GAE takes differences of values, which bf16 would round away.
     hidden_BTD = response_hidden(

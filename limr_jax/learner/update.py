@@ -336,10 +336,11 @@ class Learning:
     pretrain_steps: int = 0  # first steps, in which the critic alone is learned
 
     def critic(self, policy_params) -> TrainState | None:
-        """The critic before the first step."""
+        """The critic before the first step; policy_params: those that are learned."""
         if self.critic_optimizer is None:
             return None
-        return init(critic.init_params(policy_params), self.critic_optimizer)
+        params = critic.init_params(policy_params, width=self.compute.model.width)
+        return init(params, self.critic_optimizer)
 
     def learn(
         self,
@@ -358,7 +359,7 @@ class Learning:
         states: the TrainStates of policy and critic, None for a critic that there is
         not. batch_metrics: the metrics that came with the batch. key: of the order of
         the rows over the minibatches. step: steps done before this one. base: LoRA's,
-        which the policy's parameters are beside; None: they are all.
+        which the parameters of both are beside; None: they are all.
         """
         frozen = self.pretrain_steps > 0 and step < self.pretrain_steps
 
@@ -372,9 +373,13 @@ class Learning:
                 compute=self.compute,
             )
 
-        critic_loss = partial(
-            losses.critic_loss, value_clip=self.value_clip, compute=self.compute
-        )
+        def critic_loss(learned, micro):
+            return losses.critic_loss(
+                lora.join(base, learned),
+                micro,
+                value_clip=self.value_clip,
+                compute=self.compute,
+            )
 
         def descend(states, minibatch):
             policy, value = states

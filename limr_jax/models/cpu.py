@@ -2,7 +2,7 @@
 
 Every function here gives what its plain form would give; it is written so that XLA:CPU
 runs it quickly. Other compilers take either form, so all platforms call these and no
-caller asks which it is on.
+caller asks which it is on; `cast_late` asks itself.
 """
 
 import functools
@@ -11,6 +11,8 @@ import itertools
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+
+from limr_jax.sharding import platform
 
 PART = 160  # columns of a part of the queries, at least
 
@@ -32,6 +34,18 @@ def argmax(score_BV):
 def unfused(arrays):
     """The arrays, computed once: XLA:CPU would fuse them into all that reads them."""
     return jax.lax.optimization_barrier(arrays)
+
+
+def cast_late(kernel, x):
+    """The two as they are: whoever casts the kernel to x's dtype does so beside x.
+
+    XLA:CPU would cast before the loop that x changes in, and keep all layers of an int8
+    base in the dtype of compute.
+    """
+    # libtpu's compiler casts within the product, and copies a layer for a barrier.
+    if platform() == "tpu":
+        return kernel, x
+    return jax.lax.optimization_barrier((kernel, x))
 
 
 def query_parts(columns: int) -> list[tuple[int, int]]:

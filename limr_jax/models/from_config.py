@@ -44,6 +44,7 @@ def read_model_config(section, vocab_size: int) -> ModelConfig:
         it is another than model.preset's; dimensions that are missing or make no
         model; a vocabulary smaller than the tokenizer's; adapters that do not fit.
     """
+    lora.check_section(section)
     try:
         if section.init == "random":
             config = _random_model(section, vocab_size)

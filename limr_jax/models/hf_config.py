@@ -167,6 +167,11 @@ def read_config(directory) -> ModelConfig:
     try:
         written = jsonl.read_object(path)
     except InputError as error:
+        if path.with_name("adapter_config.json").is_file():
+            raise InputError(
+                f"{directory} is no checkpoint but PEFT's adapters; give it as "
+                "model.lora.init, and as model.init the base that they are of"
+            ) from None
         raise InputError(f"{directory} is not a checkpoint: {error}") from None
     try:
         return parse_config(written)

@@ -87,8 +87,7 @@ class Projection(nnx.Module):
         # multiply the same digits. int8's 127 steps are whole numbers in bf16, too.
         kernel = self.kernel[...]
         if self.kernel_scale is not None:
-            # It ties the cast to x: XLA:CPU would move it before decode's loop.
-            kernel, x = jax.lax.optimization_barrier((kernel, x))
+            kernel, x = cpu.cast_late(kernel, x)
         kernel = kernel.astype(x.dtype)
         if self.lora_a is None and self.kernel_scale is None:
             y = cpu.contract(x, kernel, count=self.contracted, dtype=dtype)

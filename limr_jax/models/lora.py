@@ -5,12 +5,15 @@ adapters `lora_a` and `lora_b` beside the kernels in one, all else in the other.
 are never copied.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
 from limr_jax.errors import InputError
 from limr_jax.models import int8
 from limr_jax.models.config import TARGETS, Lora, ModelConfig
+from limr_jax.sharding import param_shardings
 
 _NAMES = ("lora_a", "lora_b")
 
@@ -80,6 +83,18 @@ def merge(params, lora: Lora | None):
     return merged(params, path="")
 
 
+def merge_on(mesh, params, config: ModelConfig):
+    """The parameters without adapters, laid out on `mesh`, and the config of these.
+
+    Both are as they were where the config has no adapters.
+    """
+    if config.lora is None:
+        return params, config
+    merged = partial(merge, lora=config.lora)
+    at = param_shardings(mesh, jax.eval_shape(merged, params))
+    return jax.jit(merged, out_shardings=at)(params), config.base
+
+
 def _product(a, b):
     return jnp.tensordot(a, b, 1, precision="highest")
 
@@ -95,6 +110,29 @@ def parse_targets(text: str) -> tuple[str, ...]:
             "each once, with commas"
         )
     return tuple(name for name in TARGETS if name in names)
+
+
+def check_section(section) -> None:
+    """Refuse adapters' settings that say nothing: a base that is not frozen, say.
+
+    section: the config's section `model`. Raises InputError for a target that is none,
+    and for a dtype of the base or first adapters where the rank is 0.
+    """
+    if section.get("lora") is None:  # of a config that is older
+        return
+    parse_targets(section.lora.targets)
+    if section.lora.rank:
+        return
+    for name, value, default in (
+        ("base_dtype", section.base_dtype, "float32"),
+        ("lora.init", section.lora.init, ""),
+    ):
+        if value != default:
+            raise InputError(
+                f"model.{name}={value} with model.lora.rank=0, which has no "
+                f"adapters and no frozen base; give a rank, or model.{name}="
+                f"{default or repr(default)}"
+            )
 
 
 def check_rank(config: ModelConfig) -> None:

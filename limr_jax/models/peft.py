@@ -17,7 +17,7 @@ from limr_jax.storage.files import new_folder
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # of tensors: PEFT's model around transformers'
-# Fields of adapter_config.json that ask for what our adapters do not have.
+# What we write of the fields that ask for what our adapters do not have.
 _PLAIN = {
     "bias": "none",
     "fan_in_fan_out": False,
@@ -29,6 +29,18 @@ _PLAIN = {
     "modules_to_save": None,
     "layer_replication": None,
 }
+# Fields of adapter_config.json that may have any value: those of `_check_config`, and
+# what says nothing of the function that base and adapters are. All others must ask for
+# nothing, for PEFT's releases add kinds of adapters by fields of their own.
+_ANY = {
+    *("peft_type", "r", "lora_alpha", "use_rslora", "target_modules"),
+    *("task_type", "auto_mapping", "peft_version", "revision", "inference_mode"),
+    *("base_model_name_or_path", "exclude_modules", "layers_pattern", "eva_config"),
+    *("lora_dropout", "megatron_core", "qalora_group_size", "runtime_config"),
+}
+# How A and B began, where the base stayed as it was. By the other ways (pissa, olora,
+# corda, loftq, …) PEFT changes the base as well.
+_BEGINNINGS = (None, True, False, "gaussian", "orthogonal", "eva")
 
 
 def save(directory, adapters, config: ModelConfig, *, base_name: str, base: str | None):
@@ -132,11 +144,19 @@ def _check_config(path: pathlib.Path, config: ModelConfig) -> None:
             f"{path}: peft_type is {shown(str(theirs.get('peft_type')))}, not LORA; "
             "give LoRA adapters"
         )
-    for name, plain in _PLAIN.items():
-        if theirs.get(name) not in (plain, None):
+    begun = theirs.get("init_lora_weights")
+    if begun not in _BEGINNINGS:
+        raise InputError(
+            f"{path}: init_lora_weights={shown(str(begun))} has adapters beside "
+            "another base than model.init; have PEFT convert them to plain LoRA "
+            "(save_pretrained's path_initial_model_for_weight_conversion)"
+        )
+    for name in sorted(theirs.keys() - _ANY - {"init_lora_weights"}):
+        plain = _PLAIN.get(name)
+        if theirs[name] not in (plain, None, False, {}, []):
             raise InputError(
-                f"{path}: {name}={shown(str(theirs[name]))} is not among what can be "
-                f"read; only {plain!r} is"
+                f"{path}: {shown(name)}={shown(str(theirs[name]))} is not among what "
+                f"can be read; only {plain!r} is"
             )
     modules = theirs.get("target_modules")
     if not isinstance(modules, list):  # a regular expression, or 'all-linear'

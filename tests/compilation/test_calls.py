@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 import re
 import types
 from functools import partial
@@ -20,6 +21,7 @@ from limr_jax.errors import InputError
 from limr_jax.evaluation import evaluator
 from limr_jax.models import from_config
 from limr_jax.models.attention import ragged_decode
+from limr_jax.models.config import TARGETS
 from limr_jax.samplers.from_config import SAMPLERS, make_sampler
 
 GIB = 2**30
@@ -269,6 +271,29 @@ def test_what_helps_most_where_a_program_does_not_fit(no_slice):
     assert len(freed) == 3 and "twice the chips, on mesh.fsdp" in freed
 
 
+def test_what_helps_beside_a_frozen_base(no_slice):
+    """Its reference is the base: no KL frees nothing, int8 three bytes of four."""
+    config = tiny(
+        model__width=1024,
+        model__mlp_width=8192,
+        model__layers=8,
+        model__lora__rank=2,
+        kl__coefficient=0.1,
+        mesh__fsdp=2,
+        mesh__tensor=2,
+    )
+    plan = calls_lib.plan(config)
+    programs = [stand_in(call.name, error="RESOURCE_EXHAUSTED") for call in plan.calls]
+    found = report.advice(config, plan, programs, 30 * GIB)
+    freed = {row["setting"]: row["frees_gib"] for row in found}
+    model = plan.compute.model
+    kernels = 8 * sum(math.prod(model.projection_shape(name)) for name in TARGETS)
+    assert freed["--config.model.base_dtype=int8"] == kernels * 3 / 4 / GIB
+    # Half of a chip's quarter of the base, and the adapters' little.
+    assert freed["twice the chips, on mesh.fsdp"] * GIB > 4 * kernels / 4 / 2
+    assert "--config.kl.coefficient=0" not in freed
+
+
 def test_a_decode_step_beside_what_it_must_read(no_slice):
     """By hand: twice the weights a step, and nothing where it did not compile."""
     plan = calls_lib.plan(tiny(mesh__tensor=2, rollout__max_response_length=64))
@@ -280,9 +305,31 @@ def test_a_decode_step_beside_what_it_must_read(no_slice):
     twice = tuple(2 * weights for _ in plan.decoded)
     told = report.decode(plan, [stand_in("generate", decode_bytes=twice)])
     assert told["compiled"] == pytest.approx(2 * weights * steps / must)
+    assert told["weights_bytes"] == weights and told["weights_of_compute"] == 1
+    assert told["compiled_bytes"] == pytest.approx(2 * weights)
     told = report.decode(plan, [stand_in("generate", error="too large")])
     assert told["compiled"] is None and told["scheduled"] > 1
     assert [part["compiled"] for part in told["parts"]] == [None] * len(told["parts"])
+
+
+def test_a_decode_step_reads_an_int8_bases_own_bytes(no_slice):
+    """By hand: of 7 kernels a layer a byte a weight; embedding and adapters bf16."""
+    fields = {"model__lora__rank": 2, "model__dtype": "bfloat16"}
+    plan = calls_lib.plan(tiny(**fields, model__base_dtype="int8"))
+    half = calls_lib.plan(tiny(**fields, model__base_dtype="bfloat16"))
+    assert report.decode_weights(half)[0] > report.decode_weights(half)[1]  # norms
+    own, as_compute = report.decode_weights(plan)
+    params = next(call.args[0] for call in plan.calls if call.name == "generate")
+    sizes, width = {}, {}
+    for path, x in jax.tree_util.tree_leaves_with_path(params):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        # Scales of norms and of kernels are fp32.
+        width[name] = 4 if name.endswith("scale") else 2
+        if name.startswith("blocks/") and name.endswith("/kernel"):
+            width[name] = 1
+        sizes[name] = x.size
+    assert own == sum(size * width[name] for name, size in sizes.items())
+    assert as_compute == 2 * sum(sizes.values()) > own
 
 
 def stand_in(name, **fields):

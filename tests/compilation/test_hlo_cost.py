@@ -258,6 +258,35 @@ def test_a_weight_that_a_fusion_passes_on_is_read_and_a_scatter_is_in_place():
     assert hlo_cost.cost(FUSED).hbm_bytes == 4 * (product + noted)
 
 
+# A layer of a stack of int8, laid out otherwise and cast on the way.
+RELAID = """
+%laid (x.1: s8[28,8,16]) -> s8[28,8,16] {
+  %x.1 = s8[28,8,16]{2,1,0:T(32,128)(4,1)} parameter(0)
+  ROOT %copy.1 = s8[28,8,16]{2,1,0:T(8,128)(4,1)} copy(%x.1)
+}
+
+%cast (q: s8[28,8,16], j: s32[]) -> bf16[1,8,16] {
+  %q = s8[28,8,16]{2,1,0:T(32,128)(4,1)} parameter(0)
+  %j = s32[] parameter(1)
+  %z = s32[] constant(0)
+  %whole = s8[28,8,16]{2,1,0} fusion(%q), kind=kLoop, calls=%laid
+  %as = bf16[28,8,16]{2,1,0} convert(%whole)
+  ROOT %ds = bf16[1,8,16]{2,1,0} dynamic-slice(%as, %j, %z, %z)
+}
+
+ENTRY %main (a: s8[28,8,16], b: s32[]) -> bf16[1,8,16] {
+  %a = s8[28,8,16]{2,1,0} parameter(0)
+  %b = s32[] parameter(1)
+  ROOT %f = bf16[1,8,16]{2,1,0} fusion(%a, %b), kind=kLoop, calls=%cast
+}
+"""
+
+
+def test_a_stack_that_a_fusion_lays_out_anew_is_read_where_it_is_sliced():
+    """By hand: a layer and a number are read, and the layer is written as bf16."""
+    assert hlo_cost.cost(RELAID).hbm_bytes == 8 * 16 + 4 + 2 * 8 * 16
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="needs libtpu, the TPU's compiler: pip install -e '.[tpu]'",

@@ -20,10 +20,11 @@ from jax.sharding import NamedSharding
 from tiny_policy import QWEN
 from tiny_run import ROOT
 
-from limr_jax.compilation import slices
+from limr_jax.compilation import hlo_cost, slices
+from limr_jax.compilation.compile import chip_bytes
 from limr_jax.errors import InputError
-from limr_jax.models import transformer
-from limr_jax.models.config import ComputeConfig
+from limr_jax.models import lora, presets, transformer
+from limr_jax.models.config import ComputeConfig, Lora
 from limr_jax.multihost.arrays import gather_rows
 from limr_jax.rollout import generate as rollout
 from limr_jax.rollout.sampling import Sampling
@@ -153,6 +154,55 @@ def test_v4_32_at_its_full_size(tmp_path):
     assert 1 < made["decode"]["compiled"] <= 1.3
     assert made["compiling"]["cpu_seconds"] < 600
     assert made["compiling"]["peak_gib"] < 6
+
+
+def test_decode_reads_int8_and_makes_no_copy_of_the_base():
+    """9 layers of Qwen2.5-7B, scanned over; some of it stays on the chip."""
+    mesh = make_mesh(4, 1, 1, devices=slices.devices("v4-8"))
+    seven_b = presets.PRESETS["qwen2.5-7b"]
+    config = dataclasses.replace(seven_b, layers=9, vocab_size=128, lora=Lora(8, 16.0))
+    whole = NamedSharding(mesh, REPLICATED)
+
+    def shapes(make):
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+            jax.eval_shape(make),
+        )
+
+    def make_params():
+        params = transformer.init_params(config, jax.random.key(0), int8=True)
+        return transformer.compute_params(params, jnp.bfloat16)
+
+    how = {"config": config, "dtype": jnp.bfloat16}
+    prefill = partial(transformer.prefill, columns=192, **how)
+
+    def write(params, token_B, cache, steps):
+        def step(i, token_B_and_cache):
+            token_B, cache = token_B_and_cache
+            hidden_BD, cache = transformer.decode(
+                params, token_B, token_B, cache, 128 + i, **how
+            )
+            logits_BV = transformer.unembed(params, hidden_BD, **how)
+            return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32), cache
+
+        return jax.lax.fori_loop(0, steps, step, (token_B, cache))
+
+    with jax.set_mesh(mesh):
+        params, prompts = shapes(make_params), np.zeros((8, 128), np.int32)
+        cache = shapes(lambda: prefill(make_params(), prompts, prompts)[1])
+        token_B, number = shapes(lambda: (jnp.zeros(8, jnp.int32), jnp.int32(0)))
+        given = params, token_B, cache, number
+        text = jax.jit(write, donate_argnums=2).lower(*given).compile().as_text()
+    step, none = (hlo_cost.cost(text, turns=(turn,)).hbm_bytes for turn in (1, 0))
+    base = sum(x.size for x in jax.tree.leaves(lora.split(params)[0]))
+    weights, columns = (sum(map(chip_bytes, jax.tree.leaves(x))) for x in given[::2])
+    assert 0.9 * weights < step - none < weights + columns
+    assert weights < 0.51 * 2 * base
+    # Of a kernel's stack there is none but in int8.
+    stacks = {
+        kind for kind, _ in re.findall(r"= (\w+)\[9,(3584,18944|18944,3584)\]", text)
+    }
+    assert stacks == {"s8"}
 
 
 @pytest.mark.slow

@@ -13,9 +13,16 @@ from tiny_run import ROOT, checkpoints, one_device
 
 from limr_jax.config import load as config_lib
 from limr_jax.errors import InputError
-from limr_jax.evaluation import against, benchmarks, flags, run_benchmarks
+from limr_jax.evaluation import (
+    against,
+    benchmarks,
+    flags,
+    run_benchmarks,
+    trained_policy,
+)
 from limr_jax.evaluation.benchmarks import Benchmark
 from limr_jax.evaluation.evaluator import Evaluation
+from limr_jax.models.from_config import read_model_config
 from limr_jax.storage import files, gcs, rollout_dump
 from limr_jax.storage.workdir import read_result, write_json
 
@@ -230,6 +237,19 @@ def test_against_a_checkpoint(trained):
     kept = ("benchmarks", "reward", "top_p", "max_response_length", "dtype", "seed")
     for name in kept:
         assert other.identity[name] == suite.identity[name], name
+
+
+def test_a_checkpoint_has_none_of_the_runs_adapters(trained):
+    """It is compared as it is: in its own digits, whatever the run is beside."""
+    given, _ = flags.load(["--workdir", str(trained)], "", flags={}, short={})
+    given.model.base_dtype = "int8"
+    given.model.lora.update({"rank": 2, "init": "somewhere"})
+    other = against._with_policy(given, str(ROOT / "limr_jax/assets/arithmetic"), None)
+    assert read_model_config(other.model, 0).lora is None
+    assert other.model.base_dtype == "float32"
+    # A run's are its own, and the caller's config stays as it is.
+    own = against._with_policy(given, "run", trained_policy.read_config(trained))
+    assert own.model.lora.rank == 0 and given.model.lora.rank == 2
 
 
 def test_a_finished_evaluation_in_a_bucket(monkeypatch):

@@ -752,6 +752,14 @@ def refused(trained, tmp_path, capsys, monkeypatch):
             "--config.model.init=DIR, or --workdir=RUN",
         ),
         (
+            [
+                *("--config", f"{ROOT}/configs/tiny.py"),
+                *("--config.model.base_dtype", "int8"),
+            ],
+            "model.base_dtype=int8 with model.lora.rank=0, which has no adapters and "
+            "no frozen base; give a rank, or model.base_dtype=float32",
+        ),
+        (
             ["--workdir", "RUN", "--out", "gs://bucket/x"],
             "--out=gs://bucket/x is not on this machine; give a local path",
         ),

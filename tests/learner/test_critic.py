@@ -1,5 +1,6 @@
 """The critic: its values, its gradient, GAE over a step, and a run that learns one."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -21,7 +22,8 @@ from tiny_run import (
 from limr_jax import sharding
 from limr_jax.learner import advantages, critic, losses, update
 from limr_jax.learner import batch as batch_lib
-from limr_jax.models import transformer
+from limr_jax.models import lora, transformer
+from limr_jax.models.config import Lora
 from limr_jax.storage import checkpoint, metrics
 from limr_jax.train import train
 
@@ -48,7 +50,7 @@ def written():
 def params():
     """A critic whose value head is no longer 0."""
     params = critic.init_params(
-        jax.tree.map(jnp.asarray, tiny_policy.random_params(QWEN))
+        jax.tree.map(jnp.asarray, tiny_policy.random_params(QWEN)), width=QWEN.width
     )
     kernel = np.random.default_rng(2).standard_normal(QWEN.width, np.float32)
     return params | {"value_head": {"kernel": jnp.asarray(kernel)}}
@@ -102,14 +104,15 @@ def by_hand_gae(reward_T, value_T, lam=0.8, after=0.0):
 @pytest.mark.slow
 def test_a_new_critic_is_the_policys_body_and_says_0(written):
     policy = tiny_policy.random_params(QWEN)
-    params = critic.init_params(jax.tree.map(jnp.asarray, policy))
+    params = critic.init_params(jax.tree.map(jnp.asarray, policy), width=QWEN.width)
     assert params["embedder"]["embedding"] is not policy["embedder"]["embedding"]
     assert params.keys() - policy.keys() == {"value_head"}
     values = critic.response_values(
         params, *written.sequences(), response_length=T, compute=COMPUTE
     )
     assert not np.any(values)
-    untied = critic.init_params({**params, "head": {"kernel": jnp.ones((16, 40))}})
+    head = {"kernel": jnp.ones((16, 40))}
+    untied = critic.init_params({**params, "head": head}, width=QWEN.width)
     assert "head" not in untied
 
 
@@ -251,6 +254,43 @@ def test_the_critics_gradient_is_that_of_the_squared_error(written, params, valu
         rows = jax.device_put(batch, NamedSharding(mesh, sharding.BATCH))
         grads, _ = find(placed, rows)
     for one, two in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_gradient_of_a_critic_s_adapters(written, value_BT):
+    """It is that of the squared error through the merged kernels; the base has none."""
+    config = dataclasses.replace(QWEN, lora=Lora(rank=3, alpha=6.0))
+    params = jax.tree.map(jnp.asarray, tiny_policy.random_params(config))
+    base, adapters = lora.split(params)
+    learned = critic.init_params(adapters, width=config.width)
+    assert learned.keys() == {"blocks", "value_head"}
+    kernel = np.random.default_rng(2).standard_normal(config.width, np.float32)
+    learned |= {"value_head": {"kernel": kernel}}
+    reward_PG = np.random.default_rng(5).integers(0, 2, (P, G)).astype(np.float32)
+    batch, _ = rl_batch(written, reward_PG, value_BT)
+    mask_BT = np.asarray(written.mask_BT)
+
+    def squared(learned):
+        value_BT = critic.response_values(
+            lora.merge(lora.join(base, learned), config.lora),
+            batch.tokens_BS,
+            batch.position_BS,
+            response_length=T,
+            compute=COMPUTE,
+        )
+        apart_BT = jnp.where(mask_BT, value_BT - batch.return_BT, 0)
+        return 0.5 * jnp.sum(apart_BT**2) / mask_BT.sum()
+
+    def loss(learned, micro):
+        params = lora.join(base, learned)
+        return losses.critic_loss(params, micro, value_clip=1e6, compute=fp32(config))
+
+    find = partial(update.gradients, batch=batch, loss=loss, micro_batch_rows=8)
+    grads, _ = jax.jit(find, compiler_options=QUICK)(learned)
+    expected = jax.jit(jax.grad(squared), compiler_options=QUICK)(learned)
+    for one, two in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
+        assert np.any(two)
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
 
 

@@ -29,14 +29,14 @@ from limr_jax.learner.jepo import (
     make_thoughts,
     score_thoughts,
 )
-from limr_jax.models import transformer
+from limr_jax.models import lora, transformer
+from limr_jax.models.config import Lora
 from limr_jax.rollout.types import Rollout
 from limr_jax.storage import metrics
 from limr_jax.train import train
 
 PHRASE, EOS, PAD = (8, 9), 3, 1
 HOW = {"config": QWEN, "dtype": jnp.float32}
-COMPUTE = fp32(QWEN)
 P, G, T, A = tiny_policy.PROMPTS, 2, 12, 3
 
 
@@ -122,11 +122,6 @@ def test_a_solved_prompts_rollouts_stay_as_they_are():
 
 
 @pytest.fixture(scope="module")
-def params():
-    return jax.tree.map(jnp.asarray, tiny_policy.random_params(QWEN))
-
-
-@pytest.fixture(scope="module")
 def written():
     """Rollouts of which some wrote a 'phrase' of one frequent token."""
     return tiny_policy.generate()
@@ -134,6 +129,10 @@ def written():
 
 @pytest.fixture(scope="module")
 def phrase(written):
+    return phrase_of(written)
+
+
+def phrase_of(written):
     """The token that about half of the rollouts wrote, but never as the last."""
     mask_BT, response_BT = np.asarray(written.mask_BT), np.asarray(written.response_BT)
     shares = {
@@ -252,9 +251,20 @@ def test_the_terms_of_the_thought_leave_the_answer_alone():
 @pytest.mark.slow
 @pytest.mark.parametrize("semi", [False, True])
 @pytest.mark.parametrize("estimator", ["one_sample", "multi_sample"])
-def test_the_learners_gradient_is_the_formulas(
-    params, written, phrase, estimator, semi
-):
+def test_the_learners_gradient_is_the_formulas(written, phrase, estimator, semi):
+    check_gradient(QWEN, written, phrase, estimator, semi)
+
+
+@pytest.mark.slow
+def test_the_gradient_of_adapters_is_the_formulas():
+    """Of thoughts and answers under base and adapters, through the merged kernels."""
+    config = dataclasses.replace(QWEN, lora=Lora(rank=3, alpha=6.0))
+    written = tiny_policy.generate(config=config)
+    check_gradient(config, written, phrase_of(written), "multi_sample", semi=False)
+
+
+def check_gradient(config, written, phrase, estimator, semi):
+    """The gradient of what is learned, and the metrics, against the formula's own."""
     reward_PG = np.zeros((P, G), np.float32)
     reward_PG[::3, 0] = semi  # every third prompt has a right rollout
     whole_P = reward_PG.any(axis=1)
@@ -264,23 +274,30 @@ def test_the_learners_gradient_is_the_formulas(
     ended_B = ~np.asarray(written.truncated_B | rows.formatted_B)
     assert ended_B.any()  # their end tokens are learned where the phrase is read
 
-    def both(params):
-        scored = score_thoughts(params, rows, 1.0, micro_batch_rows=4, compute=COMPUTE)
+    how = {"temperature": 1.0, "compute": fp32(config)}
+    params = jax.tree.map(jnp.asarray, tiny_policy.random_params(config))
+    base, learned = lora.split(params)
+
+    def loss(learned, micro):
+        params = lora.join(base, learned)
+        return losses.policy_loss(params, micro, objective=OBJECTIVE, **how)
+
+    def formulas(learned, *given):
+        merged = lora.merge(lora.join(base, learned), config.lora)
+        return exact(merged, *given)
+
+    def both(learned):
+        params = lora.join(base, learned)
+        scored = score_thoughts(params, rows, micro_batch_rows=4, **how)
         batch, told = batch_of(written, scored, estimator, reward_PG)
-        loss = partial(
-            losses.policy_loss,
-            temperature=1.0,
-            objective=OBJECTIVE,
-            compute=COMPUTE,
-        )
-        grads, seen = update.gradients(params, batch, loss=loss, micro_batch_rows=8)
+        grads, seen = update.gradients(learned, batch, loss=loss, micro_batch_rows=8)
         whole_PG = jnp.repeat(whole_P[:, None], G, axis=1)
         right_PG = rloo.advantage(reward_PG, jnp.ones((P, G), bool))
-        given = (params, written, rows, estimator, whole_PG, right_PG)
-        expected, entropy = jax.grad(exact, has_aux=True)(*given)
+        given = (learned, written, rows, estimator, whole_PG, right_PG)
+        expected, entropy = jax.grad(formulas, has_aux=True)(*given)
         return grads, expected, told, seen["entropy"], entropy
 
-    grads, expected, told, *entropies = jax.jit(both, compiler_options=QUICK)(params)
+    grads, expected, told, *entropies = jax.jit(both, compiler_options=QUICK)(learned)
     largest = max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(expected))
     assert largest > 1e-3
     for one, two in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):

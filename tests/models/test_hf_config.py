@@ -387,6 +387,12 @@ def test_what_is_no_checkpoint(tmp_path):
         assert str(caught.value) == f"{tmp_path} is not a checkpoint: {path}: {said}"
 
 
+def test_adapters_are_not_a_checkpoint(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match="PEFT's adapters; give it as model.lora.init"):
+        read_config(tmp_path)
+
+
 @pytest.mark.parametrize(
     "content",
     [b'{"a": ' + b"[" * 100_000, b'{"\xff": 1}', b"\0" * 9, b"1" * 5000],

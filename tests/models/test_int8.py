@@ -1,6 +1,7 @@
 """int8 kernels: how they are quantised, and that all programs read the same weights."""
 
 import dataclasses
+import re
 from functools import partial
 
 import jax
@@ -20,6 +21,7 @@ from tiny_policy import (
     sampling,
 )
 
+from limr_jax.compilation import hlo_cost
 from limr_jax.learner import logprobs
 from limr_jax.models import hf_weights, int8, lora, transformer
 from limr_jax.models.config import ComputeConfig, Lora
@@ -326,3 +328,31 @@ def test_in_bf16_they_are_the_learners_but_for_a_rounding(config):
     ours = [drift(seed, config, jnp.bfloat16, prepare)[0] for seed in range(6)]
     assert np.median(ours) < 1e-5
     assert np.max(ours) < 2.0**-8  # bf16's step at 1
+
+
+def test_what_goes_round_decodes_loop_is_int8():
+    """XLA:CPU would cast the kernels before it, and keep them in fp32."""
+    config, tokens_BL = QWEN, np.zeros((4, 8), np.int32)
+    params = int8.quantise_params(random_params(config))
+    how = {"config": config, "dtype": jnp.float32}
+    _, cache = transformer.prefill(params, tokens_BL, tokens_BL, columns=16, **how)
+
+    def write(params, token_B, cache, steps):
+        params = transformer.unstack(params, config)
+
+        def step(i, token_B_and_cache):
+            token_B, cache = token_B_and_cache
+            hidden_BD, cache = transformer.decode(
+                params, token_B, token_B, cache, 8 + i, **how
+            )
+            logits_BV = transformer.unembed(params, hidden_BD, **how)
+            return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32), cache
+
+        return jax.lax.fori_loop(0, steps, step, (token_B, cache))
+
+    compiled = jax.jit(write).lower(params, tokens_BL[:, 0], cache, 3).compile()
+    computations, entry = hlo_cost.parse(compiled.as_text())
+    (loop,) = (x for x in computations[entry].values() if x.opcode == "while")
+    # Gate and up of two layers, and down.
+    kinds = re.findall(r"(\w+)\[(?:16,24|24,16)\]", loop.type)
+    assert kinds == ["s8"] * 6

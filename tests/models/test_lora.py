@@ -298,6 +298,13 @@ A_TENSOR = "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"
         (partial(change_config, target_modules=["q_proj"]), "model.lora.targets=.*q"),
         (partial(change_config, peft_type="IA3"), "peft_type is '?IA3"),
         (partial(change_config, use_dora=True), "use_dora='?True"),
+        (partial(change_config, init_lora_weights="pissa"), "weights=pissa .* another"),
+        # Adapters that wait for a text, and those of a release to come.
+        (
+            partial(change_config, alora_invocation_tokens=[1]),
+            r"tokens=\[1\] is not am",
+        ),
+        (partial(change_config, use_tomorrows=True), "use_tomorrows=True is not among"),
         (lambda folder: (folder / peft.WEIGHTS).unlink(), "has no adapter_model"),
         (
             partial(change_tensors, change=lambda x: x.pop(A_TENSOR)),
@@ -315,7 +322,8 @@ A_TENSOR = "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"
         ),
     ],
     ids=[
-        *("rank", "alpha", "scaling", "targets", "kind", "dora", "no file"),
+        *("rank", "alpha", "scaling", "targets", "kind", "dora"),
+        *("another base", "on a text", "unknown", "no file"),
         *("missing", "shape", "surplus"),
     ],
 )
@@ -326,6 +334,23 @@ def test_adapters_of_something_else_are_refused(spoil, said, tmp_path):
     with pytest.raises(InputError, match=said) as error:
         peft.check_fits(tmp_path / "out", config)
     assert "\n" not in str(error.value)
+
+
+def test_what_peft_says_of_plain_adapters_is_read(tmp_path):
+    """Fields of its release 0.21 that change nothing."""
+    config = with_lora(QWEN)
+    saved(tmp_path / "out", config)
+    change_config(
+        tmp_path / "out",
+        init_lora_weights="gaussian",
+        lora_dropout=0.05,
+        megatron_core="megatron.core",
+        qalora_group_size=16,
+        use_qalora=False,
+        loftq_config={},
+        trainable_token_indices=None,
+    )
+    peft.check_fits(tmp_path / "out", config)
 
 
 def test_adapters_of_another_base_or_with_no_number(tmp_path):
