@@ -50,7 +50,10 @@ def get_config() -> ConfigDict:
     c.model.max_length = 0
     c.model.dtype = "auto"  # of compute: 'bfloat16', 'float32'; auto: fp32 on CPU only
     c.model.remat = False  # keep only each layer's input for the backward pass
-    c.model.attention = "auto"  # on a TPU its splash kernel where it fits; or 'xla'
+    # On a TPU its kernels where they fit and, at the start of the run, agree with XLA's
+    # attention; or 'xla'; or 'splash', 'ragged': likewise, but a run in which that
+    # kernel (of the learner, of decode) cannot be taken ends.
+    c.model.attention = "auto"
 
     # Adapters beside a base that is frozen (arXiv:2106.09685): they alone are learned
     # and kept in checkpoints. The reference is the base without them (or with those of

@@ -44,7 +44,7 @@ if [[ -n $lacking ]] && compgen -G '.whl/*.whl' >/dev/null; then
 fi
 if [[ -n $lacking ]]; then
   printf 'error: %s lacks %s; install them, or carry their wheels in .whl/ %s\n' \
-    "$PYTHON" "${lacking// /, }" '(launch/README.md)' >&2
+    "$PYTHON" "${lacking// /, }" '(launch/GPU.md)' >&2
   exit 2
 fi
 "$PYTHON" launch/gpu_check.py "$@"

@@ -43,7 +43,7 @@ class Size:
 
 
 # So many packed rows of 1,280 columns a backward pass: XLA lays the updates out in 48
-# and 65 GiB of an H200 (launch/README.md).
+# and 65 GiB of an H200 (launch/GPU.md).
 SIZES = {
     "0.5b": Size({"model.preset": "qwen2.5-0.5b", "micro_batch_rows": 8}),
     "1.5b": Size({"model.preset": "qwen2.5-1.5b", "micro_batch_rows": 4}),
@@ -80,20 +80,12 @@ def _emit(row: dict) -> None:
 def peaks(options, _) -> None:
     """One row: the device, the bytes a second and the bf16 FLOP/s that it reaches."""
     import jax
-    import jax.numpy as jnp
+
+    from limr_jax.compilation.peaks import rates
 
     device = jax.devices()[0]
     # 4 GiB, far more than any cache holds; products of 8,192 are large for any GPU.
     size, numbers = (256, 2**20) if options.dry_run else (8192, 2**30)
-    x_X = jnp.arange(numbers, dtype=jnp.float32)
-    copied = _seconds(jax.jit(lambda x_X: x_X + 1), x_X)
-    read = _seconds(jax.jit(jnp.sum), x_X)
-    del x_X
-    # Of random numbers: a product of zeros takes less power, and so is quicker.
-    keys = jax.random.split(jax.random.key(0))
-    factors = [jax.random.normal(key, (size, size), jnp.bfloat16) for key in keys]
-    product = _seconds(jax.jit(jnp.matmul), *factors)
-    rates = {"copied": 8 * numbers / copied, "read": 4 * numbers / read}
     _emit(
         {
             "platform": device.platform,
@@ -101,26 +93,9 @@ def peaks(options, _) -> None:
             "python": sys.version.split()[0],
             "jax": jax.__version__,
             "flax": importlib.metadata.version("flax"),
-            **{f"{name}_bytes_per_second": rate for name, rate in rates.items()},
-            "bytes_per_second": max(rates.values()),
-            "flops_per_second": 2 * size**3 / product,
+            **rates(device, numbers=numbers, size=size),
         }
     )
-
-
-def _seconds(function, *arrays) -> float:
-    """Of one call: the best of five rounds of ten, after a warm-up."""
-    import jax
-
-    jax.block_until_ready(function(*arrays))
-    rounds = []
-    for _ in range(5):
-        begun = time.perf_counter()
-        for _ in range(10):
-            out = function(*arrays)  # the last one's memory is free again
-        jax.block_until_ready(out)
-        rounds.append((time.perf_counter() - begun) / 10)
-    return min(rounds)
 
 
 # ---- a step ------------------------------------------------------------------------

@@ -12,6 +12,9 @@ launch/slice.sh VERB NAME --zone ZONE [flags]
 
   create   make the slice (or find it made, or make it anew after preemption)
   setup    copy this checkout to all hosts and install it there
+  check    measure the slice, minutes: what its chips give, whether the kernels hold,
+           three steps of the type's config (or of `-- --config CONFIG ...`) beside
+           their bounds; brings NAME.first_contact.json here, to be sent back
   run      start `-- COMMAND` detached on all hosts and watch it: after a preemption
            the slice is made anew and the same COMMAND started again. Ctrl-C ends the
            watching only; the same line takes it up again
@@ -35,6 +38,7 @@ launch/slice.sh VERB NAME --zone ZONE [flags]
 
   launch/slice.sh create my-slice --type v4-32 --zone us-central2-b --spot
   launch/slice.sh setup my-slice --zone us-central2-b
+  launch/slice.sh check my-slice --zone us-central2-b
   launch/slice.sh run my-slice --zone us-central2-b -- \
       python launch/tpu.py --config configs/v4_32.py --workdir gs://BUCKET/limr
 USAGE
@@ -188,6 +192,30 @@ slice_setup() {
   must_be_ready
   install_everywhere || fail "setting up $name"
   say "all hosts of $name are set up"
+}
+
+config_of() { # TYPE: the config that is written for it
+  case $1 in
+    v4-8 | v4-32 | v5p-16 | v6e-16) echo "configs/${1/-/_}.py" ;;
+    v5litepod-16) echo configs/v5e_16.py ;;
+  esac
+}
+
+slice_check() {
+  local config
+  must_be_ready
+  if [[ ${#command[@]} -eq 0 ]]; then
+    config=$(config_of "${made_type:-$type}")
+    [[ -n $config ]] || die "no config is written for ${made_type:-an unknown --type};\
+ give one: launch/slice.sh check $name --zone $zone -- --config CONFIG"
+    command=(--config "$config")
+  fi
+  # In the foreground: nothing is lost with it but minutes.
+  ssh_to all "$HOST check $(quoted "${command[@]}")" || fail "checking $name"
+  # All hosts have the same one.
+  tpu scp "$name:limr_jax_logs/check.first_contact.json" "$name.first_contact.json" \
+    --worker=0 || fail "bringing $name.first_contact.json"
+  say "all of it lies in $name.first_contact.json: please send it back"
 }
 
 start_everywhere() {
@@ -390,9 +418,10 @@ main() {
   local verb=${1:-help}
   [[ $# -eq 0 ]] || shift
   case $verb in
-    create | setup | run | logs | status | stop | delete) ;;
+    create | setup | check | run | logs | status | stop | delete) ;;
     help | -h | --help) usage && return ;;
-    *) die "unknown verb '$verb'; create, setup, run, logs, status, stop or delete" ;;
+    *) die "unknown verb '$verb'; create, setup, check, run, logs, status, stop or\
+ delete" ;;
   esac
   parse "$@"
   check

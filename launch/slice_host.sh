@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What launch/slice.sh has one host of a slice do, over ssh:
-# slice_host.sh install | clear | start COMMAND... | status | logs LINES [-F] | stop [again]
+# slice_host.sh install | clear | check FLAGS... | start COMMAND... | status |
+#     logs LINES [-F] | stop [again]
 set -euo pipefail
 
 readonly LOGS=$HOME/limr_jax_logs CODE=$HOME/limr_jax VENV=$HOME/limr_jax_venv
@@ -66,6 +67,16 @@ host_state() {
 
 host_status() { say "$(host_state)"; }
 
+host_check() { # flags of launch/tpu.py
+  [[ -x $VENV/bin/python ]] || die "not set up; launch/slice.sh setup"
+  [[ $(host_state) != running* ]] ||
+    die "a run is going; end it first: launch/slice.sh stop"
+  rm -f "$LOGS/check.first_contact.json"
+  cd "$CODE"
+  PYTHONUNBUFFERED=1 "$VENV/bin/python" launch/tpu.py "$@" --first_contact \
+    --workdir "$LOGS/check"
+}
+
 host_start() {
   local line=${*@Q}
   [[ -x $VENV/bin/python ]] || die "not set up; launch/slice.sh setup"
@@ -115,6 +126,7 @@ host_logs() { # LINES [-F]
 
 main() {
   number=$(worker_number)
+  export LIMR_JAX_SLICE=$number # limr_jax/multihost/processes.py asks for it
   log=$LOGS/worker-$number.log
   mkdir -p "$LOGS"
   "host_$1" "${@:2}"

@@ -11,6 +11,10 @@
                 print what fits and ends in time, best first, and why the others do
                 not; also as DIR.plan.json. Exit code 1 if none does. Needs libtpu;
                 ten minutes at most, and the same command goes on
+--first_contact measure these devices instead: what they give at best, whether the
+                kernels hold, and three steps with random weights and short responses,
+                each program beside its bound; also as DIR.first_contact.json. On a
+                slice: launch/slice.sh check NAME
 
 On a TPU slice give the same command on every host (launch/slice.sh does). Elsewhere
 several processes are one run with, on each of them,
@@ -36,8 +40,8 @@ from limr_jax.config.config_file import refuse_absent
 
 def main(argv: list[str]) -> int | None:
     """Parse, check, then train."""
-    flags = {"coordinator": "", "processes": 0, "process": -1, "compile_only": False}
-    flags["plan"] = ""
+    flags = {"coordinator": "", "processes": 0, "process": -1, "plan": ""}
+    flags |= {"compile_only": False, "first_contact": False}
     config, options = config_lib.load(argv, __doc__, flags=flags, kind="base")
     if options.plan:
         return plan(config, options.workdir, options.plan)
@@ -51,12 +55,16 @@ def main(argv: list[str]) -> int | None:
         from limr_jax.multihost import agree, processes
 
     check(config)  # before this host waits for the others
+    if options.first_contact and not options.coordinator:
+        processes.refuse_part_of_a_slice()
     with processes.joined(options.coordinator, options.processes, options.process):
         # Before any collective: hosts that differ would hang in it.
         agree.require_same(
             "config and code",
             {"config": config.to_dict(), "code": agree.code_digest()},
         )
+        if options.first_contact:
+            return first_contact(config, options.workdir)
         _run(config, options)
     return None
 
@@ -86,6 +94,26 @@ def _run(config, options) -> None:
         return
     console.say(f"results lie in {options.workdir}")
     console.say(json.dumps(result))
+
+
+def first_contact(config, workdir: str) -> int:
+    """Measure these devices; the JSON lies beside the workdir. 1 if no step ran."""
+    import jax
+
+    from limr_jax import console
+    from limr_jax.compilation import first_contact
+    from limr_jax.storage import files, gcs
+    from limr_jax.storage.workdir import workdir_path
+
+    path = workdir_path(f"{workdir}.first_contact.json", gcs.WRITE)
+    files.check_writable(path)
+    found = files.finite(first_contact.run(config))
+    # Each host on its own disk, for which of them is process 0 is not known before.
+    if jax.process_index() == 0 or not gcs.remote(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_text(path, json.dumps(found, indent=1) + "\n")
+    console.say(f"all of it lies in {path}: please send it back (launch/README.md)")
+    return 1 if found["steps"]["error"] else 0
 
 
 def _for_compiling() -> None:

@@ -33,11 +33,13 @@ from limr_jax.evaluation.evaluator import Evaluator, make_evaluator
 from limr_jax.learner import advantages, jepo, losses, update
 from limr_jax.learner.advantages import ALGORITHMS
 from limr_jax.learner.optimizer import make_optimizer
-from limr_jax.models.config import ComputeConfig
+from limr_jax.models.attention import kernel_check
+from limr_jax.models.config import ComputeConfig, ModelConfig
 from limr_jax.models.from_config import (
     check_adapters,
     check_length,
     compute_config,
+    compute_dtype,
     load_base,
     load_learned,
     param_shapes,
@@ -72,6 +74,8 @@ class Run(StepParts):
     load_base: Callable[[], Any]  # LoRA's frozen base; None without LoRA
     close: Callable[[], None]  # ends the graders' processes; they may start again
     identity: dict  # whose workdir it is
+    # What was found of the kernels of attention; empty where none fits, as on a CPU.
+    kernels: tuple[kernel_check.Finding, ...] = ()
 
 
 def set_up(config) -> Run:
@@ -90,6 +94,7 @@ def set_up(config) -> Run:
     train_set, eval_set = load_sets(config, tokenizer)
     model_config = read_model_config(config.model, tokenizer.vocab_size)
     check_adapters(config.model, model_config)
+    model_config, kernels = settle_kernels(config, model_config, mesh)
     generation, compute, jitted = make_programs(
         config,
         mesh,
@@ -129,6 +134,28 @@ def set_up(config) -> Run:
         close=host_reward.close if host_reward else lambda: None,
         identity=identity.of_run(config, train_set, eval_set),
         fingerprint=fingerprint(config),
+        kernels=tuple(kernels),
+    )
+
+
+def settle_kernels(
+    config, model_config: ModelConfig, mesh
+) -> tuple[ModelConfig, list[kernel_check.Finding]]:
+    """The model with the kernels that agree with XLA's attention, and what was found.
+
+    Raises what `kernel_check.settle` raises.
+    """
+    rollout = config.rollout
+    return kernel_check.settle(
+        model_config,
+        mesh,
+        compute_dtype(config.model.dtype, mesh.devices.flat),
+        rows=kernel_check.of_training(
+            rollout.max_prompt_length,
+            rollout.max_response_length,
+            row_responses=config.row_responses,
+        ),
+        wanted=config.model.attention,
     )
 
 
@@ -419,6 +446,7 @@ def describe(run: Run, config) -> str:
         f"critic: {critic}",
         f"loss: {config.loss}, normalised as {_normaliser(config)}",
         f"problems: {len(run.train_set):,} of {config.data.train}",
+        *kernel_check.lines(run.kernels),
     ]
     if run.eval_set:
         lines.append(f"held out: {len(run.eval_set):,} of {config.data.eval}")

@@ -27,11 +27,13 @@ from limr_jax.learner import update as update_lib
 from limr_jax.learner.batch import PackedBatch
 from limr_jax.learner.optimizer import make_optimizer
 from limr_jax.models import hf_weights, lora, transformer
+from limr_jax.models.attention import kernel_check
 from limr_jax.models.config import ComputeConfig
 from limr_jax.models.from_config import (
     check_adapters,
     check_length,
     compute_config,
+    compute_dtype,
     load_base,
     load_learned,
     param_shapes,
@@ -245,6 +247,7 @@ def train(config, workdir: str) -> dict:
     feed = batches(texts, rows=config.rows, seed=config.seed)
     model_config = _model_config(config, texts, tokenizer)
     check_adapters(config.model, model_config)
+    model_config, kernels = _settle_kernels(config, model_config, mesh)
     init, update, shapes = build(
         mesh,
         param_shapes(config.model, model_config),
@@ -282,6 +285,7 @@ def train(config, workdir: str) -> dict:
                     numbers = jax.device_get(numbers)
                 if logs or last:
                     numbers["seconds"] = time.perf_counter() - began
+                    numbers |= kernel_check.numbers(kernels)
                     shown = log.step(step, numbers)
                     console.say(
                         console.step_line(step, shown, num_steps=config.num_steps)
@@ -319,6 +323,17 @@ def _model_config(config, texts: Texts, tokenizer) -> transformer.ModelConfig:
         what=f"the longest text of {config.data.train}",
     )
     return model_config
+
+
+def _settle_kernels(config, model_config, mesh):
+    """The model with the kernels that hold, and what was found of each."""
+    return kernel_check.settle(
+        model_config,
+        mesh,
+        compute_dtype(config.model.dtype, mesh.devices.flat),
+        rows=[kernel_check.TextRows(config.columns, "texts", learned=True)],
+        wanted=config.model.attention,
+    )
 
 
 def _first_state(

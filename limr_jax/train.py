@@ -19,6 +19,7 @@ from limr_jax.data.prompts import put_prompts
 from limr_jax.errors import InputError
 from limr_jax.evaluation.during_training import DuringTraining
 from limr_jax.learner.update import refuse_divergence
+from limr_jax.models.attention import kernel_check
 from limr_jax.multihost import agree, preemption
 from limr_jax.multihost.arrays import on_host
 from limr_jax.rewards.host import GradingFailed
@@ -26,10 +27,11 @@ from limr_jax.rewards.types import REASONS
 from limr_jax.rollout.sampling import put_sampling
 from limr_jax.setup import Run, evaluator
 from limr_jax.step import Phases
-from limr_jax.storage import array_digest, checkpoint, metrics, rollout_dump
+from limr_jax.storage import array_digest, checkpoint, files, metrics, rollout_dump
 from limr_jax.storage.array_digest import params_digest
 from limr_jax.storage.dump_rows import dump_rows
 from limr_jax.storage.workdir import (
+    KERNELS,
     claim,
     read_result,
     release,
@@ -63,6 +65,7 @@ def train(run: Run, config, workdir: str, ahead=None) -> dict | None:
         release(workdir)
         return finished
     _name_left_out(run, workdir)
+    _keep_kernels(run, workdir)
     # Left in reverse: logs are whole before the checkpointer gives up the workdir.
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
@@ -107,6 +110,7 @@ def train(run: Run, config, workdir: str, ahead=None) -> dict | None:
                 if dump.keeps:
                     dump.add(done, _rows(run, rounds))
                 del rounds  # the next evaluation's rollouts take their memory
+                numbers |= kernel_check.numbers(run.kernels)
                 shown = log.step(done, numbers)
                 console.say(console.step_line(done, shown, num_steps=config.num_steps))
                 # After the log, which shows it, and before the save, which must not.
@@ -224,6 +228,15 @@ def _name_left_out(run: Run, workdir) -> None:
     if left_out and jax.process_index() == 0:
         path = workdir_path(workdir) / "left_out.json"
         write_json(path, left_out)
+
+
+def _keep_kernels(run: Run, workdir) -> None:
+    """kernels.json: what the last start found of each kernel that fits its rows."""
+    if run.kernels and jax.process_index() == 0:
+        rows = [finding.as_json() for finding in run.kernels]
+        # JSON has no infinity, the gap of what is no number.
+        found = files.finite({"kernels": rows})
+        write_json(workdir_path(workdir) / KERNELS, found)
 
 
 def _first_state(run: Run, config, saver):

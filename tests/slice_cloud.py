@@ -51,7 +51,15 @@ case $verb in
     done
     rm -r "$FAKE/slice" "$FAKE"/home_*
     ;;
-  scp) reachable; for i in $(hosts); do cp "$5" "$FAKE/home_$i/${6#*:}"; done ;;
+  scp)
+    reachable
+    for i in $(hosts); do
+      case $5 in
+        *:*) cp "$FAKE/home_$i/${5#*:}" "$6" ;;
+        *) cp "$5" "$FAKE/home_$i/${6#*:}" ;;
+      esac
+    done
+    ;;
   ssh)
     reachable; status=0
     for i in $(hosts); do

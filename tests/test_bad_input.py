@@ -619,7 +619,7 @@ JEPO = {"algorithm": "jepo"}
         (
             {"model.attention": "flash"},
             "--config.model.attention='flash' is unknown; did you mean 'xla'? "
-            "(auto, xla)",
+            "(auto, ragged, splash, xla)",
         ),
         (
             {"model.init": "nowhere"},

@@ -25,7 +25,7 @@ from limr_jax.errors import InputError
 from limr_jax.evaluation import evaluator
 from limr_jax.models import from_config, kv_cache
 from limr_jax.models.attention import ragged_decode
-from limr_jax.models.config import ComputeConfig
+from limr_jax.models.config import ComputeConfig, ModelConfig
 from limr_jax.platform import resolve
 from limr_jax.prng import stream_key
 from limr_jax.rewards import host, host_grader
@@ -86,8 +86,8 @@ def plan(config) -> Plan:
     devices = slices.devices(config.slice.type)
     mesh = make_mesh(**config.mesh, devices=devices)
     check_batch(config, mesh)
-    special_tokens, vocab_size = _special_tokens(config)
-    model_config = _model_config(config.model, vocab_size)
+    special_tokens, vocab_size = planned_tokens(config)
+    model_config = planned_model(config.model, vocab_size)
     problems, prompts = _problems(config, mesh)
     generation, compute, jitted = setup.make_programs(
         config, mesh, model_config, special_tokens, problems, prompts
@@ -100,7 +100,7 @@ def plan(config) -> Plan:
         for name, k in examined.items()
         if k and config.data.eval
     }
-    length, parts = config.rollout.max_prompt_length, _parts(config)
+    length, parts = config.rollout.max_prompt_length, reward_parts(config)
     sampling = sampling_of(**setup.training_sampling(config))
     slots = generation.slot_plan(
         config.prompts_per_step, mesh.shape["data"] * mesh.shape["fsdp"]
@@ -128,7 +128,7 @@ def plan(config) -> Plan:
             compute=compute,
             evaluators=evaluators,
             eval_prompts=prompts,
-            micro_batches=_micro_batches(config),
+            micro_batches=planned_micro_batches(config),
             minibatches=config.minibatches_per_step,
             judge=_judge(config, devices),
         ),
@@ -146,7 +146,7 @@ def longest_first(calls: list[Call]) -> list[Call]:
     return sorted(calls, key=lambda call: call.name not in ("update", "generate"))
 
 
-def _parts(config) -> tuple[str, ...] | None:
+def reward_parts(config) -> tuple[str, ...] | None:
     """The parts of a reward that hosts give; None where the graph's verifier grades."""
     if config.reward in ("token", "none"):
         return None
@@ -176,7 +176,7 @@ def _judge(config, devices) -> tuple | None:
     return program, questions if "judge" in host.parse_spec(config.reward) else 1
 
 
-def _micro_batches(config) -> int:
+def planned_micro_batches(config) -> int:
     """Micro-batches of an update, where every response is as long as it may be."""
     rows = config.prompts_per_step * config.group_size // config.minibatches_per_step
     size = config.micro_batch_rows or rows
@@ -184,7 +184,7 @@ def _micro_batches(config) -> int:
     return -(-rows // (config.row_responses * size))
 
 
-def _special_tokens(config) -> tuple[SpecialTokens, int]:
+def planned_tokens(config) -> tuple[SpecialTokens, int]:
     """What programs need of the tokenizer, and its vocabulary; or stand-ins."""
     path = resolve(config.tokenizer)
     if path.exists():
@@ -195,7 +195,8 @@ def _special_tokens(config) -> tuple[SpecialTokens, int]:
     return stand_in, 0
 
 
-def _model_config(model, vocab_size: int):
+def planned_model(model, vocab_size: int) -> ModelConfig:
+    """The checkpoint's model; model.preset's where that is not on this machine."""
     if model.init == "random" or resolve(model.init).exists():
         return from_config.read_model_config(model, vocab_size)
     if not model.preset:

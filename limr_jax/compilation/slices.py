@@ -10,6 +10,7 @@ what libtpu's compiler says when one does not fit.
 """
 
 import dataclasses
+import math
 import os
 
 from limr_jax.errors import InputError, choose
@@ -59,6 +60,48 @@ SLICES = {
     "v6e-8": Slice("v6e", "2x4", host=(2, 4, 1)),
     "v6e-16": Slice("v6e", "4x4"),
 }
+
+
+# How JAX names a chip (`device_kind`) → its name here.
+_KINDS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+}
+
+
+def chip_of(device) -> str | None:
+    """Which of CHIPS a device is; None: none of them."""
+    return _KINDS.get(device.device_kind)
+
+
+def refuse_other(slice_type: str, devices) -> None:
+    """InputError where these devices are not those of a slice of this type."""
+    wanted = choose(SLICES, slice_type, "slice.type")
+    chip, kind = chip_of(devices[0]), devices[0].device_kind
+    count = math.prod(map(int, wanted.topology.split("x")))
+    if chip != wanted.chip or len(devices) != count:
+        raise InputError(
+            f"slice.type={slice_type} is {count} {wanted.chip} chips, but here are "
+            f"{len(devices)} devices, {kind}: run it on such a slice (on all of its "
+            "hosts: launch/slice.sh check NAME), or give the slice.type of this one "
+            "(--config.slice.type= for none)"
+        )
+    sides = [1 + max(side) for side in zip(*(x.coords for x in devices))]
+    # Which way a slice lies does not matter, nor sides of 1.
+    here, there = (
+        sorted(side for side in given if side > 1)
+        for given in (sides, map(int, wanted.topology.split("x")))
+    )
+    if here != there:
+        raise InputError(
+            f"slice.type={slice_type} is {wanted.topology} chips, but these lie as "
+            f"{'x'.join(map(str, sides))}; give the slice.type of this slice"
+        )
 
 
 def devices(slice_type: str):

@@ -106,7 +106,7 @@ LIMITS: dict[str, Row] = {
     "model.max_length": Whole(0, COUNT),
     "model.dtype": Choice(("auto", "bfloat16", "float32")),
     "model.remat": Flag(),
-    "model.attention": Choice(("auto", "xla")),
+    "model.attention": Choice(("auto", "xla", "splash", "ragged")),
     "model.base_dtype": Choice(("float32", "bfloat16", "int8")),
     "model.lora.rank": Whole(0, SIZE),
     "model.lora.alpha": Real(SMALL, LARGE),

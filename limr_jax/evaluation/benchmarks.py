@@ -28,10 +28,12 @@ from limr_jax.errors import InputError
 from limr_jax.evaluation import trained_policy
 from limr_jax.jit import jit
 from limr_jax.learner.field_limits import check_fields
+from limr_jax.models.attention import kernel_check
 from limr_jax.models.config import ComputeConfig
 from limr_jax.models.from_config import (
     check_length,
     compute_config,
+    compute_dtype,
     load_base,
     load_params,
     read_model_config,
@@ -235,6 +237,15 @@ def set_up(config, workdir: str = "", step: int | None = None) -> BenchmarkSuite
             what=f"the longest prompt of {task.benchmark.spec}, {prompt}, + "
             f"benchmarks.max_response_length={longest}",
         )
+    longest_prompt = max(int(t.problems.prompt_length_N.max()) for t in tasks)
+    model_config, _ = kernel_check.settle(
+        model_config,
+        mesh,
+        compute_dtype(config.model.dtype, mesh.devices.flat),
+        rows=kernel_check.of_generation(longest_prompt, longest),
+        # A kernel that training demands need not fit these rows.
+        wanted="auto",
+    )
     generation = GenerateConfig(
         group=config.group_size,  # each benchmark has its own k
         response_length=longest,

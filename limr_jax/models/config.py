@@ -72,6 +72,9 @@ class ModelConfig:
     attention_softcap: float | None = None
     # A TPU's kernels where they fit (models/attention/), else XLA's own attention.
     attention_kernel: bool = True
+    # Those of them that were wrong when this run began (attention/kernel_check.py).
+    # They are no part of what a model is, nor of the text that identities keep of it.
+    refused_kernels: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     logit_softcap: float | None = None
     # Adapters beside the kernels, which no checkpoint's config has. Not in the text
     # that identities keep of a model (`evaluation.benchmarks` says them beside it).
@@ -111,6 +114,10 @@ class ModelConfig:
             "up": (D, F),
             "down": (F, D),
         }[projection]
+
+    def takes(self, kernel: str) -> bool:
+        """Whether attention is to be by this kernel ("splash", "ragged") if it fits."""
+        return self.attention_kernel and kernel not in self.refused_kernels
 
     def window_of(self, kind: str) -> int | None:
         """Columns that this kind of attention sees at most; None is all."""

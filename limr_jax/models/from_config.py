@@ -24,7 +24,9 @@ from limr_jax.prng import stream_key
 from limr_jax.sharding import param_shardings
 
 DIMENSIONS = ("width", "layers", "heads", "kv_heads", "head_dim", "mlp_width")
-_KERNEL = {"auto": True, "xla": False}  # of model.attention
+# Of model.attention: whether kernels are taken where they fit. A name of one: it must
+# be (attention/kernel_check.py).
+_KERNEL = {"auto": True, "xla": False, "splash": True, "ragged": True}
 _DIGESTED, _PLACES = 2**26, 64  # bytes hashed of a large file; in how many pieces
 _DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 # Of the frozen base: what is not quantised is bf16 with int8.

@@ -285,7 +285,9 @@ def renamed(tensor: Tensor, prefix: str) -> Tensor:
 def _write_configs(directory, config, source, dtype, own_dtype, token_ids):
     name = np.dtype(dtype or own_dtype).name
     # No checkpoint says which kernel computes it, or has adapters.
-    here = dataclasses.replace(config, attention_kernel=True, lora=None)
+    here = dataclasses.replace(
+        config, attention_kernel=True, refused_kernels=(), lora=None
+    )
     if source and read_config(source) == here:
         written = json.loads((pathlib.Path(source) / "config.json").read_text("utf-8"))
         if dtype is not None:

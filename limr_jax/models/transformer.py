@@ -19,7 +19,12 @@ from flax import nnx
 
 from limr_jax.models import lora
 from limr_jax.models.attention import dense, ragged_decode, splash
-from limr_jax.models.attention.dense import attend_causal, rotation, seen_mask
+from limr_jax.models.attention.dense import (
+    attend_causal,
+    rotation,
+    same_text_mask,
+    seen_mask,
+)
 from limr_jax.models.config import ModelConfig, Rope
 from limr_jax.models.int8 import is_quantised, quantise_params
 from limr_jax.models.kv_cache import (
@@ -41,6 +46,7 @@ __all__ = [
     "forward",
     "init_params",
     "prefill",
+    "text_attend_of",
     "unembed",
     "unstack",
 ]
@@ -208,24 +214,15 @@ def _final_norm(params, x_BTD, config: ModelConfig, dtype):
     return nnx.merge(graph, params["final_norm"])(x_BTD, dtype)
 
 
-def _same(segment_BT, branch_BT):
-    """Which columns are of one text, [B, T, T]; None: all of a row."""
-    if segment_BT is None:
-        return None
-    same_BTS = segment_BT[:, :, None] == segment_BT[:, None]
-    if branch_BT is None:
-        return same_BTS
-    seen_B1S = branch_BT[:, None]
-    # The prompt is seen by all that goes on from it, a response by itself alone.
-    return same_BTS & ((seen_B1S == 0) | (seen_B1S == branch_BT[:, :, None]))
+def text_attend_of(position_BT, segment_BT, branch_BT, config: ModelConfig):
+    """Attention of each kind, `(q, k, v) → out`: a TPU's kernel, or XLA's own.
 
-
-def _attend_of(position_BT, segment_BT, branch_BT, config: ModelConfig):
-    """Attention of each kind, `(q, k, v) → out`: a TPU's kernel, or XLA's own."""
+    The arguments are those of `forward`.
+    """
     columns, shared = position_BT.shape[1], branch_BT is not None
     by_kernel = splash.fits(columns, config, shared=shared)
     # The kernel makes its masks as it goes; [B, T, T] is for XLA's attention alone.
-    same_BTS = None if by_kernel else _same(segment_BT, branch_BT)
+    same_BTS = None if by_kernel else same_text_mask(segment_BT, branch_BT)
 
     def of_kind(kind):
         window = config.window_of(kind)
@@ -265,7 +262,7 @@ def _read(
     """All layers over whole sequences; also `keep(kind, k, v)` of every layer."""
     # Angles and masks are the same in all layers of a kind: made once, before the scan.
     rotations = _rotations(position_BT, config)
-    attend_of = _attend_of(
+    attend_of = text_attend_of(
         position_BT, segment_BT=segment_BT, branch_BT=branch_BT, config=config
     )
     graph = _graph_of(params, config)

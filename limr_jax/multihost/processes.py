@@ -24,6 +24,7 @@ from limr_jax.multihost import preemption, watchdog
 from limr_jax.multihost.agree import Diverged
 from limr_jax.multihost.watchdog import LastWords, Watch
 
+STARTED = "LIMR_JAX_SLICE"  # in the environment of what launch/slice.sh starts
 JOIN_SECONDS = 300  # until all processes must be there, and then all devices
 SAY_SECONDS = (10, 60)  # of it when what is waited for is said
 _DEVICES = "the devices of all hosts"
@@ -83,6 +84,37 @@ def _join(coordinator: str, processes: int, process: int) -> bool:
     with _patience(_DEVICES, lambda _: _exit(1)):
         _check_whole(processes)
     return False
+
+
+def refuse_part_of_a_slice() -> None:
+    """InputError on one host of several where nothing has started the others.
+
+    launch/slice.sh sets STARTED on every host where it starts a command. The others
+    would be waited for, for JOIN_SECONDS.
+    """
+    if not _tpu() or os.environ.get(STARTED):
+        return
+    hosts = _slice_hosts()
+    if hosts > 1:
+        raise InputError(
+            f"this is one of the slice's {hosts} hosts: launch/slice.sh check NAME "
+            "starts all of them (or give --coordinator, --processes and --process on "
+            "each)"
+        )
+
+
+def _slice_hosts() -> int:
+    """The hosts of this machine's TPU slice, as the slice says; 0: it does not."""
+    # JAX has no public name for what `jax.distributed.initialize` asks, nor for how.
+    from jax._src.clusters import cloud_tpu_cluster as cluster
+
+    for kind in (cluster.GkeTpuCluster, cluster.GceTpuCluster):
+        try:
+            if kind.is_env_present():
+                return kind.get_process_count()
+        except Exception:  # no network, another JAX: joining will say
+            continue
+    return 0
 
 
 def _tpu() -> bool:

@@ -23,6 +23,7 @@ from limr_jax.multihost import agree
 from limr_jax.storage import files, gcs
 
 _RUN, _RESULT, _LOCK = "run.json", "result.json", ".lock"
+KERNELS = "kernels.json"  # what a run's start has found of its kernels
 # What a start that was killed early, or a look at a bucket's rights, leaves of ours.
 _OURS = re.compile(r"\.lock|\.run\.\d+\.tmp\.json|\.probe-.*")
 _AGAIN = "mend it, then give the same command again"
@@ -114,6 +115,15 @@ def write_result(workdir: str | epath.PathLike, result: Mapping[str, Any]) -> No
 def read_result(workdir: str | epath.PathLike) -> dict[str, Any] | None:
     """The result of a finished run; None where the run is not finished."""
     return _read_json(workdir_path(workdir) / _RESULT)
+
+
+def read_kernels(workdir: str | epath.PathLike) -> list[dict[str, Any]]:
+    """The rows of kernels.json; none where no kernel fitted.
+
+    Raises InputError where it cannot be read.
+    """
+    rows = (_read_json(workdir_path(workdir) / KERNELS) or {}).get("kernels")
+    return [row for row in rows or () if isinstance(row, dict)]
 
 
 def write_json(path: epath.Path, value: Any) -> None:

@@ -14,7 +14,7 @@ from limr_jax.config import load
 from limr_jax.config.diff import differences
 from limr_jax.errors import InputError
 from limr_jax.storage import metrics, rollout_dump
-from limr_jax.storage.workdir import read_result, read_run
+from limr_jax.storage.workdir import read_kernels, read_result, read_run
 from limr_jax.studies import ablation, plots
 
 _LONGEST = 2000  # characters of a prompt or a response that are shown
@@ -59,7 +59,7 @@ def page(workdirs: Sequence, *, samples: int) -> str:
         runs[name] = rows, stored
     title = "limr_jax: " + ", ".join(runs)
     parts = [f"<h1>{_text(title)}</h1>", _missing(runs), _overview(runs)]
-    parts += [_curves(runs), _levels(runs), _settings(runs)]
+    parts += [_curves(runs), _levels(runs), _kernels(runs), _settings(runs)]
     for name, (rows, _) in runs.items():
         steps = sorted({rows[0]["step"], rows[-1]["step"]})
         parts.append(f"<h2>Rollouts of {_text(name)}</h2>")
@@ -141,6 +141,26 @@ def _levels(runs: Mapping) -> str:
     ]
     head = ["run", "", *(f"level {level}" for level in levels)]
     return "<h2>Held-out accuracy by level</h2>" + _table(head, rows)
+
+
+def _kernels(runs: Mapping) -> str:
+    """What each run's start found of the kernels of attention, where any fitted."""
+    table = []
+    for name in runs:
+        try:
+            rows = read_kernels(name)
+        except InputError as error:
+            table.append([name, "", str(error), "", ""])
+            continue
+        table += [
+            [name, row.get("kernel", ""), row.get("rows", "")]
+            + [_number(row, "gap"), row.get("fault") or "taken"]
+            for row in rows
+        ]
+    if not table:
+        return ""
+    head = ["run", "kernel", "rows", "gap to XLA's attention", "outcome"]
+    return "<h2>Kernels</h2>" + _table(head, table)
 
 
 def _settings(runs: Mapping) -> str:

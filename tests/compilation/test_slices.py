@@ -1,15 +1,18 @@
 """Slices by name, and what JAX takes where libtpu is there without a TPU."""
 
+import itertools
 import math
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 from tiny_run import ROOT
 
 from limr_jax import platform
 from limr_jax.compilation import slices
+from limr_jax.errors import InputError
 
 DEVICES = """
 import sys
@@ -89,3 +92,46 @@ def test_every_slice_has_a_chip_and_its_number_of_chips():
         cores = 2 if given.chip in ("v4", "v5p") else 1
         count = math.prod(map(int, given.topology.split("x")))
         assert count * cores == int(name.rsplit("-", 1)[1])
+
+
+def chips(kind, topology, count=None):
+    """Devices of a slice, as JAX names and places them."""
+    sides = [range(int(side)) for side in topology.split("x")]
+    places = list(itertools.product(*sides))[:count]
+    return [types.SimpleNamespace(device_kind=kind, coords=place) for place in places]
+
+
+@pytest.mark.parametrize(
+    "slice_type, kind, topology",
+    [
+        ("v4-32", "TPU v4", "2x2x4"),
+        ("v4-32", "TPU v4", "4x2x2"),  # however it lies
+        ("v5litepod-16", "TPU v5 lite", "4x4x1"),
+        ("v5p-16", "TPU v5", "2x2x2"),
+        ("v6e-4", "TPU v6 lite", "2x2x1"),
+    ],
+)
+def test_the_devices_of_a_slice_are_its_type_s(slice_type, kind, topology):
+    slices.refuse_other(slice_type, chips(kind, topology))
+
+
+@pytest.mark.parametrize(
+    "slice_type, devices, said",
+    [
+        ("v4-32", chips("TPU v4", "2x2x4", 4), "16 v4 chips, but here are 4 devices"),
+        (
+            "v4-8",
+            chips("TPU v5 lite", "2x2"),
+            "4 v4 chips, but here are 4 devices, TPU",
+        ),
+        ("v4-8", chips("cpu", "2x2"), "4 v4 chips, but here are 4 devices, cpu"),
+        (
+            "v5litepod-16",
+            chips("TPU v5 lite", "2x8"),
+            "4x4 chips, but these lie as 2x8",
+        ),
+    ],
+)
+def test_other_devices_are_one_line(slice_type, devices, said):
+    with pytest.raises(InputError, match=f"^slice.type={slice_type} is {said}[^\n]*$"):
+        slices.refuse_other(slice_type, devices)

@@ -77,7 +77,7 @@ def test_a_package_that_is_not_there_is_named(tmp_path):
     # Where this checkout has wheels, pip has spoken before.
     last = ended.stderr.splitlines()[-1]
     assert last.startswith(f"error: {bare} lacks jax, flax, optax, ")
-    assert last.endswith("carry their wheels in .whl/ (launch/README.md)")
+    assert last.endswith("carry their wheels in .whl/ (launch/GPU.md)")
 
 
 @pytest.mark.parametrize(

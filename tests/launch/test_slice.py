@@ -108,6 +108,9 @@ def test_dry_run_prints_each_command_and_runs_none(cloud):
         text=True,
     ).stdout
     assert command.endswith("--workdir gs://b/r '--x=it'\\''s'\n")
+    said = cloud.run("check", "s", ZONE, "--dry_run", "--type", "v5e-16")
+    assert "slice_host.sh check --config configs/v5e_16.py' " in said
+    assert " scp s:limr_jax_logs/check.first_contact.json " in said
     for verb in ("logs", "status", "stop", "delete"):
         said = cloud.run(verb, "s", ZONE, "--dry_run")
         assert "gcloud compute tpus tpu-vm describe s " in said
@@ -140,6 +143,43 @@ def test_setup_copies_the_checkout_to_all_hosts_and_installs_it(cloud):
         ]
         pip = (cloud.home(worker) / "pip_calls").read_text().splitlines()
         assert pip == ["-m pip install -e .[tpu]"] * 2
+
+
+FIRST_CONTACT = """
+import os, pathlib, sys
+print("measured", sys.argv[1:], os.environ["LIMR_JAX_SLICE"])
+if "--config=wrong.py" in sys.argv:
+    sys.exit("error: wrong.py is no config")
+pathlib.Path(sys.argv[-1] + ".first_contact.json").write_text("{}")
+"""
+
+
+def test_check_measures_on_all_hosts_and_brings_the_json(cloud, tmp_path, monkeypatch):
+    """In the place of launch/tpu.py a script; tests/compilation has the real one."""
+    monkeypatch.chdir(tmp_path)  # where slice.sh is started
+    script(cloud.checkout / "launch" / "tpu.py", FIRST_CONTACT)
+    cloud.ready()
+    said = cloud.run("check", "s", ZONE)
+    for worker in range(WORKERS):
+        flags = ["--config", "configs/v4_32.py", "--first_contact", "--workdir"]
+        flags.append(str(cloud.home(worker) / "limr_jax_logs" / "check"))
+        assert f"measured {flags} {worker}\n" in said
+    assert said.endswith("lies in s.first_contact.json: please send it back\n")
+    here = pathlib.Path("s.first_contact.json")
+    assert here.read_text() == "{}"
+    here.unlink()
+    said = cloud.run("check", "s", ZONE, "--", "--config=wrong.py", code=1)
+    assert "error: checking s: wrong.py is no config\n" in said
+    assert not here.exists()
+    cloud.run("run", "s", ZONE, "--no_watch", "--", "sleep", "99")
+    said = cloud.run("check", "s", ZONE, code=1)
+    assert "error: checking s: worker 0: a run is going; end it first" in said
+
+
+def test_a_slice_without_a_config_of_its_own_wants_one(cloud):
+    cloud.run("create", "s", "--type", "v4-16", ZONE)
+    said = cloud.run("check", "s", ZONE, code=2)
+    assert "no config is written for v4-16; give one: " in said
 
 
 def test_a_failed_installation_is_one_line_with_the_worker(cloud):

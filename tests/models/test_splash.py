@@ -99,7 +99,7 @@ def by_kernel(q, k, v, lay, *, window, config):
 def by_xla(q, k, v, lay, *, window, config):
     position_BT, *apart = lay
     mask_BTT = dense.seen_mask(position_BT, position_BT, window)
-    same_BTT = transformer._same(*apart)
+    same_BTT = dense.same_text_mask(*apart)
     mask_BTT = mask_BTT if same_BTT is None else mask_BTT & same_BTT
     return dense.attend(q, k, v, mask_BTT, config)
 
@@ -170,7 +170,7 @@ def test_on_a_mesh(interpreted, monkeypatch, shape, heads):
 def test_a_block_is_visited_where_a_query_sees_a_key(interpreted, rows, window):
     position_BT, *apart = lay = jax.tree.map(jnp.asarray, rows(3, 1024))
     mask_BTT = dense.seen_mask(position_BT, position_BT, window)
-    same_BTT = transformer._same(*apart)
+    same_BTT = dense.same_text_mask(*apart)
     mask_BTT = mask_BTT if same_BTT is None else mask_BTT & same_BTT
     # The kernel divides by what a query sees: padding sees itself.
     mask_BTT |= jnp.eye(1024, dtype=bool)[None] & (position_BT < 0)[..., None]

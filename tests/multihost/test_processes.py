@@ -4,6 +4,7 @@ What one process does beside them is run here, on as many of the virtual devices
 """
 
 import itertools
+import json
 import os
 import random
 import re
@@ -724,3 +725,73 @@ def test_who_has_said_why_it_ends_has_no_last_words(capfd):
         thread.join()
     words.cancel()
     assert capfd.readouterr().err == ""
+
+
+KERNEL = (
+    "from limr_jax.models.attention import ragged_decode",
+    "ragged_decode.INTERPRET, ragged_decode.BLOCKS = True, (4,)",
+)
+BROKEN = (
+    "def attend(*_, **__): raise NotImplementedError('no such layout')",
+    "ragged_decode.attend = attend",
+)
+WRONG = (
+    "right = ragged_decode.attend",
+    "def attend(*x, **y): return 1.5 * right(*x, **y)",
+    "ragged_decode.attend = attend",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "planted, fault",
+    [
+        (
+            BROKEN,
+            "process 1: it does not compile (NotImplementedError: no such layout)",
+        ),
+        (WRONG, "it is 0.5 apart from XLA's, more than 0.001"),
+    ],
+)
+def test_a_kernel_that_fails_on_one_host_is_taken_by_none(
+    folder, tmp_path, planted, fault
+):
+    """A dry run, which ends before it would compile the steps."""
+    print_model = (
+        "from limr_jax import setup",
+        "describe = setup.describe",
+        "def told(run, config):",
+        "    print('refused', run.compute.model.refused_kernels, flush=True)",
+        "    return describe(run, config)",
+        "setup.describe = told",
+    )
+    well = ran_with(tmp_path / "well.py", *KERNEL, *print_model)
+    ill = ran_with(tmp_path / "ill.py", *KERNEL, *planted, *print_model)
+    given = [*command(folder, tmp_path / "a"), "--dry_run"]
+    said = start(folder, [[well, *given], [ill, *given]]).wait()
+    assert [code for code, _ in said] == [0, 0], said
+    for _, text in said:
+        assert "refused ('ragged',)" in text
+    assert said[0][1].count("warning: ") == 1 and "warning: " not in said[1][1]
+    assert fault in said[0][1]
+
+
+@pytest.mark.slow
+def test_first_contact_of_two_hosts(folder, tmp_path):
+    """Both take part in each measurement; here both write the same file."""
+    held = ran_with(
+        tmp_path / "held.py",
+        *KERNEL,
+        "from limr_jax.compilation import peaks",
+        "peaks.ROUNDS = peaks.CALLS = 1",
+    )
+    given = [held, *command(folder, tmp_path / "a"), "--first_contact"]
+    said = start(folder, [given, given]).wait()
+    assert [code for code, _ in said] == [0, 0], said
+    assert "share of bound" in said[0][1] and "share of bound" not in said[1][1]
+    found = json.loads((tmp_path / "a.first_contact.json").read_text())
+    assert found["devices"]["processes"] == 2 and found["devices"]["count"] == 4
+    assert len(found["peaks"]["devices"]) == len(found["devices"]["memory"]) == 4
+    assert not found["kernels"][0]["fault"]
+    rows = {row["name"]: row for row in found["steps"]["programs"]}
+    assert rows["update"]["measured_seconds"] > 0

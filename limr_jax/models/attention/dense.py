@@ -122,6 +122,18 @@ def seen_mask(query_BT, key_BS, window: int | None):
     return seen if window is None else seen & (query_BT1 - key_B1S < window)
 
 
+def same_text_mask(segment_BT, branch_BT):
+    """Which columns are of one text, [B, T, T]; None: all of a row."""
+    if segment_BT is None:
+        return None
+    same_BTS = segment_BT[:, :, None] == segment_BT[:, None]
+    if branch_BT is None:
+        return same_BTS
+    seen_B1S = branch_BT[:, None]
+    # The prompt is seen by all that goes on from it, a response by itself alone.
+    return same_BTS & ((seen_B1S == 0) | (seen_B1S == branch_BT[:, :, None]))
+
+
 # --- In decode ----------------------------------------------------------------------
 
 

@@ -87,7 +87,7 @@ def fits(columns: int, config) -> int:
     which a device of the current mesh holds keys of no more than MOST numbers. It is 0
     too where no TPU is compiled for, or the config wants XLA's attention.
     """
-    if not config.attention_kernel or not (INTERPRET or platform() == "tpu"):
+    if not config.takes("ragged") or not (INTERPRET or platform() == "tpu"):
         return 0
     sizes = (n for n in BLOCKS if columns % n == 0 and n * _numbers(config) <= MOST)
     return next(sizes, 0)

@@ -123,7 +123,7 @@ def fits(columns: int, config, *, shared: bool) -> bool:
     short, or so long that codes need more than 31 bits, nor where a device's heads read
     parts of several kv heads' groups.
     """
-    if not config.attention_kernel or not (INTERPRET or platform() == "tpu"):
+    if not config.takes("splash") or not (INTERPRET or platform() == "tpu"):
         return False
     size = queries(columns, config.head_dim)
     if not size or config.head_dim % 64:
