@@ -13,14 +13,17 @@ What a compile said is kept, so that the same plan of more hours compiles nothin
 import concurrent.futures
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import math
+import os
 import pathlib
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 
+import jax
 from ml_collections import ConfigDict
 
 from limr_jax.compilation import calls, compile, report, slices
@@ -28,6 +31,7 @@ from limr_jax.compilation.compile import Compiled
 from limr_jax.errors import InputError
 from limr_jax.multihost import agree
 from limr_jax.platform import resolve
+from limr_jax.samplers.allocation import largest_group
 from limr_jax.storage import files
 
 SLOWER = 3  # times its bound, which a real step is taken for
@@ -40,6 +44,8 @@ _ROOM = 0.97  # of a chip's HBM, which a setting that is not compiled yet may ne
 _NO_MATTER = ("num_steps", "seed", "checkpoint", "dump", "evaluation", "benchmarks")
 _OF_GENERATION = ("rollout.slots", "rollout.compactions")
 _OF_UPDATE = ("micro_batch_rows", "row_responses")
+# Variables by which the compiler is told, or replaced.
+_OF_COMPILER = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "TPU_LIBRARY_PATH")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +72,7 @@ def parse_goal(text: str) -> Goal:
     """'v5e-8, 9h': a slice, and hours or minutes ('90m'); InputError."""
     name, _, time_text = text.partition(",")
     length = re.fullmatch(r"(\d+(?:\.\d+)?) *(h|m)", time_text.strip())
-    if length is None or not float(length[1]):
+    if length is None or not 0 < float(length[1]) < math.inf:
         raise InputError(
             f"--plan={text!r} is not a slice and a time above 0; write --plan 'v5e-8, "
             "9h', or 90m for minutes"
@@ -91,14 +97,17 @@ def plan(
 
     say: is told of each compile. InputError: no mesh has anything compiled.
     """
-    config = _with(config, {"slice.type": goal.slice_type})
+    slice_type = {"slice.type": goal.slice_type}
+    # The settings name the slice where the config has another one.
+    named = {} if config.slice.type == goal.slice_type else slice_type
+    config = _with(config, slice_type)
     compiler = _Compiler(config, say=say, until=time.monotonic() + 60 * minutes)
     chips = len(slices.devices(goal.slice_type))
     rows: list[Row] = []
 
     def explore(changes: dict, otherwise: int, grow: bool) -> None:
         row = _explore(_with(config, changes), compiler=compiler, goal=goal, grow=grow)
-        settings = changes | row.settings
+        settings = named | changes | row.settings
         rows.append(dataclasses.replace(row, settings=settings, otherwise=otherwise))
 
     for meshes in _meshes(config, chips):
@@ -107,7 +116,8 @@ def plan(
             if rows[-1].steps:
                 break  # what divides more over the chips has more to gather
     if all(row.gib is None for row in rows):
-        raise InputError(rows[0].reason)
+        reasons = list(dict.fromkeys(row.reason for row in rows))
+        raise InputError("; ".join(reasons[:3]))
     # Another mesh would not make up for what the nearest one lacks.
     mesh = {
         name: x for name, x in min(rows, key=_place).settings.items() if "mesh" in name
@@ -122,7 +132,8 @@ def plan(
 def _place(row: Row):
     """Those that end first; then those that fit, those that do not, and the rest."""
     kind = 0 if not row.reason else 1 if row.steps else 2 if row.gib else 3
-    return kind, row.otherwise, row.seconds or 0.0
+    # Of those that do not fit what needs the least is the nearest.
+    return kind, row.otherwise, row.seconds or row.gib or 0.0
 
 
 def _otherwise(config) -> Iterator[dict]:
@@ -134,20 +145,30 @@ def _otherwise(config) -> Iterator[dict]:
         changes = changes | {"model.base_dtype": "int8"}
         yield changes
     if model.lora.rank > 16:
-        changes = changes | {"model.lora.rank": 16}
+        # Their scale stays: alpha / rank, or alpha / sqrt(rank).
+        less = 16 / model.lora.rank
+        alpha = model.lora.alpha * (
+            less if model.lora.scaling == "plain" else less**0.5
+        )
+        changes = changes | {"model.lora.rank": 16, "model.lora.alpha": _short(alpha)}
         yield changes
     if not model.lora.rank:
         # Adapters are usually learned at ten times the rate.
         changes = changes | {
             "model.lora.rank": 32,
             "model.base_dtype": "int8",
-            "optimizer.learning_rate": 10 * config.optimizer.learning_rate,
+            "optimizer.learning_rate": _short(10 * config.optimizer.learning_rate),
         }
         yield changes
     for part in (2, 4):
         length = rollout.max_response_length // part
         if length >= 128:
             yield changes | {"rollout.max_response_length": length}
+
+
+def _short(number: float) -> float:
+    """1e-05, where a product is 9.999999999999999e-06."""
+    return float(f"{number:.6g}")
 
 
 def _meshes(config, chips: int) -> list[list[dict]]:
@@ -157,7 +178,7 @@ def _meshes(config, chips: int) -> list[list[dict]]:
     on each device of data: then nothing of it is gathered.
     """
     own = [config.mesh[axis] for axis in ("data", "fsdp", "tensor")]
-    if -1 in own:
+    if own.count(-1) == 1 and 0 not in own:
         others = math.prod(size for size in own if size != -1)
         own = [chips // others if size == -1 else size for size in own]
     lists = [[tuple(own)]] if math.prod(own) == chips else []
@@ -185,6 +206,7 @@ def _explore(config, *, compiler: "_Compiler", goal: Goal, grow: bool) -> Row:
     grow: the best that fit; else the config's own, or less where they do not fit.
     """
     devices = config.mesh.data * config.mesh.fsdp
+    config = _divided(config, devices)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         searches = [
             pool.submit(search, config, devices=devices, compiler=compiler, grow=grow)
@@ -193,9 +215,12 @@ def _explore(config, *, compiler: "_Compiler", goal: Goal, grow: bool) -> Row:
         wrong = [x.exception() for x in searches if x.exception()]
     if wrong:
         for error in wrong:
-            if not isinstance(error, InputError):
+            if not isinstance(error, InputError | jax.errors.JaxRuntimeError):
                 raise error
-        return Row({}, 0, str(wrong[0]))
+        reason = " ".join(str(wrong[0]).split())
+        if not isinstance(wrong[0], InputError):
+            reason = f"does not compile: {reason[:200]}"
+        return Row({}, 0, reason)
     settings, programs = {}, []
     for future in searches:
         some, compiled = future.result()
@@ -215,36 +240,61 @@ def _explore(config, *, compiler: "_Compiler", goal: Goal, grow: bool) -> Row:
     steps = tuple(int(goal.seconds / seconds / slower) for slower in (1, SLOWER))
     reason = ""
     if steps[1] < config.num_steps:
-        reason = (
-            f"too slow for {config.num_steps:,} steps: --config.num_steps={steps[1]} "
-            "would end in time"
+        reason = f"too slow for {config.num_steps:,} steps: " + (
+            f"--config.num_steps={steps[1]} would end in time"
+            if steps[1]
+            else "none would end in time"
         )
     return Row(settings, 0, reason, gib=gib, seconds=seconds, steps=steps)
 
 
+def _divided(config, devices: int) -> ConfigDict:
+    """A copy of the config with slots and a micro-batch that the devices divide.
+
+    Whatever else they do not divide is refused with the program's own words.
+    """
+    changes = {}
+    slots, sizes = config.rollout.slots, _micro_batches(config, devices)
+    if slots % devices:
+        changes["rollout.slots"] = max(devices, slots // devices * devices)
+    if sizes:
+        micro = config.micro_batch_rows or sizes[-1]
+        lower = [size for size in sizes if size <= micro]
+        changes["micro_batch_rows"] = lower[-1] if lower else sizes[0]
+    return _with(config, changes)
+
+
+def _micro_batches(config, devices: int) -> list[int]:
+    """Rows that a micro-batch may have on so many devices, rising."""
+    rows = config.prompts_per_step * largest_group(config)
+    rows //= config.minibatches_per_step
+    return [size for size in range(devices, rows + 1, devices) if rows % size == 0]
+
+
 def _search_slots(config, *, devices: int, compiler: "_Compiler", grow: bool):
     """(settings, [generate]): as few waves of rollouts as fit."""
-    rollouts = config.prompts_per_step * config.group_size
-    limit = _ROOM * compiler.chip.hbm_gib * report.GIB
-    unit = devices * config.group_size
+    # Rows, of which an allocation leaves some empty.
+    group = largest_group(config)
+    rollouts, unit = config.prompts_per_step * group, devices * group
+    limit = compiler.chip.hbm_gib * report.GIB
 
     def slots_of(waves: int) -> int:
         return -(-rollouts // (waves * unit)) * unit
 
     slots = min(config.rollout.slots or rollouts, rollouts)
     best, tried = None, set()
-    while len(tried) < _TRIES:
+    while True:
         tried.add(slots)
         chosen = _with(config, {"rollout.slots": slots})
         planned, (compiled,) = compiler.compiled(chosen, ("generate",), but=_OF_UPDATE)
         fits = not compiled.error and compiled.total <= limit
         if fits and (best is None or slots > best[0]["rollout.slots"]):
             best = {"rollout.slots": slots}, [compiled]
-        if fits and not grow:
+        if (fits and not grow) or len(tried) == _TRIES:
             break
         # What a slot takes is known, so what else would fit can be said.
         each = report.column_bytes(planned) * report.slot_columns(planned) / devices
-        room = slots + (limit - compiled.total) / each
+        room = slots + (_ROOM * limit - compiled.total) / each
         if not fits and room >= slots:  # the compiler did not say how much it is over
             room = slots / 2
         waves = max(1, math.ceil(rollouts / room)) if room >= unit else 0
@@ -259,11 +309,9 @@ def _search_slots(config, *, devices: int, compiler: "_Compiler", grow: bool):
 
 def _search_rows(config, *, devices: int, compiler: "_Compiler", grow: bool):
     """(settings, [update and the passes between]): the rows with the least bound."""
-    names = (*_BETWEEN, "update")
-    rows = config.prompts_per_step * config.group_size // config.minibatches_per_step
+    names, sizes = (*_BETWEEN, "update"), _micro_batches(config, devices)
     limit = compiler.chip.hbm_gib * report.GIB
-    micro = min(config.micro_batch_rows or rows, rows)
-    micro = max(devices, micro // devices * devices)
+    micro = config.micro_batch_rows
     tried: dict[int, list[Compiled]] = {}
 
     def fits(programs) -> bool:
@@ -277,13 +325,14 @@ def _search_rows(config, *, devices: int, compiler: "_Compiler", grow: bool):
         _, programs = compiler.compiled(chosen, names, but=_OF_GENERATION)
         tried[micro] = programs
         if not fits(programs):
-            micro //= 2
+            others = [size for size in reversed(sizes) if size <= micro / 2]
         elif grow and max(p.total for p in programs) < limit / 2:
-            micro *= 2
+            others = [size for size in sizes if size >= 2 * micro]
         else:
             break
-        if micro in tried or micro % devices or micro == 0 or rows % micro:
+        if not others or others[0] in tried:
             break
+        micro = others[0]
     good = {size: programs for size, programs in tried.items() if fits(programs)}
     size = min(good, key=lambda size: seconds(good[size])) if good else min(tried)
     return {"micro_batch_rows": size}, tried[size]
@@ -296,7 +345,16 @@ class _Compiler:
         self.chip = slices.CHIPS[slices.SLICES[config.slice.type].chip]
         self._say, self._until = say, until
         self._folder = pathlib.Path(resolve(config.data.cache_dir), "compiled")
-        self._code = agree.code_digest()
+        special_tokens, vocab_size = calls.planned_tokens(config)
+        # What a checkpoint and a tokenizer say of the programs, not where they lie.
+        model = calls.planned_model(config.model, vocab_size)
+        self._of = [
+            agree.code_digest(),
+            _compiler_version(),
+            repr(special_tokens),
+            repr(model),
+        ]
+        self._kept = True
         # Two threads trace and compile side by side; what makes a run's programs looks
         # at JAX's settings of the whole process.
         self._making = threading.Lock()
@@ -337,12 +395,26 @@ class _Compiler:
             for section in sections:
                 inside = inside[section]
             del inside[last]
-        of = json.dumps([name, fields, self._code], sort_keys=True)
+        of = json.dumps([name, fields, self._of], sort_keys=True)
         return hashlib.sha256(of.encode()).hexdigest()[:24]
 
     def _keep(self, path: pathlib.Path, said: Compiled) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(path, json.dumps(dataclasses.asdict(said)))
+        try:
+            with files.writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            files.write_text(path, json.dumps(dataclasses.asdict(said)))
+        except InputError as error:
+            if self._kept:  # it is said once
+                self._say(f"what was compiled is not kept: {error}")
+            self._kept = False
+
+
+def _compiler_version() -> list[str | None]:
+    try:
+        version = importlib.metadata.version("libtpu")
+    except importlib.metadata.PackageNotFoundError:
+        version = None  # it is given by a variable
+    return [version, *map(os.environ.get, _OF_COMPILER)]
 
 
 def _read(path: pathlib.Path) -> Compiled | None:
@@ -351,7 +423,7 @@ def _read(path: pathlib.Path) -> Compiled | None:
         kept["collectives"] = {k: tuple(x) for k, x in kept["collectives"].items()}
         kept["decode_bytes"] = tuple(kept["decode_bytes"])
         return Compiled(**kept)
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None  # not there, or not of this version: it is compiled again
 
 
@@ -386,7 +458,20 @@ def text(rows: list[Row], goal: Goal, config) -> str:
             f"{gib:>10}   {seconds:>9}   {steps:<16} {row.reason or 'ends in time'}",
             f"    {flags(row)}",
         ]
+    missing = _left_out(config)
+    if missing:
+        lines += [
+            "",
+            f"neither compiled nor counted here: {', '.join(missing)}; --compile_only "
+            "with the settings says whether that fits",
+        ]
     return "\n".join([*lines, "", _last(rows)])
+
+
+def _left_out(config) -> list[str]:
+    """Large programs of the run that a plan does not compile."""
+    names = {"evaluation": config.data.eval, "the judge": config.judge.init}
+    return [name for name, there in names.items() if there]
 
 
 def as_json(rows: list[Row], goal: Goal) -> dict:

@@ -2,8 +2,11 @@
 formula here; `-m soak` has libtpu's."""
 
 import dataclasses
+import json
+import shutil
 import types
 
+import jax
 import pytest
 from tiny_run import ROOT
 
@@ -15,6 +18,13 @@ from limr_jax.errors import InputError
 GIB = report.GIB
 SLOT = 1 / 64  # GiB of a slot, all devices together
 ROW = 0.25  # GiB of a row of a micro-batch, likewise
+
+
+def divide(config):
+    """As `check_batch` refuses slots and micro-batches."""
+    devices = config.mesh.data * config.mesh.fsdp
+    if config.rollout.slots % devices or config.micro_batch_rows % devices:
+        raise InputError(f"slots or rows do not divide over {devices} devices")
 
 
 def compiled(name: str, gib: float, seconds: float, error: str = "") -> Compiled:
@@ -58,6 +68,7 @@ def compiles(monkeypatch):
     def plan(config):
         if config.mesh.tensor == 8:
             raise InputError("heads=4 do not divide over mesh.tensor=8")
+        divide(config)
         programs = [
             types.SimpleNamespace(name=name, phase="step", config=config)
             for name in ("draw", "generate", "update")
@@ -95,6 +106,7 @@ def test_the_best_of_every_mesh(config, compiles):
     best = rows[0]
     # 512 slots in one wave need 16/4 + 512/64/2 of 15.75 GiB.
     assert best.settings == {
+        "slice.type": "v5litepod-8",
         "mesh.data": 1,
         "mesh.fsdp": 2,
         "mesh.tensor": 4,
@@ -110,7 +122,7 @@ def test_the_best_of_every_mesh(config, compiles):
     assert "does not fit: generate; 16.1 of 15.75" in reasons[1]
     assert reasons[8] == "heads=4 do not divide over mesh.tensor=8"
     said = planner.text(rows, day(), config)
-    assert "best: --config.mesh.data=1 --config.mesh.fsdp=2" in said
+    assert "best: --config.slice.type=v5litepod-8 --config.mesh.data=1 " in said
     assert all(row.reason in said for row in rows)
     # Another slot number is another generation, and the same update.
     updates = [c for name, c in compiles if name == "update"]
@@ -122,13 +134,134 @@ def test_more_slots_than_fit_are_lowered(config, compiles):
     config.rollout.slots = 512
     config.group_size, config.prompts_per_step = 8, 512  # 4,096 rollouts
     config.mesh.fsdp, config.mesh.tensor, config.mesh.data = 8, 1, 1
-    config.model.base_dtype = "int8"
-    slots = {
-        row.settings["rollout.slots"] / row.settings["mesh.fsdp"]
-        for row in planner.plan(config, day())
-        if row.gib is not None
-    }
-    assert max(slots) * SLOT + 2 <= 15.75
+    config.model.base_dtype, config.model.lora.rank = "int8", 8
+    fitting = [row for row in planner.plan(config, day()) if row.gib is not None]
+    for settings in (row.settings for row in fitting):
+        devices = settings["mesh.data"] * settings["mesh.fsdp"]
+        base = 4 / settings["mesh.tensor"]
+        assert settings["rollout.slots"] / devices * SLOT + base <= 15.75
+    assert len(fitting) > 3
+
+
+def test_slots_and_rows_that_a_mesh_does_not_divide_are_lowered(config, compiles):
+    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 1, 1, 8
+    config.rollout.slots, config.micro_batch_rows = 122, 6
+    rows = planner.plan(config, day())
+    fitting = [row.settings for row in rows if row.gib is not None]
+    assert {each["mesh.fsdp"] for each in fitting} == {2, 4, 8}
+    for each in fitting:
+        assert each["rollout.slots"] % each["mesh.fsdp"] == 0
+        assert each["micro_batch_rows"] % each["mesh.fsdp"] == 0
+    assert [row.reason for row in rows if row.gib is None] == [
+        "heads=4 do not divide over mesh.tensor=8"
+    ]
+
+
+def test_the_settings_are_those_that_were_compiled(config, compiles, monkeypatch):
+    # Nothing says how much too large it is, and nothing fits.
+    formula = compile.compile_call
+
+    def compile_call(call):
+        said = formula(call)
+        if call.name == "generate":
+            said = dataclasses.replace(said, arguments=0, error="RESOURCE_EXHAUSTED")
+        return said
+
+    monkeypatch.setattr(compile, "compile_call", compile_call)
+    config.prompts_per_step = 4096
+    rows = planner.plan(config, day())
+    done = {c.rollout.slots for name, c in compiles if name == "generate"}
+    assert all(row.settings["rollout.slots"] in done for row in rows if row.gib)
+
+
+def test_a_mesh_that_does_not_compile_is_a_row(config, compiles, monkeypatch):
+    formula = compile.compile_call
+
+    def compile_call(call):
+        if call.config.mesh.tensor == 4:
+            raise jax.errors.JaxRuntimeError("INTERNAL: Mosaic\nfailed")
+        return formula(call)
+
+    monkeypatch.setattr(compile, "compile_call", compile_call)
+    rows = planner.plan(config, day())
+    assert not rows[0].reason
+    reasons = {row.settings["mesh.tensor"]: row.reason for row in rows}
+    assert reasons[4] == "does not compile: INTERNAL: Mosaic failed"
+
+
+def test_another_slice_than_the_config_has_is_a_setting(config, compiles):
+    best = planner.plan(config, day())[0]
+    assert best.settings["slice.type"] == "v5litepod-8"
+    config.slice.type = "v5litepod-8"
+    assert "slice.type" not in planner.plan(config, day())[0].settings
+
+
+def test_too_short_for_a_step(config, compiles):
+    rows = planner.plan(config, day("v5e-8, 0.001h"))
+    assert rows[0].reason == "too slow for 50 steps: none would end in time"
+
+
+def test_a_lower_rank_keeps_the_scale(config):
+    config.model.lora.rank, config.model.lora.alpha = 64, 128.0
+    last = list(planner._otherwise(config))[-1]
+    assert (last["model.lora.rank"], last["model.lora.alpha"]) == (16, 32.0)
+    config.model.lora.scaling = "rs"
+    assert list(planner._otherwise(config))[-1]["model.lora.alpha"] == 64.0
+    config.model.lora.rank, config.optimizer.learning_rate = 0, 1e-6
+    last = list(planner._otherwise(config))[-1]
+    assert str(last["optimizer.learning_rate"]) == "1e-05"
+
+
+def test_rows_of_an_allocation_are_counted(config):
+    config.allocation.name, config.allocation.most = "knapsack", 24
+    assert planner._micro_batches(config, 8)[-1] == 64 * 24
+
+
+def test_a_cache_that_cannot_be_written_costs_no_plan(config, compiles, tmp_path):
+    rows = planner.plan(config, day())
+    (tmp_path / "file").write_text("")
+    config.data.cache_dir = str(tmp_path / "file")
+    said = []
+    assert planner.plan(config, day(), say=said.append) == rows
+    assert sum("is not kept: " in line for line in said) == 1
+
+
+def test_another_compiler_compiles_again(config, compiles, monkeypatch):
+    planner.plan(config, day())
+    count = len(compiles)
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_scoped_vmem_limit_kib=65536")
+    planner.plan(config, day())
+    assert len(compiles) == 2 * count
+    monkeypatch.setattr(planner.importlib.metadata, "version", lambda name: "9.9")
+    planner.plan(config, day())
+    assert len(compiles) == 3 * count
+
+
+def test_another_checkpoint_in_the_same_place_compiles_again(
+    config, compiles, tmp_path
+):
+    place = tmp_path / "model"
+    shutil.copytree(ROOT / "limr_jax/assets/arithmetic", place)
+    config.model.init = str(place)
+    planner.plan(config, day())
+    count = len(compiles)
+    other = json.loads((place / "config.json").read_text())
+    other["rope_theta"] = 12345.0
+    (place / "config.json").write_text(json.dumps(other))
+    planner.plan(config, day())
+    assert len(compiles) == 2 * count
+
+
+def test_what_a_plan_leaves_out_is_said(config, compiles):
+    rows = planner.plan(config, day())
+    assert "nor counted here: evaluation; " in planner.text(rows, day(), config)
+    config.data.eval = ""
+    assert "nor counted here" not in planner.text(rows, day(), config)
+
+
+def test_a_mesh_of_no_devices_is_one_line(config, compiles):
+    config.mesh.data, config.mesh.fsdp = 0, -1
+    assert not planner.plan(config, day())[0].reason  # other meshes are there
 
 
 def test_twice_the_same_compiles_once(config, compiles):
@@ -209,6 +342,7 @@ def test_goals(text, slice_type, seconds):
     [
         ("v5e-8", "is not a slice and a time above 0; write --plan 'v5e-8, 9h'"),
         ("v5e-8, 0h", "is not a slice and a time above 0"),
+        (f"v5e-8, {'9' * 400}h", "is not a slice and a time above 0"),
         ("v5e-8, 9 days", "is not a slice and a time above 0"),
         ("v5e-8, 9h, 2", "is not a slice and a time above 0"),
         ("v5e-7, 9h", "'v5e-7' is not among the slices: v4-8, "),
