@@ -197,7 +197,7 @@ slice_setup() {
 config_of() { # TYPE: the config that is written for it
   case $1 in
     v4-8 | v4-32 | v5p-16 | v6e-16) echo "configs/${1/-/_}.py" ;;
-    v5litepod-16) echo configs/v5e_16.py ;;
+    v5litepod-1 | v5litepod-8 | v5litepod-16) echo "configs/v5e_${1#*-}.py" ;;
   esac
 }
 

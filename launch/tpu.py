@@ -9,8 +9,8 @@
                 compile for that slice with other meshes, slots, micro-batches and,
                 where nothing else ends in time, a coarser base or shorter responses;
                 print what fits and ends in time, best first, and why the others do
-                not; also as DIR.plan.json. Exit code 1 if none does. Needs libtpu;
-                ten minutes at most, and the same command goes on
+                not; also as DIR.plan.json. Exit code 1 if none does. Needs libtpu; no
+                compile begins after ten minutes, and the same command goes on
 --first_contact measure these devices instead: what they give at best, whether the
                 kernels hold, and three steps with random weights and short responses,
                 each program beside its bound; also as DIR.first_contact.json. On a
@@ -36,6 +36,7 @@ import time
 
 from limr_jax.config import load as config_lib
 from limr_jax.config.config_file import refuse_absent
+from limr_jax.errors import InputError
 
 
 def main(argv: list[str]) -> int | None:
@@ -43,6 +44,7 @@ def main(argv: list[str]) -> int | None:
     flags = {"coordinator": "", "processes": 0, "process": -1, "plan": ""}
     flags |= {"compile_only": False, "first_contact": False}
     config, options = config_lib.load(argv, __doc__, flags=flags, kind="base")
+    _refuse_several(argv, options)
     if options.plan:
         return plan(config, options.workdir, options.plan)
     if options.compile_only:
@@ -67,6 +69,17 @@ def main(argv: list[str]) -> int | None:
             return first_contact(config, options.workdir)
         _run(config, options)
     return None
+
+
+def _refuse_several(argv: list[str], options) -> None:
+    """InputError where the command line asks for several things, or an empty plan."""
+    names = ("dry_run", "compile_only", "plan", "first_contact")
+    wanted = [f"--{name}" for name in names if getattr(options, name)]
+    if len(wanted) > 1:
+        raise InputError(f"{' and '.join(wanted)} exclude each other; give one of them")
+    # As from a shell's variable that is not set: a run is not what was asked for.
+    if not options.plan and any(x.partition("=")[0] == "--plan" for x in argv):
+        raise InputError("--plan is empty; write --plan 'v5e-8, 9h'")
 
 
 def _run(config, options) -> None:

@@ -818,6 +818,20 @@ def test_anothers_workdir_stays_as_it_is(launch, tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--plan=v5e-8, 9h", "--dry_run"], "--dry_run and --plan exclude each other"),
+        (["--compile_only", "--first_contact"], "--compile_only and --first_contact"),
+        (["--plan="], "--plan is empty; write --plan 'v5e-8, 9h'"),
+        (["--plan", ""], "--plan is empty"),
+    ],
+)
+def test_one_thing_at_a_time(flags, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        MAIN(["--config", str(ROOT / "configs/tiny.py"), *flags])
+
+
 @pytest.mark.parametrize("flags", [(), ("--compile_only",)], ids=["train", "compile"])
 def test_a_workdir_that_cannot_be_is_known_at_once(
     launch, tmp_path, monkeypatch, flags

@@ -16,6 +16,8 @@ import time
 import pytest
 from slice_cloud import ROOT, WORKERS, ZONE, Cloud, script
 
+from limr_jax.compilation import slices
+
 
 def wait_for(truth, seconds: float = 120.0) -> None:
     """Patience, not a limit of what is tested: other work may have the cores."""
@@ -180,6 +182,22 @@ def test_a_slice_without_a_config_of_its_own_wants_one(cloud):
     cloud.run("create", "s", "--type", "v4-16", ZONE)
     said = cloud.run("check", "s", ZONE, code=2)
     assert "no config is written for v4-16; give one: " in said
+
+
+@pytest.mark.parametrize("slice_type", sorted(slices.SLICES))
+def test_check_knows_every_config_that_is_written_for_a_slice(slice_type):
+    """v4_8.py stands for v4-8, v5e_8.py for v5litepod-8."""
+    name = slice_type.replace("v5litepod", "v5e").replace("-", "_")
+    path = ROOT / "configs" / f"{name}.py"
+    source = (ROOT / "launch/slice.sh").read_text()
+    function = source[source.index("config_of()") :].partition("\n}\n")[0] + "\n}\n"
+    said = subprocess.run(
+        ["bash", "-c", f"{function}config_of {slice_type}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    assert said == (f"configs/{name}.py" if path.exists() else "")
 
 
 def test_a_failed_installation_is_one_line_with_the_worker(cloud):
