@@ -71,6 +71,9 @@ def set_aside() -> list[str]:
     To be called before JAX is asked for a device; it may be imported.
     """
     lines = []
+    # A notebook's kernel sets it to a module that another Python need not have, and
+    # matplotlib refuses to be imported. No script shows a picture: nothing is said.
+    os.environ.pop("MPLBACKEND", None)
     for name, (option, usual, why) in _SET_ASIDE.items():
         value = os.environ.pop(name, None)
         if value is not None and value.lower() not in usual:

@@ -254,3 +254,18 @@ def test_from_a_wheel_they_lie_in_a_folder_of_their_own(tmp_path, monkeypatch):
     verb = parser.add_subparsers().add_parser("score")
     assert verb.prog == "python -m limr_jax.shipped.launch.lim score"
     assert "python -m limr_jax.shipped.launch.lim FILE" in parser.format_help()
+
+
+def test_a_report_from_a_notebook_whose_backend_is_not_installed(tmp_path):
+    """As on Kaggle and Colab, whose kernels set it for all children."""
+    inline = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "launch/report.py"), str(tmp_path / "none")],
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | inline,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    # It has come as far as to look for the run.
+    assert ended.returncode == 2 and "none" in ended.stderr
+    assert "Traceback" not in ended.stderr and "MPLBACKEND" not in ended.stderr
