@@ -91,7 +91,8 @@ def refuse_other(slice_type: str, devices) -> None:
             "hosts: launch/slice.sh check NAME), or give the slice.type of this one "
             "(--config.slice.type= for none)"
         )
-    sides = [1 + max(side) for side in zip(*(x.coords for x in devices))]
+    # A process that sees some of a host's chips may not begin at 0.
+    sides = [1 + max(side) - min(side) for side in zip(*(x.coords for x in devices))]
     # Which way a slice lies does not matter, nor sides of 1.
     here, there = (
         sorted(side for side in given if side > 1)

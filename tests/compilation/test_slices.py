@@ -115,6 +115,11 @@ def test_the_devices_of_a_slice_are_its_type_s(slice_type, kind, topology):
     slices.refuse_other(slice_type, chips(kind, topology))
 
 
+def test_one_chip_of_a_host_is_a_slice_of_one():
+    second = types.SimpleNamespace(device_kind="TPU v5 lite", coords=(1, 0, 0))
+    slices.refuse_other("v5litepod-1", [second])
+
+
 @pytest.mark.parametrize(
     "slice_type, devices, said",
     [
