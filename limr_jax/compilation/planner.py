@@ -32,6 +32,7 @@ from limr_jax.errors import InputError
 from limr_jax.multihost import agree
 from limr_jax.platform import resolve
 from limr_jax.samplers.allocation import largest_group
+from limr_jax.samplers.from_config import group_filter
 from limr_jax.storage import files
 
 SLOWER = 3  # times its bound, which a real step is taken for
@@ -463,14 +464,19 @@ def text(rows: list[Row], goal: Goal, config) -> str:
         lines += [
             "",
             f"neither compiled nor counted here: {', '.join(missing)}; --compile_only "
-            "with the settings says whether that fits",
+            "with the settings says whether all programs fit",
         ]
     return "\n".join([*lines, "", _last(rows)])
 
 
 def _left_out(config) -> list[str]:
-    """Large programs of the run that a plan does not compile."""
-    names = {"evaluation": config.data.eval, "the judge": config.judge.init}
+    """What a run spends much on that a plan does not look at."""
+    filtered = group_filter(config) != "none" and config.filter.max_rounds > 1
+    names = {
+        "evaluation": config.data.eval,
+        "the judge": config.judge.init,
+        "a step's generations after the first": filtered,
+    }
     return [name for name, there in names.items() if there]
 
 

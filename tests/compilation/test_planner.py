@@ -257,6 +257,10 @@ def test_what_a_plan_leaves_out_is_said(config, compiles):
     assert "nor counted here: evaluation; " in planner.text(rows, day(), config)
     config.data.eval = ""
     assert "nor counted here" not in planner.text(rows, day(), config)
+    config.filter.groups = "mixed"
+    assert "here: a step's generations after the first; " in planner.text(
+        rows, day(), config
+    )
 
 
 def test_a_mesh_of_no_devices_is_one_line(config, compiles):
