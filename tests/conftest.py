@@ -4,6 +4,7 @@ programs that are loaded again, a garbage collector that leaves alone what stays
 
 import gc
 import importlib.metadata
+import itertools
 import os
 import pathlib
 import signal
@@ -108,14 +109,19 @@ def pytest_runtest_teardown(item, nextitem):
         leave_out_of_collections()
 
 
+FILES_OF_A_LOOK = 20
+_ended = itertools.count(1)  # files
+
+
 def leave_out_of_collections() -> None:
     """What is imported, traced or compiled by now stays to the end of the tests.
 
     The garbage collector would look through all of it again and again. What an earlier
-    file has left may have died since, with the programs that it holds: it is looked
-    through once a file.
+    file has left may have died since, with the programs that it holds: to look through
+    that takes seconds, so it is done after every so many files.
     """
-    gc.unfreeze()
+    if next(_ended) % FILES_OF_A_LOOK == 0:
+        gc.unfreeze()
     gc.collect()
     gc.freeze()
 
