@@ -82,9 +82,13 @@ def make_batch(
     normaliser="token",
     **changes,
 ):
-    """rl_batch, with BATCH and BOTH but for the changes; of one update."""
+    """rl_batch, with BATCH and BOTH but for the changes; of one update.
+
+    No array is weakly typed, as JAX makes some of them: that would be another program.
+    """
     batch, _ = rl_batch(written, reward_PG, valid_PG, reference_BT, **changes)
-    return batch_lib.weigh(batch, normaliser)
+    weighed = batch_lib.weigh(batch, normaliser)
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), weighed)
 
 
 def rl_batch(
