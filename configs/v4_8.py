@@ -21,20 +21,36 @@ Mesh, by --config.mesh.fsdp, mesh.tensor and rollout.slots:
     4 x 1            256  25.38 (generate)      1,594 s     791       603         199
 
 The report took 159 s beside other work, 275 s of processor time and 4.7 GiB of memory.
+With `:lora=yes` it is Qwen2.5-Math-7B by LoRA over an int8 base instead (lora_tpu.py),
+on 1 x 4. The report of 2026-11-30: at most 23.36 of 30.75 GiB a chip (update; generate
+18.90), all 512 rollouts at a time, at least 76 s a step (generation 21, update 55):
+nine hours hold 423 steps at the bound and 141 at a third of it; the run has 40.
+
 Measured on a v4-8: nothing yet.
 """
 
-from configs import limr_tpu
+from configs import limr_tpu, lora_tpu
+from limr_jax.config.load import switches
 
 REMEDIES = limr_tpu.remedies("Qwen2.5-Math-1.5B")
 
 
 def get_config(argument: str = ""):
-    """PPO with a critic, 1,024 prompts x 8; arguments as in limr_tpu.py."""
-    c = limr_tpu.get_config(argument, "Qwen2.5-Math-1.5B")
+    """PPO with a critic, 1,024 prompts x 8, or lora=yes; others as in their files."""
+    parts = argument.split(",") if argument else []
+    own = [part for part in parts if part.partition("=")[0] == "lora"]
+    rest = ",".join(part for part in parts if part not in own)
+    if switches(",".join(own), lora=False)["lora"]:
+        c = lora_tpu.get_config(rest, "Qwen2.5-Math-7B")
+        c.mesh.fsdp = 1
+        c.mesh.tensor = 4
+        c.rollout.slots = 512
+        c.micro_batch_rows = 16
+    else:
+        c = limr_tpu.get_config(rest, "Qwen2.5-Math-1.5B")
+        c.mesh.fsdp = 2
+        c.mesh.tensor = 2
+        c.rollout.slots = 384
+        c.micro_batch_rows = 16
     c.slice.type = "v4-8"
-    c.mesh.fsdp = 2
-    c.mesh.tensor = 2
-    c.rollout.slots = 384
-    c.micro_batch_rows = 16
     return c

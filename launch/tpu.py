@@ -5,6 +5,12 @@
 --compile_only  compile every program for the TPU slice `slice.type`, which need not be
                 there, and print what they need; also as DIR.compile.json. Exit code 1
                 if one does not fit. Needs libtpu: pip install -e '.[tpu]'
+--plan 'v5e-8, 9h'
+                compile for that slice with other meshes, slots, micro-batches and,
+                where nothing else ends in time, a coarser base or shorter responses;
+                print what fits and ends in time, best first, and why the others do
+                not; also as DIR.plan.json. Exit code 1 if none does. Needs libtpu;
+                ten minutes at most, and the same command goes on
 --first_contact measure these devices instead: what they give at best, whether the
                 kernels hold, and three steps with random weights and short responses,
                 each program beside its bound; also as DIR.first_contact.json. On a
@@ -34,9 +40,11 @@ from limr_jax.config.config_file import refuse_absent
 
 def main(argv: list[str]) -> int | None:
     """Parse, check, then train."""
-    flags = {"coordinator": "", "processes": 0, "process": -1}
+    flags = {"coordinator": "", "processes": 0, "process": -1, "plan": ""}
     flags |= {"compile_only": False, "first_contact": False}
     config, options = config_lib.load(argv, __doc__, flags=flags, kind="base")
+    if options.plan:
+        return plan(config, options.workdir, options.plan)
     if options.compile_only:
         return compile_only(config, options.workdir)
     # Imported late: a misspelt field is answered at once.
@@ -108,11 +116,36 @@ def first_contact(config, workdir: str) -> int:
     return 1 if found["steps"]["error"] else 0
 
 
-def compile_only(config, workdir: str) -> int:
-    """The compile report; 1 if a program does not fit."""
-    os.environ["JAX_PLATFORMS"] = "cpu"  # before jax: no accelerator is needed
+def _for_compiling() -> None:
+    """What JAX is to be told before it is imported."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # no accelerator is needed
     # A program out of a cache would not say how its memory is laid out.
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+
+
+def plan(config, workdir: str, goal_text: str) -> int:
+    """The settings that fit the slice and end in time; 1 if there are none."""
+    _for_compiling()
+    from limr_jax import console
+    from limr_jax.compilation import planner
+    from limr_jax.storage import files
+    from limr_jax.storage.gcs import WRITE
+    from limr_jax.storage.workdir import workdir_path
+
+    goal = planner.parse_goal(goal_text)
+    path = workdir_path(f"{workdir}.plan.json", WRITE)
+    files.check_writable(path)
+    rows = planner.plan(config, goal, say=console.say)
+    console.say(planner.text(rows, goal, config))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_text(path, json.dumps(planner.as_json(rows, goal), indent=1))
+    console.say(f"the same lies in {path}")
+    return 0 if not rows[0].reason else 1
+
+
+def compile_only(config, workdir: str) -> int:
+    """The compile report; 1 if a program does not fit."""
+    _for_compiling()
     from limr_jax import console
     from limr_jax.compilation import calls, compile, report
     from limr_jax.storage import files

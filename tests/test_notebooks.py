@@ -5,6 +5,7 @@ No kernel: Jupyter's would be fifteen packages more for what `exec` does here.
 
 import json
 import pathlib
+import sys
 
 import matplotlib
 import numpy as np
@@ -30,10 +31,10 @@ def execute(monkeypatch):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    def run(name, replace=lambda source: source):
+    def run(name, replace=lambda source: source, **names):
         path = ROOT / "notebooks" / f"{name}.ipynb"
         monkeypatch.chdir(path.parent)
-        names = {"__name__": name}
+        names["__name__"] = name
         for cell in cells(path):
             if cell["cell_type"] == "code":
                 source = replace("".join(cell["source"]))
@@ -94,7 +95,7 @@ def test_lim_scores_reads_the_scores_of_a_run(execute, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_quickstart_reads_a_run(execute, tmp_path, capsys):
+def test_quickstart_reads_a_run(execute, tmp_path, capsys, quick_compiler):
     problems = write_problems(tmp_path / "train.jsonl", 8)
     config = configure(
         problems,
@@ -156,3 +157,74 @@ def test_kl_ablation_reads_a_grid(execute, tmp_path, capsys):
     points = names["axes"][0].lines[0].get_xydata()
     np.testing.assert_allclose(points, [[-37.5, 0]])
     assert [len(axes.lines) for axes in names["curves"].axes] == [2, 2, 2]
+
+
+SESSIONS = {"kaggle_v5e8": "configs/v5e_8.py", "colab_v5e1": "configs/v5e_1.py"}
+# The slices' configs with a model and problems that a test has time for.
+TINY = {
+    "model.preset": "",
+    "mesh.fsdp": 1,
+    "mesh.tensor": 1,
+    "num_steps": 2,
+    "prompts_per_step": 4,
+    "group_size": 2,
+    "rollout.max_prompt_length": 16,
+    "rollout.max_response_length": 6,
+    "rollout.slots": 8,
+    "micro_batch_rows": 4,
+    "checkpoint.every": 1,
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("kaggle_v5e8", marks=pytest.mark.slow),
+        # Its cells differ in places, names and hours.
+        pytest.param("colab_v5e1", marks=pytest.mark.soak),
+    ],
+)
+def test_a_session_from_nothing_to_an_adapter(name, execute, tmp_path, capsys):
+    """The cells as they are, but for places, sizes, and a Python that is there."""
+    problems = write_problems(tmp_path / "train.jsonl", 8)
+    run = tmp_path / "run"
+    overrides = [f"--config.{field}={x}" for field, x in TINY.items()]
+    values = {
+        "HOURS": 1.0,
+        "MARGIN": 0,
+        "CONFIG": SESSIONS[name],
+        "OVERRIDES": [*overrides, f"--config.data.train={problems}"],
+        "PYTHON": sys.executable,
+        "START": None,
+    }
+    places = {
+        "MODEL": ROOT / "limr_jax/assets/arithmetic",
+        "WORKDIR": run,
+        "PREVIOUS": tmp_path / "none",
+    }
+
+    def replace(source):
+        lines = []
+        for line in source.splitlines():
+            variable = line.partition(" = ")[0]
+            if values.get(variable) is not None:
+                line = f"{variable} = {values[variable]!r}"
+            if variable in places:
+                line = f"{variable} = pathlib.Path({str(places[variable])!r})"
+            lines.append(line)
+        source = "\n".join(lines)
+        module = 'module = ["-m", f"limr_jax.shipped.launch.{name}"]'
+        script = f'module = ["{ROOT}/launch/" + name + ".py"]'
+        return source.replace(module, script).replace(
+            "sh(PYTHON", "sh(*IN_ROOT, PYTHON"
+        )
+
+    in_root = ["env", "-C", str(ROOT), f"PYTHONPATH={ROOT}"]
+    names = execute(name, replace, IN_ROOT=in_root)
+    said = capsys.readouterr().out
+    assert "all steps are done" in said and names["code"] == 0
+    made = sorted(path.name for path in (tmp_path / "adapter").iterdir())
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {*made}
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+    # When the time is up, timeout sends SIGTERM and says 124.
+    assert names["sh"]("sleep", "60", seconds=1) == 124

@@ -58,7 +58,7 @@ def compile_all(plan: Plan, tell=lambda compiled: None) -> list[Compiled]:
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         order, parts = calls.longest_first(plan.calls), {"generate": plan.decoded}
         futures = {
-            pool.submit(_compile, call, parts.get(call.name, ())): call
+            pool.submit(compile_call, call, parts.get(call.name, ())): call
             for call in order
         }
         for future in concurrent.futures.as_completed(futures):
@@ -68,7 +68,8 @@ def compile_all(plan: Plan, tell=lambda compiled: None) -> list[Compiled]:
     return [done[call.name] for call in plan.calls]
 
 
-def _compile(call: Call, parts: Sequence[decode_traffic.Steps] = ()) -> Compiled:
+def compile_call(call: Call, parts: Sequence[decode_traffic.Steps] = ()) -> Compiled:
+    """Compile one program. parts: decode's steps by number of slots, of generation."""
     begun, error, memory, moved = time.perf_counter(), "", None, hlo_cost.HloCost()
     text, steps = "", ()
     with jax.set_mesh(call.mesh), tempfile.TemporaryDirectory() as dump:

@@ -33,6 +33,7 @@ class Slice:
 
     chip: str
     topology: str  # as libtpu names it
+    host: tuple[int, int, int] = (2, 2, 1)  # chips of a host along each axis
 
 
 CHIPS = {
@@ -48,11 +49,15 @@ SLICES = {
     "v4-16": Slice("v4", "2x2x2"),
     "v4-32": Slice("v4", "2x2x4"),
     "v4-64": Slice("v4", "2x4x4"),
+    "v5litepod-1": Slice("v5e", "1x1", host=(1, 1, 1)),
     "v5litepod-4": Slice("v5e", "2x2"),
+    "v5litepod-8": Slice("v5e", "2x4", host=(2, 4, 1)),
     "v5litepod-16": Slice("v5e", "4x4"),
     "v5p-8": Slice("v5p", "2x2x1"),
     "v5p-16": Slice("v5p", "2x2x2"),
+    "v6e-1": Slice("v6e", "1x1", host=(1, 1, 1)),
     "v6e-4": Slice("v6e", "2x2"),
+    "v6e-8": Slice("v6e", "2x4", host=(2, 4, 1)),
     "v6e-16": Slice("v6e", "4x4"),
 }
 
@@ -118,12 +123,11 @@ def devices(slice_type: str):
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", slice_type)
     from jax.experimental import topologies
 
-    options = {}
+    options = {"chips_per_host_bounds": tpu_slice.host}
     # megacore: the two cores of a chip are one device.
     if tpu_slice.chip == "v4":
-        options = {
+        options |= {
             "chip_config_name": "megacore",
-            "chips_per_host_bounds": (2, 2, 1),
             "num_slices": 1,
             "wrap": (False, False, False),
         }

@@ -118,8 +118,9 @@ LIMITS: dict[str, Row] = {
     "mesh.fsdp": Whole(-1, SIZE),
     "mesh.tensor": Whole(-1, SIZE),
     "slice.type": Choice(
-        ("v4-8", "v4-16", "v4-32", "v4-64", "v5litepod-4", "v5litepod-16")
-        + ("v5p-8", "v5p-16", "v6e-4", "v6e-16"),
+        ("v4-8", "v4-16", "v4-32", "v4-64")
+        + ("v5litepod-1", "v5litepod-4", "v5litepod-8", "v5litepod-16")
+        + ("v5p-8", "v5p-16", "v6e-1", "v6e-4", "v6e-8", "v6e-16"),
         optional=True,
     ),
     "slice.problems": Whole(0, COUNT),

@@ -61,21 +61,26 @@ def query_parts(columns: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(ends))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def contract(x, kernel, count: int, dtype=None):
-    """`jnp.tensordot(x, kernel, count)`, operands of one dtype, the result in `dtype`.
+    """`jnp.tensordot(x, kernel, count)`, operands of x's dtype, the result in `dtype`.
 
-    None is the operands' dtype. The derivative is tensordot's, its products read the
-    gradient in the operands' dtype; it is written out because JAX's own makes the
-    kernel's gradient transposed, and XLA:CPU then writes the activations out transposed
-    first.
+    None is x's dtype. The derivative is tensordot's, its products read the gradient in
+    x's dtype; it is written out because JAX's own makes the kernel's gradient
+    transposed, and XLA:CPU then writes the activations out transposed first. For it the
+    kernel is kept as it came: cast, it would be a copy of all layers of a scan.
     """
+    return _contract(x, kernel, count, dtype, (x.dtype, kernel.dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _contract(x, kernel, count, dtype, _):
     # Not einsum: it may swap the operands, and XLA:CPU then copies the result.
+    kernel = kernel.astype(x.dtype)
     return jnp.tensordot(x, kernel, count, preferred_element_type=dtype)
 
 
-def _contract_forward(x, kernel, count, dtype):
-    y = contract(x.value, kernel.value, count=count, dtype=dtype)
+def _contract_forward(x, kernel, count, dtype, dtypes):
+    y = _contract(x.value, kernel.value, count, dtype, dtypes)
     # Each is read by the other's gradient alone, and a frozen kernel asks for none: not
     # left to the compiler, so that a count of the program's products is right.
     return y, (
@@ -84,23 +89,25 @@ def _contract_forward(x, kernel, count, dtype):
     )
 
 
-def _contract_backward(count, dtype, operands, gradient):
+def _contract_backward(count, _, dtypes, operands, gradient):
     x, kernel = operands
     if isinstance(gradient, SymbolicZero):
         return None, None
     # x [rows…, summed…] · kernel [summed…, columns…] → y [rows…, columns…]: what is
     # left out of one product's sum is summed in the other's gradient.
-    gradient = gradient.astype((kernel if x is None else x).dtype)
+    x_dtype, kernel_dtype = dtypes
+    gradient = gradient.astype(x_dtype)
     of_x = of_kernel = None
     if kernel is not None:
+        kernel = kernel.astype(x_dtype)
         columns = kernel.ndim - count
         y_axes = range(gradient.ndim - columns, gradient.ndim)
         kernel_axes = range(count, kernel.ndim)
         of_x = jnp.tensordot(gradient, kernel, (tuple(y_axes), tuple(kernel_axes)))
     if x is not None:
         rows = range(x.ndim - count)
-        of_kernel = jnp.tensordot(x, gradient, (tuple(rows),) * 2)
+        of_kernel = jnp.tensordot(x, gradient, (tuple(rows),) * 2).astype(kernel_dtype)
     return of_x, of_kernel
 
 
-contract.defvjp(_contract_forward, _contract_backward, symbolic_zeros=True)
+_contract.defvjp(_contract_forward, _contract_backward, symbolic_zeros=True)

@@ -83,12 +83,12 @@ class Projection(nnx.Module):
 
     def __call__(self, x, dtype=None):
         """The product of operands in x's dtype, as `dtype` (None: x's)."""
-        # The learner has fp32 parameters, the rollout the smaller copy: cast here, both
-        # multiply the same digits. int8's 127 steps are whole numbers in bf16, too.
+        # The learner has fp32 parameters, the rollout the smaller copy: cast to x's
+        # dtype for the product, both multiply the same digits. int8's 127 steps are
+        # whole numbers in bf16, too.
         kernel = self.kernel[...]
         if self.kernel_scale is not None:
             kernel, x = cpu.cast_late(kernel, x)
-        kernel = kernel.astype(x.dtype)
         if self.lora_a is None and self.kernel_scale is None:
             y = cpu.contract(x, kernel, count=self.contracted, dtype=dtype)
         else:
@@ -111,9 +111,8 @@ class Projection(nnx.Module):
 
     def _adapted(self, x):
         """(x·A)·B, fp32; its operands are of x's dtype, as the kernel's."""
-        a, b = (each[...].astype(x.dtype) for each in (self.lora_a, self.lora_b))
-        x_BTR = cpu.contract(x, a, self.contracted)
-        return cpu.contract(x_BTR, b, count=1, dtype=jnp.float32)
+        x_BTR = cpu.contract(x, self.lora_a[...], self.contracted)
+        return cpu.contract(x_BTR, self.lora_b[...], count=1, dtype=jnp.float32)
 
 
 class Attention(nnx.Module):

@@ -7,6 +7,7 @@ from limr_jax import setup
 from limr_jax.config import load as config_lib
 from limr_jax.config.diff import plain
 from limr_jax.data.prompts import put_prompts
+from limr_jax.errors import InputError
 from limr_jax.learner.optimizer import schedule
 
 RECIPES = (
@@ -170,3 +171,33 @@ def test_a_recipe_is_set_up(problems, name):
     written = made.programs.generate.eval_shape(*asked)
     assert written.response_BT.shape == (rows, length)
     assert drawn.ids_P.shape == (config.prompts_per_step,)
+
+
+@pytest.mark.parametrize(
+    ("name", "checkpoint", "chips"),
+    [
+        ("v5e_8.py", "Qwen2.5-Math-7B", 8),
+        ("v5e_1.py", "Qwen2.5-1.5B", 1),
+        ("v4_8.py:lora=yes", "Qwen2.5-Math-7B", 4),
+    ],
+)
+def test_small_slices_learn_adapters(name, checkpoint, chips):
+    config, _ = config_lib.load(["--config", str(ROOT / f"configs/{name}")])
+    assert config.model.base_dtype == "int8" and config.model.lora.rank == 32
+    assert config.mesh.data * config.mesh.fsdp * config.mesh.tensor == chips
+    assert config.model.init == config.tokenizer == f"../models/{checkpoint}"
+    assert config.model.preset == checkpoint.lower()
+    assert config.kl.coefficient == 0.0  # no pass for a reference
+    start = "," if ":" in name else ":"
+    path = str(ROOT / f"configs/{name}{start}kl=0.01")
+    with_kl, _ = config_lib.load(["--config", path])
+    assert with_kl.kl.coefficient == 0.01
+    with_kl.kl.coefficient = 0.0
+    assert with_kl.to_dict() == config.to_dict()
+
+
+def test_a_small_slice_refuses_what_is_not_its_own():
+    for argument in ("critic=no", "lora=yes,lora=no", "lora=perhaps", "rank=8"):
+        path = str(ROOT / f"configs/v4_8.py:lora=yes,{argument}")
+        with pytest.raises(InputError, match=argument.partition("=")[0]):
+            config_lib.load(["--config", path])

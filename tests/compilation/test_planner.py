@@ -1,0 +1,221 @@
+"""The plan for a slice: what is tried, what is kept, what is said. Its compiler is a
+formula here; `-m soak` has libtpu's."""
+
+import dataclasses
+import types
+
+import pytest
+from tiny_run import ROOT
+
+from limr_jax.compilation import compile, planner, report, slices
+from limr_jax.compilation.compile import Compiled
+from limr_jax.config.config_file import load
+from limr_jax.errors import InputError
+
+GIB = report.GIB
+SLOT = 1 / 64  # GiB of a slot, all devices together
+ROW = 0.25  # GiB of a row of a micro-batch, likewise
+
+
+def compiled(name: str, gib: float, seconds: float, error: str = "") -> Compiled:
+    return Compiled(
+        name=name,
+        phase="step",
+        seconds=1.0,
+        error=error,
+        arguments=int(gib * GIB),
+        output=0,
+        temporaries=0,
+        code=0,
+        elsewhere=0,
+        flops=0.0,
+        hbm_bytes=seconds * slices.CHIPS["v5e"].hbm_bandwidth,
+        collectives={"all-reduce": (1, 0.0)},
+        kernels=[],
+    )
+
+
+@pytest.fixture
+def config(tmp_path):
+    config = load(str(ROOT / "configs/tiny.py"), "base")
+    config = planner._with(
+        config,
+        {
+            "num_steps": 50,
+            "prompts_per_step": 64,
+            "group_size": 8,
+            "data.cache_dir": str(tmp_path / "cache"),
+        },
+    )
+    return config
+
+
+@pytest.fixture
+def compiles(monkeypatch):
+    """(name, fields of the config) of each compile; what it gives is by formulas."""
+    done = []
+
+    def plan(config):
+        if config.mesh.tensor == 8:
+            raise InputError("heads=4 do not divide over mesh.tensor=8")
+        programs = [
+            types.SimpleNamespace(name=name, phase="step", config=config)
+            for name in ("draw", "generate", "update")
+        ]
+        return types.SimpleNamespace(calls=programs)
+
+    def compile_call(call):
+        config, mesh = call.config, call.config.mesh
+        done.append((call.name, config))
+        by_rows = mesh.data * mesh.fsdp
+        base = {"float32": 16, "int8": 4}[config.model.base_dtype] / mesh.tensor
+        if call.name == "generate":
+            slots = config.rollout.slots or 512
+            waves = -(-512 // slots)
+            gib = base + slots * SLOT / by_rows
+            return compiled("generate", gib, waves * (1 + 3 / mesh.tensor))
+        gib = 1 + config.micro_batch_rows * ROW / by_rows
+        return compiled("update", gib, 10 + 64 / config.micro_batch_rows)
+
+    monkeypatch.setattr(slices, "devices", lambda name: [None] * 8)
+    monkeypatch.setattr(planner.calls, "plan", plan)
+    monkeypatch.setattr(compile, "compile_call", compile_call)
+    monkeypatch.setattr(report, "column_bytes", lambda planned: SLOT * GIB)
+    monkeypatch.setattr(report, "slot_columns", lambda planned: 1)
+    return done
+
+
+def day(text="v5e-8, 9h"):
+    return planner.parse_goal(text)
+
+
+def test_the_best_of_every_mesh(config, compiles):
+    config.rollout.slots, config.micro_batch_rows = 64, 16
+    rows = planner.plan(config, day())
+    best = rows[0]
+    # 512 slots in one wave need 16/4 + 512/64/2 of 15.75 GiB.
+    assert best.settings == {
+        "mesh.data": 1,
+        "mesh.fsdp": 2,
+        "mesh.tensor": 4,
+        "rollout.slots": 512,
+        "micro_batch_rows": 64,
+    }
+    assert (best.reason, best.otherwise) == ("", 0)
+    assert best.gib == pytest.approx(9, abs=0.01)
+    assert best.seconds == pytest.approx(1.75 + 10 + 1)
+    assert best.steps == (int(9 * 3600 / 12.75), int(9 * 3600 / 12.75 / 3))
+    # One device along tensor holds all 16 GiB of the base.
+    reasons = {row.settings["mesh.tensor"]: row.reason for row in rows}
+    assert "does not fit: generate; 16.1 of 15.75" in reasons[1]
+    assert reasons[8] == "heads=4 do not divide over mesh.tensor=8"
+    said = planner.text(rows, day(), config)
+    assert "best: --config.mesh.data=1 --config.mesh.fsdp=2" in said
+    assert all(row.reason in said for row in rows)
+    # Another slot number is another generation, and the same update.
+    updates = [c for name, c in compiles if name == "update"]
+    of = {(c.mesh.data, c.mesh.tensor, c.micro_batch_rows) for c in updates}
+    assert len(of) == len(updates)
+
+
+def test_more_slots_than_fit_are_lowered(config, compiles):
+    config.rollout.slots = 512
+    config.group_size, config.prompts_per_step = 8, 512  # 4,096 rollouts
+    config.mesh.fsdp, config.mesh.tensor, config.mesh.data = 8, 1, 1
+    config.model.base_dtype = "int8"
+    slots = {
+        row.settings["rollout.slots"] / row.settings["mesh.fsdp"]
+        for row in planner.plan(config, day())
+        if row.gib is not None
+    }
+    assert max(slots) * SLOT + 2 <= 15.75
+
+
+def test_twice_the_same_compiles_once(config, compiles):
+    rows = planner.plan(config, day())
+    count = len(compiles)
+    assert planner.plan(config, day()) == rows and len(compiles) == count
+    # Neither the time nor the steps change a program.
+    config.num_steps, config.seed = 7, 3
+    planner.plan(config, day("v5litepod-8,30m"))
+    assert len(compiles) == count
+    config.rollout.temperature = 0.7
+    planner.plan(config, day())
+    assert len(compiles) > count
+
+
+def test_a_damaged_record_is_compiled_again(config, compiles, tmp_path):
+    rows = planner.plan(config, day())
+    count = len(compiles)
+    for path in (tmp_path / "cache/compiled").iterdir():
+        path.write_text(path.read_text()[:40])
+    assert planner.plan(config, day()) == rows and len(compiles) == 2 * count
+
+
+def test_what_learns_otherwise_only_where_nothing_else_does(config, compiles):
+    config.num_steps = 5000
+    rows = planner.plan(config, day())
+    assert rows[0].reason.startswith("too slow for 5,000 steps: --config.num_steps=")
+    changed = [row for row in rows if row.otherwise]
+    # Adapters beside an int8 base, then shorter responses.
+    assert changed[0].settings["model.base_dtype"] == "int8"
+    assert changed[0].settings["model.lora.rank"] == 32
+    assert {row.settings.get("rollout.max_response_length") for row in changed} >= {
+        config.rollout.max_response_length // 2
+    } or config.rollout.max_response_length < 256
+    assert "nothing ends in time; the nearest: " in planner.text(rows, day(), config)
+
+
+def test_no_time_left(config, compiles):
+    with pytest.raises(InputError, match="not compiled: .* the same command goes on"):
+        planner.plan(config, day(), minutes=-1)
+    assert not compiles
+    planner.plan(config, day())
+    count = len(compiles)
+    rows = planner.plan(config, day(), minutes=-1)  # all is kept
+    assert not rows[0].reason and len(compiles) == count
+
+
+def test_a_wrong_config_is_one_line(config, compiles, monkeypatch):
+    def wrong(config):
+        raise InputError("slice.problems=0 and so on")
+
+    monkeypatch.setattr(planner.calls, "plan", wrong)
+    with pytest.raises(InputError, match="slice.problems=0"):
+        planner.plan(config, day())
+
+
+def test_as_json(config, compiles):
+    rows = planner.plan(config, day())
+    made = planner.as_json(rows, day())
+    assert made["slice"] == "v5litepod-8" and made["seconds"] == 32400
+    assert made["rows"][0] == dataclasses.asdict(rows[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "slice_type", "seconds"),
+    [
+        ("v5e-8, 9h", "v5litepod-8", 9 * 3600),
+        ("v4-32,1.5h", "v4-32", 5400),
+        ("v5litepod-1, 90m", "v5litepod-1", 5400),
+    ],
+)
+def test_goals(text, slice_type, seconds):
+    assert planner.parse_goal(text) == planner.Goal(slice_type, seconds)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("v5e-8", "is not a slice and a time above 0; write --plan 'v5e-8, 9h'"),
+        ("v5e-8, 0h", "is not a slice and a time above 0"),
+        ("v5e-8, 9 days", "is not a slice and a time above 0"),
+        ("v5e-8, 9h, 2", "is not a slice and a time above 0"),
+        ("v5e-7, 9h", "'v5e-7' is not among the slices: v4-8, "),
+        (", 9h", "'' is not among the slices"),
+    ],
+)
+def test_other_goals_are_one_line(text, line):
+    with pytest.raises(InputError) as caught:
+        planner.parse_goal(text)
+    assert line in str(caught.value) and "\n" not in str(caught.value)
