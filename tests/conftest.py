@@ -26,14 +26,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Most programs of tests are small and run once: by its defaults the compiler spends
-# twice as long on them. A run's own programs have options of their own (jit.py), which
-# go before these; so may a test's.
-QUICK_FLAGS = (
-    "--xla_backend_optimization_level=0",
-    "--xla_cpu_use_fusion_emitters=false",
-    "--xla_cpu_parallel_codegen_split_count=1",
-)
+# Most programs of tests are small and run once: with a run's options (jit.py) for those
+# that have none the compiler needs less time. At level 0 numbers would be others, and
+# some programs that are to agree to the last bit would not.
+QUICK_FLAGS = [
+    f"--{name}={value}".lower()
+    for name, value in jit.CPU.items()
+    if name not in jit.EVERY
+]
 
 
 def start_devices() -> None:
