@@ -1,8 +1,10 @@
 """Eight virtual CPU devices, no silent rank promotion, where the data lies; what saves
-processor time: the order of the files, compiled programs that are loaded again, a
-garbage collector that leaves alone what stays."""
+processor time: the order of the files, a compiler that takes little trouble, compiled
+programs that are loaded again, a garbage collector that leaves alone what stays."""
 
 import gc
+import importlib.metadata
+import itertools
 import os
 import pathlib
 import signal
@@ -23,6 +25,32 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Most programs of tests are small and run once: with a run's options (jit.py) for those
+# that have none the compiler needs less time. At level 0 numbers would be others, and
+# some programs that are to agree to the last bit would not.
+QUICK_FLAGS = [
+    f"--{name}={value}".lower()
+    for name, value in jit.CPU.items()
+    if name not in jit.EVERY
+]
+
+
+def start_devices() -> None:
+    """The compiler reads XLA_FLAGS with the first device, and never again.
+
+    So they are gone before a test begins: a command that finds some asks another
+    process whether the compiler knows them.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        # A later jaxlib may not know them, and would end this process.
+        if importlib.metadata.version("jaxlib").startswith("0.10."):
+            given = os.environ.get("XLA_FLAGS", "")
+            patch.setenv("XLA_FLAGS", " ".join([*QUICK_FLAGS, given]))
+        jax.devices()
+
+
+start_devices()
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The longest first; tests/README.md says how to see which they are.
@@ -81,14 +109,19 @@ def pytest_runtest_teardown(item, nextitem):
         leave_out_of_collections()
 
 
+FILES_OF_A_LOOK = 20
+_ended = itertools.count(1)  # files
+
+
 def leave_out_of_collections() -> None:
     """What is imported, traced or compiled by now stays to the end of the tests.
 
     The garbage collector would look through all of it again and again. What an earlier
-    file has left may have died since, with the programs that it holds: it is looked
-    through once a file.
+    file has left may have died since, with the programs that it holds: to look through
+    that takes seconds, so it is done after every so many files.
     """
-    gc.unfreeze()
+    if next(_ended) % FILES_OF_A_LOOK == 0:
+        gc.unfreeze()
     gc.collect()
     gc.freeze()
 

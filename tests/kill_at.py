@@ -3,7 +3,8 @@
 MOMENT is a function's dotted path (before its COUNT-th call), `file` (before the
 COUNT-th change to a file or folder of the workdir), `generate` or `update` (within the
 COUNT-th of that phase). A COUNT of 0 signals never; `file` then prints how many changes
-there were. DEAD_SECONDS and BEAT_SECONDS in the environment are those of
+there were. What any process of the run compiled is kept where JAX's variables say.
+DEAD_SECONDS and BEAT_SECONDS in the environment are those of
 limr_jax/multihost/watchdog.py. With PERMUTED JAX numbers the processes the other way
 round.
 """
@@ -14,6 +15,7 @@ import runpy
 import signal
 import sys
 import threading
+import types
 
 CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "open")
 
@@ -27,6 +29,7 @@ def main() -> None:
         setattr(watchdog, setting, float(os.environ[setting]))
     if "PERMUTED" in os.environ:
         permute()
+    keep_compiled()
     if moment == "file":
         workdir = arguments[arguments.index("--workdir") + 1]
         sys.addaudithook(
@@ -54,6 +57,23 @@ def permute() -> None:
         return make(node_id=num_nodes - 1 - node_id, num_nodes=num_nodes, **more)
 
     xla_client.make_cpu_client = permuted
+
+
+def keep_compiled() -> None:
+    """Each process of a run writes what it compiled; in JAX the first alone does.
+
+    A program's name among what is kept has its process's devices in it, so that no two
+    of them write one file.
+    """
+    from jax._src import compiler, distributed
+
+    class Everyone:
+        process_id = 0
+
+        def __getattr__(self, name):
+            return getattr(distributed.global_state, name)
+
+    compiler.distributed = types.SimpleNamespace(global_state=Everyone())
 
 
 class _Strike:

@@ -618,7 +618,7 @@ JEPO = {"algorithm": "jepo"}
         ),
         (
             {"model.attention": "flash"},
-            "--config.model.attention='flash' is unknown; did you mean 'xla'? "
+            "--config.model.attention='flash' is unknown; did you mean 'splash'? "
             "(auto, ragged, splash, xla)",
         ),
         (

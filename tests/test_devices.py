@@ -22,7 +22,7 @@ STEPS = 5
 TIE = 1e-4  # scores so close may change places from one summation order to another
 MESHES = [m for m in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(m) == 8]
 # data, fsdp, tensor; and all of them along data.
-SOME = [(1, 4, 2), pytest.param((1, 1, 8), marks=pytest.mark.slow)]
+SOME = [(1, 4, 2), pytest.param((1, 1, 8), marks=pytest.mark.soak)]
 
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")

@@ -1,5 +1,6 @@
 """Runs that learn adapters alone, beside a base that nothing changes."""
 
+import itertools
 import json
 import pathlib
 import runpy
@@ -8,6 +9,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from tiny_policy import QUICK, quick
 from tiny_run import (
     ROOT,
     configure,
@@ -213,16 +215,18 @@ def test_another_base_is_refused(whole, tmp_path):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"kl__placement": "reward"},
+        {"kl__placement": "reward", "model__base_dtype": "bfloat16"},
         {
             "kl__coefficient": 0.0,
             "filter__tau": 0.0,
             "mismatch__recompute": True,
             "minibatches_per_step": 2,
         },
-        {"model__base_dtype": "bfloat16"},
-        {"model__base_dtype": "int8", "model__architecture": "gemma2"},
-        {"model__architecture": "gemma2", "model__lora__targets": "q,v,down"},
+        {
+            "model__base_dtype": "int8",
+            "model__architecture": "gemma2",
+            "model__lora__targets": "q,v,down",
+        },
         {
             "filter__groups": "mixed",
             "filter__max_rounds": 2,
@@ -230,7 +234,7 @@ def test_another_base_is_refused(whole, tmp_path):
             "model__lora__scaling": "rs",
         },
     ],
-    ids=["kl in the reward", "filter", "bf16 base", "int8 base", "gemma", "rounds"],
+    ids=["kl in the reward, bf16 base", "filter", "gemma, int8 base", "rounds"],
 )
 def test_other_ways_to_learn(fields, quick_compiler, problems, tmp_path):
     config = configure(problems, **FIELDS | {"num_steps": 3} | fields)
@@ -249,10 +253,20 @@ def test_other_ways_to_learn(fields, quick_compiler, problems, tmp_path):
         assert ("kl" in row) == bool(config.kl.coefficient)
 
 
+MESHES = [(4, 1, 2), (1, 4, 2), (2, 2, 2)]
+# Both bases and every axis.
+IN_CI = {("whole", (2, 2, 2)), ("quantised", (1, 4, 2))}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", [(4, 1, 2), (1, 4, 2), (2, 2, 2)])
-@pytest.mark.parametrize("run", ["whole", "quantised"])
-def test_eight_devices_are_one(mesh, run, quick_compiler, request, tmp_path):
+@pytest.mark.parametrize(
+    ("run", "mesh"),
+    [
+        pytest.param(*pair, marks=[] if pair in IN_CI else pytest.mark.soak)
+        for pair in itertools.product(("whole", "quantised"), MESHES)
+    ],
+)
+def test_eight_devices_are_one(run, mesh, quick_compiler, request, tmp_path):
     """On meshes that divide base and adapters; no two scores of these tie."""
     workdir, here_made, config = request.getfixturevalue(run)
     sizes = dict(zip(("data", "fsdp", "tensor"), mesh))
@@ -322,6 +336,7 @@ def test_export_and_begin_from_it(whole, problems, tmp_path, capsys):
     tokens_BT = np.arange(12).reshape(2, 6)
     position_BT = np.tile(np.arange(6), (2, 1))
 
+    @partial(jax.jit, static_argnames="config", compiler_options=QUICK)
     def logits(params, config):
         how = {"config": config, "dtype": np.float32}
         hidden = transformer.forward(params, tokens_BT, position_BT, **how)
@@ -415,7 +430,7 @@ def test_export_over_an_int8_base(quantised, tmp_path, capsys):
     params = trained_policy.load_params(
         workdir, STEPS, model_config, made.mesh, made.load_base
     )
-    expected = lora.merge(params, model_config.lora)
+    expected = quick(partial(lora.merge, lora=model_config.lora))(params)
     one = make_mesh(1, 1, 1, jax.devices()[:1])
     merged = hf_weights.load_params(tmp_path / "merged", model_config.base, one)
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), merged, expected)

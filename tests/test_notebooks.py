@@ -95,7 +95,7 @@ def test_lim_scores_reads_the_scores_of_a_run(execute, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_quickstart_reads_a_run(execute, tmp_path, capsys):
+def test_quickstart_reads_a_run(execute, tmp_path, capsys, quick_compiler):
     problems = write_problems(tmp_path / "train.jsonl", 8)
     config = configure(
         problems,

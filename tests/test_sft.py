@@ -16,6 +16,8 @@ from limr_jax.models import hf_weights
 from limr_jax.storage import checkpoint
 from limr_jax.storage.array_digest import params_digest
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 def test_pack_by_hand():
     """Texts of 3, 4, 2 and 9 tokens in rows of 6: two rows, one text left out."""

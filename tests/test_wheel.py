@@ -71,7 +71,14 @@ def python(folder):
             [sys.executable, *map(str, words)],
             cwd=folder / "elsewhere",
             env=os.environ
-            | {"PYTHONPATH": str(folder / "target"), "JAX_PLATFORMS": "cpu"},
+            | {
+                "PYTHONPATH": str(folder / "target"),
+                "JAX_PLATFORMS": "cpu",
+                # What one run compiled, the next one loads.
+                "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+            },
             capture_output=True,
             text=True,
             timeout=1200,
@@ -144,12 +151,13 @@ def test_a_grid_starts_its_runs_from_the_wheel(folder, python):
         python,
         "ablate",
         "--config=configs/tiny.py",
-        "--vary=kl=0,0.1",
+        "--arm=one",
+        "--arm=another:checkpoint.every=7",  # which compiles nothing anew
         "--seeds=1",
         "--out=grid",
         "--config.num_steps=1",
         "--config.evaluation.samples=0",
-        "--config.data.eval=arithmetic:eval[:8]",
+        "--config.data.eval=arithmetic:eval[:64]",
         f"--config.data.cache_dir={folder / 'cache'}",
     )
     report = (folder / "elsewhere/grid/ablation.md").read_text()

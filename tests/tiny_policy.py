@@ -1,4 +1,4 @@
-"""Small random policies, their prompts and one jitted `generate`, for several tests."""
+"""Small random policies, their prompts, and programs of them that several tests run."""
 
 import dataclasses
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from limr_jax import jit
+from limr_jax.learner import logprobs
 from limr_jax.learner.batch import Batch, PackedBatch
 from limr_jax.models import transformer
 from limr_jax.models.config import ComputeConfig
@@ -55,6 +56,61 @@ GENERATE = jax.jit(
     static_argnames=("config", "compute"),
     compiler_options=QUICK,
 )
+
+
+LEARNED = jax.jit(
+    logprobs.response_logprob,
+    static_argnames=("response_length", "compute"),
+    compiler_options=QUICK,
+)
+# Two texts of seven tokens.
+TOKENS_BT = np.random.default_rng(1).integers(0, 40, (2, 7))
+POSITION_BT = np.tile(np.arange(7), (2, 1))
+
+
+def quick(function):
+    """Jitted, for a program that runs a few times."""
+    return jax.jit(function, compiler_options=QUICK)
+
+
+def logits_of(params, *, config, dtype=jnp.float32, remat=False):
+    """The logits of the two texts."""
+    hidden_BTD = transformer.forward(
+        params, TOKENS_BT, POSITION_BT, config=config, dtype=dtype, remat=remat
+    )
+    return transformer.unembed(params, hidden_BTD, config=config, dtype=dtype)
+
+
+def leaves_of(tree) -> dict:
+    """Each leaf by its path."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): x
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def drift(params, compute: ComputeConfig) -> np.ndarray:
+    """|Δ log p| of each sampled token of eight rollouts, rollout against learner."""
+    problem_P = np.arange(4, dtype=np.int32)
+    written = GENERATE(
+        params,
+        *prompts_of(problem_P),
+        problem_P,
+        key_of(),
+        sampling(),
+        config=SHAPE,
+        compute=compute,
+    )
+    learner_BT, _ = LEARNED(
+        params,
+        *written.sequences(),
+        None,
+        1.0,
+        response_length=SHAPE.response_length,
+        compute=compute,
+    )
+    difference_BT = np.abs(np.asarray(learner_BT) - np.asarray(written.logprob_BT))
+    return difference_BT[np.asarray(written.mask_BT)]
 
 
 def fp32(config: ModelConfig, **options) -> ComputeConfig:

@@ -58,10 +58,10 @@ def same(one, other) -> bool:
 
 
 RUNS = {
-    "grpo with KL": {"kl__coefficient": 0.1, "filter__tau": 0.0},
-    "ppo, drawing from some tokens": {
+    "ppo with KL, drawing from some tokens": {
         "algorithm": "ppo",
         "critic__learning_rate": 0.01,
+        "kl__coefficient": 0.1,
         "rollout__slots": 4,
         "rollout__top_p": 0.9,
         "rollout__min_p": 0.01,
@@ -70,21 +70,14 @@ RUNS = {
         "reward": "math",
         "filter__groups": "mixed",
         "filter__max_rounds": 2,
+        "filter__tau": 0.0,
     },
     "jepo": {"algorithm": "jepo", "reward": "none", "loss_normaliser": "rollout"},
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "fields",
-    [
-        pytest.param(
-            fields, id=name, marks=() if name == "grpo with KL" else pytest.mark.slow
-        )
-        for name, fields in RUNS.items()
-    ],
-)
+@pytest.mark.parametrize("fields", RUNS.values(), ids=RUNS)
 def test_the_programs_of_a_run_are_those_reported(
     tmp_path, monkeypatch, quick_compiler, caplog, fields
 ):

@@ -33,7 +33,15 @@ def parts(length_B, read=whole, group=1, **plan):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rollouts, size", [(64, 32), (32, 32), (200, 48), (5, 8)])
+@pytest.mark.parametrize(
+    "rollouts, size",
+    [
+        pytest.param(64, 32, marks=pytest.mark.soak),
+        pytest.param(32, 32, marks=pytest.mark.soak),
+        (200, 48),
+        (5, 8),
+    ],
+)
 def test_it_is_the_schedule_of_the_loop(rollouts, size):
     random = np.random.default_rng(rollouts)
     length_B = np.minimum(random.geometric(1 / 32, rollouts), 128)

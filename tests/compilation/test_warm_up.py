@@ -100,7 +100,10 @@ RUNS = {
     "fields",
     [
         pytest.param(
-            fields, id=name, marks=() if name == "two calls" else pytest.mark.slow
+            # Of two calls and no more: with all that is compiled in a step, below.
+            fields,
+            id=name,
+            marks=pytest.mark.soak if name == "two calls" else (),
         )
         for name, fields in RUNS.items()
     ],

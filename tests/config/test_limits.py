@@ -81,22 +81,32 @@ def test_limits_are_numbers_that_the_devices_hold():
 WORDS = ("inf", "-inf", "nan", "-1", "0", "1e300", str(2**40), "", "None", "[1]")
 
 
+# Every n-th of all pairs of a field and a word: each has several of the other.
+SOME = [3, pytest.param(1, marks=pytest.mark.soak)]
+
+
+def pairs(words, every: int):
+    """(kind, field, word) of every n-th pair."""
+    whole = [(*field, word) for field in FIELDS for word in words]
+    return whole[::every]
+
+
 @pytest.mark.slow
-def test_whatever_a_command_line_gives_is_refused_in_a_line_or_allowed():
-    for kind, field in FIELDS:
+@pytest.mark.parametrize("every", SOME)
+def test_whatever_a_command_line_gives_is_refused_in_a_line_or_allowed(every):
+    for kind, field, word in pairs(WORDS, every):
         argument, default = f"--config={ROOT}/configs/{kind}.py", DEFAULTS[kind][field]
-        for word in WORDS:
-            flag = f"--config.{field}={word}"
-            try:
-                loaded, _ = load.load([argument, flag], kind=kind)
-            except InputError as error:
-                line = str(error)
-                assert line.startswith(f"--config.{field}=") and "\n" not in line, line
-            else:
-                value = dict(leaves(loaded.to_dict()))[field]
-                assert type(value) is type(default), flag
-                limits.check_value(limits.row(field, default), value, field)
-                assert type(default) is not float or math.isfinite(value)
+        flag = f"--config.{field}={word}"
+        try:
+            loaded, _ = load.load([argument, flag], kind=kind)
+        except InputError as error:
+            line = str(error)
+            assert line.startswith(f"--config.{field}=") and "\n" not in line, line
+        else:
+            value = dict(leaves(loaded.to_dict()))[field]
+            assert type(value) is type(default), flag
+            limits.check_value(limits.row(field, default), value, field)
+            assert type(default) is not float or math.isfinite(value)
 
 
 VALUES = (math.inf, math.nan, -1, 0, 0.5, 2**40, "", None, [1], True)
@@ -117,25 +127,25 @@ def get_config(argument):
 
 
 @pytest.mark.slow
-def test_whatever_a_file_gives_is_refused_in_a_line_or_allowed(tmp_path):
+@pytest.mark.parametrize("every", SOME)
+def test_whatever_a_file_gives_is_refused_in_a_line_or_allowed(tmp_path, every):
     """A dict, so that ml_collections does not look at types."""
     file = tmp_path / "any.py"
     file.write_text(FILE)
-    for kind, field in FIELDS:
+    for kind, field, value in pairs(VALUES, every):
         default = DEFAULTS[kind][field]
-        for value in VALUES:
-            argument = f"--config={file}:{kind}={field}={value!r}"
-            try:
-                loaded, _ = load.load([argument], kind=kind)
-            except InputError as error:
-                line = str(error)
-                assert line.startswith(f"{argument}: {field}"), line
-                assert "\n" not in line
-            else:
-                assert value is not None and value != [1], argument
-                made = dict(leaves(loaded.to_dict()))[field]
-                assert made == value and type(made) is type(default), argument
-                limits.check_value(limits.row(field, default), made, field)
+        argument = f"--config={file}:{kind}={field}={value!r}"
+        try:
+            loaded, _ = load.load([argument], kind=kind)
+        except InputError as error:
+            line = str(error)
+            assert line.startswith(f"{argument}: {field}"), line
+            assert "\n" not in line
+        else:
+            assert value is not None and value != [1], argument
+            made = dict(leaves(loaded.to_dict()))[field]
+            assert made == value and type(made) is type(default), argument
+            limits.check_value(limits.row(field, default), made, field)
 
 
 @pytest.mark.parametrize(

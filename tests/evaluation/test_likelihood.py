@@ -1,19 +1,21 @@
 """Proxy-NLL: by the formula, by kind of thought, and as a program."""
 
 import dataclasses
+import functools
 import json
 import runpy
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_policy import LEARNED
 from tiny_run import ROOT, arguments, configure, set_up, write_problems
 
 from limr_jax.data.special_tokens import encode_answer_phrase
 from limr_jax.errors import InputError
 from limr_jax.evaluation import likelihood
-from limr_jax.learner import logprobs
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +25,8 @@ def problems(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(problems):
-    """The run's parts, the first parameters, n → Likelihood."""
+def found(problems, quick_compiler):
+    """The run's parts, the first parameters, n → Likelihood, which is found once."""
     config = configure(
         problems, data__eval=problems, data__allow_overlap=True, rollout__slots=8
     )
@@ -32,6 +34,7 @@ def found(problems):
     # Large enough for a thought to matter to the answer after it.
     params = jax.tree.map(lambda x: 10 * x if x.ndim > 1 else x, made.load_params())
 
+    @functools.cache
     def find(n, slots=8):
         return likelihood.make_likelihood(
             made.mesh,
@@ -60,9 +63,9 @@ def test_without_a_thought_it_is_the_answers_own_likelihood(found, problems):
         answer = [*made.eval_set.answer_NA[i][:answered], tokenizer.eos_id]
         phrase = tokenizer.encode("#### ", continued=True)
         text = [*made.eval_set.prompt_NL[i][:length], *phrase, *answer]
-        row = jnp.asarray([text], jnp.int32)
-        where = jnp.arange(len(text))[None]
-        expected, _ = logprobs.response_logprob(
+        row = np.array([text], np.int32)
+        where = np.arange(len(text))[None]
+        expected, _ = LEARNED(
             params,
             row,
             where,
@@ -87,21 +90,20 @@ def test_with_one_thought_it_is_minus_its_log_likelihood(found):
 
 
 @pytest.mark.slow
-def test_chunks_change_nothing(found):
+@pytest.mark.parametrize("slots", [8, pytest.param(4, marks=pytest.mark.soak)])
+def test_chunks_change_nothing(found, slots):
     """Of two problems, the last of one, or of one each: none meets its own thoughts."""
     _, _, find = found
-    whole = find(2, slots=14).nll_N
-    for slots in (4, 2):
-        parts = find(2, slots=slots).nll_N
-        for kind in likelihood.KINDS:
-            np.testing.assert_allclose(parts[kind], whole[kind], rtol=1e-5)
+    whole, parts = find(4, slots=28).nll_N, find(4, slots=slots).nll_N
+    for kind in likelihood.KINDS:
+        np.testing.assert_allclose(parts[kind], whole[kind], rtol=1e-5)
 
 
 @pytest.mark.slow
 def test_more_thoughts_bound_more_tightly(found):
-    """In expectation: over problems the mean falls from 1 thought to 8."""
+    """In expectation: over problems the mean falls from 1 thought to 4."""
     _, _, find = found
-    few, many = (find(n).nll_N["thoughts"].mean() for n in (1, 8))
+    few, many = (find(n).nll_N["thoughts"].mean() for n in (1, 4))
     assert many < few
 
 

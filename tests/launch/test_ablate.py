@@ -24,6 +24,7 @@ def grid(tmp_path_factory):
         "data.train": write_problems(folder / "train.jsonl", 10),
         "data.eval": write_problems(folder / "eval.jsonl", 3, add=2),
         "num_steps": 2,
+        "model.layers": 1,
         "rollout.max_response_length": 4,
     }
     return folder, [*arguments(fields), f"--out={folder / 'out'}", "--seeds=1"]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_policy import quick
 
 from limr_jax.data.tokenizer import load_tokenizer
 from limr_jax.errors import InputError
@@ -51,6 +52,7 @@ def export(*argv):
     module.main([str(each) for each in argv])
 
 
+@quick
 def params_of(step):
     return transformer.init_params(CONFIG, jax.random.key(step))
 

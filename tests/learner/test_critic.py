@@ -107,10 +107,9 @@ def test_a_new_critic_is_the_policys_body_and_says_0(written):
     params = critic.init_params(jax.tree.map(jnp.asarray, policy), width=QWEN.width)
     assert params["embedder"]["embedding"] is not policy["embedder"]["embedding"]
     assert params.keys() - policy.keys() == {"value_head"}
-    values = critic.response_values(
-        params, *written.sequences(), response_length=T, compute=COMPUTE
-    )
-    assert not np.any(values)
+    values = partial(critic.response_values, response_length=T, compute=COMPUTE)
+    values = jax.jit(values, compiler_options=QUICK)
+    assert not np.any(values(params, *written.sequences()))
     head = {"kernel": jnp.ones((16, 40))}
     untied = critic.init_params({**params, "head": head}, width=QWEN.width)
     assert "head" not in untied
@@ -120,12 +119,13 @@ def test_a_new_critic_is_the_policys_body_and_says_0(written):
 def test_a_value_is_of_what_stands_before_the_token(written, params, value_BT):
     """Row by row and unpadded: V_t reads the prompt and the t tokens before."""
     prompt_PL, position_PL = written.prompt_PL, np.asarray(written.position_PL)
+    forward = jax.jit(partial(transformer.forward, **HOW), compiler_options=QUICK)
     for b in (0, 5, 11):
         prompt = np.asarray(prompt_PL)[b // G][position_PL[b // G] >= 0]
         length = int(written.mask_BT[b].sum())
         text = np.concatenate([prompt, written.response_BT[b][:length]])
-        where = jnp.arange(len(text))[None]
-        hidden = transformer.forward(params, text[None], where, **HOW)[0]
+        where = np.arange(len(text))[None]
+        hidden = np.asarray(forward(params, text[None], where)[0])
         expected = hidden @ params["value_head"]["kernel"]
         first = len(prompt) - 1
         np.testing.assert_allclose(

@@ -249,8 +249,15 @@ def test_the_terms_of_the_thought_leave_the_answer_alone():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("semi", [False, True])
-@pytest.mark.parametrize("estimator", ["one_sample", "multi_sample"])
+@pytest.mark.parametrize(
+    ("estimator", "semi"),
+    [
+        ("one_sample", False),
+        ("multi_sample", True),
+        pytest.param("one_sample", True, marks=pytest.mark.soak),
+        pytest.param("multi_sample", False, marks=pytest.mark.soak),
+    ],
+)
 def test_the_learners_gradient_is_the_formulas(written, phrase, estimator, semi):
     check_gradient(QWEN, written, phrase, estimator, semi)
 

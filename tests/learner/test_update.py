@@ -82,9 +82,13 @@ def make_batch(
     normaliser="token",
     **changes,
 ):
-    """rl_batch, with BATCH and BOTH but for the changes; of one update."""
+    """rl_batch, with BATCH and BOTH but for the changes; of one update.
+
+    No array is weakly typed, as JAX makes some of them: that would be another program.
+    """
     batch, _ = rl_batch(written, reward_PG, valid_PG, reference_BT, **changes)
-    return batch_lib.weigh(batch, normaliser)
+    weighed = batch_lib.weigh(batch, normaliser)
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), weighed)
 
 
 def rl_batch(
@@ -643,6 +647,12 @@ SMOOTH = make_optimizer(**ADAM | {"learning_rate": 0.1, "epsilon": 0.1})
 KEY = prng.stream_key(0, "minibatch", 3)
 
 
+@partial(jax.jit, compiler_options=QUICK)
+def smooth_step(state, grads):
+    added, opt_state = SMOOTH.update(grads, state.opt_state, state.params)
+    return update.TrainState(optax.apply_updates(state.params, added), opt_state)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("tau", [pytest.param(-1.0, marks=pytest.mark.slow), 0.0])
 def test_minibatches_are_updates_one_after_another(params, written, reward_PG, tau):
@@ -670,8 +680,7 @@ def test_minibatches_are_updates_one_after_another(params, written, reward_PG, t
         skipped.append(not advantage_B1[rows].any())
         if skipped[-1]:
             continue
-        added, opt_state = SMOOTH.update(grads, state.opt_state, state.params)
-        state = update.TrainState(optax.apply_updates(state.params, added), opt_state)
+        state = smooth_step(state, grads)
     counts = optax.tree_utils.tree_get_all_with_path(learned.opt_state, "count")
     assert [int(count) for _, count in counts] == [8 - sum(skipped)] * 2
     assert metrics["skipped_share"] == np.mean(skipped)
@@ -744,10 +753,15 @@ DECAYED = make_optimizer(
 
 def after_ones(params, optimizer):
     """The state after one gradient of 1 everywhere."""
-    ones = jax.tree.map(jnp.ones_like, params)
-    state = update.init(params, optimizer)
-    added, opt_state = optimizer.update(ones, state.opt_state, params)
-    return update.TrainState(optax.apply_updates(params, added), opt_state)
+
+    @partial(jax.jit, compiler_options=QUICK)
+    def after(params):
+        ones = jax.tree.map(jnp.ones_like, params)
+        state = update.init(params, optimizer)
+        added, opt_state = optimizer.update(ones, state.opt_state, params)
+        return update.TrainState(optax.apply_updates(params, added), opt_state)
+
+    return after(params)
 
 
 def one_more(coefficient, mean_kl):
@@ -794,7 +808,7 @@ def test_kl_is_told_of_all_rollouts_that_are_learned(written, reward_PG):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("entropy", [0.0, 0.1])
+@pytest.mark.parametrize("entropy", [pytest.param(0.0, marks=pytest.mark.soak), 0.1])
 def test_what_the_filter_loses_is_the_kl_and_entropy_of_the_rows_dropped(
     params, written, reward_PG, direct, entropy
 ):

@@ -102,7 +102,10 @@ def test_embedded_model(tmp_path_factory, dtype, mean, worst):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "mean", "worst"),
-    [(jnp.float32, 2e-6, 1e-4), (jnp.bfloat16, 1e-3, 0.1)],
+    [
+        pytest.param(jnp.float32, 2e-6, 1e-4, marks=pytest.mark.soak),
+        (jnp.bfloat16, 1e-3, 0.1),
+    ],
     ids=["fp32", "bf16"],
 )
 def test_babyllama(shared, dtype, mean, worst):

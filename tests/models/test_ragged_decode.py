@@ -57,48 +57,18 @@ PROMPT_B = np.array([2, 0, 0, 1, 2, 1])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("column", [130, 511, 512, 700, 1500])
 @pytest.mark.parametrize(
     "softcap, stacked, window",
     [(None, True, None), (2.0, False, None), (None, True, 512), (None, True, 600)],
 )
 @pytest.mark.parametrize("whole", [False, True])  # a prompt is one block
 def test_it_is_attention_to_what_a_row_has(
-    interpreted, monkeypatch, column, softcap, stacked, window, whole
+    interpreted, monkeypatch, softcap, stacked, window, whole
 ):
+    """Before the ring turns, as it does, and after."""
     config = dataclasses.replace(CONFIG, attention_softcap=softcap)
     monkeypatch.setattr(ragged_decode, "MOST", 2 * 128 * (LENGTH if whole else 128))
-    random = np.random.default_rng(column)
-    own_B = np.minimum([1, 120, COLUMNS, COLUMNS - 3, 300, 0], column + 1)
-
-    def kv(rows, columns):
-        shapes = (3, rows, 2, 16, columns), (3, rows, 2, columns, 16)
-        return [jnp.asarray(random.normal(size=x), jnp.float32) for x in shapes]
-
-    q_B1HC = jnp.asarray(random.normal(size=(6, 1, 6, 16)), jnp.float32)
-    prompts, own = kv(3, LENGTH), kv(6, COLUMNS)
-    live_B = own_B > 0
-    last_B = LAST_P[PROMPT_B]
-    seen_B = last_B + 1
-    own_mask = own_seen(column, own_B)
-    if window:
-        seen_B = np.minimum(seen_B, window - own_B)
-        own_mask &= own_seen(column, np.full(6, window))
-    before = np.arange(LENGTH) >= LENGTH - np.where(live_B, seen_B, 0)[:, None]
-    mask_B1S = jnp.asarray(np.concatenate([before, own_mask], axis=1))[:, None]
-    joined = [
-        jnp.concatenate([x[1][PROMPT_B], y[1]], axis=axis)
-        for x, y, axis in zip(prompts, own, (-1, -2))
-    ]
-    wanted = dense.attend(q_B1HC, *joined, mask_B1S, config)[:, 0]
-    index = 1
-    if not stacked:
-        prompts, own, index = [x[1] for x in prompts], [x[1] for x in own], None
-    at = ragged_decode.RowPlaces(
-        *(jnp.asarray(x) for x in (np.where(live_B, last_B + own_B, -1), PROMPT_B)),
-        jnp.asarray(LAST_P),
-        jnp.int32(column),
-    )
+    index = 1 if stacked else None
 
     @jax.jit
     def attend(q_BHC, prompts, own, at):
@@ -108,9 +78,44 @@ def test_it_is_attention_to_what_a_row_has(
         given = q_BHC, prompts, own, read, at.column, index
         return ragged_decode.attend(*given, config)
 
-    found = attend(q_B1HC[:, 0], prompts, own, at)
-    assert np.all(np.isfinite(found))
-    np.testing.assert_allclose(found[live_B], wanted[live_B], atol=1e-6)
+    wanted_of = jax.jit(partial(dense.attend, config=config))
+    for column in (130, 511, 512, 700, 1500):
+        random = np.random.default_rng(column)
+        own_B = np.minimum([1, 120, COLUMNS, COLUMNS - 3, 300, 0], column + 1)
+        q_B1HC = random.normal(size=(6, 1, 6, 16)).astype(np.float32)
+        prompts, own = (random_kv(random, *x) for x in ((3, LENGTH), (6, COLUMNS)))
+        live_B = own_B > 0
+        last_B = LAST_P[PROMPT_B]
+        seen_B = last_B + 1
+        own_mask = own_seen(column, own_B)
+        if window:
+            seen_B = np.minimum(seen_B, window - own_B)
+            own_mask &= own_seen(column, np.full(6, window))
+        before = np.arange(LENGTH) >= LENGTH - np.where(live_B, seen_B, 0)[:, None]
+        mask_B1S = np.concatenate([before, own_mask], axis=1)[:, None]
+        joined = [
+            np.concatenate([x[1][PROMPT_B], y[1]], axis=axis)
+            for x, y, axis in zip(prompts, own, (-1, -2))
+        ]
+        wanted = wanted_of(q_B1HC, *joined, mask_B1S)[:, 0]
+        if not stacked:
+            prompts, own = [x[1] for x in prompts], [x[1] for x in own]
+        position_B = np.where(live_B, last_B + own_B, -1)
+        at = ragged_decode.RowPlaces(
+            *map(jnp.asarray, (position_B, PROMPT_B, LAST_P)), jnp.int32(column)
+        )
+        found = np.asarray(attend(q_B1HC[:, 0], prompts, own, at))
+        assert np.all(np.isfinite(found)), column
+        np.testing.assert_allclose(
+            found[live_B], wanted[live_B], atol=1e-6, err_msg=f"column {column}"
+        )
+    assert attend._cache_size() == 1
+
+
+def random_kv(random, rows, columns):
+    """Keys and values of three layers."""
+    shapes = (3, rows, 2, 16, columns), (3, rows, 2, columns, 16)
+    return [random.normal(size=shape).astype(np.float32) for shape in shapes]
 
 
 OWN, PROMPT = ragged_decode.Cut(COLUMNS, 128), ragged_decode.Cut(LENGTH, 128)
@@ -220,10 +225,18 @@ MODELS = {
     "a short window, and a tail": (replaced(GEMMA, window=4, layers=3), 12),
     "a window of a prompt": (replaced(GEMMA, window=12), 12),
 }
+IN_CI = ("scanned", "a short window, and a tail")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config, length", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize(
+    "config, length",
+    [
+        # Layers that are unrolled and full: on a mesh, below.
+        pytest.param(*x, id=name, marks=[] if name in IN_CI else pytest.mark.soak)
+        for name, x in MODELS.items()
+    ],
+)
 def test_rollouts_by_it_are_the_same(monkeypatch, config, length):
     """16 rollouts in 4 slots: rows come and go, and the ring of 24 columns turns."""
     shape = dataclasses.replace(SHAPE, response_length=24, slots=4)
@@ -250,7 +263,13 @@ def test_rollouts_by_it_are_the_same(monkeypatch, config, length):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "shape, slots", [((2, 1, 1), 4), ((1, 4, 2), 8), ((2, 2, 2), 12), ((2, 1, 4), 4)]
+    "shape, slots",
+    [
+        pytest.param((2, 1, 1), 4, marks=pytest.mark.soak),
+        pytest.param((1, 4, 2), 8, marks=pytest.mark.soak),
+        ((2, 2, 2), 12),
+        ((2, 1, 4), 4),
+    ],
 )
 def test_rollouts_by_it_on_a_mesh_are_the_same(monkeypatch, shape, slots):
     """Each device's rows read the prompts that it holds; 4 parts share 2 kv heads."""
@@ -273,9 +292,9 @@ def test_rollouts_by_it_on_a_mesh_are_the_same(monkeypatch, shape, slots):
 @pytest.mark.parametrize(
     "kv_heads, head_dim, dtype",
     [
-        (1, 128, "bfloat16"),
+        pytest.param(1, 128, "bfloat16", marks=pytest.mark.soak),
         (16, 64, "bfloat16"),
-        (8, 128, "float32"),
+        pytest.param(8, 128, "float32", marks=pytest.mark.soak),
         (4, 256, "float32"),
     ],
 )

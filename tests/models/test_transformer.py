@@ -404,7 +404,9 @@ def test_sharded_is_one_device(shared, name, shape):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [(1, 2, 4), (2, 2, 2)])
+@pytest.mark.parametrize(
+    "shape", [(1, 2, 4), pytest.param((2, 2, 2), marks=pytest.mark.soak)]
+)
 def test_sharded_decode_is_one_device(shape):
     """2 kv heads over a tensor axis of 4 and of 2."""
     how = {"config": EVERYTHING, "dtype": jnp.float32}

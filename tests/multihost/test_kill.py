@@ -47,6 +47,7 @@ def fields(folder) -> dict:
     return {
         "data.train": folder / "train.jsonl",
         "num_steps": STEPS,
+        "model.layers": 1,
         "sampler.name": "lim",
         "reward": "kill_reward.chance",
         "rollout.max_response_length": 10,
@@ -155,7 +156,7 @@ def test_the_whole_run_learns(whole, template):
     assert_same(whole, whole, template)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_killed_in_a_generation(folder, whole, template, tmp_path):
     """kill -9 in step 5: step 2 is saved before 4 is, which is under way or done."""
     workdir = tmp_path / "run"

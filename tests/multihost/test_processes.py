@@ -3,6 +3,7 @@
 What one process does beside them is run here, on as many of the virtual devices.
 """
 
+import functools
 import itertools
 import json
 import os
@@ -67,6 +68,7 @@ def fields(folder) -> dict:
         "data.train": folder / "train.jsonl",
         "data.eval": folder / "eval.jsonl",
         "num_steps": STEPS,
+        "model.layers": 1,
         "sampler.name": "lim",
         "prompts_per_step": 8,
         "reward": "hosts_reward.chance",
@@ -124,11 +126,13 @@ def start(folder, commands, devices=2, **environment) -> Hosts:
     return started
 
 
+NEVER = ("generate", 0, "SIGTERM")  # a moment that does not come
+
+
 def command(folder, workdir, *moment, **more) -> list[str]:
-    """launch/tpu.py, or that moment of it by kill_at.py."""
-    script = [str(ROOT / "launch/tpu.py")]
-    if moment:
-        script = [str(ROOT / "tests/kill_at.py"), *map(str, moment), *script]
+    """launch/tpu.py to its end, or to that moment, by kill_at.py."""
+    script = [str(ROOT / "tests/kill_at.py"), *map(str, moment or NEVER)]
+    script.append(str(ROOT / "launch/tpu.py"))
     given = fields(folder) | {n.replace("__", "."): value for n, value in more.items()}
     return [*script, *arguments(given), "--workdir", str(workdir)]
 
@@ -142,12 +146,19 @@ def alone(folder, tmp_path_factory, quick_compiler):
 
 
 def run_here(folder, workdir, devices: int, **more) -> None:
+    made, config = parts(folder, devices, tuple(more.items()))
+    train(made, config, workdir)
+
+
+@functools.cache
+def parts(folder, devices: int, more: tuple = ()):
+    """The run's parts and its config; runs of one process share their programs."""
     given = {name.replace(".", "__"): value for name, value in fields(folder).items()}
-    given |= more
+    given |= dict(more)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         config = configure(given.pop("data__train"), **given)
-        train(set_up(config, devices), config, workdir)
+        return set_up(config, devices), config
 
 
 def assert_same_run(workdir, alone, but=()) -> None:
@@ -181,8 +192,7 @@ def latest(workdir) -> int | None:
 
 def run(folder, workdir, *moment, processes=2, **environment):
     """The run to its end, or until that moment of the last process; (code, words)."""
-    idle = ("generate", 0, "SIGTERM") if moment else ()
-    moments = [*[idle] * (processes - 1), moment]
+    moments = [*[()] * (processes - 1), moment]
     commands = [command(folder, workdir, *moment) for moment in moments]
     return start(folder, commands, **environment).wait(900)
 
@@ -542,7 +552,7 @@ kill_at.permute()
 moment, *flags = sys.argv[1:]
 given = dict(flag[2:].split("=") for flag in flags)
 process = int(given["process"])
-watchdog.DEAD_SECONDS = 4.0
+watchdog.DEAD_SECONDS, watchdog.BEAT_SECONDS = 4.0, 0.25
 agree.REPORT_SECONDS = 3.0
 with processes.joined(given["coordinator"], int(given["processes"]), process):
     agree.barrier("all are here")
@@ -588,10 +598,15 @@ def test_a_process_that_leaves_early_ends_the_others(folder, process):
     assert line in said[1 - process][1]
 
 
-@pytest.mark.parametrize("process", [0, 1])
 @pytest.mark.parametrize(
-    "number",
-    [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)],
+    ("process", "number"),
+    [
+        (0, signal.SIGKILL),
+        (1, signal.SIGKILL),
+        pytest.param(0, signal.SIGSTOP, marks=pytest.mark.slow),
+        # To the coordinator one that hangs is one that died.
+        pytest.param(1, signal.SIGSTOP, marks=pytest.mark.soak),
+    ],
 )
 def test_a_process_that_dies_or_hangs_ends_the_others(folder, process, number):
     """Process 0 is the coordinator, and JAX's 1."""

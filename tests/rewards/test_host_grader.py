@@ -128,7 +128,7 @@ def one_step(folder, workdir, reward, devices=1, prompts=4, **fields):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.soak), 4])
 def test_samplers_see_raw_correctness_and_the_learner_limrs_reward(
     folder, tmp_path, devices
 ):

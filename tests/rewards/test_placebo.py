@@ -30,7 +30,7 @@ def test_shuffled_rewards_by_hand():
 
 
 @pytest.mark.slow
-def test_a_generation_for_each_micro_batch_writes_the_same(tmp_path):
+def test_a_generation_for_each_micro_batch_writes_the_same(tmp_path, quick_compiler):
     """rollout.calls changes when rollouts are written, and nothing else."""
     train = write_problems(tmp_path / "train.jsonl", 12)
 

@@ -284,8 +284,16 @@ def test_a_grader_of_ours_that_raises(
 
 def launch(folder, workdir, reward) -> subprocess.Popen:
     fields = {"data.train": folder / "train.jsonl", "num_steps": 1, "reward": reward}
+    fields |= {"model.layers": 1}
     script = [sys.executable, str(ROOT / "launch/tpu.py"), *arguments(fields)]
-    quick = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    quick = {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        # What one compiled, the next one loads.
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
     return subprocess.Popen(
         [*script, "--workdir", str(workdir)],
         cwd=folder,

@@ -12,6 +12,7 @@ import pytest
 from tiny_policy import (
     GEMMA,
     GENERATE,
+    LEARNED,
     LENGTH,
     PROMPTS,
     QUICK,
@@ -26,7 +27,6 @@ from tiny_policy import (
 )
 
 from limr_jax import prng
-from limr_jax.learner import logprobs
 from limr_jax.models import transformer
 from limr_jax.rollout import generate as rollout
 from limr_jax.rollout.sampling import Sampling, filter_logits, token_logprob
@@ -36,11 +36,6 @@ from limr_jax.sharding import BATCH, make_mesh, param_shardings
 T, GROUP, STOP, PAD = 12, SHAPE.group, SHAPE.stop_ids, SHAPE.pad_id
 CONFIGS = {"qwen": QWEN, "gemma": GEMMA}
 TEMPERATURE = 1.3
-LEARNED = jax.jit(
-    logprobs.response_logprob,
-    static_argnames=("response_length", "compute"),
-    compiler_options=QUICK,
-)
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
 
@@ -232,19 +227,35 @@ def generate_on_mesh(shape, expected_P=None, asked_PG=None, **changes):
         )
 
 
+MESHES = [
+    ((8, 1, 1), 16),
+    ((8, 1, 1), 8),
+    ((1, 4, 2), 8),
+    ((2, 2, 2), 12),
+    ((2, 1, 1), 4),
+    ((1, 2, 1), 8),
+]
+# A row a device, and several; every axis; with and without an order to begin in.
+IN_CI = {
+    (*MESHES[0], False),
+    (*MESHES[1], True),
+    (*MESHES[2], False),
+    (*MESHES[3], True),
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "shape, slots",
+    "shape, slots, expected",
     [
-        ((8, 1, 1), 16),
-        ((8, 1, 1), 8),
-        ((1, 4, 2), 8),
-        ((2, 2, 2), 12),
-        ((2, 1, 1), 4),
-        ((1, 2, 1), 8),
+        pytest.param(
+            *mesh,
+            expected,
+            marks=[] if (*mesh, expected) in IN_CI else pytest.mark.soak,
+        )
+        for mesh, expected in itertools.product(MESHES, (False, True))
     ],
 )
-@pytest.mark.parametrize("expected", [False, True])
 def test_devices_change_nothing(shape, slots, expected):
     expected_P = np.array([3, 0, 9, 1, 2, 8, 0, 5], np.float32) if expected else None
     written = generate_on_mesh(shape, expected_P, slots=slots)
@@ -255,7 +266,12 @@ def test_devices_change_nothing(shape, slots, expected):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "shape, alone", [((8, 1, 1), True), ((2, 4, 1), True), ((4, 1, 2), False)]
+    "shape, alone",
+    [
+        ((8, 1, 1), True),
+        pytest.param((2, 4, 1), True, marks=pytest.mark.soak),
+        ((4, 1, 2), False),
+    ],
 )
 def test_devices_wait_only_for_those_they_compute_with(shape, alone):
     """One slot each: a device's decode steps are those of its own rollouts."""
@@ -272,8 +288,15 @@ def test_devices_wait_only_for_those_they_compute_with(shape, alone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layers", [2, 10])  # unrolled, scanned
-@pytest.mark.parametrize("config", [QWEN, GEMMA])
+@pytest.mark.parametrize(
+    "config, layers",
+    [
+        (QWEN, 2),  # unrolled
+        (GEMMA, 10),  # scanned
+        pytest.param(QWEN, 10, marks=pytest.mark.soak),
+        pytest.param(GEMMA, 2, marks=pytest.mark.soak),
+    ],
+)
 def test_prompts_a_few_at_a_time(monkeypatch, config, layers):
     """Four at a time are prefilled as all eight are, and each stays where it was."""
     config = dataclasses.replace(config, layers=layers)
@@ -282,7 +305,8 @@ def test_prompts_a_few_at_a_time(monkeypatch, config, layers):
     for parts in (1, 2):
         monkeypatch.setattr(rollout, "row_parts", lambda *_, parts=parts: parts)
         prefill = functools.partial(rollout._prefill, compute=fp32(config))
-        found.append(jax.tree.leaves(jax.jit(prefill)(*given)))
+        prefill = jax.jit(prefill, compiler_options=QUICK)
+        found.append(jax.tree.leaves(prefill(*given)))
     for whole, parted in zip(*found, strict=True):
         np.testing.assert_allclose(parted, whole, atol=1e-5)
 
@@ -355,7 +379,14 @@ def test_all_slots_empty_but_few():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "shape, slots",
-    [((8, 1, 1), 8), ((1, 4, 2), 8), ((2, 2, 2), 12), ((2, 1, 1), 4), ((4, 1, 2), 32)],
+    [
+        ((8, 1, 1), 8),
+        ((2, 2, 2), 12),
+        *(
+            pytest.param(*mesh, marks=pytest.mark.soak)
+            for mesh in (((1, 4, 2), 8), ((2, 1, 1), 4), ((4, 1, 2), 32))
+        ),
+    ],
 )
 def test_devices_change_nothing_of_some_rollouts(shape, slots):
     """A device may have none that is asked for, where another has all."""

@@ -112,11 +112,17 @@ def test_each_rollout_of_a_problem_once_and_never_beyond_the_budget(ran):
     )
 
 
-def test_what_a_rollout_says_does_not_depend_on_the_allocation(ran, problems, tmp_path):
-    """The first step's are those of all G_max of each problem, word for word."""
+@pytest.fixture(scope="module")
+def fixed(problems, tmp_path_factory, quick_compiler):
+    """The rollouts of a step of all G_max of each problem, by problem and number."""
+    workdir = tmp_path_factory.mktemp("fixed")
     config = configured(problems, "fixed", group_size=3 * G, num_steps=1)
-    train(with_parity(set_up(config)), config, tmp_path)
-    fixed = {(x["id"], x["sample"]): x for x in told(tmp_path)["rollouts"]}
+    train(with_parity(set_up(config)), config, workdir)
+    return {(x["id"], x["sample"]): x for x in told(workdir)["rollouts"]}
+
+
+def test_what_a_rollout_says_does_not_depend_on_the_allocation(ran, fixed):
+    """The first step's are those of all G_max of each problem, word for word."""
     first = by_step(told(ran.workdir)["rollouts"])[1]
     assert len(first) >= P * 2
     for x in first:
@@ -224,7 +230,9 @@ def test_a_run_that_stops_in_a_step_goes_on_to_the_same_end(ran, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["knapsack", "ada"])
+@pytest.mark.parametrize(
+    "name", ["knapsack", pytest.param("ada", marks=pytest.mark.soak)]
+)
 def test_eight_devices_are_one(problems, name, tmp_path):
     """A problem a device: one may have six rollouts to write where another has two."""
     runs = []
@@ -271,7 +279,9 @@ def test_a_knapsack_goes_with_a_filter_of_groups(problems, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["knapsack", "ada"])
+@pytest.mark.parametrize(
+    "name", ["ada", pytest.param("knapsack", marks=pytest.mark.soak)]
+)
 def test_hosts_grade_only_what_was_asked_for(problems, name, tmp_path, monkeypatch):
     (tmp_path / "counted.py").write_text(
         "seen = []\n"

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from tiny_run import configure, set_up, told, with_parity, write_problems
 
 from limr_jax.data.problems import load_problems
 from limr_jax.errors import InputError
+from limr_jax.jit import known
 from limr_jax.prng import stream_key
 from limr_jax.samplers import from_config, group_filter
 from limr_jax.storage.workdir import read_result
@@ -34,6 +36,21 @@ SAMPLERS = dict.fromkeys(from_config.SAMPLERS, ({}, "epoch")) | {
     "adarft": ({"column": "level"}, "adarft/target"),
 }
 STEPS = 5
+QUICKLY = partial(jax.jit, compiler_options=QUICK)
+FUSED = partial(
+    jax.jit,
+    compiler_options=known(
+        xla_backend_optimization_level=3, xla_cpu_use_fusion_emitters=True
+    ),
+)
+# Runs that draw by what another sampler's run has already: posteriors, or an order.
+BY_HAND = {
+    ("prioritized", "none"),
+    ("dynamic", "none"),
+    ("informative", "none"),
+    ("dps", "none"),
+    ("informative", "mixed"),
+}
 
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -82,8 +99,8 @@ def test_a_sampler_is_its_state(problems, name):
         state = sampler.update(state, ids_P, right_PG, valid_PG)
         return sampler.end_step(state) if sampler.keep else state, ids_P, report
 
-    step = jax.jit(step, compiler_options=QUICK)
-    state = through = other = jax.jit(sampler.init)()
+    step = QUICKLY(step)
+    state = through = other = QUICKLY(sampler.init)()
     for i in range(12):
         state, ids_P, report = step(state, i, 0.0)
         leaves, treedef = jax.tree.flatten(jax.device_get(through))
@@ -113,7 +130,8 @@ def test_rounds_draw_different_problems(problems, name):
     sampler = sampler_of(configured(problems, name, **more), problems)
     plain = sampler_of(configured(problems, name, prompts_per_step=prompts), problems)
 
-    @jax.jit
+    # The two programs agree to the last bit by the compiler's own defaults.
+    @FUSED
     def draw_and_learn(state, key, i):
         state, ids_P = sampler.sample(state, key)
         right_PG = ((ids_P[:, None] + i) % 3 > jnp.arange(3)[None]).astype("float32")
@@ -121,13 +139,14 @@ def test_rounds_draw_different_problems(problems, name):
         state = sampler.update(state, ids_P, right_PG, right_PG >= 0)
         return state, ids_P, report
 
-    @jax.jit
+    @FUSED
     def alone(state, key, i):
         state, ids_P = plain.sample(state, key)
         right_PG = ((ids_P[:, None] + i) % 3 > jnp.arange(3)[None]).astype("float32")
         return plain.update(state, ids_P, right_PG, right_PG >= 0), ids_P
 
-    state, ended, single = sampler.init(), jax.jit(sampler.end_step), plain.init()
+    state, single = QUICKLY(sampler.init)(), QUICKLY(plain.init)()
+    ended = QUICKLY(sampler.end_step)
     twice, seen = 0, set()
     for i in range(12):
         key = stream_key(0, "sampler", i)
@@ -146,7 +165,7 @@ def test_rounds_draw_different_problems(problems, name):
     # A step of one round is a step without a filter, bit for bit; the order alone is
     # looked further ahead in, and another one may follow it.
     if name not in ("uniform", "lim", "cdas", "curriculum"):
-        state = sampler.init()
+        state = QUICKLY(sampler.init)()
         for i in range(6):
             key = stream_key(0, "sampler", i)
             state, ids_P, _ = draw_and_learn(state, key, i)
@@ -165,21 +184,27 @@ def test_two_rounds_are_one_draw_of_twice_as_many(problems, name):
     config = configured(problems, name, **filtered, **pool)
     whole = configured(problems, name, prompts_per_step=6, **pool)
     sampler, twice = sampler_of(config, problems), sampler_of(whole, problems)
-    state, key = sampler.init(), stream_key(0, "sampler", 7)
-    drawn = []
+    state, key = QUICKLY(sampler.init)(), stream_key(0, "sampler", 7)
+    sample, drawn = QUICKLY(sampler.sample), []
     for _ in range(2):
-        state, ids_P = jax.jit(sampler.sample)(state, key)
+        state, ids_P = sample(state, key)
         drawn += ids_P.tolist()
-    assert drawn == jax.jit(twice.sample)(twice.init(), key)[1].tolist()
+    assert drawn == QUICKLY(twice.sample)(QUICKLY(twice.init)(), key)[1].tolist()
 
 
 def test_what_is_not_kept_is_learned_from(problems):
     """Else a posterior of kept groups would find every problem half solved."""
     config = configured(problems, "informative", filter__groups="mixed")
     sampler = sampler_of(config, problems)
-    state, ids_P = sampler.sample(sampler.init(), jax.random.key(0))
     right_PG = jnp.ones((4, 2))
-    state = sampler.end_step(sampler.update(state, ids_P, right_PG, right_PG > 0))
+
+    @QUICKLY
+    def one_step():
+        state, ids_P = sampler.sample(sampler.init(), jax.random.key(0))
+        state = sampler.update(state, ids_P, right_PG, right_PG > 0)
+        return sampler.end_step(state), ids_P
+
+    state, ids_P = one_step()
     assert not group_filter.mixed(right_PG, right_PG > 0).any()
     np.testing.assert_array_equal(state.sampler.posterior.right_N[ids_P], [3] * 4)
 
@@ -188,9 +213,12 @@ def test_what_is_not_kept_is_learned_from(problems):
 def test_the_page_says_what_each_number_is(problems, name):
     config = configured(problems, name, filter__groups="mixed", prompts_per_step=2)
     sampler = sampler_of(config, problems)
-    state, ids_P = sampler.sample(sampler.init(), jax.random.key(0))
+
+    def reported():
+        return sampler.report(*sampler.sample(sampler.init(), jax.random.key(0)))
+
     page = pathlib.Path(from_config.__file__).with_name("METRICS.md").read_text()
-    for number in sampler.report(state, ids_P):
+    for number in jax.eval_shape(reported):  # their names alone
         # BOTS has MoPPS's numbers, and two are those of several samplers.
         any_sampler = "*/" + number.split("/")[-1]
         names = {number, any_sampler, number.replace("bots/", "mopps/")}
@@ -206,8 +234,13 @@ def plain(problems):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "groups"),
-    [(n, "none") for n in SAMPLERS if n not in ("uniform", "lim")]
-    + [(n, "mixed") for n in ("lim", "informative", "greso")],
+    [
+        pytest.param(*pair, marks=pytest.mark.soak if pair in BY_HAND else [])
+        for pair in [
+            *((n, "none") for n in SAMPLERS if n not in ("uniform", "lim")),
+            *((n, "mixed") for n in ("lim", "informative", "greso")),
+        ]
+    ],
 )
 def test_a_run_and_a_stop(problems, plain, tmp_path, name, groups):
     """The tests of the loop run `lim`; here the others, and some with a filter."""

@@ -280,7 +280,16 @@ def test_where_no_group_varies_nothing_is_learned_and_nothing_breaks(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["uniform", "informative", "bots", "dps"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bots",
+        # An order, as lim has in test_devices.py; and posteriors, as bots has.
+        pytest.param("uniform", marks=pytest.mark.soak),
+        pytest.param("informative", marks=pytest.mark.soak),
+        pytest.param("dps", marks=pytest.mark.soak),
+    ],
+)
 def test_eight_devices_are_one(problems, tmp_path, name):
     rows, fields = [], {"prompts_per_step": 8, "num_steps": 4, "sampler__name": name}
     for devices in (1, 8):

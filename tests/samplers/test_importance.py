@@ -1,5 +1,6 @@
 """Weights 1 / (N q_i): the mean over draws is the mean over all problems."""
 
+import dataclasses
 import functools
 
 import jax
@@ -127,15 +128,28 @@ def problems(tmp_path_factory):
     return write_problems(tmp_path_factory.mktemp("problems") / "train.jsonl", 10)
 
 
+@pytest.fixture(scope="module")
+def set_up_alike(problems, quick_compiler):
+    """(fields) → config and parts of a run; what writes rollouts is one program."""
+    shared = {}
+
+    def make(**fields):
+        config = configure(problems, model__layers=1, **fields)
+        made = with_parity(set_up(config))
+        generate = shared.setdefault("generate", made.programs.generate)
+        programs = made.programs._replace(generate=generate)
+        return config, dataclasses.replace(made, programs=programs)
+
+    return make
+
+
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compiler")
-def test_a_run_with_weights_and_a_stop(problems, tmp_path):
-    fields = {"num_steps": 4, "model__layers": 1, "checkpoint__every": 1}
+def test_a_run_with_weights_and_a_stop(set_up_alike, tmp_path):
+    fields = {"num_steps": 4, "checkpoint__every": 1}
     fields |= {"sampler__name": "informative", "loss_normaliser": "sequence"}
     runs = {}
     for unbiased in (False, True):
-        config = configure(problems, sampler__unbiased=unbiased, **fields)
-        made = with_parity(set_up(config))
+        config, made = set_up_alike(sampler__unbiased=unbiased, **fields)
         train(made, config, tmp_path / str(unbiased))
         runs[unbiased] = told(tmp_path / str(unbiased))
     first, weighed = (run["metrics"][0] for run in runs.values())
@@ -161,12 +175,9 @@ def test_a_run_with_weights_and_a_stop(problems, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compiler")
-def test_uniform_draws_weigh_one(problems, tmp_path):
+def test_uniform_draws_weigh_one(set_up_alike, tmp_path):
     digests = []
     for unbiased in (False, True):
-        fields = {"num_steps": 3, "model__layers": 1}
-        config = configure(problems, sampler__unbiased=unbiased, **fields)
-        made = with_parity(set_up(config))
+        config, made = set_up_alike(sampler__unbiased=unbiased, num_steps=3)
         digests.append(train(made, config, tmp_path / str(unbiased))["params_digest"])
     assert digests[0] == digests[1]

@@ -8,11 +8,13 @@ import shutil
 import sys
 import types
 import warnings
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_policy import quick
 
 from limr_jax.errors import InputError
 from limr_jax.evaluation import trained_policy
@@ -331,7 +333,7 @@ CONFIG = parse_config(
 
 @pytest.mark.slow
 def test_who_looks_at_a_damaged_step_is_told_of_the_others(tmp_path):
-    params = transformer.init_params(CONFIG, jax.random.key(0))
+    params = quick(partial(transformer.init_params, CONFIG))(jax.random.key(0))
     with checkpoint.Checkpointer(tmp_path, keep=2) as saver:
         for step in (1, 2):
             saver.save(step, {"train": {"params": params}}, {})

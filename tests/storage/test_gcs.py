@@ -153,7 +153,7 @@ def test_a_damaged_checkpoint(held, parts, local, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "count", [6, pytest.param(10**6, marks=pytest.mark.soak, id="all")]
+    "count", [3, pytest.param(10**6, marks=pytest.mark.soak, id="all")]
 )
 def test_killed_before_a_change(held, parts, local, count):
     held.before = []
@@ -366,6 +366,7 @@ def folder(tmp_path_factory):
 
 FIELDS = {
     "num_steps": 3,
+    "model.layers": 1,
     "reward": "gs_reward.chance",
     "sampler.name": "lim",
     "checkpoint.every": 1,

@@ -15,7 +15,7 @@ from limr_jax.train import train
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, quick_compiler):
     """A run of three steps, all of it kept."""
     folder = tmp_path_factory.mktemp("old")
     problems = write_problems(folder / "train.jsonl", 6)

@@ -52,7 +52,7 @@ def value_read(words: str) -> int | None:
 SAID = [("", " "), ("", "-"), ("and ", " "), ("and ", "-")]
 
 
-@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 97])
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.soak), 97])
 def test_every_number_below_a_million(every):
     """The words alone: `as_formula` would take minutes."""
     for number in range(0, 10**6, every):

@@ -67,10 +67,10 @@ def votes(text: str) -> None:
     "work, count",
     [
         (cheaply, 3_000),
-        pytest.param(cheaply, 30_000, marks=pytest.mark.slow),
+        pytest.param(cheaply, 30_000, marks=pytest.mark.soak),
         (briefly, 5_000),
         (votes, 200),
-        pytest.param(votes, 2_000, marks=pytest.mark.slow),
+        pytest.param(votes, 2_000, marks=pytest.mark.soak),
     ],
 )
 def test_no_text_costs_the_training_process_time(work, count):
