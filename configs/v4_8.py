@@ -32,7 +32,12 @@ Measured on a v4-8: nothing yet.
 from configs import limr_tpu, lora_tpu
 from limr_jax.config.load import switches
 
-REMEDIES = limr_tpu.remedies("Qwen2.5-Math-1.5B")
+_BY_LORA = lora_tpu.remedies("Qwen2.5-Math-7B")
+# One text for both, since a file's remedies do not know its argument.
+REMEDIES = {
+    field: f"{remedy}; with lora=yes {_BY_LORA[field]}"
+    for field, remedy in limr_tpu.remedies("Qwen2.5-Math-1.5B").items()
+}
 
 
 def get_config(argument: str = ""):

@@ -4,6 +4,7 @@ import pytest
 from tiny_run import FIELDS, MODEL, ROOT, set_up, write_problems
 
 from limr_jax import setup
+from limr_jax.config import config_file
 from limr_jax.config import load as config_lib
 from limr_jax.config.diff import plain
 from limr_jax.data.prompts import put_prompts
@@ -181,12 +182,15 @@ def test_a_recipe_is_set_up(problems, name):
         ("v4_8.py:lora=yes", "Qwen2.5-Math-7B", 4),
     ],
 )
-def test_small_slices_learn_adapters(name, checkpoint, chips):
+def test_small_slices_learn_adapters(name, checkpoint, chips, monkeypatch):
     config, _ = config_lib.load(["--config", str(ROOT / f"configs/{name}")])
     assert config.model.base_dtype == "int8" and config.model.lora.rank == 32
     assert config.mesh.data * config.mesh.fsdp * config.mesh.tensor == chips
     assert config.model.init == config.tokenizer == f"../models/{checkpoint}"
     assert config.model.preset == checkpoint.lower()
+    monkeypatch.setattr(config_file, "_is_there", lambda field, value: False)
+    with pytest.raises(InputError, match=f"hf download Qwen/{checkpoint} "):
+        config_file.refuse_absent(config, str(ROOT / f"configs/{name}"))
     assert config.kl.coefficient == 0.0  # no pass for a reference
     start = "," if ":" in name else ":"
     path = str(ROOT / f"configs/{name}{start}kl=0.01")
