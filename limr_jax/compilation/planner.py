@@ -453,7 +453,7 @@ def text(rows: list[Row], goal: Goal, config) -> str:
     ]
     for row in rows:
         gib = "" if row.gib is None else f"{row.gib:.1f}"
-        seconds = "" if row.seconds is None else f"{row.seconds:.0f}"
+        seconds = "" if row.seconds is None else _digits(row.seconds)
         steps = "" if row.steps is None else f"{row.steps[0]:,}, {row.steps[1]:,}"
         lines += [
             f"{gib:>10}   {seconds:>9}   {steps:<16} {row.reason or 'ends in time'}",
@@ -467,6 +467,11 @@ def text(rows: list[Row], goal: Goal, config) -> str:
             "with the settings says whether all programs fit",
         ]
     return "\n".join([*lines, "", _last(rows)])
+
+
+def _digits(seconds: float) -> str:
+    """53, 5.3, 0.053."""
+    return f"{seconds:,.0f}" if seconds >= 10 else f"{seconds:.2g}"
 
 
 def _left_out(config) -> list[str]:

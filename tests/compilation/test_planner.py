@@ -322,6 +322,17 @@ def test_a_wrong_config_is_one_line(config, compiles, monkeypatch):
         planner.plan(config, day())
 
 
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(1344.4, "1,344"), (12.75, "13"), (5.26, "5.3"), (0.04, "0.04")],
+)
+def test_seconds_of_a_step_are_never_shown_as_none(seconds, shown):
+    row = planner.Row({}, 0, "", gib=1.0, seconds=seconds, steps=(9, 3))
+    config = load(str(ROOT / "configs/tiny.py"), "base")
+    line = planner.text([row], day(), config).splitlines()[3]
+    assert line.split()[1] == shown
+
+
 def test_as_json(config, compiles):
     rows = planner.plan(config, day())
     made = planner.as_json(rows, day())
