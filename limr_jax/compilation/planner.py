@@ -49,6 +49,10 @@ _OF_UPDATE = ("micro_batch_rows", "row_responses")
 _OF_COMPILER = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "TPU_LIBRARY_PATH")
 
 
+class _TimeIsOver(InputError):
+    """No further compile begins."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Goal:
     """A slice, and how long the run may take."""
@@ -287,7 +291,14 @@ def _search_slots(config, *, devices: int, compiler: "_Compiler", grow: bool):
     while True:
         tried.add(slots)
         chosen = _with(config, {"rollout.slots": slots})
-        planned, (compiled,) = compiler.compiled(chosen, ("generate",), but=_OF_UPDATE)
+        try:
+            planned, (compiled,) = compiler.compiled(
+                chosen, ("generate",), but=_OF_UPDATE
+            )
+        except _TimeIsOver:
+            if best is None:
+                raise
+            break  # what was found so far is something
         fits = not compiled.error and compiled.total <= limit
         if fits and (best is None or slots > best[0]["rollout.slots"]):
             best = {"rollout.slots": slots}, [compiled]
@@ -323,7 +334,12 @@ def _search_rows(config, *, devices: int, compiler: "_Compiler", grow: bool):
 
     while len(tried) < _TRIES:
         chosen = _with(config, {"micro_batch_rows": micro})
-        _, programs = compiler.compiled(chosen, names, but=_OF_GENERATION)
+        try:
+            _, programs = compiler.compiled(chosen, names, but=_OF_GENERATION)
+        except _TimeIsOver:
+            if not any(map(fits, tried.values())):
+                raise
+            break
         tried[micro] = programs
         if not fits(programs):
             others = [size for size in reversed(sizes) if size <= micro / 2]
@@ -355,7 +371,7 @@ class _Compiler:
             repr(special_tokens),
             repr(model),
         ]
-        self._kept = True
+        self._kept, self._over = True, False
         # Two threads trace and compile side by side; what makes a run's programs looks
         # at JAX's settings of the whole process.
         self._making = threading.Lock()
@@ -375,9 +391,11 @@ class _Compiler:
             said = _read(path)
             if said is None:
                 if time.monotonic() > self._until:
-                    raise InputError(
-                        f"{_NOT_COMPILED}; the same command goes on where it stopped"
-                    )
+                    line = f"{_NOT_COMPILED}; the same command goes on where it stopped"
+                    if not self._over:  # it is said once
+                        self._say(line)
+                    self._over = True
+                    raise _TimeIsOver(line)
                 said = compile.compile_call(call)
                 self._say(
                     f"compiled {call.name} in {said.seconds:.0f} s: "

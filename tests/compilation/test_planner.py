@@ -313,6 +313,25 @@ def test_no_time_left(config, compiles):
     assert not rows[0].reason and len(compiles) == count
 
 
+def test_what_was_found_before_the_time_was_over_is_kept(config, compiles, monkeypatch):
+    # The config's own fits and is grown; the third generation would be the best.
+    config.rollout.slots, config.micro_batch_rows = 64, 16
+    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 1, 2, 4
+    config.prompts_per_step = 4096
+    formula, clock, said = compile.compile_call, [0.0], []
+    monkeypatch.setattr(planner.time, "monotonic", lambda: clock[0])
+
+    def compile_call(call):
+        if call.config.micro_batch_rows > 16 and call.name == "update":
+            clock[0] = 1e6
+        return formula(call)
+
+    monkeypatch.setattr(compile, "compile_call", compile_call)
+    rows = planner.plan(config, day("v5e-8, 900h"), say=said.append)
+    assert rows[0].settings["micro_batch_rows"] > 16
+    assert sum(line.startswith("not compiled: ") for line in said) == 1
+
+
 def test_a_wrong_config_is_one_line(config, compiles, monkeypatch):
     def wrong(config):
         raise InputError("slice.problems=0 and so on")
