@@ -11,6 +11,11 @@
                 print what fits and ends in time, best first, and why the others do
                 not; also as DIR.plan.json. Exit code 1 if none does. Needs libtpu; no
                 compile begins after ten minutes, and the same command goes on
+--fork RUN --step N
+                go on from RUN's checkpoint of step N (default: its newest) in a new
+                --workdir, with RUN's config but for what --config.field=value changes:
+                policy, critic and optimisers are RUN's, and what the sampler knew if
+                it is the same sampler on the same problems
 --first_contact measure these devices instead: what they give at best, whether the
                 kernels hold, and three steps with random weights and short responses,
                 each program beside its bound; also as DIR.first_contact.json. On a
@@ -29,6 +34,7 @@ configs/tiny.py, is the package's own.
 The last line on stdout is one JSON object, the run's result.
 """
 
+import dataclasses
 import json
 import os
 import resource
@@ -42,9 +48,12 @@ from limr_jax.errors import InputError
 def main(argv: list[str]) -> int | None:
     """Parse, check, then train."""
     flags = {"coordinator": "", "processes": 0, "process": -1, "plan": ""}
-    flags |= {"compile_only": False, "first_contact": False}
-    config, options = config_lib.load(argv, __doc__, flags=flags, kind="base")
+    flags |= {"compile_only": False, "first_contact": False, "fork": "", "step": -1}
+    config, options = config_lib.load(
+        argv, __doc__, flags=flags, run_config=_run_config, run_flag="fork", kind="base"
+    )
     _refuse_several(argv, options)
+    _check_fork(options)
     if options.plan:
         return plan(config, options.workdir, options.plan)
     if options.compile_only:
@@ -82,8 +91,31 @@ def _refuse_several(argv: list[str], options) -> None:
         raise InputError("--plan is empty; write --plan 'v5e-8, 9h'")
 
 
+def _run_config(workdir: str):
+    # Imported late: a misspelt flag is answered at once.
+    from limr_jax.evaluation import trained_policy
+
+    return trained_policy.read_config(workdir)
+
+
+def _check_fork(options) -> None:
+    if not options.fork:
+        if options.step != -1:
+            raise InputError(f"--step={options.step} is of a fork; give --fork=RUN too")
+        return
+    if options.step < -1:
+        raise InputError(f"--step={options.step} must be a checkpoint's, 0 or more")
+    if not options.workdir:
+        raise InputError("--fork needs a --workdir of its own; give --workdir=NEW")
+    same = [os.path.realpath(path) for path in (options.fork, options.workdir)]
+    if same[0] == same[1]:
+        raise InputError(
+            f"--workdir={options.workdir} is the run that is left; give a new one"
+        )
+
+
 def _run(config, options) -> None:
-    from limr_jax import console
+    from limr_jax import console, fork
     from limr_jax.compilation import warm_up
     from limr_jax.setup import describe, set_up
     from limr_jax.storage import files, gcs
@@ -91,17 +123,31 @@ def _run(config, options) -> None:
     from limr_jax.train import train
 
     # Among the others, who then learn why: one host alone may lack a file.
-    refuse_absent(config, options.config)
+    if options.config:
+        refuse_absent(config, options.config)
     rights = () if options.dry_run else gcs.WRITE
     # Whatever a module with a reward function makes the current folder.
     options.workdir = str(workdir_path(options.workdir, rights))
     if not options.dry_run:
         files.check_writable(f"{options.workdir}/run.json")
+    forked = None
+    if options.fork:
+        step = options.step if options.step >= 0 else None
+        forked = fork.read(options.fork, step)
+        if config.num_steps <= forked.step:
+            raise InputError(
+                f"num_steps={config.num_steps} is not above step {forked.step}, from "
+                "which the run is to go on; raise --config.num_steps, or give an "
+                "earlier --step"
+            )
     run = set_up(config)
+    if forked:
+        forked.check(run.programs.state)
+        run = dataclasses.replace(run, identity=forked.identity_of(run.identity))
     console.say(describe(run, config))
     if options.dry_run:
         return
-    result = train(run, config, options.workdir, warm_up.compiling)
+    result = train(run, config, options.workdir, warm_up.compiling, forked)
     if result is None:
         console.say(f"stopped and saved; the same command goes on: {options.workdir}")
         return

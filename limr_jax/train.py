@@ -14,7 +14,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from limr_jax import console, step
+from limr_jax import console, fork, step
 from limr_jax.data.prompts import put_prompts
 from limr_jax.errors import InputError
 from limr_jax.evaluation.during_training import DuringTraining
@@ -41,8 +41,12 @@ from limr_jax.storage.workdir import (
 )
 
 
-def train(run: Run, config, workdir: str, ahead=None) -> dict | None:
+def train(
+    run: Run, config, workdir: str, ahead=None, forked: fork.Fork | None = None
+) -> dict | None:
     """Train to `config.num_steps`, from the workdir's last checkpoint if it has one.
+
+    forked: another run's checkpoint, from which a workdir without one begins.
 
     ahead: `warm_up.compiling`; without it each program compiles when it is first
     called.
@@ -73,7 +77,7 @@ def train(run: Run, config, workdir: str, ahead=None) -> dict | None:
         saver = enter(checkpoint.Checkpointer(workdir, **config.checkpoint))
         enter(jax.set_mesh(run.mesh))
         enter(preemption.listening())
-        state, frozen, about_base, clock = _first_state(run, config, saver)
+        state, frozen, about_base, clock = _first_state(run, config, saver, forked)
         start = _done(state)
         # It drops the lines of steps after the checkpoint, which will come again.
         log = enter(metrics.Metrics(workdir, step=start))
@@ -239,7 +243,7 @@ def _keep_kernels(run: Run, workdir) -> None:
         write_json(workdir_path(workdir) / KERNELS, found)
 
 
-def _first_state(run: Run, config, saver):
+def _first_state(run: Run, config, saver, forked: fork.Fork | None):
     """State of a new run or of the last checkpoint, what is frozen, and the clock.
 
     Before the clock: what a checkpoint says of LoRA's base, as a dict.
@@ -254,7 +258,19 @@ def _first_state(run: Run, config, saver):
     frozen, about_base = frozen_of(run, params), {}
     if frozen.base is not None:
         about_base["base"] = array_digest.of_tree(frozen.base)
-    if old is None:
+    if old is None and forked:
+        state, meta, anew = fork.first_state(
+            forked,
+            run.programs.state,
+            config=config,
+            identity=run.identity,
+            make=lambda: run.programs.init(params),
+        )
+        base = about_base.get("base")
+        checkpoint.refuse_other_base(forked.workdir, meta, base)
+        seconds_before = meta["seconds"]
+        console.say(_of_fork(forked, config, anew))
+    elif old is None:
         state, seconds_before = run.programs.init(params), 0.0
     else:
         checkpoint.refuse_other_base(saver.workdir, old.meta, about_base.get("base"))
@@ -265,6 +281,14 @@ def _first_state(run: Run, config, saver):
         return round(seconds_before + process_seconds(), 2)
 
     return state, frozen, about_base, clock
+
+
+def _of_fork(forked: fork.Fork, config, anew: list[str]) -> str:
+    changes = "; ".join(fork.changes(forked, config)) or "nothing"
+    line = (
+        f"going on from {forked.workdir} after step {forked.step}; changed: {changes}"
+    )
+    return f"{line}; begins anew: {', '.join(anew)}" if anew else line
 
 
 def frozen_of(run: Run, params) -> step.Frozen:

@@ -37,6 +37,7 @@ def load(
     flags: Mapping[str, bool | int | float | str] | None = None,
     short: Mapping[str, str] | None = None,
     run_config: Callable[[str], ConfigDict] | None = None,
+    run_flag: str = "workdir",
     kind: str = "",
 ) -> tuple[ConfigDict, types.SimpleNamespace]:
     """The locked config and the options of a command line.
@@ -46,7 +47,8 @@ def load(
     whose default is () may be given again and again: all its texts, in their order.
     short: flag → field; `--flag=x` stands for `--config.field=x`.
     run_config: workdir → its run's config, for a program that looks at runs: one of
-    --config and --workdir is given, not both, and no workdir is the default.
+    --config and the flag `run_flag`, which names a run, is given, not both. Where that
+    is --workdir, no workdir is the default.
     kind: a name in `config_file.KINDS`; the config must have its fields, and no
     others. Every value must be what limits.py allows the field, or any of
     its kind where an algorithm or a sampler owns the field (learner/field_limits.py).
@@ -69,17 +71,18 @@ def load(
     }
     pairs = [(field, text) for field, text, _ in overrides]
     options = types.SimpleNamespace(**(defaults | values), overrides=pairs)
-    if run_config and bool(options.config) == bool(options.workdir):
-        raise InputError("give one of --config=path/to/file.py and --workdir=RUN")
-    if not options.config and not run_config:
+    run = getattr(options, run_flag) if run_config else ""
+    of_runs = run_config is not None and run_flag == "workdir"
+    if (options.config and run) or (of_runs and not options.config and not run):
+        raise InputError(f"give one of --config=path/to/file.py and --{run_flag}=RUN")
+    if not options.config and not run:
         raise InputError("--config is missing; give --config=path/to/file.py")
-    if options.config:
-        config = config_file.load(options.config, kind)
-    else:
-        config = run_config(options.workdir)
+    config = (
+        config_file.load(options.config, kind) if options.config else run_config(run)
+    )
     for field, text, flag in overrides:
         _override(config, field=field, text=text, flag=flag, limited=bool(kind))
-    if not run_config and not options.workdir:
+    if options.config and not of_runs and not options.workdir:
         options.workdir = str(pathlib.Path("runs", stem(options.config)))
     return config.lock(), options
 

@@ -179,6 +179,18 @@ class Checkpointer:
         """The newest complete step, or None."""
         return max(self.steps(), default=None)
 
+    def record(self, step: int) -> dict[str, Any]:
+        """What a complete step says of itself: `checkpoint_record.make`.
+
+        Raises Damaged where that is not what was saved, and InputError for a checkpoint
+        of limr_jax 0.2, which says nothing.
+        """
+        path = self._directory / str(step)
+        record = checkpoint_record.read(path, f"{_META}/metadata", step)
+        if record is None:
+            raise InputError(f"{path} is of limr_jax 0.2, without digests")
+        return record
+
     def restore_newest(
         self, template: Any, *, say: Callable[[str], None]
     ) -> Restored | None:
