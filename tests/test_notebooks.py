@@ -163,6 +163,7 @@ SESSIONS = {"kaggle_v5e8": "configs/v5e_8.py", "colab_v5e1": "configs/v5e_1.py"}
 # The slices' configs with a model and problems that a test has time for.
 TINY = {
     "model.preset": "",
+    "mesh.data": 1,
     "mesh.fsdp": 1,
     "mesh.tensor": 1,
     "num_steps": 2,

@@ -363,8 +363,8 @@ def test_a_judge_is_asked_and_stays(no_slice, quick_compiler, spec, times):
     assert (tokens.shape, lengths.shape, asked.times) == ((4, 64), (4,), times)
     ids = {id(x) for x in jax.tree.leaves(params)}
     assert ids <= {id(x) for x in jax.tree.leaves(calls["generate"].alive)}
-    one = compile._compile(dataclasses.replace(asked, times=1))
-    assert compile._compile(asked).flops == times * one.flops > 0
+    one = compile.compile_call(dataclasses.replace(asked, times=1))
+    assert compile.compile_call(asked).flops == times * one.flops > 0
 
 
 @pytest.mark.slow
@@ -408,7 +408,7 @@ def test_prompts_that_decode_reads_where_they_are(no_slice, monkeypatch):
 def test_temporaries_are_what_is_laid_out_beside_the_rest(no_slice, monkeypatch):
     calls = {call.name: call for call in calls_lib.plan(tiny()).calls}
     monkeypatch.setattr(compile, "_laid_out", lambda dump: 10 * GIB)
-    told = compile._compile(calls["draw"])
+    told = compile.compile_call(calls["draw"])
     assert told.arguments + told.output + told.temporaries == 10 * GIB
 
 
