@@ -185,3 +185,18 @@ def generate(
         config=dataclasses.replace(SHAPE, **changes),
         compute=fp32(config),
     )
+
+
+def decode_greedily(params, token_B, cache, steps, *, first, config, dtype):
+    """(the last tokens, the cache) after decode steps from column `first` on."""
+    how = {"config": config, "dtype": dtype}
+
+    def step(i, token_B_and_cache):
+        token_B, cache = token_B_and_cache
+        hidden_BD, cache = transformer.decode(
+            params, token_B, token_B, cache, first + i, **how
+        )
+        logits_BV = transformer.unembed(params, hidden_BD, **how)
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32), cache
+
+    return jax.lax.fori_loop(0, steps, step, (token_B, cache))

@@ -231,9 +231,8 @@ def _explore(config, *, compiler: "_Compiler", goal: Goal, grow: bool) -> Row:
         some, compiled = future.result()
         settings |= some
         programs += compiled
-    limit = compiler.chip.hbm_gib * report.GIB
     most = max(programs, key=lambda program: program.total)
-    over = [p for p in programs if p.error or p.total > limit]
+    over = [program for program in programs if not compiler.fits(program)]
     gib = most.total / report.GIB
     if over:
         names = ", ".join(program.name for program in over)
@@ -241,7 +240,7 @@ def _explore(config, *, compiler: "_Compiler", goal: Goal, grow: bool) -> Row:
             f"does not fit: {names}; {gib:.1f} of {compiler.chip.hbm_gib} GiB at least"
         )
         return Row(settings, 0, reason, gib=gib)
-    seconds = sum(max(p.bound(compiler.chip).values()) for p in programs)
+    seconds = compiler.seconds(programs)
     steps = tuple(int(goal.seconds / seconds / slower) for slower in (1, SLOWER))
     reason = ""
     if steps[1] < config.num_steps:
@@ -281,7 +280,6 @@ def _search_slots(config, *, devices: int, compiler: "_Compiler", grow: bool):
     # Rows, of which an allocation leaves some empty.
     group = largest_group(config)
     rollouts, unit = config.prompts_per_step * group, devices * group
-    limit = compiler.chip.hbm_gib * report.GIB
 
     def slots_of(waves: int) -> int:
         return -(-rollouts // (waves * unit)) * unit
@@ -299,14 +297,14 @@ def _search_slots(config, *, devices: int, compiler: "_Compiler", grow: bool):
             if best is None:
                 raise
             break  # what was found so far is something
-        fits = not compiled.error and compiled.total <= limit
+        fits = compiler.fits(compiled)
         if fits and (best is None or slots > best[0]["rollout.slots"]):
             best = {"rollout.slots": slots}, [compiled]
         if (fits and not grow) or len(tried) == _TRIES:
             break
         # What a slot takes is known, so what else would fit can be said.
         each = report.column_bytes(planned) * report.slot_columns(planned) / devices
-        room = slots + (_ROOM * limit - compiled.total) / each
+        room = slots + (_ROOM * compiler.limit - compiled.total) / each
         if not fits and room >= slots:  # the compiler did not say how much it is over
             room = slots / 2
         waves = max(1, math.ceil(rollouts / room)) if room >= unit else 0
@@ -322,15 +320,11 @@ def _search_slots(config, *, devices: int, compiler: "_Compiler", grow: bool):
 def _search_rows(config, *, devices: int, compiler: "_Compiler", grow: bool):
     """(settings, [update and the passes between]): the rows with the least bound."""
     names, sizes = (*_BETWEEN, "update"), _micro_batches(config, devices)
-    limit = compiler.chip.hbm_gib * report.GIB
     micro = config.micro_batch_rows
     tried: dict[int, list[Compiled]] = {}
 
     def fits(programs) -> bool:
-        return all(not p.error and p.total <= limit for p in programs)
-
-    def seconds(programs) -> float:
-        return sum(max(p.bound(compiler.chip).values()) for p in programs)
+        return all(map(compiler.fits, programs))
 
     while len(tried) < _TRIES:
         chosen = _with(config, {"micro_batch_rows": micro})
@@ -343,7 +337,7 @@ def _search_rows(config, *, devices: int, compiler: "_Compiler", grow: bool):
         tried[micro] = programs
         if not fits(programs):
             others = [size for size in reversed(sizes) if size <= micro / 2]
-        elif grow and max(p.total for p in programs) < limit / 2:
+        elif grow and max(p.total for p in programs) < compiler.limit / 2:
             others = [size for size in sizes if size >= 2 * micro]
         else:
             break
@@ -351,7 +345,9 @@ def _search_rows(config, *, devices: int, compiler: "_Compiler", grow: bool):
             break
         micro = others[0]
     good = {size: programs for size, programs in tried.items() if fits(programs)}
-    size = min(good, key=lambda size: seconds(good[size])) if good else min(tried)
+    size = (
+        min(good, key=lambda size: compiler.seconds(good[size])) if good else min(tried)
+    )
     return {"micro_batch_rows": size}, tried[size]
 
 
@@ -360,6 +356,7 @@ class _Compiler:
 
     def __init__(self, config, *, say: Callable[[str], None], until: float):
         self.chip = slices.CHIPS[slices.SLICES[config.slice.type].chip]
+        self.limit = self.chip.hbm_gib * report.GIB  # bytes
         self._say, self._until = say, until
         self._folder = pathlib.Path(resolve(config.data.cache_dir), "compiled")
         special_tokens, vocab_size = calls.planned_tokens(config)
@@ -375,6 +372,14 @@ class _Compiler:
         # Two threads trace and compile side by side; what makes a run's programs looks
         # at JAX's settings of the whole process.
         self._making = threading.Lock()
+
+    def fits(self, program: Compiled) -> bool:
+        """Whether a chip's HBM has room for the program and what lies beside it."""
+        return not program.error and program.total <= self.limit
+
+    def seconds(self, programs: list[Compiled]) -> float:
+        """What the programs take at least, one after another."""
+        return sum(max(program.bound(self.chip).values()) for program in programs)
 
     def compiled(self, config, names: tuple[str, ...], but: tuple[str, ...]):
         """(the run's plan, what is said of each program of these names that it has).

@@ -85,9 +85,10 @@ def refuse_other(slice_type: str, devices) -> None:
     chip, kind = chip_of(devices[0]), devices[0].device_kind
     count = math.prod(map(int, wanted.topology.split("x")))
     if chip != wanted.chip or len(devices) != count:
+        here = f"are {len(devices)} devices" if len(devices) > 1 else "is one device"
         raise InputError(
-            f"slice.type={slice_type} is {count} {wanted.chip} chips, but here are "
-            f"{len(devices)} devices, {kind}: run it on such a slice (on all of its "
+            f"slice.type={slice_type} is {count} {wanted.chip} chips, but here "
+            f"{here}, {kind}: run it on such a slice (on all of its "
             "hosts: launch/slice.sh check NAME), or give the slice.type of this one "
             "(--config.slice.type= for none)"
         )

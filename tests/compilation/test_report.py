@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
-from tiny_policy import QWEN
+from tiny_policy import QWEN, decode_greedily
 from tiny_run import ROOT
 
 from limr_jax.compilation import hlo_cost, slices
@@ -177,16 +177,7 @@ def test_decode_reads_int8_and_makes_no_copy_of_the_base():
     how = {"config": config, "dtype": jnp.bfloat16}
     prefill = partial(transformer.prefill, columns=192, **how)
 
-    def write(params, token_B, cache, steps):
-        def step(i, token_B_and_cache):
-            token_B, cache = token_B_and_cache
-            hidden_BD, cache = transformer.decode(
-                params, token_B, token_B, cache, 128 + i, **how
-            )
-            logits_BV = transformer.unembed(params, hidden_BD, **how)
-            return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32), cache
-
-        return jax.lax.fori_loop(0, steps, step, (token_B, cache))
+    write = partial(decode_greedily, first=128, **how)
 
     with jax.set_mesh(mesh):
         params, prompts = shapes(make_params), np.zeros((8, 128), np.int32)

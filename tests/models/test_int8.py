@@ -11,6 +11,7 @@ import pytest
 from tiny_policy import (
     GEMMA,
     QWEN,
+    decode_greedily,
     drift,
     fp32,
     leaves_of,
@@ -286,16 +287,7 @@ def test_what_goes_round_decodes_loop_is_int8():
 
     def write(params, token_B, cache, steps):
         params = transformer.unstack(params, config)
-
-        def step(i, token_B_and_cache):
-            token_B, cache = token_B_and_cache
-            hidden_BD, cache = transformer.decode(
-                params, token_B, token_B, cache, 8 + i, **how
-            )
-            logits_BV = transformer.unembed(params, hidden_BD, **how)
-            return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32), cache
-
-        return jax.lax.fori_loop(0, steps, step, (token_B, cache))
+        return decode_greedily(params, token_B, cache, steps, first=8, **how)
 
     compiled = jax.jit(write).lower(params, tokens_BL[:, 0], cache, 3).compile()
     computations, entry = hlo_cost.parse(compiled.as_text())
