@@ -130,10 +130,13 @@ def _run(config, options) -> None:
     options.workdir = str(workdir_path(options.workdir, rights))
     if not options.dry_run:
         files.check_writable(f"{options.workdir}/run.json")
-    forked = None
+    forked = identity_of = None
     if options.fork:
         step = options.step if options.step >= 0 else None
+        identity_of = fork.begun(options.workdir, options.fork, step)
+    if options.fork and not identity_of:
         forked = fork.read(options.fork, step)
+        identity_of = forked.identity_of
         if config.num_steps <= forked.step:
             raise InputError(
                 f"num_steps={config.num_steps} is not above step {forked.step}, from "
@@ -142,8 +145,9 @@ def _run(config, options) -> None:
             )
     run = set_up(config)
     if forked:
-        forked.check(run.programs.state)
-        run = dataclasses.replace(run, identity=forked.identity_of(run.identity))
+        forked.check(run.programs.state, config=config, identity=run.identity)
+    if identity_of:
+        run = dataclasses.replace(run, identity=identity_of(run.identity))
     console.say(describe(run, config))
     if options.dry_run:
         return

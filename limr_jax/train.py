@@ -34,6 +34,7 @@ from limr_jax.storage.workdir import (
     KERNELS,
     claim,
     read_result,
+    read_run,
     release,
     workdir_path,
     write_json,
@@ -63,6 +64,7 @@ def train(
     """
     # Whatever a reward function makes the current folder.
     workdir = workdir_path(workdir, ())
+    begun = _begun_fork(run, config, workdir, forked)
     claim(workdir, run.identity)
     finished = read_result(workdir)
     if finished:
@@ -77,7 +79,9 @@ def train(
         saver = enter(checkpoint.Checkpointer(workdir, **config.checkpoint))
         enter(jax.set_mesh(run.mesh))
         enter(preemption.listening())
-        state, frozen, about_base, clock = _first_state(run, config, saver, forked)
+        state, frozen, about_base, clock = _first_state(
+            run, config, saver, begun=begun, forked=forked
+        )
         start = _done(state)
         # It drops the lines of steps after the checkpoint, which will come again.
         log = enter(metrics.Metrics(workdir, step=start))
@@ -243,36 +247,66 @@ def _keep_kernels(run: Run, workdir) -> None:
         write_json(workdir_path(workdir) / KERNELS, found)
 
 
-def _first_state(run: Run, config, saver, forked: fork.Fork | None):
+def _begun_fork(run: Run, config, workdir, forked: fork.Fork | None):
+    """`_begin` of a fork whose workdir is new; None of any other run.
+
+    So that a checkpoint that is damaged, or of another base, leaves no workdir behind.
+    """
+    new = forked and read_run(workdir, missing_ok=True) is None
+    # Process 0's answer, since all restore together.
+    if not forked or not agree.broadcast("workdir is new", new):
+        return None
+    with jax.set_mesh(run.mesh):
+        return _begin(run, config, forked)
+
+
+def _begin(run: Run, config, forked: fork.Fork | None):
+    """(state, what is frozen, what a checkpoint says of LoRA's base, seconds so far).
+
+    Of a run without a checkpoint of its own.
+    """
+    # A fork has its policy already; the reference is the first one.
+    params = None if forked and not run.programs.copy else run.load_params()
+    frozen, about_base = _frozen(run, params)
+    if not forked:
+        return run.programs.init(params), frozen, about_base, 0.0
+
+    def make():
+        # It takes the memory of its argument.
+        return run.programs.init(run.load_params() if params is None else params)
+
+    state, meta, anew = fork.first_state(
+        forked, run.programs.state, config=config, identity=run.identity, make=make
+    )
+    checkpoint.refuse_other_base(forked.workdir, meta, about_base.get("base"))
+    console.say(_of_fork(forked, config, run.identity, anew))
+    return state, frozen, about_base, meta["seconds"]
+
+
+def _frozen(run: Run, params) -> tuple[step.Frozen, dict]:
+    """`frozen_of`, and what a checkpoint says of LoRA's base."""
+    frozen = frozen_of(run, params)
+    if frozen.base is None:
+        return frozen, {}
+    return frozen, {"base": array_digest.of_tree(frozen.base)}
+
+
+def _first_state(run: Run, config, saver, *, begun, forked: fork.Fork | None):
     """State of a new run or of the last checkpoint, what is frozen, and the clock.
 
-    Before the clock: what a checkpoint says of LoRA's base, as a dict.
+    begun: what `_begin` gave already, or None. Before the clock: what a checkpoint says
+    of LoRA's base, as a dict.
     """
     old = saver.restore_newest(run.programs.state, say=console.say)
     if old is None:
         metrics.refuse_lost(saver.workdir, saver.every)
-    # The reference is the first policy, so with KL it is loaded at every start, but
-    # where the checkpoint has it since it is reset.
-    params = run.load_params() if old is None or run.programs.copy else None
-    # Before `init`, which takes the memory of `params`.
-    frozen, about_base = frozen_of(run, params), {}
-    if frozen.base is not None:
-        about_base["base"] = array_digest.of_tree(frozen.base)
-    if old is None and forked:
-        state, meta, anew = fork.first_state(
-            forked,
-            run.programs.state,
-            config=config,
-            identity=run.identity,
-            make=lambda: run.programs.init(params),
-        )
-        base = about_base.get("base")
-        checkpoint.refuse_other_base(forked.workdir, meta, base)
-        seconds_before = meta["seconds"]
-        console.say(_of_fork(forked, config, anew))
-    elif old is None:
-        state, seconds_before = run.programs.init(params), 0.0
+        begun = begun or _begin(run, config, forked)
+        state, frozen, about_base, seconds_before = begun
     else:
+        # The reference is the first policy, so with KL it is loaded at every start, but
+        # where the checkpoint has it since it is reset.
+        params = run.load_params() if run.programs.copy else None
+        frozen, about_base = _frozen(run, params)
         checkpoint.refuse_other_base(saver.workdir, old.meta, about_base.get("base"))
         state, seconds_before = old.state, old.meta["seconds"]
         console.say(f"going on after step {old.step} of {config.num_steps}")
@@ -283,8 +317,8 @@ def _first_state(run: Run, config, saver, forked: fork.Fork | None):
     return state, frozen, about_base, clock
 
 
-def _of_fork(forked: fork.Fork, config, anew: list[str]) -> str:
-    changes = "; ".join(fork.changes(forked, config)) or "nothing"
+def _of_fork(forked: fork.Fork, config, identity, anew: list[str]) -> str:
+    changes = "; ".join(fork.changes(forked, config, identity).values()) or "nothing"
     line = (
         f"going on from {forked.workdir} after step {forked.step}; changed: {changes}"
     )

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import runpy
+import shutil
 
+import jax
 import numpy as np
 import pytest
 from tiny_run import (
@@ -40,7 +42,7 @@ def go_on(left, step, config, workdir):
     """The result of a fork, and what `train` was given."""
     forked = fork.read(str(left), step)
     made = with_parity(set_up(config))
-    forked.check(made.programs.state)
+    forked.check(made.programs.state, config=config, identity=made.identity)
     made = dataclasses.replace(made, identity=forked.identity_of(made.identity))
     return train(made, config, workdir, None, forked)
 
@@ -75,6 +77,13 @@ def test_nothing_changed_is_the_same_run(left, tmp_path, capsys):
 def test_its_own_checkpoint_then_goes_on(left, tmp_path, capsys):
     config = of(left.parent, num_steps=5)
     go_on(left, 2, config, tmp_path / "new")
+    # Whatever has become of the checkpoint that it began from.
+    known = read_run(tmp_path / "new")
+    for step in (None, 2):
+        identity_of = fork.begun(str(tmp_path / "new"), str(left), step)
+        assert identity_of(read_run(left))["content"] == known["content"]
+    assert fork.begun(str(tmp_path / "new"), str(left), 4) is None
+    assert fork.begun(str(left), str(left), None) is None
     config = of(left.parent, num_steps=6)
     assert (
         go_on(left, 2, config, tmp_path / "new")["params_digest"]
@@ -128,6 +137,61 @@ def test_another_model_is_refused(left, tmp_path):
     with pytest.raises(InputError, match="does not fit: it lacks critic/"):
         go_on(left, 6, of(left.parent, num_steps=7, **ppo), tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({"seed": 1}, "with another seed: 0 → 1: of model.init=random"),
+        ({"model__lora__alpha": 16.0}, "alpha: 32.0 → 16.0: what it has learned"),
+        ({"model__architecture": "qwen3"}, '"qwen2" → "qwen3": what it has learned'),
+    ],
+)
+def test_what_would_be_another_policy_is_refused(fields, line, left):
+    forked = fork.read(str(left), 4)
+    with pytest.raises(InputError) as caught:
+        forked.check(None, config=of(left.parent, **fields), identity=read_run(left))
+    assert line in str(caught.value)
+
+
+def test_what_lies_at_a_path_counts(left):
+    forked, identity = fork.read(str(left), 4), read_run(left)
+    config = of(left.parent, data__train=left.parent / "moved.jsonl")
+    assert fork.changes(forked, config, identity) == {}
+    identity["content"]["model.init"] = "another"
+    line = "model.init: what lies there"
+    assert fork.changes(forked, config, identity) == {"model.init": line}
+
+
+def test_a_sampler_of_other_numbers_begins_anew(left):
+    config = of(left.parent, sampler__lim__floor=0.2)
+    made = set_up(config)
+    state, _, anew = fork.first_state(
+        fork.read(str(left), 4),
+        made.programs.state,
+        config=config,
+        identity=made.identity,
+        make=lambda: made.programs.init(made.load_params()),
+    )
+    assert anew == ["length_N", "sampler"] and int(state.step) == 4
+
+
+def test_a_damaged_checkpoint_leaves_no_workdir(left, tmp_path):
+    shutil.copytree(left, tmp_path / "run")
+    for file in (tmp_path / "run/checkpoints/4/state").rglob("*"):
+        if file.is_file() and file.parent.name == "d":
+            file.write_bytes(bytes(file.stat().st_size))
+    with pytest.raises(InputError, match="damaged: .*; give --step with one of 2, 6"):
+        go_on(tmp_path / "run", 4, of(left.parent), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_fine_tuning_is_not_forked(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"config": {}}))
+    with checkpoint.Checkpointer(tmp_path) as saver:
+        saver.save(1, {"step": jax.numpy.int32(1)}, {})
+    with pytest.raises(InputError, match="is no run of launch/tpu.py; .*export"):
+        fork.read(str(tmp_path), None)
 
 
 def test_a_checkpoint_that_is_not_there(left, tmp_path):
