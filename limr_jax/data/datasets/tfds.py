@@ -67,18 +67,28 @@ def read(spec: str, data_dir, manual_dir=None) -> list[tuple[str, dict]]:
         )
     data_dir = pathlib.Path(data_dir).expanduser()
     manual_dir = pathlib.Path(manual_dir or data_dir / "manual").expanduser()
-    builder = prepare(name, data_dir, manual_dir)
-    if not split and len(builder.info.splits) == 1:
+    builder = prepare(name, data_dir, manual_dir, split=split)
+    # A set with a config was made for this split, and has no other.
+    if len(builder.info.splits) == 1 and (not split or builder.builder_config):
         (split,) = builder.info.splits
     if split not in builder.info.splits:
         raise InputError(
             f"{spec}: {name} has no split {split!r}; give one of "
-            + ", ".join(f"{name}:{each}" for each in builder.info.splits)
+            + ", ".join(f"{name}:{each}" for each in _splits(name, builder))
         )
     with _unreadable(builder.data_dir):
         source = builder.as_data_source(split)
         examples = source.__getitems__(list(range(len(source))))
         return [(f"{spec}[{i}]", _plain(row)) for i, row in enumerate(examples)]
+
+
+def _splits(name: str, builder) -> list[str]:
+    """What may stand behind `name:`, those that are made to order at the end."""
+    return [*builder.info.splits, *getattr(_module(name), "MADE_TO_ORDER", ())]
+
+
+def _module(name: str):
+    return importlib.import_module(f"{PACKAGE}.{name}.{name}_dataset_builder")
 
 
 @contextlib.contextmanager
@@ -95,20 +105,25 @@ def _unreadable(folder) -> Iterator[None]:
         ) from None
 
 
-def prepare(name: str, data_dir: pathlib.Path, manual_dir: pathlib.Path):
+def prepare(name: str, data_dir: pathlib.Path, manual_dir: pathlib.Path, *, split=""):
     """The TFDS builder, its files in place. One process prepares, others wait.
 
-    A set that is prepared is only read: its folder may be one that nobody may write to.
+    split: where a set makes splits to order, as arithmetic does, it is prepared for
+    this one in a folder of its own; of another set all splits are. What is prepared is
+    only read: its folder may be one that nobody may write to.
     """
     import tensorflow_datasets as tfds  # 0.3 s that a JSONL user need not wait
 
-    module = importlib.import_module(f"{PACKAGE}.{name}.{name}_dataset_builder")
+    module = _module(name)
+    made_to_order = getattr(module, "config_of", lambda _: None)(split)
 
     def builder():
         # TFDS prints what it does, and a program's last line on stdout is its result.
         # array_record gives any row by its index, as `as_data_source` asks.
         with _unreadable(data_dir / name), contextlib.redirect_stdout(io.StringIO()):
-            return module.Builder(data_dir=data_dir, file_format="array_record")
+            return module.Builder(
+                data_dir=data_dir, config=made_to_order, file_format="array_record"
+            )
 
     if not _is_whole(prepared := builder()):
         config = tfds.download.DownloadConfig(

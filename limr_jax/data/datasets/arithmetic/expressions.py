@@ -172,12 +172,23 @@ def problems(split: str, count: int, seed: int):
         seen.add(text)
         drawn = (h for h, rate in HABITS.items() if rng.random() < rate)
         habits = frozenset(drawn) if split == "sft" else frozenset()
-        yield {
-            "id": f"arithmetic-{split}-{seed}-{number}",
-            "problem": f"{text}=",
-            "answer": str(solve(tokens)[1]),
-            "level": level,
-            "traps": " ".join(traps(tokens)),
-            "solution": solve(tokens, habits)[0],
-        }
+        name = f"arithmetic-{split}-{seed}-{number}"
+        yield as_problem(name, level, tokens, habits=habits)
         number += 1
+
+
+def as_problem(
+    name: str, level: int, tokens: list, *, habits: frozenset[str] = frozenset()
+) -> dict:
+    """An expression as a row of a data set; habits: of who wrote its solution.
+
+    `answer` is the right one whatever the habits.
+    """
+    return {
+        "id": name,
+        "problem": f"{render(tokens)}=",
+        "answer": str(solve(tokens)[1]),
+        "level": level,
+        "traps": " ".join(traps(tokens)),
+        "solution": solve(tokens, habits)[0],
+    }
