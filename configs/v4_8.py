@@ -3,16 +3,15 @@
     python launch/tpu.py --config configs/v4_8.py
     python launch/tpu.py --config configs/v4_8.py --compile_only
 
-The latter, of programs whose residual stream was still bf16 (v4_32.py has what fp32
-adds): at most 26.94 of 30.75 GiB a chip (generate; update 19.52); 384 slots are 22
-waves, and at most 560 full-length rollouts fit at a time. A bound, not a measurement,
-every response at its longest: a step takes at least 1,438 s, 168 steps 67 hours. A
-decode step of simulated lengths moves 1.36 times the weights and live cache.
+The latter, 2026-11-30: at most 26.94 of 30.75 GiB a chip (generate; update 22.43); 384
+slots are 22 waves, and at most 560 full-length rollouts fit at a time. A bound, not a
+measurement, every response at its longest: a step takes at least 1,438 s, 168 steps 67
+hours. A decode step of simulated lengths moves 1.36 times the weights and live cache.
 
     seconds at least    compute   memory   interconnect
-    update                  791      446            104
-    generate                 89      448              8
-    reference, values       199       89             31
+    update                  791      560            135
+    generate                 89      448             17
+    reference, values       199      138             51
 
 Mesh, by --config.mesh.fsdp, mesh.tensor and rollout.slots:
 
@@ -20,7 +19,8 @@ Mesh, by --config.mesh.fsdp, mesh.tensor and rollout.slots:
     2 x 2            384  26.94 (generate)      1,438 s     791       448         199
     4 x 1            256  25.38 (generate)      1,594 s     791       603         199
 
-The report took 159 s beside other work, 275 s of processor time and 4.7 GiB of memory.
+The second row is of 2026-11-21. The report took 248 s beside other work, 412 s of
+processor time.
 With `:lora=yes` it is Qwen2.5-Math-7B by LoRA over an int8 base instead (lora_tpu.py),
 on 1 x 4. The report of 2026-11-30: at most 23.36 of 30.75 GiB a chip (update; generate
 18.90), all 512 rollouts at a time, at least 76 s a step (generation 21, update 55):

@@ -3,23 +3,22 @@
     python launch/tpu.py --config configs/v5e_16.py
     python launch/tpu.py --config configs/v5e_16.py --compile_only
 
-The latter, of programs whose residual stream was still bf16 (v4_32.py has what fp32
-adds): at most 12.48 of 15.75 GiB a chip (generate; update 6.39); 1,024 slots are 8
-waves, and at most 1,600 full-length rollouts fit at a time. A bound, not a measurement,
-every response at its longest: a step takes at least 665 s, 168 steps 31 hours. A decode
-step of simulated lengths moves 1.27 times the weights and live cache.
+The latter, 2026-11-30: at most 12.58 of 15.75 GiB a chip (generate; update 8.16); 1,024
+slots are 8 waves, and at most 1,600 full-length rollouts fit at a time. A bound, not a
+measurement, every response at its longest: a step takes at least 713 s, 168 steps 33
+hours. A decode step of simulated lengths moves 1.27 times the weights and live cache.
 
     seconds at least    compute   memory   interconnect
-    update                  276      356             82
-    generate                 30      173              3
-    reference, values        70      137             42
+    update                  276      392             92
+    generate                 30      173              6
+    reference, values        70      148             49
 
 XLA makes windowed products of weights that lie over many chips of fsdp, and writes the
-partial sums again for each: reference and values move 112 TB a chip on 8 x 2 and 51 on
-4 x 4. But tensor=4 does not divide 2 kv heads: each chip has the cache of both, and 256
-slots do not fit (16.87 GiB).
+partial sums again for each: reference and values move 121 TB a chip. On 2026-11-21 they
+moved 112 on 8 x 2 and 51 on 4 x 4. But tensor=4 does not divide 2 kv heads: each chip
+has the cache of both, and 256 slots did not fit (16.87 GiB).
 
-The report took 243 s beside other work, 329 s of processor time and 3.6 GiB of memory.
+The report took 390 s beside other work, 515 s of processor time.
 Measured on a v5e-16: nothing yet.
 """
 

@@ -3,28 +3,27 @@
     python launch/tpu.py --config configs/v5p_16.py
     python launch/tpu.py --config configs/v5p_16.py --compile_only
 
-The latter, of programs whose residual stream was still bf16 (v4_32.py has what fp32
-adds): at most 83.94 of 95.74 GiB a chip (generate; update 44.34); 2,048 slots are 4
-waves, and at most 2,592 full-length rollouts fit at a time. A bound, not a measurement,
-every response at its longest: a step takes at least 1,485 s, 168 steps 69 hours. A
-decode step of simulated lengths moves 1.54 times the weights and live cache, 1.34 by
-its schedule.
+The latter, 2026-11-30: at most 83.94 of 95.74 GiB a chip (generate; update 51.86);
+2,048 slots are 4 waves, and at most 2,592 full-length rollouts fit at a time. A bound,
+not a measurement, every response at its longest: a step takes at least 1,491 s, 168
+steps 70 hours. A decode step of simulated lengths moves 1.60 times the weights and live
+cache, 1.34 by its schedule.
 
     seconds at least    compute   memory   interconnect
-    update                1,023      245             73
-    generate                109      196              4
-    reference, values       266       57             22
+    update                1,023      304             90
+    generate                109      202              9
+    reference, values       266       77             33
 
 Mesh, by --config.mesh.fsdp, mesh.tensor and rollout.slots:
 
     fsdp x tensor  slots  GiB a chip              a step  update  generate  the others
-    4 x 2          2,048  83.94 (generate)      1,485 s   1,023       196         266
+    4 x 2          2,048  83.94 (generate)      1,491 s   1,023       202         266
     8 x 1          1,024  69.11 (generate)      1,637 s   1,023       348         266
 
-On 4 x 2 with 512 slots and XLA's attention, which reads whole rings, generation was
-bound to 618 s.
+The second row is of 2026-11-21, and so is this: on 4 x 2 with 512 slots and XLA's
+attention, which reads whole rings, generation was bound to 618 s.
 
-The report took 290 s beside other work, 348 s of processor time and 3.5 GiB of memory.
+The report took 343 s beside other work, 492 s of processor time.
 Measured on a v5p-16: nothing yet.
 """
 

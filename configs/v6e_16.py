@@ -3,20 +3,20 @@
     python launch/tpu.py --config configs/v6e_16.py
     python launch/tpu.py --config configs/v6e_16.py --compile_only
 
-The latter, of programs whose residual stream was still bf16 (v4_32.py has what fp32
-adds): at most 28.10 of 31.25 GiB a chip (generate; update 21.64); 832 slots are 10
-waves, and at most 1,120 full-length rollouts fit at a time. A bound, not a measurement,
-every response at its longest: a step takes at least 634 s, 168 steps 30 hours. A decode
-step of simulated lengths moves 1.27 times the weights and live cache.
+The latter, 2026-11-30: at most 28.10 of 31.25 GiB a chip (generate; update 25.42); 832
+slots are 10 waves, and at most 1,120 full-length rollouts fit at a time. A bound, not a
+measurement, every response at its longest: a step takes at least 763 s, 168 steps 36
+hours. A decode step of simulated lengths moves 1.28 times the weights and live cache.
 
     seconds at least    compute   memory   interconnect
-    update                  256      337             96
-    generate                 28      206             10
-    reference, values        67       92             35
+    update                  256      431            133
+    generate                 28      208             20
+    reference, values        67      124             60
 
-On 16 x 1 chips 256 slots do not fit (32.53 GiB). The report took 235 s, 464 s of
-processor time and 4.7 GiB of memory. A row of the 4 x 4 chips, over which tensor goes,
-is on two hosts: hosts 0 and 2 grade all rollouts.
+On 16 x 1 chips 256 slots did not fit on 2026-11-21 (32.53 GiB). The report took 544 s
+beside other work, 850 s of processor time. A row of the 4 x 4 chips, over which tensor
+goes, is on two hosts: hosts 0 and 2 grade all rollouts.
+
 Measured on a v6e-16: nothing yet.
 """
 
