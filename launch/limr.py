@@ -23,7 +23,6 @@ the sets. The last line on stdout is one JSON object; the exit code is 1 where a
 failed.
 """
 
-import dataclasses
 import math
 import pathlib
 import shlex
@@ -49,15 +48,6 @@ ARMS = {
     "RAND": {"sampler.name": "uniform", "data.train": "RAND-problems.jsonl"},
     "LINEAR": {"sampler.name": "uniform", "data.train": "LINEAR-problems.jsonl"},
     "ONLINE": {"sampler.name": "lim", "sampler.lim.scores": ""},
-}
-PROBE = {
-    "sampler.name": "uniform",
-    # Nothing but its rollouts is wanted of the probe.
-    "data.eval": "",
-    "evaluation.samples": 0,
-    # Scores are made of every rollout.
-    "dump.max_bytes": 2**62,
-    "dump.rows_per_step": 0,
 }
 
 
@@ -127,12 +117,13 @@ def _pipeline(config, options, arms, problems, out, seed: int, grid: dict):
     Its runs are put into `grid`, (arm, seed) → job.
     """
     from limr_jax.studies import jobs, tables
+    from limr_jax.studies import probe as probe_lib
 
     folder = out / f"seed-{seed}"
     cache, seconds = out / "compiled", options.run_seconds
     notes = []
     if _probed(arms):
-        steps = probe_steps(
+        steps = probe_lib.steps(
             len(problems), config.prompts_per_step, options.probe_epochs
         )
         probe = train_job(
@@ -140,7 +131,7 @@ def _pipeline(config, options, arms, problems, out, seed: int, grid: dict):
             "probe",
             seed=seed,
             folder=folder,
-            fields=PROBE | {"num_steps": steps},
+            fields=probe_lib.PROBE | {"num_steps": steps},
         )
         if not jobs.run_all([probe], cache, seconds=seconds):
             return None
@@ -195,7 +186,9 @@ def _check(config, options) -> tuple[str, ...]:
 
 def _check_probe(config, options, problems: int) -> None:
     """InputError where the probe would have more steps than a run can."""
-    steps = probe_steps(problems, config.prompts_per_step, options.probe_epochs)
+    from limr_jax.studies import probe
+
+    steps = probe.steps(problems, config.prompts_per_step, options.probe_epochs)
     if steps > _STEPS:
         raise InputError(
             f"--probe_epochs={options.probe_epochs} of {problems:,} problems are "
@@ -210,22 +203,18 @@ def _probed(arms) -> bool:
 
 def _plan(config, options, arms, problems, out) -> str:
     """What will run, as a line; the probe only where an arm needs one."""
-    probe = ""
+    from limr_jax.studies import probe
+
+    probed = ""
     if _probed(arms):
         epochs = options.probe_epochs
-        steps = probe_steps(len(problems), config.prompts_per_step, epochs)
-        probe = f"a probe of {epochs} epochs, {steps:,} steps, and "
+        steps = probe.steps(len(problems), config.prompts_per_step, epochs)
+        probed = f"a probe of {epochs} epochs, {steps:,} steps, and "
     return (
         f"{len(problems):,} problems of {problems.source}; for each of {options.seeds} "
-        f"seeds {probe}{options.arms} of {config.num_steps:,} steps with an evaluation "
-        f"each, into {out}"
+        f"seeds {probed}{options.arms} of {config.num_steps:,} steps with an "
+        f"evaluation each, into {out}"
     )
-
-
-def probe_steps(problems: int, prompts: int, epochs: int) -> int:
-    """How many steps of so many prompts draw each problem `epochs` times."""
-    # Rounded up: the last step goes on into an epoch that does not count (`select`).
-    return -(-problems * epochs // prompts)
 
 
 def train_job(options, name: str, seed: int, folder: pathlib.Path, fields: dict):
@@ -261,16 +250,10 @@ def select(problems, probe, options, seed: int, folder: pathlib.Path) -> str:
     Where a problem had no valid rollout in an epoch, its last value is carried on.
     """
     from limr_jax.storage import files
+    from limr_jax.studies import probe as probe_lib
     from limr_jax.studies import reward_curves
 
-    recorded = reward_curves.read_run(probe, value="accuracy")
-    # The step that ends the last epoch draws some problems for the one after it.
-    epochs = slice(options.probe_epochs)
-    recorded = dataclasses.replace(
-        recorded,
-        value_NE=recorded.value_NE[:, epochs],
-        seen_NE=recorded.seen_NE[:, epochs],
-    )
+    recorded = probe_lib.curves(probe, options.probe_epochs)
     scores = {
         name: reward_curves.score(recorded, missing="carry", name=name).score_N
         for name in ("lim_score", "linear_score")

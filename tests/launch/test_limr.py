@@ -17,6 +17,7 @@ from limr_jax.data import problem_rows
 from limr_jax.data.problems import Problems, load_problems
 from limr_jax.errors import InputError
 from limr_jax.storage import metrics, rollout_dump
+from limr_jax.studies import probe as probe_lib
 
 LAUNCH = runpy.run_path(str(ROOT / "launch/limr.py"))
 # The test vector of algorithms.md, as right ones of four samples in four epochs.
@@ -126,8 +127,8 @@ def test_the_runs_differ_by_what_they_draw(given, tmp_path):
         assert config["seed"] == 3
     assert made["LIM"]["data"]["train"] == str(tmp_path / "LIM-problems.jsonl")
     # Each problem is drawn in every epoch; the last batch may go beyond.
-    assert LAUNCH["probe_steps"](10, 4, 2) == 5
-    assert LAUNCH["probe_steps"](10, 4, 3) == 8
+    assert probe_lib.steps(10, 4, 2) == 5
+    assert probe_lib.steps(10, 4, 3) == 8
 
 
 def test_a_dry_run_says_what_would_run(given, capsys):

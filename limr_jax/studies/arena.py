@@ -1,0 +1,323 @@
+"""What regimes × arms × seeds of runs say of selectors, from a record on disk.
+
+The record is JSON lines, one for each finished run and one for each fixed subset of
+problems, so that it can be kept where the runs' own folders are not. A run's line:
+
+    regime, arm, seed    which run it is
+    settings             digest of its config, its subset and the tokens it is held to
+    curve                [[generated tokens, held-out accuracy], …], to the first
+                         evaluation at or after so many tokens
+    digest               of that curve and all sums; the same on a machine that rounds
+                         alike
+    figures              FIGURES, and what they were made of
+
+Arms are compared by seed, in which they have their noise in common.
+"""
+
+import hashlib
+import json
+import math
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from limr_jax.data import jsonl
+from limr_jax.errors import InputError
+from limr_jax.storage import files, metrics
+from limr_jax.studies import ablation
+
+# Figure → (its column's head, what it is multiplied by there, digits after the point).
+FIGURES = {
+    "accuracy": ("accuracy, %", 100, 1),
+    "area": ("mean accuracy until there, %", 100, 1),
+    "signal_share": ("groups with signal, %", 100, 0),
+}
+FIRST = "uniform"  # the arm that the others are compared with
+GAIN = 0.9  # of uniform's gain, which an arm's tokens are counted to
+
+
+class Record:
+    """The record's file, read once and added to; InputError where a line is no row."""
+
+    def __init__(self, path):
+        self.path = pathlib.Path(path)
+        self.rows: list[dict] = []
+        for where, row in jsonl.read_rows(path) if self.path.exists() else ():
+            if not ("regime" in row and ("set" in row or row.keys() >= _OF_A_RUN)):
+                raise InputError(
+                    f"{where}: is no line that launch/arena.py writes; give another "
+                    "--record, or take the line out"
+                )
+            self.rows.append(row)
+
+    def add(self, row: dict) -> None:
+        """Keep a row, on disk at once."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        files.append(self.path, files.json_line(row).encode())
+        self.rows.append(row)
+
+    def run(self, regime: str, arm: str, seed: int) -> dict | None:
+        """The line of this run, or None."""
+        for row in self.runs():
+            if (row["regime"], row["arm"], row["seed"]) == (regime, arm, seed):
+                return row
+        return None
+
+    def runs(self) -> list[dict]:
+        """The lines of runs, in the order in which they came."""
+        return [row for row in self.rows if "set" not in row]
+
+    def subset(self, regime: str, name: str) -> dict | None:
+        """The line of a fixed subset, or None."""
+        for row in self.rows:
+            if (row["regime"], row.get("set")) == (regime, name):
+                return row
+        return None
+
+
+_OF_A_RUN = {"arm", "seed", "settings", "curve", "digest", "figures"}
+
+
+def written(workdirs: Sequence) -> float:
+    """The tokens that a run has generated, or several that went on one from another."""
+    return sum(row["tokens"] for row in _steps(workdirs))
+
+
+def outcome(workdirs: Sequence, tokens: int, *, group: int) -> dict:
+    """`curve`, `figures` and `digest` of a run that has generated so many tokens.
+
+    workdirs: of the run; or of several, each of which went on from the one before.
+    group: rollouts a problem. accuracy: held out, when so many tokens were generated,
+    on a straight line between the evaluations around it. area: the mean of that line
+    from 0 tokens on. signal_share: groups with a right and a wrong response that were
+    learned from, of as many as the rollouts of the steps until then would make. Raises
+    InputError where the run has generated less, or was not evaluated.
+    """
+    curve, at, sums = [], 0.0, dict.fromkeys(("rollouts", "signal_groups", "steps"), 0)
+    accuracy_at = _accuracies(workdirs)
+    if 0 not in accuracy_at:
+        raise InputError(
+            f"{workdirs[0]} has no evaluation before training; set data.eval"
+        )
+    curve.append([0.0, accuracy_at[0]])
+    seconds = []
+    for row in _steps(workdirs):
+        if at < tokens:
+            sums["steps"] += 1
+            for name in ("rollouts", "signal_groups"):
+                sums[name] += row[name]
+            seconds.append(row["seconds"])
+        at += row["tokens"]
+        if row["step"] in accuracy_at:
+            curve.append([at, accuracy_at[row["step"]]])
+            if at >= tokens:
+                break
+    else:
+        raise InputError(
+            f"{workdirs[-1]} ends at {at:,.0f} generated tokens, and is compared at "
+            f"{tokens:,}; give it more steps"
+        )
+    tokens_X, accuracy_X = np.array(curve).T
+    line_X = np.append(tokens_X[tokens_X < tokens], tokens)
+    heights_X = np.interp(line_X, tokens_X, accuracy_X)
+    figures = {
+        "accuracy": float(heights_X[-1]),
+        "area": float(np.trapezoid(heights_X, line_X) / tokens),
+        "signal_share": group * sums["signal_groups"] / sums["rollouts"],
+    }
+    made = {"curve": curve, "sums": sums}
+    digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+    return {
+        "curve": curve,
+        "digest": digest[:16],
+        "figures": figures,
+        **sums,
+        "step_seconds": float(np.median(seconds)),
+    }
+
+
+def _steps(workdirs: Sequence) -> Iterable[dict]:
+    for workdir in workdirs:
+        yield from metrics.read_metrics(workdir)
+
+
+def _accuracies(workdirs: Sequence) -> dict[int, float]:
+    """Step → held-out accuracy then."""
+    return {
+        row["step"]: row["accuracy"]
+        for workdir in workdirs
+        for row in metrics.read_metrics(workdir, metrics.EVALS)
+        if row["accuracy"] is not None
+    }
+
+
+def tokens_to(curve: Sequence, accuracy: float) -> float:
+    """The generated tokens at which a curve first has this accuracy; nan: it has not.
+
+    On straight lines between the curve's points.
+    """
+    for (x0, y0), (x1, y1) in zip(curve, curve[1:]):
+        if y1 >= accuracy:
+            if y0 >= accuracy:
+                return float(x0)
+            return float(x0 + (x1 - x0) * (accuracy - y0) / (y1 - y0))
+    return math.nan
+
+
+def summary(rows: Sequence[Mapping], arms: Sequence[str]) -> dict[str, dict]:
+    """By regime: each arm's figures, differences to uniform, and what pairing saves.
+
+    rows: of finished runs. arms: in the order in which they are shown; those that have
+    no run in a regime are left out of it. A difference is paired by seed, with a 95 %
+    t interval and Holm's p over the regime's arms. `tokens_to`: tokens at which an arm
+    has come to GAIN of what uniform gains in the mean, as a share of those that uniform
+    needs; the median over seeds, and how many seeds came to it.
+    """
+    regimes = dict.fromkeys(row["regime"] for row in rows)
+    return {
+        regime: _of_regime([x for x in rows if x["regime"] == regime], arms)
+        for regime in regimes
+    }
+
+
+def _of_regime(rows: Sequence[Mapping], arms: Sequence[str]) -> dict:
+    ran = {row["arm"] for row in rows}
+    shown = [arm for arm in arms if arm in ran]
+    if FIRST in shown:  # the first one, for `ablation.compare`
+        shown = [FIRST, *(arm for arm in shown if arm != FIRST)]
+    seeds = sorted({row["seed"] for row in rows})
+    by_place = {(row["arm"], row["seed"]): row for row in rows}
+    result: dict = {"seeds": seeds, "arms": {arm: {} for arm in shown}}
+    result["resolvable"] = {}
+    for name in FIGURES:
+        values_by_arm = np.array(
+            [
+                [
+                    by_place[arm, seed]["figures"][name]
+                    if (arm, seed) in by_place
+                    else math.nan
+                    for seed in seeds
+                ]
+                for arm in shown
+            ]
+        )
+        for arm, figure in zip(shown, ablation.compare(values_by_arm)):
+            result["arms"][arm][name] = figure
+        result["resolvable"][name] = ablation.resolvable(values_by_arm)
+        if name == "accuracy":
+            result["pairing"] = pairing(values_by_arm)
+    if FIRST in shown:
+        _add_tokens(result, by_place)
+    return result
+
+
+def _add_tokens(result: dict, by_place: Mapping) -> None:
+    """`tokens_to` of each arm, against uniform's."""
+
+    def curves(arm):
+        return [row["curve"] for (name, _), row in by_place.items() if name == arm]
+
+    before = np.mean([curve[0][1] for curve in curves(FIRST)])
+    gain = result["arms"][FIRST]["accuracy"]["mean"] - before
+    target = before + GAIN * gain
+    needed = {
+        arm: [tokens_to(curve, target) for curve in curves(arm)]
+        for arm in result["arms"]
+    }
+    of_uniform = [x for x in needed[FIRST] if math.isfinite(x)]
+    for arm, values in needed.items():
+        reached = [x for x in values if math.isfinite(x)]
+        share = None
+        if reached and of_uniform:
+            share = float(np.median(reached) / np.median(of_uniform))
+        result["arms"][arm]["tokens_to"] = {
+            "share": share,
+            "reached": len(reached),
+            "runs": len(values),
+        }
+    result["tokens_to_accuracy"] = float(target)
+
+
+def pairing(values_by_arm: np.ndarray) -> dict[str, float] | None:
+    """How many unpaired seeds a paired one is worth, over all arms but the first.
+
+    The variance of a difference between arms of different seeds is the sum of the two
+    arms' own; over that of the differences by seed. None of less than three seeds.
+    """
+    paired = unpaired = 0.0
+    arms = 0
+    for value_X in values_by_arm[1:]:
+        known_X = np.isfinite(value_X) & np.isfinite(values_by_arm[0])
+        if known_X.sum() < 3:
+            continue
+        a_X, b_X = value_X[known_X], values_by_arm[0][known_X]
+        paired += np.var(a_X - b_X, ddof=1)
+        unpaired += np.var(a_X, ddof=1) + np.var(b_X, ddof=1)
+        arms += 1
+    if not arms or not paired:
+        return None
+    return {
+        "paired_deviation": math.sqrt(paired / arms),
+        "unpaired_deviation": math.sqrt(unpaired / arms),
+        "seeds_saved": float(unpaired / paired),
+    }
+
+
+def markdown(summaries: Mapping[str, Mapping], *, tokens: int, command: str) -> str:
+    """One table a regime: accuracy at equal tokens, and what differs from uniform."""
+    parts = [f"`{command}`; arms are compared at {tokens:,} generated tokens.\n"]
+    for regime, found in summaries.items():
+        parts.append(f"## {regime}\n")
+        heads = [head for head, _, _ in FIGURES.values()]
+        head = ["arm", "seeds", heads[0], f"− {FIRST}", "p, Holm", *heads[1:]]
+        head.append(f"tokens to {GAIN:.0%} of {FIRST}'s gain")
+        lines = [_line(head), "|" + "---|" * len(head)]
+        for arm, figures in found["arms"].items():
+            difference = figures["accuracy"]["difference"]
+            cells = [arm, str(figures["accuracy"]["seeds"])]
+            cells.append(_shown(figures["accuracy"]))
+            cells += [_shown(difference, sign="+"), _p(difference)]
+            cells.append(_shown(figures["area"]))
+            cells.append(f"{100 * figures['signal_share']['mean']:.0f}")
+            cells.append(_tokens(figures.get("tokens_to")))
+            lines.append(_line(cells))
+        parts.append("\n".join(lines) + "\n")
+        if smallest := found["resolvable"]["accuracy"]:
+            parts.append(
+                f"A true difference of {100 * smallest:.1f} points shows with a chance "
+                "of 80 % (one paired t-test at 5 %)."
+            )
+        if found["pairing"]:
+            saved = found["pairing"]["seeds_saved"]
+            parts.append(f"A seed in pairs is worth {saved:.1f} without.")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _shown(figure: Mapping | None, sign: str = "") -> str:
+    if figure is None or figure["mean"] is None:
+        return "–"
+    text = format(100 * figure["mean"], f"{sign}.1f")
+    if figure["low"] is None:
+        return text
+    low, high = (format(100 * figure[x], f"{sign}.1f") for x in ("low", "high"))
+    return f"{text} [{low}, {high}]"
+
+
+def _p(difference: Mapping | None) -> str:
+    if difference is None or difference["p_holm"] is None:
+        return "–"
+    p = difference["p_holm"]
+    return "< .001" if p < 0.001 else f"{p:.3f}".replace("0.", ".", 1)
+
+
+def _tokens(share: Mapping | None) -> str:
+    if share is None:
+        return "–"
+    number = "–" if share["share"] is None else f"{share['share']:.2f}"
+    return f"{number} ({share['reached']} of {share['runs']})"

@@ -1,0 +1,221 @@
+"""launch/arena.py: which runs it starts, what it keeps, and (soak) all of it."""
+
+import json
+import runpy
+
+import pytest
+from tiny_run import FIELDS, ROOT, write_problems
+
+from limr_jax.data.problems import load_problems
+from limr_jax.errors import InputError
+from limr_jax.storage import metrics
+from limr_jax.storage.workdir import write_json, write_result
+from limr_jax.studies import arena, jobs
+
+LAUNCH = runpy.run_path(str(ROOT / "launch/arena.py"))
+CONFIG = """
+from configs import base
+from limr_jax.errors import choose
+
+def get_config(argument="ten"):
+    c = base.get_config()
+    c.data.train = choose({files}, argument, "regime")
+    c.data.eval = {held_out!r}
+    c.evaluation.every = 4
+    return c
+"""
+
+
+@pytest.fixture
+def command(tmp_path):
+    """(folder, the command's arguments without arms): two regimes of a tiny run."""
+    files = {
+        "ten": str(write_problems(tmp_path / "ten.jsonl", 10)),
+        "six": str(write_problems(tmp_path / "six.jsonl", 6)),
+    }
+    held_out = str(write_problems(tmp_path / "eval.jsonl", 3, add=2))
+    (tmp_path / "configs").mkdir()
+    file = tmp_path / "configs/regimes.py"
+    file.write_text(CONFIG.format(files=files, held_out=held_out))
+    fields = FIELDS | {"rollout.max_response_length": 4, "group_size": 4}
+    del fields["num_steps"]
+    overrides = [f"--config.{name}={value}" for name, value in fields.items()]
+    named = {"out": tmp_path / "out", "record": tmp_path / "arena.jsonl"}
+    flags = [f"--{name}={value}" for name, value in named.items()]
+    return tmp_path, [f"--config={file}", *overrides, *flags, "--regimes=ten,six"]
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The jobs that were started; each leaves 10 tokens a step, and its evaluations."""
+    runs = []
+
+    def run_all(some, cache, *, seconds):
+        for job in some:
+            runs.append(job)
+            job.workdir.mkdir(parents=True, exist_ok=True)
+            write_json(job.workdir / "run.json", {"config": job.config})
+            with metrics.Metrics(job.workdir, step=0) as log:
+                for step in range(1, job.steps + 1):
+                    numbers = {"tokens": 10, "rollouts": 8, "signal_groups": 1}
+                    log.step(step, numbers | {"seconds": 1.0})
+                for step in range(0, job.steps + 1, 4):
+                    log.evaluation(step, {"accuracy": step / 100})
+            write_result(job.workdir, {"params_digest": "x"})
+        return True
+
+    monkeypatch.setattr(jobs, "run_all", run_all)
+    return runs
+
+
+def test_every_regime_has_every_arm_with_every_seed(command, started, capsys):
+    folder, argv = command
+    argv = [*argv, "--arms=uniform,CDAS", "--seeds=2", "--tokens=300"]
+    assert LAUNCH["main"](argv) == 0
+    assert [job.name for job in started] == [
+        f"{regime}, {arm}, seed {seed}"
+        for regime in ("ten", "six")
+        for seed in (0, 1)
+        for arm in ("uniform", "CDAS")
+    ]
+    first = started[1]
+    assert first.config["sampler"]["name"] == "cdas" and first.config["seed"] == 0
+    assert first.config["data"]["train"] == str(folder / "ten.jsonl")
+    record = arena.Record(folder / "arena.jsonl")
+    kept = record.run("six", "CDAS", 1)
+    # 300 tokens are 30 steps, between the evaluations of steps 28 and 32.
+    assert kept["figures"]["accuracy"] == pytest.approx(0.30)
+    assert (kept["steps"], kept["rollouts"]) == (30, 240)
+    said = capsys.readouterr().out
+    assert "8 runs are left" in said
+    assert json.loads(said.splitlines()[-1])["left"] == 0
+    page = (folder / "out/arena.md").read_text()
+    assert "## six\n" in page and "| CDAS | 2 | 30.0 [30.0, 30.0] |" in page
+    # All of it is on record: nothing runs, on whichever machine.
+    assert LAUNCH["main"]([*argv, f"--out={folder / 'elsewhere'}"]) == 0
+    assert len(started) == 8
+
+
+def test_a_run_goes_on_until_it_has_its_tokens(command, started):
+    folder, argv = command
+    argv = [*argv, "--arms=uniform", "--seeds=2", "--tokens=390", "--regimes=ten"]
+    assert LAUNCH["main"](argv) == 0
+    # 320 tokens after 32 steps, so 39 are needed; up to the next evaluation.
+    assert [job.steps for job in started] == [32, 40, 40]
+    assert started[0].workdir == started[1].workdir != started[2].workdir
+
+
+def test_a_subset_is_part_of_what_a_run_was(command, started):
+    folder, argv = command
+    argv = [*argv, "--arms=uniform,LIM", "--seeds=1", "--tokens=50", "--regimes=ten"]
+    record = arena.Record(folder / "arena.jsonl")
+    for name in ("LIM", "RAND", "std", "hardest"):
+        record.add({"regime": "ten", "set": name, "places": [1, 3, 4, 7]})
+    assert LAUNCH["main"](argv) == 0
+    trained = load_problems(started[1].config["data"]["train"], data_dir=folder)
+    assert trained.ids == ("ten/1", "ten/3", "ten/4", "ten/7")
+    kept = arena.Record(folder / "arena.jsonl")
+    rows = [x | {"places": [1, 3, 4, 8]} if "set" in x else x for x in kept.rows]
+    kept.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError) as error:
+        LAUNCH["main"](argv)
+    assert str(error.value) == (
+        f"{kept.path} holds ten, LIM, seed 0 of other settings; give the command that "
+        "it had, or another --record"
+    )
+
+
+def test_what_fails_is_said_and_the_rest_runs(command, started, monkeypatch, capsys):
+    folder, argv = command
+    run_all = jobs.run_all
+
+    def fail(some, cache, *, seconds):
+        return True if "CDAS" in some[0].name else run_all(some, cache, seconds=seconds)
+
+    monkeypatch.setattr(jobs, "run_all", fail)
+    argv = [*argv, "--arms=CDAS,uniform", "--seeds=1", "--tokens=50", "--regimes=ten"]
+    assert LAUNCH["main"](argv) == 1
+    said = capsys.readouterr().out
+    assert "ten, CDAS, seed 0: failed, it did not finish" in said
+    assert json.loads(said.splitlines()[-1]) == {
+        "left": 1,
+        "failed": 1,
+        "out": str(folder / "out"),
+    }
+
+
+def test_no_run_begins_after_the_minutes(command, started, monkeypatch):
+    _, argv = command
+    monkeypatch.setattr(LAUNCH["time"], "monotonic", iter([0, 0, 61, 61]).__next__)
+    argv = [*argv, "--arms=uniform", "--seeds=5", "--tokens=50", "--minutes=1"]
+    assert LAUNCH["main"](argv) == 0
+    assert len(started) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (
+            ["--arms=uniform,LIN"],
+            "--arms='LIN' is unknown; did you mean 'LIM'? ("
+            + ", ".join(sorted(LAUNCH["ARMS"])),
+        ),
+        (
+            ["--arms=LIM,LIM"],
+            "--arms=LIM,LIM names one twice; name each once",
+        ),
+        (
+            ["--regimes=ten,five"],
+            "regime='five' is unknown; did you mean 'ten'? (six, ten)",
+        ),
+        (["--tokens=0"], "--tokens=0 must be at least 1"),
+        (["--probe_epochs=1"], "--probe_epochs=1 must be at least 2; LIMR has 21"),
+        (["--minutes=-1"], "--minutes=-1.0 must be 0 or more"),
+        (["--seeds=0"], "--seeds=0 must be at least 1"),
+        (
+            ["--config.evaluation.every=5"],
+            "evaluation.every=5 must divide 16, the steps between two looks of the "
+            "oracle; give 4",
+        ),
+        (
+            ["--config.optimizer.decay_steps=9"],
+            "optimizer.decay_steps=9: arms end after different numbers of steps, and "
+            "the rate must not depend on it; give 0",
+        ),
+    ],
+)
+def test_wrong_input_is_one_line_and_nothing_starts(flags, line, command, started):
+    folder, argv = command
+    with pytest.raises(InputError) as error:
+        LAUNCH["main"]([*argv, *flags])
+    assert line in str(error.value)
+    assert not started and not (folder / "out").exists()
+
+
+def test_a_regime_in_the_configs_place_is_one_line(command):
+    _, argv = command
+    with pytest.raises(InputError) as error:
+        LAUNCH["main"]([f"{argv[0]}:ten", *argv[1:]])
+    file = argv[0].removeprefix("--config=")
+    assert str(error.value) == (
+        f"--config={file}:ten: regimes are arguments of the file; give --config={file} "
+        "and --regimes"
+    )
+
+
+@pytest.mark.soak
+def test_all_arms_for_real(command):
+    folder, argv = command
+    argv = [*argv, "--regimes=ten", "--seeds=1", "--tokens=300", "--probe_epochs=2"]
+    # As many as a step draws: what LIM keeps of ten problems is fewer.
+    argv += ["--config.prompts_per_step=1", "--config.filter.max_rounds=2"]
+    assert LAUNCH["main"](argv) in (0, 1)
+    record = arena.Record(folder / "arena.jsonl")
+    ran = {row["arm"] for row in record.runs()}
+    assert ran >= LAUNCH["ARMS"].keys() - {"LIM", "RAND", "std"}
+    assert {row["set"] for row in record.rows if "set" in row} == {
+        "LIM",
+        "RAND",
+        "std",
+        "hardest",
+    }
