@@ -9,6 +9,8 @@
 --seeds N         runs of each, with the seeds from config.seed on (default 5)
 --tokens N        generated tokens at which arms are compared (default 400,000)
 --probe_epochs E  epochs of the run whose curves choose LIM's set and std's (default 10)
+--fork_at N       arms but uniform go on from uniform's run after N steps, instead of
+                  beginning for themselves; give it another --record and --out
 --record FILE     JSON lines of what is finished (default notebooks/arena.jsonl): what
                   stands there is not run again, on whichever machine
 --out DIR         the runs' own folders, and arena.md (default runs/arena)
@@ -72,6 +74,7 @@ _FLAGS = {
     "seeds": 5,
     "tokens": 400_000,
     "probe_epochs": 10,
+    "fork_at": 0,
     "record": "notebooks/arena.jsonl",
     "out": "runs/arena",
     "minutes": 0.0,
@@ -186,6 +189,16 @@ def _check(config, options, *, regimes, arms) -> None:
         raise InputError(
             f"--probe_epochs={options.probe_epochs} must be at least 2; LIMR has 21"
         )
+    if options.fork_at < 0 or options.fork_at % max(1, config.evaluation.every):
+        raise InputError(
+            f"--fork_at={options.fork_at} must be 0, for none, or a multiple of "
+            f"evaluation.every={config.evaluation.every}"
+        )
+    if options.fork_at and (arms[0] != "uniform" or "oracle" in arms):
+        raise InputError(
+            f"--arms={','.join(arms)} with --fork_at={options.fork_at}: uniform comes "
+            "first, since the others fork from it, and the oracle cannot"
+        )
     if options.minutes < 0:
         raise InputError(f"--minutes={options.minutes} must be 0 or more")
     if not config.evaluation.every or _ORACLE_EVERY % config.evaluation.every:
@@ -292,14 +305,24 @@ def _settings(grid: _Grid, regime: str, *, fields, subset: str, folder) -> str:
     if subset:
         config["data"]["train"] = subset
     parts = [config, grid.options.tokens]
+    if fork_at := grid.options.fork_at:
+        parts.append(fork_at)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _run_arm(grid: _Grid, regime: str, arm: str, *, fields: dict, folder):
-    """One run, given more steps until it has its tokens: ([workdir], error)."""
+    """One run, given more steps until it has its tokens: (workdirs, error)."""
     from limr_jax.studies import arena
 
     every, tokens = grid.config.evaluation.every, grid.options.tokens
+    workdirs, words = [folder], ()
+    if fork_at := grid.options.fork_at:
+        # A checkpoint of that step stays, and what comes after it.
+        fields = fields | {"checkpoint.every": fork_at, "checkpoint.keep": 100}
+        if arm != "uniform":
+            trunk = folder.parents[1] / "uniform" / folder.name
+            workdirs = [trunk, folder]
+            words = ("--fork", str(trunk), "--step", str(fork_at))
     known = [
         row["steps"]
         for row in grid.record.runs()
@@ -311,11 +334,12 @@ def _run_arm(grid: _Grid, regime: str, arm: str, *, fields: dict, folder):
         steps = every * math.ceil(steps / every)
         name = f"{arm}, seed {fields['seed']}"
         job = grid.job(regime, name, fields | {"num_steps": steps}, folder)
+        job = dataclasses.replace(job, command=(*job.command, *words))
         if error := grid.run(job):
             return [], error
-        written = arena.written([folder])
+        written = arena.written(workdirs)
         if written >= tokens:
-            return [folder], ""
+            return workdirs, ""
         steps = max(steps + every, math.ceil(steps * tokens / written))
 
 

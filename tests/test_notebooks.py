@@ -53,6 +53,17 @@ def test_committed_without_outputs_and_small(path):
             assert cell["outputs"] == [] and cell["execution_count"] is None
 
 
+def test_arena_reads_its_record(execute, capsys):
+    names = execute("arena")
+    said = capsys.readouterr().out
+    lines = pathlib.Path("arena.jsonl").read_text(encoding="utf-8").splitlines()
+    runs = [json.loads(line) for line in lines if '"set"' not in line]
+    assert len(names["runs"]) == len(runs) > 0
+    assert all(f"{row['regime']}: " in said for row in runs)
+    panels = names["plots"].differences(names["report"]).axes
+    assert [axes.get_title() for axes in panels] == list(names["report"])
+
+
 def test_lim_scores_finds_the_1389(execute, shared, capsys):
     names = execute("lim_scores")
     said = capsys.readouterr().out

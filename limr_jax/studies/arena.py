@@ -80,19 +80,19 @@ _OF_A_RUN = {"arm", "seed", "settings", "curve", "digest", "figures"}
 
 
 def written(workdirs: Sequence) -> float:
-    """The tokens that a run has generated, or several that went on one from another."""
+    """The tokens that a run has generated; of several, each a fork of the last."""
     return sum(row["tokens"] for row in _steps(workdirs))
 
 
 def outcome(workdirs: Sequence, tokens: int, *, group: int) -> dict:
     """`curve`, `figures` and `digest` of a run that has generated so many tokens.
 
-    workdirs: of the run; or of several, each of which went on from the one before.
-    group: rollouts a problem. accuracy: held out, when so many tokens were generated,
-    on a straight line between the evaluations around it. area: the mean of that line
-    from 0 tokens on. signal_share: groups with a right and a wrong response that were
-    learned from, of as many as the rollouts of the steps until then would make. Raises
-    InputError where the run has generated less, or was not evaluated.
+    workdirs: of the run; or of several, each a fork of the one before. group: rollouts
+    a problem. accuracy: held out, when so many tokens were generated, on a straight
+    line between the evaluations around it. area: the mean of that line from 0 tokens
+    on. signal_share: groups with a right and a wrong response that were learned from,
+    of as many as the rollouts of the steps until then would make. Raises InputError
+    where the run has generated less, or was not evaluated.
     """
     curve, at, sums = [], 0.0, dict.fromkeys(("rollouts", "signal_groups", "steps"), 0)
     accuracy_at = _accuracies(workdirs)
@@ -138,18 +138,31 @@ def outcome(workdirs: Sequence, tokens: int, *, group: int) -> dict:
 
 
 def _steps(workdirs: Sequence) -> Iterable[dict]:
-    for workdir in workdirs:
-        yield from metrics.read_metrics(workdir)
+    return _lines(workdirs, metrics.METRICS)
 
 
 def _accuracies(workdirs: Sequence) -> dict[int, float]:
     """Step → held-out accuracy then."""
+    lines = _lines(workdirs, metrics.EVALS)
     return {
-        row["step"]: row["accuracy"]
-        for workdir in workdirs
-        for row in metrics.read_metrics(workdir, metrics.EVALS)
-        if row["accuracy"] is not None
+        row["step"]: row["accuracy"] for row in lines if row["accuracy"] is not None
     }
+
+
+def _lines(workdirs: Sequence, file: str) -> Iterable[dict]:
+    """Lines of several runs as one: each up to the step from which the next is a fork.
+
+    A fork's own lines begin after that step; its evaluation of that step is left out.
+    """
+    firsts = [_first_step(workdir) for workdir in workdirs]
+    for workdir, first, end in zip(workdirs, firsts, [*firsts[1:], math.inf]):
+        for row in metrics.read_metrics(workdir, file):
+            if row["step"] < end and (first == 1 or row["step"] >= first):
+                yield row
+
+
+def _first_step(workdir) -> int:
+    return next(iter(metrics.read_metrics(workdir)))["step"]
 
 
 def tokens_to(curve: Sequence, accuracy: float) -> float:

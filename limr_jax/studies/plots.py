@@ -1,5 +1,6 @@
 """Plots: learning curves of several runs, and how a step's cost grows."""
 
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -76,6 +77,41 @@ def _draw_band(axes, x_X, values_of_seeds, *, color: str, label: str) -> None:
         alpha=0.15,
         lw=0,
     )
+
+
+def differences(report: Mapping[str, Mapping]) -> Figure:
+    """Each arm's difference to the first, with its 95 % interval; a panel a regime.
+
+    report: `arena.summary`. A filled point is a difference whose p, adjusted by Holm
+    for the arms of its regime, is below .05.
+    """
+    regimes = list(report)
+    # Every arm has its row in every panel, whether it ran there or not.
+    arms = list(dict.fromkeys(arm for each in report.values() for arm in each["arms"]))
+    figure = Figure(figsize=(2 + 2 * len(regimes), 0.3 * len(arms) + 1.2))
+    panels = figure.subplots(1, len(regimes), sharey=True, squeeze=False)[0]
+    for axes, regime in zip(panels, regimes):
+        axes.axvline(0, color="0.6", lw=0.8)
+        for place, arm in enumerate(arms):
+            found = report[regime]["arms"].get(arm)
+            difference = found and found["accuracy"]["difference"]
+            if not difference or difference["mean"] is None:
+                continue
+            mean, low, high = (
+                math.nan if difference[x] is None else 100 * difference[x]
+                for x in ("mean", "low", "high")
+            )
+            holds = difference["p_holm"] is not None and difference["p_holm"] < 0.05
+            axes.plot([low, high], [place, place], color="C0", lw=1.5)
+            axes.plot(
+                mean, place, "o", color="C0", mfc="C0" if holds else "white", ms=5
+            )
+        axes.set(title=regime, xlabel="points")
+        axes.grid(axis="x", alpha=0.3)
+    panels[0].set_yticks(range(len(arms)), arms)
+    panels[0].invert_yaxis()
+    figure.set_layout_engine("constrained")
+    return figure
 
 
 def growth(axes: Mapping[str, Sequence[Mapping]]) -> Figure:

@@ -105,6 +105,24 @@ def test_a_run_goes_on_until_it_has_its_tokens(command, started):
     assert started[0].workdir == started[1].workdir != started[2].workdir
 
 
+def test_forks_go_on_from_uniforms_run(command, started):
+    folder, argv = command
+    argv = [*argv, "--arms=uniform,CDAS", "--seeds=1", "--tokens=320", "--regimes=ten"]
+    assert LAUNCH["main"]([*argv, "--fork_at=16"]) == 0
+    trunk, fork = started
+    assert "--fork" not in trunk.command
+    words = ("--fork", str(folder / "out/ten/uniform/seed-0"), "--step", "16")
+    assert fork.command[-4:] == words
+    assert trunk.config["checkpoint"]["every"] == fork.config["checkpoint"]["every"]
+    assert (
+        trunk.config["checkpoint"] | {"every": 16, "keep": 100}
+        == (trunk.config["checkpoint"])
+    )
+    # What stands on record of forks is not what begins for itself.
+    with pytest.raises(InputError, match="of other settings"):
+        LAUNCH["main"](argv)
+
+
 def test_a_subset_is_part_of_what_a_run_was(command, started):
     folder, argv = command
     argv = [*argv, "--arms=uniform,LIM", "--seeds=1", "--tokens=50", "--regimes=ten"]
@@ -170,6 +188,15 @@ def test_no_run_begins_after_the_minutes(command, started, monkeypatch):
         ),
         (["--tokens=0"], "--tokens=0 must be at least 1"),
         (["--probe_epochs=1"], "--probe_epochs=1 must be at least 2; LIMR has 21"),
+        (
+            ["--fork_at=3"],
+            "--fork_at=3 must be 0, for none, or a multiple of evaluation.every=4",
+        ),
+        (
+            ["--fork_at=4", "--arms=CDAS,uniform"],
+            "--arms=CDAS,uniform with --fork_at=4: uniform comes first, since the "
+            "others fork from it, and the oracle cannot",
+        ),
         (["--minutes=-1"], "--minutes=-1.0 must be 0 or more"),
         (["--seeds=0"], "--seeds=0 must be at least 1"),
         (

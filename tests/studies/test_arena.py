@@ -55,6 +55,10 @@ def test_parts_that_went_on_from_one_another_are_one_run(tmp_path):
         write_run(tmp_path / "b", [100] * 2, {2: 0.4, 4: 0.8}, first=2),
     ]
     assert arena.written(parts) == 400
+    # What the first one did after the step that was forked from is not the second's.
+    longer = write_run(tmp_path / "c", [100] * 3, {0: 0.2, 2: 0.4, 3: 0.9})
+    made = arena.outcome([longer, parts[1]], 400, group=2)
+    assert made["curve"] == [[0.0, 0.2], [200.0, 0.4], [400.0, 0.8]]
     made = [arena.outcome(x, 400, group=2) for x in ([whole], parts)]
     assert made[0]["digest"] == made[1]["digest"]
 

@@ -46,3 +46,28 @@ def test_steps_that_one_run_lacks(run):
     np.testing.assert_allclose(points[:, 1], 5 + points[:, 0])
     apart = plots.learning_curves({"arm": [whole, run("d", [11, 12])]})
     assert drawn(apart) == []
+
+
+def test_differences_have_their_intervals_and_say_which_hold():
+    def arm(mean, low, high, p):
+        difference = {"mean": mean, "low": low, "high": high, "p_holm": p}
+        return {"accuracy": {"difference": difference}}
+
+    first = {"accuracy": {"difference": None}}
+    report = {
+        "hard": {"arms": {"uniform": first, "LIM": arm(0.04, 0.01, 0.07, 0.03)}},
+        "clean": {"arms": {"uniform": first, "CDAS": arm(-0.02, None, None, None)}},
+    }
+    figure = plots.differences(report)
+    hard, clean = figure.axes
+    assert [axes.get_title() for axes in figure.axes] == ["hard", "clean"]
+    names = [label.get_text() for label in hard.get_yticklabels()]
+    assert names == ["uniform", "LIM", "CDAS"]
+    _, interval, point = hard.lines  # the first is the line at 0
+    np.testing.assert_allclose(interval.get_xydata(), [[1, 1], [7, 1]])
+    np.testing.assert_allclose(point.get_xydata(), [[4, 1]])
+    assert point.get_markerfacecolor() != "white"
+    # One seed has no interval, and nothing that could hold.
+    *_, alone = clean.lines
+    np.testing.assert_allclose(alone.get_xydata(), [[-2, 2]])
+    assert alone.get_markerfacecolor() == "white"
