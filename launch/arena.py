@@ -400,6 +400,7 @@ def _make_subsets(grid: _Grid, regime: str) -> str:
             "launch/evaluate.py",
             f"--config={grid.options.config}:{regime}",
             f"--benchmarks={problems.source}@{_RESPONSES}@1.0",
+            *(f"--config.{field}={text}" for field, text in grid.options.overrides),
             "--config.benchmarks.top_p=1.0",
             f"--out={folder / 'base'}",
         ),

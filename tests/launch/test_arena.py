@@ -1,7 +1,10 @@
 """launch/arena.py: which runs it starts, what it keeps, and (soak) all of it."""
 
 import json
+import os
 import runpy
+import subprocess
+import sys
 
 import pytest
 from tiny_run import FIELDS, ROOT, write_problems
@@ -232,17 +235,29 @@ def test_a_regime_in_the_configs_place_is_one_line(command):
 
 @pytest.mark.soak
 def test_all_arms_for_real(command):
+    """The embedded model on 40 sums: every arm, the probe and the oracle's samples."""
     folder, argv = command
-    argv = [*argv, "--regimes=ten", "--seeds=1", "--tokens=300", "--probe_epochs=2"]
-    # As many as a step draws: what LIM keeps of ten problems is fewer.
-    argv += ["--config.prompts_per_step=1", "--config.filter.max_rounds=2"]
-    assert LAUNCH["main"](argv) in (0, 1)
+    write_problems(folder / "ten.jsonl", 40)
+    argv = [
+        x for x in argv if not x.startswith(("--config.model.", "--config.prompts"))
+    ]
+    argv += ["--regimes=ten", "--seeds=1", "--tokens=900", "--probe_epochs=2"]
+    argv += [f"--config.model.init={ROOT / 'limr_jax/assets/arithmetic'}"]
+    argv += ["--config.prompts_per_step=2", "--config.filter.max_rounds=2"]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}
+    script = str(ROOT / "launch/arena.py")
+    run = subprocess.run(
+        [sys.executable, script, *argv],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     record = arena.Record(folder / "arena.jsonl")
-    ran = {row["arm"] for row in record.runs()}
-    assert ran >= LAUNCH["ARMS"].keys() - {"LIM", "RAND", "std"}
-    assert {row["set"] for row in record.rows if "set" in row} == {
-        "LIM",
-        "RAND",
-        "std",
-        "hardest",
-    }
+    assert {row["arm"] for row in record.runs()} == set(LAUNCH["ARMS"]), run.stdout
+    assert run.returncode == 0 and run.stdout.splitlines()[-1].startswith('{"left": 0')
+    sets = {row["set"]: row for row in record.rows if "set" in row}
+    assert sets["hardest"]["problems"] == 4
+    assert sets["RAND"]["problems"] == sets["std"]["problems"] >= 2
+    # Every arm began from the same policy, and has had its tokens.
+    assert len({row["curve"][0][1] for row in record.runs()}) == 1
+    assert all(row["curve"][-1][0] >= 900 for row in record.runs())
