@@ -34,13 +34,20 @@ def mixed_chance(right_N: np.ndarray, samples: int, *, group: int) -> np.ndarray
     return 1 - np.array(alike_N) / whole
 
 
+def log_chances(chance_N: np.ndarray) -> list[float | None]:
+    """The logarithms, None for a chance of 0; where no problem has one, all are 0."""
+    if not np.any(chance_N > 0):
+        return [0.0] * len(chance_N)
+    return [math.log(chance) if chance > 0 else None for chance in chance_N.tolist()]
+
+
 def write_scores(
     config, path, *, workdir=None, step: int = 0, samples: int, seed: int
 ) -> None:
     """Write {id, lim_score} of a policy's problems: the logarithm of `mixed_chance`.
 
     With softmax weights at temperature 1 the problems are then drawn by that chance;
-    null, for a chance of 0, is drawn last. config: of the run whose problems they are.
+    null, for a chance of 0, is drawn last. Where no problem has a chance all are alike. config: of the run whose problems they are.
     workdir, step: the checkpoint; None: the base model. samples: responses a problem.
     seed: of the pool, where there are more than POOL problems, and of the responses.
     """
@@ -70,13 +77,8 @@ def write_scores(
     chance_N = mixed_chance(
         np.sum(correct_Nk > 0, axis=1), samples, group=config.group_size
     )
-    files.write_rows(
-        path,
-        (
-            {"id": problem, "lim_score": math.log(chance) if chance > 0 else None}
-            for problem, chance in zip(pool.problems.ids, chance_N.tolist())
-        ),
-    )
+    rows = zip(pool.problems.ids, log_chances(chance_N))
+    files.write_rows(path, ({"id": name, "lim_score": score} for name, score in rows))
 
 
 def _take(tokenized: TokenizedProblems, places: np.ndarray) -> TokenizedProblems:

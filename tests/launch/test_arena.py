@@ -243,6 +243,7 @@ def test_all_arms_for_real(command):
     ]
     argv += ["--regimes=ten", "--seeds=1", "--tokens=900", "--probe_epochs=2"]
     argv += [f"--config.model.init={ROOT / 'limr_jax/assets/arithmetic'}"]
+    argv += ["--config.rollout.max_response_length=16"]
     argv += ["--config.prompts_per_step=2", "--config.filter.max_rounds=2"]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}
     script = str(ROOT / "launch/arena.py")

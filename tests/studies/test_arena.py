@@ -187,3 +187,8 @@ def test_the_oracles_chance_by_enumeration():
         groups = list(itertools.combinations(responses, group))
         mixed = sum(0 < sum(each) < group for each in groups)
         assert chance == pytest.approx(mixed / len(groups))
+
+
+def test_where_no_problem_has_a_chance_all_are_drawn_alike():
+    assert oracle.log_chances(np.array([0.0, 1.0, 0.5])) == [None, 0.0, math.log(0.5)]
+    assert oracle.log_chances(np.zeros(3)) == [0.0, 0.0, 0.0]
