@@ -27,8 +27,9 @@ What a replay cannot say:
   stays with a few problems pays nothing for it, though these would soon be learned.
 * So it does not say who learns more, only who finds the groups that say something.
 * A rate recorded from few rollouts is itself noisy. One of 0 of 8 is replayed as never
-  right: on average signal groups are more than is said here. The oracle takes the
-  noise for knowledge: a part of its lead is no one's to have.
+  right: on average signal groups are more than is said here (by a fifth in the run of
+  studies/README.md). The oracle takes the noise for knowledge: a part of its lead is
+  no one's to have.
 * Missing cells take the last known rate, and before a problem's first visit its first
   one. Problems that were never seen are left out.
 * One draw a step and G rollouts a problem: no filter of groups, no allocation. Samplers
