@@ -3,10 +3,15 @@
     python launch/lim.py score --run runs/probe --out scores.jsonl
     python launch/lim.py score --rewards curves.jsonl --missing carry --out scores.jsonl
     python launch/lim.py select --scores scores.jsonl --threshold 0.6 --out kept.jsonl
+    python launch/lim.py score --from verl --run rollout_data --out scores.jsonl
+    python launch/lim.py replay --run runs/probe --out replay.json
 
 `--run` is the workdir of a run, whose rollout dump is read; `--rewards` a JSONL of
 {id, rewards: [by epoch, null = missing]}; `--scores` a JSONL of {id, lim_score}: what
-`score` wrote, or published scores. `select` keeps, by one rule of
+`score` wrote, or published scores. `--from verl`, `trl`, `prime-rl` or `openrlhf` says
+that `--run` is what that framework wrote (studies/foreign_dumps.py says where); there a
+rollout is right from a reward of 1 on, or of --right_at, and --reward names the reward
+where there are several. `select` keeps, by one rule of
 
     --threshold 0.6     lim_score ≥ 0.6; add --round 2 to round it first, as LIMR did
     --top 1389          the 1,389 largest
@@ -29,14 +34,25 @@ file's rows with the kept ids: a training set. A problem without a score is neve
 
 LIMR's own 1,389 of 8,523 come from its released scores, already rounded, by
 `select --scores math_lvl3to5.jsonl --threshold 0.6`.
+
+`replay` lets each prompt sampler, and each fixed subset of --size problems, choose from
+the curves without a model: how many groups with a right and a wrong rollout it would
+have drawn, how far that is from the best choice, and how far choices overlap; what
+that can not say is in studies/replay.py. --out gets all of it as JSON, with the
+problems chosen. With `--scores FILE [FILE …]` there are no curves to replay: then it is
+what LIM keeps by each file, or --size, and how far that overlaps.
 """
 
+import json
 import os
+import pathlib
+import time
 from functools import partial
 
 import numpy as np
 
 from limr_jax import platform
+from limr_jax.config import config_file
 from limr_jax.config.load import Parser, run_main
 from limr_jax.errors import InputError
 
@@ -46,47 +62,67 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 with platform.importing_jax():
     from limr_jax.samplers import score_file
     from limr_jax.storage import files
-    from limr_jax.studies import reward_curves, run_files
+    from limr_jax.studies import foreign_dumps, replay, reward_curves, run_files
 
 _RULES = ("threshold", "top", "random", "linear", "std", "hardest")
 # The rules with a score of their own.
 _NAMES = {"linear": "linear_score", "std": "std", "hardest": "hardest"}
 _OF_RESPONSES = ("std", "hardest")  # what a base model's responses are for
+_OURS = "ours"  # a run of this project
 
 
 def _parser() -> Parser:
     parser = Parser("launch/lim.py", __doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("score", "select"):
+    sources = {}
+    for verb in ("score", "select", "replay"):
         each = verbs.add_parser(verb)
-        source = each.add_mutually_exclusive_group(required=True)
-        source.add_argument("--run", metavar="WORKDIR")
+        sources[verb] = source = each.add_mutually_exclusive_group(required=True)
+        source.add_argument("--run", metavar="PATH")
         source.add_argument("--rewards", metavar="FILE")
+        each.add_argument(
+            "--from", dest="framework", choices=[_OURS, *foreign_dumps.READERS]
+        )
+        each.add_argument("--reward", metavar="NAME")
+        each.add_argument("--right_at", type=float, metavar="REWARD")
         each.add_argument("--out", metavar="FILE", required=True)
-        each.add_argument("--missing", choices=list(reward_curves.MISSING))
-        each.add_argument("--value", choices=list(reward_curves.VALUES))
-    # From here on `source` and `each` are those of select, the last verb.
-    source.add_argument("--scores", metavar="FILE")
-    source.add_argument("--evaluation", metavar="DIR")
-    rule = each.add_mutually_exclusive_group(required=True)
+        if verb != "replay":
+            each.add_argument("--missing", choices=list(reward_curves.MISSING))
+            each.add_argument("--value", choices=list(reward_curves.VALUES))
+        if verb != "score":
+            each.add_argument("--seed", type=int)
+    select_parser, replay_parser = verbs.choices["select"], verbs.choices["replay"]
+    sources["select"].add_argument("--scores", metavar="FILE")
+    sources["select"].add_argument("--evaluation", metavar="DIR")
+    rule = select_parser.add_mutually_exclusive_group(required=True)
     rule.add_argument("--threshold", type=float, metavar="SCORE")
     rule.add_argument("--top", type=int, metavar="N")
     rule.add_argument("--random", type=int, metavar="N")
     rule.add_argument("--linear", type=float, metavar="CORRELATION")
     rule.add_argument("--std", type=int, metavar="N")
     rule.add_argument("--hardest", type=int, metavar="N")
-    each.add_argument("--seed", type=int)
-    each.add_argument("--round", type=int, metavar="DIGITS")
-    each.add_argument("--problems", metavar="FILE.jsonl")
+    select_parser.add_argument("--round", type=int, metavar="DIGITS")
+    select_parser.add_argument("--problems", metavar="FILE.jsonl")
+    sources["replay"].add_argument("--scores", metavar="FILE", nargs="+")
+    replay_parser.add_argument("--problems_per_step", type=int, metavar="P")
+    replay_parser.add_argument("--group", type=int, metavar="G")
+    replay_parser.add_argument("--size", type=int, metavar="K")
     return parser
 
 
 def _curves(options) -> reward_curves.Curves:
     if getattr(options, "evaluation", None):
         return reward_curves.read_evaluation(options.evaluation)
-    if options.run:
+    if not options.run:
+        return reward_curves.read_rewards(options.rewards)
+    if options.framework == _OURS:
         return reward_curves.read_run(options.run, value=options.value)
-    return reward_curves.read_rewards(options.rewards)
+    return foreign_dumps.read(
+        options.run,
+        framework=options.framework,
+        reward=options.reward,
+        right_at=options.right_at if options.value == "accuracy" else None,
+    )
 
 
 def score(options) -> None:
@@ -185,15 +221,62 @@ def _rows(options, kept, score_of, rule: str) -> list[dict]:
     return [row for problem, row in rows.items() if problem in kept]
 
 
+def replay_curves(options) -> None:
+    """Write what each selector chooses of recorded curves, and print the table."""
+    start = time.perf_counter()
+    base = _base()
+    if options.scores:
+        result = replay.of_scores(
+            {file: score_file.read_scores(file) for file in options.scores},
+            threshold=base.sampler.lim.threshold,
+            size=options.size,
+            seed=options.seed,
+        )
+        lines = replay.scores_table(result)
+    else:
+        recorded = _curves(options)
+        config = replay.ReplayConfig(
+            prompts=options.problems_per_step,
+            group=options.group,
+            seed=options.seed,
+            size=options.size,
+        )
+        result = replay.replay(recorded, base.sampler, config)
+        lines = replay.table(result)
+    text = json.dumps(result, allow_nan=False) + "\n"
+    files.write_text(pathlib.Path(options.out), text)
+    seconds = time.perf_counter() - start
+    print(f"{lines}\n\nreplayed in {seconds:.1f} s; written to {options.out}")
+
+
+def _base():
+    return config_file.load(str(platform.launch_root() / "configs/base.py"))
+
+
 def main(argv: list[str]) -> None:
-    """Parse and check, then `score` or `select`."""
+    """Parse and check, then `score`, `select` or `replay_curves`."""
     options = _parser().parse_args(argv)
-    names = ("rewards", "scores", "problems")
-    files.output(options.out, *(getattr(options, name, None) for name in names))
-    for folder in filter(None, (options.run, getattr(options, "evaluation", None))):
-        run_files.refuse(options.out, folder)
-    _refuse_idle(options)
-    {"score": score, "select": select}[options.verb](options)
+    scores = getattr(options, "scores", None)
+    # `replay` compares several files of scores.
+    scores = scores if isinstance(scores, list) else [scores]
+    problems = getattr(options, "problems", None)
+    files.output(options.out, options.rewards, problems, *scores)
+    {"replay": _refuse_idle_replay}.get(options.verb, _refuse_idle)(options)
+    if options.run and options.framework != _OURS:
+        _refuse_within(options.out, options.run)
+    elif options.run:
+        run_files.refuse(options.out, options.run)
+    if getattr(options, "evaluation", None):
+        run_files.refuse(options.out, options.evaluation)
+    verbs = {"score": score, "select": select, "replay": replay_curves}
+    verbs[options.verb](options)
+
+
+def _refuse_within(out: str, dump: str) -> None:
+    """InputError where --out would be one of the files of another framework's dump."""
+    place = pathlib.Path(out).resolve()
+    if place.is_relative_to(pathlib.Path(dump).resolve()):
+        raise InputError(f"--out {out} lies in the dump {dump}; give another file")
 
 
 def _rule(options) -> str | None:
@@ -225,15 +308,63 @@ def _refuse_idle(options) -> None:
     whole = "with --evaluation, which has no epochs"
     if scored:
         whole = "with --scores, which are of whole curves"
-    for name, default, idle, why in (
+    _settle(
+        options,
         ("missing", None if responses else "backfill", responses or scored, whole),
         ("value", "accuracy", not options.run, "without --run"),
         ("seed", 0, rule != "random", "without --random"),
         ("round", None, rule == "random", "with --random"),
-    ):
+    )
+    _settle_framework(options)
+
+
+def _refuse_idle_replay(options) -> None:
+    """InputError for a flag of `replay` that would do nothing, or cannot be."""
+    base, why = _base(), "with --scores, which are of whole curves"
+    _settle(
+        options,
+        ("problems_per_step", base.prompts_per_step, options.scores, why),
+        ("group", base.group_size, options.scores, why),
+        ("seed", 0, False, ""),
+        ("size", None, False, ""),
+        ("value", "accuracy", False, ""),
+    )
+    _settle_framework(options)
+    if options.group < 2:
+        raise InputError(
+            f"--group {options.group} must be 2 or more: fewer rollouts of a problem "
+            "never differ"
+        )
+    if options.seed < 0:
+        raise InputError(f"--seed {options.seed} must be 0 or more")
+
+
+def _settle_framework(options) -> None:
+    """The flags of another framework's dump: refused where there is none."""
+    _settle(options, ("framework", _OURS, not options.run, "without --run"))
+    ours = options.framework == _OURS
+    why = f"without --from {', '.join(foreign_dumps.READERS)}"
+    if not ours and options.value == "reward":
+        why = "with --value reward, which is the reward as it is"
+    _settle(
+        options,
+        ("reward", "", ours, why),
+        ("right_at", 1.0, ours or options.value == "reward", why),
+    )
+    if not np.isfinite(options.right_at):
+        raise InputError(f"--right_at {options.right_at} is no finite number; give one")
+
+
+def _settle(options, *flags: tuple) -> None:
+    """Give each absent flag its default; InputError for one that does nothing.
+
+    flags: of each its name, the default, whether it does nothing, and why.
+    """
+    for name, default, idle, why in flags:
         value = getattr(options, name, None)
         if idle and value is not None:
-            raise InputError(f"--{name} {value} does nothing {why}; leave it out")
+            flag = "from" if name == "framework" else name
+            raise InputError(f"--{flag} {value} does nothing {why}; leave it out")
         setattr(options, name, default if value is None else value)
 
 

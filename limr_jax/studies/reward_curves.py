@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -133,6 +133,14 @@ def read_run(workdir, *, value: str) -> Curves:
             "a run that dumped them"
         )
     _check_whole(workdir, rows_at)
+    return of_cells(cells)
+
+
+def of_cells(cells: Mapping[str, Mapping[int, Sequence[float]]]) -> Curves:
+    """The curves of cells: id → epoch → the sum of the values in it, and their count.
+
+    A count of 0 makes the cell, and so its epoch, but leaves the cell missing.
+    """
     # By order, not by number: the first epochs of a dump may be gone.
     column = {
         epoch: k

@@ -584,6 +584,74 @@ SCORED = [{"id": "a", "lim_score": 0.5}, {"id": "b", "lim_score": None}]
             "leave it out",
         ),
         (
+            ["score", "--rewards", "c", "--from", "verl"],
+            "--from verl does nothing without --run; leave it out",
+        ),
+        (
+            ["score", "--run", "r", "--right_at", "0"],
+            "--right_at 0.0 does nothing without --from verl, trl, prime-rl, openrlhf; "
+            "leave it out",
+        ),
+        (
+            ["replay", "--run", "r", "--reward", "acc"],
+            "--reward acc does nothing without --from verl, trl, prime-rl, openrlhf; "
+            "leave it out",
+        ),
+        (
+            [
+                "score",
+                "--from",
+                "verl",
+                "--run",
+                "r",
+                "--value",
+                "reward",
+                "--right_at",
+                "0",
+            ],
+            "--right_at 0.0 does nothing with --value reward, which is the reward as "
+            "it is; leave it out",
+        ),
+        (
+            ["score", "--from", "verl", "--run", "r", "--right_at", "nan"],
+            "--right_at nan is no finite number; give one",
+        ),
+        (
+            ["score", "--from", "trl", "--run", ".", "--out", "o"],
+            "--out o lies in the dump .; give another file",
+        ),
+        (
+            ["select", "--from", "openrlhf", "--run", "c", "--top", "1"],
+            "c:1: the field 'step' is missing or no whole number from 0; give the step "
+            "that the rollout is of, or which visit of its problem",
+        ),
+        (
+            ["replay", "--scores", "s", "--group", "4"],
+            "--group 4 does nothing with --scores, which are of whole curves; leave it "
+            "out",
+        ),
+        (
+            ["replay", "--rewards", "c", "--group", "1"],
+            "--group 1 must be 2 or more: fewer rollouts of a problem never differ",
+        ),
+        (
+            ["replay", "--rewards", "c", "--seed", "-1"],
+            "--seed -1 must be 0 or more",
+        ),
+        (
+            ["replay", "--rewards", "c"],
+            "--problems_per_step 32 must be from 1 to the 4 problems that have a curve",
+        ),
+        (
+            ["replay", "--scores", "c", "s", "--out", "s"],
+            "--out s is what is read; give another file",
+        ),
+        (
+            ["replay", "--scores", "s", "--size", "2"],
+            "s: 2 problems cannot be kept of 1 that have a score; give a number from 1 "
+            "to 1",
+        ),
+        (
             ["score", "--rewards", "c", "--out", "gs://b/o"],
             "--out=gs://b/o is not on this machine; give a local path",
         ),
@@ -606,6 +674,8 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     "words, reason",
     [
         (["score"], "one of the arguments --run --rewards is required"),
+        (["replay"], "one of the arguments --run --rewards --scores is required"),
+        (["score", "--run", "r", "--from", "nanorl"], "invalid choice: 'nanorl'"),
         (["score", "--rewards", "s", "--missing", "no"], "invalid choice: 'no'"),
         (
             ["select", "--scores", "s"],
@@ -623,6 +693,65 @@ def test_what_argparse_refuses_is_one_line(tmp_path, monkeypatch, words, reason)
     line = str(caught.value)
     assert reason in line and "\n" not in line
     assert line.endswith(f"; launch/lim.py {words[0]} --help says more")
+
+
+def test_another_frameworks_dump(tmp_path):
+    folder, out = tmp_path / "rollout_data", tmp_path / "scores"
+    folder.mkdir()
+    for step, scores in ((1, (-1.0, -1.0)), (2, (1.0, -1.0))):
+        rows = [{"input": "a", "score": x} for x in scores]
+        rows += [{"input": "b", "score": 0.5}]
+        write(folder / f"{step}.jsonl", rows)
+    run("score", "--from", "verl", "--run", folder, "--out", out)
+    # Curves a [0, .5] and b [0, 0]: 1 − .0625 / (1 + .5625) for both.
+    np.testing.assert_allclose([row["lim_score"] for row in read(out)], [0.96] * 2)
+    words = ["--from", "verl", "--run", folder, "--right_at", 0.5]
+    assert kept(*words, "--std", 1, out=out) == ["a"]
+    words = ["--from", "verl", "--run", folder, "--value", "reward", "--top", 1]
+    # Means a [−1, 0] and b [.5, .5]: the room is that of both, and a is as far off.
+    assert kept(*words, out=out) == ["a"]
+
+
+def test_a_replay(tmp_path, capsys, monkeypatch):
+    # Each sampler is a program for the compiler; tests/studies/test_replay.py has more.
+    monkeypatch.setattr(launch.replay, "samplers", lambda section: ["uniform"])
+    out = tmp_path / "replay.json"
+    words = ["--problems_per_step", 2, "--group", 2, "--size", 2, "--out", out]
+    run("replay", "--rewards", write_curves(tmp_path / "c", VECTOR), *words)
+    shown = capsys.readouterr().out
+    (result,) = read(out)
+    # 2p(1 − p): rises and soon have [0, 3/8, 1/2, 3/8] and [3/8, 1/2, 3/8, 0].
+    assert result["selectors"]["uniform"]["signal_groups_by_epoch"] == (
+        [0.375, 0.875, 0.875, 0.375]
+    )
+    assert result["oracle_signal_groups"] == 5
+    assert result["selectors"]["LIM set"]["chosen"] == ["rises", "soon"]
+    assert result["selectors"]["LIM set"]["regret"] == 0
+    assert "uniform                 2.5    0.31      2.5   100.0%" in shown
+    assert f"written to {out}" in shown
+    files = [write(tmp_path / x, SCORED) for x in ("s", "t")]
+    run("replay", "--scores", *files, "--size", 1, "--out", out)
+    (result,) = read(out)
+    assert result["overlap"][files[0]][files[1]] == 1
+    assert list(result["chosen"].values()) == [["a"]] * 3
+
+
+@pytest.mark.soak
+def test_a_replay_takes_seconds(tmp_path):
+    """1,024 problems by 21 epochs, all selectors, as a command; on two idle cores."""
+    rate_NE = np.random.default_rng(0).integers(0, 9, (1024, 21)) / 8
+    file = write_curves(
+        tmp_path / "c", {str(i): x for i, x in enumerate(rate_NE.tolist())}
+    )
+    command = [sys.executable, str(ROOT / "launch" / "lim.py"), "replay"]
+    words = ["--rewards", file, "--out", str(tmp_path / "o")]
+    start = time.perf_counter()
+    done = subprocess.run([*command, *words], capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    assert done.returncode == 0, done.stderr
+    (result,) = read(tmp_path / "o")
+    assert len(result["selectors"]) == 14 and result["steps"] == 672
+    assert seconds < 30, seconds
 
 
 def test_a_dump_without_correct_says_which_value_it_has(tmp_path):
