@@ -144,10 +144,14 @@ def score(options) -> None:
         ),
     )
     known_N = scores.score_N[np.isfinite(scores.score_N)]
+    kept_N = scores.score_N >= 0.6
+    # Such a problem scores well where most problems are hard (algorithms/lim.py).
+    never_N = recorded.value_NE.max(axis=1) <= 0
     print(
         f"{len(known_N)} of {len(scores.ids)} problems have a score over "
         f"{recorded.value_NE.shape[1]} epochs, mean {known_N.mean():.4f}, "
-        f"{int((known_N >= 0.6).sum())} of at least 0.6; "
+        f"{int(kept_N.sum())} of at least 0.6, {int((kept_N & never_N).sum())} of "
+        "which were never solved; "
         f"{int((~recorded.seen_NE).sum())} cells were missing, "
         f"{int(scores.filled_N.sum())} of them filled; written to {options.out}"
     )

@@ -6,6 +6,12 @@
 
 r_i^k, the curve, is the mean reward (or accuracy) of problem i in epoch k.
 
+Two curves that teach nothing: a problem that is always solved scores 0. One that is
+never solved scores 1 − Σ_k (r_avg^k)² / Σ_k (1 − r_avg^k)². At r_avg = .387 throughout
+that is θ, and below it θ keeps every problem that nobody can solve. So it did where
+half of the problems were beyond the model: 1,024 of 1,345 kept, which learned less than
+as many at random (configs/RECORDS.md, the arena).
+
 Departures:
 * The paper writes s_i > θ; its 1,389 problems are those with s_i ≥ 0.60, where s_i had
   been rounded to two decimals. `keep` has ≥; round first to repeat the paper.

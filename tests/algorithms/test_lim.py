@@ -54,6 +54,13 @@ def test_a_never_solved_problem_scores_as_the_paper_says():
     np.testing.assert_allclose(score(value_NE, seen_NE)[0], want, rtol=1e-6)
 
 
+def test_where_most_fail_the_threshold_keeps_what_is_never_solved():
+    for average, kept in ((0.38, True), (0.39, False)):
+        # The last of the three is never solved, and the mean of all is `average`.
+        rows = [[1.5 * average] * 4, [1.5 * average] * 4, [0.0] * 4]
+        assert bool(score(*parse(rows))[2] >= 0.6) is kept
+
+
 def test_curve_from_cells():
     value_NE, seen_NE = lim.curve(
         jnp.array([[3.0, 0, -2]]), jnp.array([[4, 0, 2]], jnp.int32)

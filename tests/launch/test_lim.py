@@ -77,6 +77,17 @@ GAPS = {
 }
 
 
+def test_says_how_many_of_the_kept_were_never_solved(tmp_path, capsys):
+    file, out = tmp_path / "curves.jsonl", tmp_path / "scores.jsonl"
+    curves = {"a": [0.5, 0.5], "b": [0, 0], "c": [0, 0], "d": [0.25, 0.75]}
+    rows = [{"id": name, "rewards": curve} for name, curve in curves.items()]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run("score", "--rewards", file, "--out", out)
+    # The average is .19 and .31: all four are near it.
+    said = "4 of at least 0.6, 2 of which were never solved; 0 cells were missing"
+    assert said in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "missing, epochs, filled",
     [
