@@ -132,10 +132,13 @@ def main(argv: list[str]) -> int:
     # The accelerator is for the runs.
     jax.config.update("jax_platforms", "cpu")
     from limr_jax import console
+    from limr_jax.storage import files
     from limr_jax.storage.workdir import claim, release
     from limr_jax.studies import arena, jobs
 
     jobs.check_options(config.seed, options)
+    files.output(options.record, flag="--record")
+    files.check_writable(options.record, "--record")
     limit = 60 * options.minutes or math.inf
     grid = _Grid(
         config=config,
@@ -160,8 +163,6 @@ def main(argv: list[str]) -> int:
     command = shlex.join(["python", *launch_words("launch/arena.py"), *argv])
     report = arena.summary(grid.record.runs(), list(ARMS))
     page = arena.markdown(report, tokens=options.tokens, command=command)
-    from limr_jax.storage import files
-
     files.write_text(out / "arena.md", page)
     console.say(page)
     left = _left(grid, regimes=regimes, arms=arms)

@@ -52,9 +52,14 @@ class Record:
             self.rows.append(row)
 
     def add(self, row: dict) -> None:
-        """Keep a row, on disk at once."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        files.append(self.path, files.json_line(row).encode())
+        """Keep a row, on disk at once; InputError where it cannot be written."""
+        try:
+            files.append(self.path, files.json_line(row).encode())
+        except OSError as error:
+            raise InputError(
+                f"{self.path} cannot be written ({error.strerror}); make room or give "
+                "it its rights, then give the same command again"
+            ) from None
         self.rows.append(row)
 
     def run(self, regime: str, arm: str, seed: int) -> dict | None:

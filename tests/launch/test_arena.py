@@ -200,6 +200,8 @@ def test_no_run_begins_after_the_minutes(command, started, monkeypatch):
             "--arms=CDAS,uniform with --fork_at=4: uniform comes first, since the "
             "others fork from it, and the oracle cannot",
         ),
+        (["--record=gs://b/r"], "--record=gs://b/r is not on this machine; give a "),
+        (["--record=no/r"], "--record no/r: no such folder; make it first"),
         (["--minutes=-1"], "--minutes=-1.0 must be 0 or more"),
         (["--seeds=0"], "--seeds=0 must be at least 1"),
         (

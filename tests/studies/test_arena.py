@@ -131,7 +131,7 @@ def test_tokens_to_the_gain():
 
 
 def test_the_record_is_read_and_added_to(tmp_path):
-    record = arena.Record(tmp_path / "made/arena.jsonl")
+    record = arena.Record(tmp_path / "arena.jsonl")
     assert record.runs() == [] and record.run("hard", "LIM", 0) is None
     kept = row("LIM", 0, 0.5) | {"settings": "a", "digest": "b"}
     record.add(kept)
@@ -140,6 +140,16 @@ def test_the_record_is_read_and_added_to(tmp_path):
     assert again.runs() == [kept] and again.run("hard", "LIM", 0) == kept
     assert again.subset("hard", "LIM")["places"] == [1, 5]
     assert again.subset("clean", "LIM") is None
+
+
+def test_a_record_that_cannot_be_written_is_one_line(tmp_path):
+    record = arena.Record(tmp_path / "gone/arena.jsonl")
+    with pytest.raises(InputError) as error:
+        record.add(row("LIM", 0, 0.5))
+    assert str(error.value) == (
+        f"{record.path} cannot be written (No such file or directory); make room or "
+        "give it its rights, then give the same command again"
+    )
 
 
 @pytest.mark.parametrize("line", ["{}", '{"regime": "hard", "arm": "LIM"}', "[1]", "{"])
