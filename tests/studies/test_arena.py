@@ -107,7 +107,7 @@ def test_differences_are_paired_by_seed():
     # Each arm's own variance is .01 and .0091; that of the differences .0001.
     assert hard["pairing"]["seeds_saved"] == pytest.approx(191)
     page = arena.markdown(report, tokens=100, command="python launch/arena.py")
-    assert "| LIM | 3 | 64.0 [40.3, 87.7] | +4.0 [+1.5, +6.5] | .020 |" in page
+    assert "| LIM | 3 | 64.0 [40.3, 87.7] | +4.0 [+1.5, +6.5] | .020 | 3.3 |" in page
     assert "A seed in pairs is worth 191.0 without." in page
 
 
