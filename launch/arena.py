@@ -25,6 +25,8 @@
     knapsack, ada    uniform, and rollouts divided among the step's problems
     oracle       by the chance that a group has both outcomes, of 64 fresh samples a
                  problem every 16 steps; its samples are not counted
+    uniform-16, dynamic-16    with 16 problems a step: smaller batches and more steps,
+                 which tell what a selector gains from what its batch's size does
 
 Arms that do not differ have the same noise and the same order. A run goes on until it
 has generated --tokens. The same command goes on after a stop. The last line on stdout
@@ -65,6 +67,8 @@ ARMS = {
     "knapsack": {"allocation.name": "knapsack"},
     "ada": {"allocation.name": "ada"},
     "oracle": _SCORES,
+    "uniform-16": {"prompts_per_step": 16},
+    "dynamic-16": {"prompts_per_step": 16, "filter.groups": "mixed"},
 }
 _ORACLE_EVERY, _ORACLE_SAMPLES = 16, 64  # steps, responses a problem
 _FIRST_STEPS = 32  # of an arm of which nothing is known yet

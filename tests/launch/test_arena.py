@@ -237,9 +237,9 @@ def test_a_regime_in_the_configs_place_is_one_line(command):
 
 @pytest.mark.soak
 def test_all_arms_for_real(command):
-    """The embedded model on 40 sums: every arm, the probe and the oracle's samples."""
+    """The embedded model on 64 sums: every arm, the probe and the oracle's samples."""
     folder, argv = command
-    write_problems(folder / "ten.jsonl", 40)
+    write_problems(folder / "ten.jsonl", 64)
     argv = [
         x for x in argv if not x.startswith(("--config.model.", "--config.prompts"))
     ]
@@ -259,7 +259,7 @@ def test_all_arms_for_real(command):
     assert {row["arm"] for row in record.runs()} == set(LAUNCH["ARMS"]), run.stdout
     assert run.returncode == 0 and run.stdout.splitlines()[-1].startswith('{"left": 0')
     sets = {row["set"]: row for row in record.rows if "set" in row}
-    assert sets["hardest"]["problems"] == 4
+    assert sets["hardest"]["problems"] == 6
     assert sets["RAND"]["problems"] == sets["std"]["problems"] >= 2
     # Every arm began from the same policy, and has had its tokens.
     assert len({row["curve"][0][1] for row in record.runs()}) == 1
