@@ -39,8 +39,8 @@ from limr_jax.prng import stream_key
 from limr_jax.rewards import in_graph
 from limr_jax.rewards.stats import rollout_stats
 from limr_jax.rewards.types import Graded
-from limr_jax.rollout import generate as rollout
 from limr_jax.rollout import length_order
+from limr_jax.rollout.generate import generate as generate_rollouts
 from limr_jax.rollout.sampling import Sampling
 from limr_jax.rollout.types import GenerateConfig, Rollout
 from limr_jax.samplers import group_buffer, importance
@@ -100,10 +100,10 @@ class Programs(NamedTuple):
     base: Any  # likewise of LoRA's base, which is no part of it; None: no LoRA
 
 
-def observe(length_N, drawn: PromptBatch, written: Rollout, graded: Graded):
+def observe(length_N, drawn: PromptBatch, rollout: Rollout, graded: Graded):
     """A round's rollouts: `State.length_N` with their lengths, and RolloutStats."""
-    length_N = length_order.remember(length_N, drawn.ids_P, written.mask_BT)
-    return length_N, rollout_stats(written, graded)
+    length_N = length_order.remember(length_N, drawn.ids_P, rollout.mask_BT)
+    return length_N, rollout_stats(rollout, graded)
 
 
 def observed(sampler: PromptSampler, state, drawn: PromptBatch, graded: Graded):
@@ -156,7 +156,7 @@ def _writing(
 
     def generate(params, step, drawn, sampling, seed):
         key = stream_key(seed, "rollout", step)
-        return rollout.generate(
+        return generate_rollouts(
             params,
             drawn.prompt_PL,
             drawn.position_PL,
@@ -194,37 +194,37 @@ def _scoring(learning: learner_update.Learning) -> tuple[Callable, ...]:
         "row_responses": learning.row_responses,
     }
 
-    def packed(written):
-        response_length = written.response_BT.shape[1]
+    def packed(rollout):
+        response_length = rollout.response_BT.shape[1]
         return scoring | {
-            "problem_B": written.problem_B,
+            "problem_B": rollout.problem_B,
             "response_length": response_length,
         }
 
     def copy(params):
         return _reference(params, learning)
 
-    def old(params, written, sampling):
-        tokens_BS, position_BS = written.sequences()
+    def old(params, rollout, sampling):
+        tokens_BS, position_BS = rollout.sequences()
         return logprobs.response_logprobs(
-            params, tokens_BS, position_BS, sampling.temperature, **packed(written)
+            params, tokens_BS, position_BS, sampling.temperature, **packed(rollout)
         )
 
-    def reference(params, policy, written, sampling):
+    def reference(params, policy, rollout, sampling):
         if policy is None:
-            return old(params, written, sampling), None
+            return old(params, rollout, sampling), None
         # One walk over the packed rows for both models.
-        return old((params, policy), written, sampling)
+        return old((params, policy), rollout, sampling)
 
-    def values(params, written):
-        tokens_BS, position_BS = written.sequences()
-        return critic.values(params, tokens_BS, position_BS, **packed(written))
+    def values(params, rollout):
+        tokens_BS, position_BS = rollout.sequences()
+        return critic.values(params, tokens_BS, position_BS, **packed(rollout))
 
-    def thoughts(params, written, drawn, graded, sampling):
+    def thoughts(params, rollout, drawn, graded, sampling):
         # Prompts with a right rollout are RLOO's, where the data is semi-verifiable.
         whole_P = ~jepo.unsolved(graded.correct_PG, graded.valid_PG)
         rows = learning.thoughts(
-            written,
+            rollout,
             drawn.answer_PA,
             drawn.answer_length_P,
             whole_P & learning.semi_verifiable,
@@ -270,9 +270,9 @@ def _learning(
             reference=first_reference(params),
         )
 
-    def update(state, drawn, written, graded, scores, sampling, seed, base=None):
+    def update(state, drawn, rollout, graded, scores, sampling, seed, base=None):
         batch, batch_metrics = learning.batch(
-            written,
+            rollout,
             graded.reward_PG,
             graded.valid_PG,
             scores,
@@ -282,11 +282,11 @@ def _learning(
         flat_P = grpo.zero_variance(graded.correct_PG, graded.valid_PG)
         batch_metrics["signal_groups"] = jnp.sum(~flat_P)
         if drawn.weight_P is not None:
-            weight_B = jnp.repeat(drawn.weight_P, written.group)
+            weight_B = jnp.repeat(drawn.weight_P, rollout.group)
             batch = dataclasses.replace(batch, problem_weight_B=weight_B)
             batch_metrics |= importance.metrics(drawn.weight_P)
         if problems_alike:
-            rows_B = learned_rows(batch.mask_BT, written.group)
+            rows_B = learned_rows(batch.mask_BT, rollout.group)
             batch = dataclasses.replace(batch, problem_rows_B=rows_B)
         (states, kl_coefficient), metrics = learning.learn(
             (state.train, state.critic),
@@ -335,14 +335,14 @@ def _empty_buffer(generate, *, sampler: PromptSampler, params, prompts, phrase):
         drawn = prompt_batch(prompts, ids_P)
         if sampler.ask:
             drawn = dataclasses.replace(drawn, asked_PG=sampler.ask(state, ids_P))
-        written = generate(params, 0, drawn, Sampling(), 0)
-        graded = in_graph.grade(written, drawn, phrase=phrase)
+        rollout = generate(params, 0, drawn, Sampling(), 0)
+        graded = in_graph.grade(rollout, drawn, phrase=phrase)
         if sampler.take:
             graded = dataclasses.replace(graded, taken_PG=graded.valid_PG)
-        return drawn, written, graded
+        return drawn, rollout, graded
 
-    drawn, written, graded = jax.eval_shape(one_round, params, prompts)
-    return group_buffer.empty(drawn, written, graded)
+    drawn, rollout, graded = jax.eval_shape(one_round, params, prompts)
+    return group_buffer.empty(drawn, rollout, graded)
 
 
 def _collector(
@@ -353,24 +353,24 @@ def _collector(
     None where a step has one round.
     """
 
-    def of_kept_groups(waiting, sampler_state, step, drawn, written, graded):
+    def of_kept_groups(waiting, sampler_state, step, drawn, rollout, graded):
         batch, surplus, whole, metrics = group_buffer.collect(
-            waiting, step, drawn, written, graded, keep=sampler.keep, max_age=max_age
+            waiting, step, drawn, rollout, graded, keep=sampler.keep, max_age=max_age
         )
         sampler_state, numbers = observed(sampler, sampler_state, drawn, graded)
         return batch, surplus, whole, sampler_state, metrics | numbers
 
-    def of_all_rollouts(before, sampler_state, step, drawn, written, graded):
-        batch = group_buffer.add_round(before, drawn, written, graded)
+    def of_all_rollouts(before, sampler_state, step, drawn, rollout, graded):
+        batch = group_buffer.add_round(before, drawn, rollout, graded)
         sampler_state, numbers = observed(sampler, sampler_state, drawn, graded)
-        drawn, written, graded = batch.groups
+        drawn, rollout, graded = batch.groups
         # What would not be learned takes no place of what would.
-        may_B = ~(mask_truncated & written.truncated_B)
+        may_B = ~(mask_truncated & rollout.truncated_B)
         taken_PG, whole, metrics = sampler.take(
             sampler_state, may_B.reshape(graded.valid_PG.shape)
         )
         graded = dataclasses.replace(graded, taken_PG=taken_PG)
-        batch = dataclasses.replace(batch, groups=(drawn, written, graded))
+        batch = dataclasses.replace(batch, groups=(drawn, rollout, graded))
         return batch, None, whole, sampler_state, metrics | numbers
 
     if sampler.keep:

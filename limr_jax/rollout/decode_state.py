@@ -136,7 +136,7 @@ class Batcher:
         return len(self.pending.last_B) // row_shards(self.prompts.rows)
 
     @property
-    def asked(self) -> int | jax.Array:
+    def quota(self) -> int | jax.Array:
         """Rollouts of each device that are to be written: a number, or int32 [M]."""
         return self.rows if self.asked_M is None else self.asked_M
 

@@ -194,7 +194,7 @@ def _step(
     )
     key_Z = jax.random.wrap_key_data(state.slot_state.key_Z2, impl=key_impl)
     token_Z, logprob_Z, entropy_Z = choose(logits_ZV, key_Z, t_Z, sampling)
-    written = _column(token_Z, logprob_Z, entropy_Z)
+    column = _column(token_Z, logprob_Z, entropy_Z)
     replace = dataclasses.replace
     return DecodeState(
         slots=replace(state.slots, live_Z=live_Z & ~_ends(token_Z, t_Z, config)),
@@ -202,7 +202,7 @@ def _step(
         cache=cache,
         column=state.column + 1,
         # By the slots before the step: a row that ends with this token writes it too.
-        out=batcher.write(state.out, state.slots, t_Z, written),
+        out=batcher.write(state.out, state.slots, t_Z, column),
     )
 
 
@@ -233,7 +233,8 @@ def _first_tokens(
         chosen = jax.lax.map(choose_one, key_GP)
     else:
         chosen = jax.lax.map(choose_asked, (key_GP, asked_PG.T))
-    return _column(*(x_GP.T.reshape(-1) for x_GP in chosen)), prompts
+    token_B, logprob_B, entropy_B = (x_GP.T.reshape(-1) for x_GP in chosen)
+    return _column(token_B, logprob_B, entropy_B), prompts
 
 
 def _prefill(params, prompt_PL, position_PL, compute: ComputeConfig):
@@ -254,8 +255,9 @@ def _prefill(params, prompt_PL, position_PL, compute: ComputeConfig):
     parts = row_parts(P, L * compute.model.mlp_width)
     if parts == 1:
         return some(prompt_PL, position_PL)
-    split = (split_rows(x, parts) for x in (prompt_PL, position_PL))
-    return kv.by_parts(some, *split)
+    return kv.by_parts(
+        some, split_rows(prompt_PL, parts), split_rows(position_PL, parts)
+    )
 
 
 def _column(token_B, logprob_B, entropy_B) -> dict:
