@@ -382,9 +382,37 @@ def _collector(
     return jit(at[-1].mesh, collect, out_shardings=at)
 
 
-def _placed(mesh, shapes: State, pooled: group_buffer.GroupBuffer) -> State:
-    """The shapes with their shardings; `pooled`: those of a buffer's arrays."""
-    whole = NamedSharding(mesh, REPLICATED)
+class _Layout(NamedTuple):
+    """Where the arrays of a step lie on a mesh; all fields are shardings."""
+
+    rows: NamedSharding  # divided, as a batch's rows are
+    whole: NamedSharding  # the same on every device
+    by_prompt: PromptBatch
+    pooled: group_buffer.GroupBuffer
+
+    @classmethod
+    def on(cls, mesh) -> "_Layout":
+        rows, whole = NamedSharding(mesh, BATCH), NamedSharding(mesh, REPLICATED)
+        by_prompt = PromptBatch(
+            # A device looks the ids up among the rows that it holds, so it needs all.
+            ids_P=whole,
+            prompt_PL=rows,
+            position_PL=rows,
+            answer_PA=rows,
+            answer_length_P=rows,
+            expected_P=rows,
+            weight_P=rows,
+            asked_PG=rows,
+        )
+        pooled = group_buffer.GroupBuffer(
+            groups=(by_prompt, rows, rows), born_P=whole, kept_P=whole
+        )
+        return cls(rows, whole, by_prompt, pooled)
+
+
+def _placed(mesh, shapes: State, layout: _Layout) -> State:
+    """The shapes with their shardings."""
+    whole, pooled = layout.whole, layout.pooled
     shardings = State(
         step=whole,
         train=param_shardings(mesh, shapes.train),
@@ -460,26 +488,11 @@ def build(
         reset_every=reset_every,
         problems_alike=problems_alike,
     )
-    rows = NamedSharding(mesh, BATCH)
-    whole = NamedSharding(mesh, REPLICATED)
-    by_prompt = PromptBatch(
-        # A device looks the ids up among the rows that it holds, so it needs them all.
-        ids_P=whole,
-        prompt_PL=rows,
-        position_PL=rows,
-        answer_PA=rows,
-        answer_length_P=rows,
-        expected_P=rows,
-        weight_P=rows,
-        asked_PG=rows,
-    )
-    pooled = group_buffer.GroupBuffer(
-        groups=(by_prompt, rows, rows), born_P=whole, kept_P=whole
-    )
+    rows, whole, by_prompt, pooled = layout = _Layout.on(mesh)
     base, learned = lora.split(params)
     if base is not None:
         base = _at(base, param_shardings(mesh, base))
-    state = _placed(mesh, jax.eval_shape(init, learned), pooled)
+    state = _placed(mesh, jax.eval_shape(init, learned), layout)
     shardings = jax.tree.map(lambda x: x.sharding, state)
     grade_eval = _grader(rows, phrase=phrase, known=True)
 
@@ -487,6 +500,7 @@ def build(
         return jit(mesh, function, out_shardings=at, **options)
 
     several = calls > 1
+    copies = with_reference and not reset_every and base is None
     return Programs(
         # Donated: the loaded parameters become the state's; an update takes the old
         # state's memory.
@@ -506,11 +520,7 @@ def build(
             mask_truncated,
             (pooled, sampler.keep and pooled, whole, shardings.sampler, whole),
         ),
-        copy=(
-            jitted(copy, shardings.train.params)
-            if with_reference and not reset_every and base is None
-            else None
-        ),
+        copy=jitted(copy, shardings.train.params) if copies else None,
         reference=jitted(reference) if with_reference else None,
         old=jitted(old) if recompute and not with_reference else None,
         recompute=recompute,
