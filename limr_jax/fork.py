@@ -219,6 +219,7 @@ def first_state(
     if anew:
         fresh = named(make())
         own = {name: x for name, x in fresh.items() if name.split("/")[0] in anew}
+        # Its other arrays leave the devices before the checkpoint's come.
         del fresh
     taken = {name: place for name, place in places.items() if name not in own}
     with (

@@ -80,7 +80,9 @@ def generate(
         )
 
     if devices > 1 and shards("tensor") == 1:
-        # Each device goes by a plan of its own, as if there were no other.
+        # Each device goes by a plan of its own, as if there were no other. Its loops
+        # may turn more often than another's, so nothing may pass between devices within
+        # them: nothing does, as what `fsdp` divides was gathered above.
         write = on_each(
             partial(write, slots=dataclasses.replace(slots, devices=1)),
             (REPLICATED, BATCH, REPLICATED, REPLICATED, BATCH),
@@ -118,6 +120,7 @@ def _write(
     pending = Pending.of(token_B, _ends(token_B, 0, config), key_B, position_PL)
     asked_M, rows_back = None, lambda out: out
     if asked_B is not None:
+        # Slots take a device's rollouts from the first on, and stop after asked_M.
         rows, asked_M, rows_back = asked_first(asked_B, (pending, columns))
         pending, columns = rows
     batcher = Batcher.of(
@@ -140,8 +143,10 @@ def _write(
     )
     state = batcher.init(slots_lib.init(slots), columns)
     state, held = slots_lib.drive(state, step, batcher, slots)
-    # Only what was written was reordered; the prompts are returned as they came.
+    # Only what was written was reordered; the prompts are returned as they came. The
+    # rollouts were reordered last, so they go back first.
     out = back(rows_back(state.out))
+    # By the mask too: the padding behind a truncated response may be an end token.
     stopped_BT = _stops(out["response_BT"], config) & out["mask_BT"]
     truncated_B = ~jnp.any(stopped_BT, axis=1)
     prompt_PL, position_PL, _, asked_PG = prompts
@@ -249,6 +254,7 @@ def _prefill(params, prompt_PL, position_PL, compute: ComputeConfig):
             config=compute.model,
             dtype=compute.dtype,
         )
+        # Prompts are left-padded, so each one's last token is in the last column.
         return hidden_XLD[:, -1], cache
 
     P, L = prompt_PL.shape

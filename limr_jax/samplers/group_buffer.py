@@ -65,12 +65,15 @@ def add_round(before: GroupBuffer, drawn, rollout, graded) -> GroupBuffer:
         flag_BX = asked_PG.reshape(-1, *(1,) * (new_BX.ndim - 1))
         return jnp.where(flag_BX, new_BX, old_BX)
 
+    # Prompts have P rows where all else of a Rollout has P · G, so flags of rollouts do
+    # not fit them; and they are the same in every round.
     def without_prompts(rollout):
         return dataclasses.replace(rollout, prompt_PL=None, position_PL=None)
 
     rows = jax.tree.map(
         of_rollouts, without_prompts(rollout), without_prompts(old_rollout)
     )
+    # A round's grades say nothing of what is taken, and only like trees can be mapped.
     taken_PG = old_graded.taken_PG
     graded = jax.tree.map(
         of_groups, graded, dataclasses.replace(old_graded, taken_PG=None)

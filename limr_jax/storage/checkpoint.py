@@ -238,6 +238,7 @@ class Checkpointer:
         record, arrays, problem = None, {}, None
         try:
             record = checkpoint_record.read(path, f"{_META}/metadata", step)
+            # A tool may look at it; a run would go on from what nobody can check.
             if record is None and not self.read_only:
                 raise Damaged(f"{path} is of limr_jax 0.2, without digests")
             saved = _saved(path, record)
