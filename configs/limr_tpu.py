@@ -36,7 +36,7 @@ REMEDIES = remedies()
 
 def get_config(argument: str = "", checkpoint: str = "Qwen2.5-Math-7B"):
     """1,024 prompts x 8, prompt 1,024, response 3,072, KL 0.01."""
-    given = switches(argument, kl=0.01, critic=True)
+    values = switches(argument, kl=0.01, critic=True)
     c = limr_ppo.get_config()
     c.data.train = "math_lvl3to5:train"
     c.tokenizer = c.model.init = f"../models/{checkpoint}"
@@ -48,8 +48,8 @@ def get_config(argument: str = "", checkpoint: str = "Qwen2.5-Math-7B"):
     c.sampler.name = "lim"
     c.rollout.compactions = 1
     c.checkpoint.every = 1
-    c.kl.coefficient = given["kl"]
-    if not given["critic"]:
+    c.kl.coefficient = values["kl"]
+    if not values["critic"]:
         c.algorithm = "grpo"
         c.critic.learning_rate = 0.0
         c.minibatches_per_step = 1

@@ -365,7 +365,8 @@ def measure(bl, run, config, warmup: int, repeats: int) -> dict:
             nonlocal state
             phases = step.Phases()
             state, *_, numbers = train.one_step(run, phases, state, frozen, prompts)
-            row = phases.finish(*jax.device_get(numbers))
+            numbers, of_rounds = jax.device_get(numbers)
+            row = phases.finish(numbers, of_rounds)
             print({k: round(float(v), 4) for k, v in row.items()}, file=sys.stderr)
             return row["seconds"], row
 

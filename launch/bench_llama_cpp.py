@@ -148,10 +148,10 @@ class Runner:
     def _decode(self, items: list[tuple[int, int, int, bool]]) -> None:
         """Read (token, position, sequence, whether its logits are wanted) at once."""
         self.batch.n_tokens = len(items)
-        for i, (token, position, sequence, wanted) in enumerate(items):
+        for i, (token, position, sequence, logits) in enumerate(items):
             self.batch.token[i], self.batch.pos[i] = token, position
             self.batch.n_seq_id[i], self.batch.seq_id[i][0] = 1, sequence
-            self.batch.logits[i] = wanted
+            self.batch.logits[i] = logits
         if self.lib.llama_decode(self.context, self.batch):
             raise InputError("llama.cpp could not decode a batch")
 

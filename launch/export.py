@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
         mesh=mesh,
         load_base=partial(load_base, run, config, mesh),
     )
-    said = {
+    summary = {
         "out": str(out),
         "step": step,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
@@ -89,8 +89,8 @@ def main(argv: list[str]) -> None:
             mesh=mesh,
             dtype=options.dtype,
         )
-    said["seconds"] = round(time.perf_counter() - start, 2)
-    print(json.dumps(said), flush=True)
+    summary["seconds"] = round(time.perf_counter() - start, 2)
+    print(json.dumps(summary), flush=True)
 
 
 def _check_peft(run, config, options) -> None:

@@ -81,8 +81,8 @@ def main(argv: list[str]) -> int:
     out = files.local(options.out, "--out")
     files.check_writable(out / "gpu_check.json", "--out")
     out.mkdir(parents=True, exist_ok=True)
-    wanted = options.parts.split(",") if options.parts else list(LIMITS)
-    for name in wanted:
+    parts = options.parts.split(",") if options.parts else list(LIMITS)
+    for name in parts:
         choose(LIMITS, name, "--parts")
     results, children, end = {}, [], time.monotonic() + options.limit
     with tempfile.TemporaryDirectory() as scratch:
@@ -96,7 +96,7 @@ def main(argv: list[str]) -> int:
             children=children,
         )
         for together in ORDER:
-            names = [name for name in together if name in wanted]
+            names = [name for name in together if name in parts]
             with concurrent.futures.ThreadPoolExecutor() as pool:
                 try:
                     results |= dict(zip(names, pool.map(run, names)))
@@ -281,10 +281,10 @@ def figures(results: dict, dry_run: bool) -> list[dict]:
     """The second table: of each figure what was got, and the aim where there is one."""
     table = []
 
-    def add(part, figure, got, aim="", reached=None):
+    def add(part, figure, value, aim="", reached=None):
         # Tiny sizes reach no aim.
         reached = None if dry_run or reached is None else bool(reached)
-        entry = {"part": part, "figure": figure, "got": got, "aim": aim}
+        entry = {"part": part, "figure": figure, "got": value, "aim": aim}
         table.append(entry | {"reached": reached})
 
     peak = (_rows(results, "peaks") or [None])[0]
@@ -300,7 +300,7 @@ def figures(results: dict, dry_run: bool) -> list[dict]:
         add(
             "attention",
             "tests",
-            got=counts,
+            value=counts,
             aim="none failed",
             reached=not row["failed"],
         )
@@ -322,13 +322,13 @@ def figures(results: dict, dry_run: bool) -> list[dict]:
 
 def _main_job_figures(add, row: dict) -> None:
     for when, cpu in zip(("before", "after"), ON_CPU):
-        got = 100 * row[f"eval_accuracy_{when}"]
+        value = 100 * row[f"eval_accuracy_{when}"]
         add(
             "main_job",
             f"accuracy {when}, %; on a CPU {cpu}",
-            got=f"{got:.1f}",
+            value=f"{value:.1f}",
             aim=f"within {POINTS} points",
-            reached=abs(got - cpu) <= POINTS,
+            reached=abs(value - cpu) <= POINTS,
         )
 
 
@@ -343,19 +343,19 @@ def _step_figures(add, row: dict, peak: dict | None, peer: dict | None) -> None:
         aim = AIMS["bandwidth"]
         add(
             "generate / bandwidth",
-            got=f"{share:.3f}",
+            value=f"{share:.3f}",
             aim=f"≥ {aim}",
             reached=share >= aim,
         )
     if peer:
         name = f"generate / transformers' ({peer['columns']} columns)"
         ratio = rate / peer["tokens_per_second"]
-        add(name, got=f"{ratio:.2f}", aim="≥ 1", reached=ratio >= 1)
+        add(name, value=f"{ratio:.2f}", aim="≥ 1", reached=ratio >= 1)
     add("update, tokens/s", f"{row['update_tok_per_s']['median']:,.0f}")
     if peak:
         share = row["update_flops"] / peak["flops_per_second"] / update
         aim = AIMS["mfu"]
-        add("update MFU", got=f"{share:.3f}", aim=f"≥ {aim}", reached=share >= aim)
+        add("update MFU", value=f"{share:.3f}", aim=f"≥ {aim}", reached=share >= aim)
     if row["variant"] == "ragged":  # the other's weights are changed
         drift = f"{row['drift']['median']:.2e}, {row['drift_max']['median']:.2e}"
         add("Δ log p of a token, nats: mean, max", drift)

@@ -245,7 +245,8 @@ def take_steps(run, steps: int) -> tuple[list[dict], object, float]:
                 forget_peak()
             phases = step.Phases()
             state, *_, numbers = train.one_step(run, phases, state, frozen, prompts)
-            rows.append(phases.finish(*jax.device_get(numbers)))
+            numbers, of_rounds = jax.device_get(numbers)
+            rows.append(phases.finish(numbers, of_rounds))
     return rows[WARM_UP:], state, peak_mib()
 
 

@@ -83,9 +83,9 @@ def main(argv: list[str]) -> int | None:
 def _refuse_several(argv: list[str], options) -> None:
     """InputError where the command line asks for several things, or an empty plan."""
     names = ("dry_run", "compile_only", "plan", "first_contact")
-    wanted = [f"--{name}" for name in names if getattr(options, name)]
-    if len(wanted) > 1:
-        raise InputError(f"{' and '.join(wanted)} exclude each other; give one of them")
+    modes = [f"--{name}" for name in names if getattr(options, name)]
+    if len(modes) > 1:
+        raise InputError(f"{' and '.join(modes)} exclude each other; give one of them")
     # As from a shell's variable that is not set: a run is not what was asked for.
     if not options.plan and any(x.partition("=")[0] == "--plan" for x in argv):
         raise InputError("--plan is empty; write --plan 'v5e-8, 9h'")
@@ -170,13 +170,13 @@ def first_contact(config, workdir: str) -> int:
 
     path = workdir_path(f"{workdir}.first_contact.json", gcs.WRITE)
     files.check_writable(path)
-    found = files.finite(first_contact.run(config))
+    report = files.finite(first_contact.run(config))
     # Each host on its own disk, for which of them is process 0 is not known before.
     if jax.process_index() == 0 or not gcs.remote(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(path, json.dumps(found, indent=1) + "\n")
+        files.write_text(path, json.dumps(report, indent=1) + "\n")
     console.say(f"all of it lies in {path}: please send it back (launch/README.md)")
-    return 1 if found["steps"]["error"] else 0
+    return 1 if report["steps"]["error"] else 0
 
 
 def _for_compiling() -> None:

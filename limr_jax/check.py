@@ -341,23 +341,23 @@ def _check_unbiased(config, algorithm: Algorithm, sampler: SamplerRow) -> None:
 
 def _check_group_filter(config, algorithm: Algorithm, sampler: SamplerRow) -> None:
     """What leaves a filter of groups nothing to keep, or keeps the wrong ones."""
-    said = f"filter.groups={config.filter.groups}"
+    field = f"filter.groups={config.filter.groups}"
     if sampler.groups:
-        said = f"sampler.name={config.sampler.name}"
+        field = f"sampler.name={config.sampler.name}"
     if algorithm.learns_answers:
         raise InputError(
-            f"{said} with algorithm={config.algorithm} drops the groups without a "
+            f"{field} with algorithm={config.algorithm} drops the groups without a "
             "right response, which JEPO is for; take filter.groups=none"
         )
     if shaped := host.shaped_first(config.reward):
         raise InputError(
-            f"{said} with reward={config.reward}: groups are kept by raw correctness, "
+            f"{field} with reward={config.reward}: groups are kept by raw correctness, "
             f"which comes from the first, and {shaped} shapes a reward; put the "
             "verifier (math, limr, judge or your own) first"
         )
     if config.group_size == 1:
         raise InputError(
-            f"{said} with group_size=1 keeps nothing, as one rollout does not vary; "
+            f"{field} with group_size=1 keeps nothing, as one rollout does not vary; "
             "raise it"
         )
 
@@ -368,7 +368,7 @@ def _check_allocation(config, algorithm: Algorithm) -> None:
     row = ALLOCATIONS[section.name]
     if row.make is None:
         return
-    said, most = f"allocation.name={section.name}", largest_group(config)
+    field, most = f"allocation.name={section.name}", largest_group(config)
     own = section[section.name]
     shaped = host.shaped_first(config.reward)
     # (whether it cannot work, why and the remedy)
@@ -428,7 +428,7 @@ def _check_allocation(config, algorithm: Algorithm) -> None:
         ),
     ):
         if wrong:
-            raise InputError(f"{said} {why}")
+            raise InputError(f"{field} {why}")
 
 
 def check_batch(config, mesh) -> None:

@@ -217,9 +217,10 @@ def first_state(
     # A part that the state has nothing of is not made.
     anew &= {name.split("/")[0] for name in places}
     if anew:
-        made = named(make())
-        own = {name: x for name, x in made.items() if name.split("/")[0] in anew}
-        del made
+        fresh = named(make())
+        own = {name: x for name, x in fresh.items() if name.split("/")[0] in anew}
+        # Its other arrays leave the devices before the checkpoint's come.
+        del fresh
     taken = {name: place for name, place in places.items() if name not in own}
     with (
         checkpoint.Checkpointer(fork.workdir, read_only=True) as saver,

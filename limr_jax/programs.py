@@ -39,8 +39,8 @@ from limr_jax.prng import stream_key
 from limr_jax.rewards import in_graph
 from limr_jax.rewards.stats import rollout_stats
 from limr_jax.rewards.types import Graded
-from limr_jax.rollout import generate as rollout
 from limr_jax.rollout import length_order
+from limr_jax.rollout.generate import generate as generate_rollouts
 from limr_jax.rollout.sampling import Sampling
 from limr_jax.rollout.types import GenerateConfig, Rollout
 from limr_jax.samplers import group_buffer, importance
@@ -100,10 +100,10 @@ class Programs(NamedTuple):
     base: Any  # likewise of LoRA's base, which is no part of it; None: no LoRA
 
 
-def observe(length_N, drawn: PromptBatch, written: Rollout, graded: Graded):
+def observe(length_N, drawn: PromptBatch, rollout: Rollout, graded: Graded):
     """A round's rollouts: `State.length_N` with their lengths, and RolloutStats."""
-    length_N = length_order.remember(length_N, drawn.ids_P, written.mask_BT)
-    return length_N, rollout_stats(written, graded)
+    length_N = length_order.remember(length_N, drawn.ids_P, rollout.mask_BT)
+    return length_N, rollout_stats(rollout, graded)
 
 
 def observed(sampler: PromptSampler, state, drawn: PromptBatch, graded: Graded):
@@ -156,7 +156,7 @@ def _writing(
 
     def generate(params, step, drawn, sampling, seed):
         key = stream_key(seed, "rollout", step)
-        return rollout.generate(
+        return generate_rollouts(
             params,
             drawn.prompt_PL,
             drawn.position_PL,
@@ -194,37 +194,37 @@ def _scoring(learning: learner_update.Learning) -> tuple[Callable, ...]:
         "row_responses": learning.row_responses,
     }
 
-    def packed(written):
-        response_length = written.response_BT.shape[1]
+    def packed(rollout):
+        response_length = rollout.response_BT.shape[1]
         return scoring | {
-            "problem_B": written.problem_B,
+            "problem_B": rollout.problem_B,
             "response_length": response_length,
         }
 
     def copy(params):
         return _reference(params, learning)
 
-    def old(params, written, sampling):
-        tokens_BS, position_BS = written.sequences()
+    def old(params, rollout, sampling):
+        tokens_BS, position_BS = rollout.sequences()
         return logprobs.response_logprobs(
-            params, tokens_BS, position_BS, sampling.temperature, **packed(written)
+            params, tokens_BS, position_BS, sampling.temperature, **packed(rollout)
         )
 
-    def reference(params, policy, written, sampling):
+    def reference(params, policy, rollout, sampling):
         if policy is None:
-            return old(params, written, sampling), None
+            return old(params, rollout, sampling), None
         # One walk over the packed rows for both models.
-        return old((params, policy), written, sampling)
+        return old((params, policy), rollout, sampling)
 
-    def values(params, written):
-        tokens_BS, position_BS = written.sequences()
-        return critic.values(params, tokens_BS, position_BS, **packed(written))
+    def values(params, rollout):
+        tokens_BS, position_BS = rollout.sequences()
+        return critic.values(params, tokens_BS, position_BS, **packed(rollout))
 
-    def thoughts(params, written, drawn, graded, sampling):
+    def thoughts(params, rollout, drawn, graded, sampling):
         # Prompts with a right rollout are RLOO's, where the data is semi-verifiable.
         whole_P = ~jepo.unsolved(graded.correct_PG, graded.valid_PG)
         rows = learning.thoughts(
-            written,
+            rollout,
             drawn.answer_PA,
             drawn.answer_length_P,
             whole_P & learning.semi_verifiable,
@@ -270,9 +270,9 @@ def _learning(
             reference=first_reference(params),
         )
 
-    def update(state, drawn, written, graded, scores, sampling, seed, base=None):
+    def update(state, drawn, rollout, graded, scores, sampling, seed, base=None):
         batch, batch_metrics = learning.batch(
-            written,
+            rollout,
             graded.reward_PG,
             graded.valid_PG,
             scores,
@@ -282,11 +282,11 @@ def _learning(
         flat_P = grpo.zero_variance(graded.correct_PG, graded.valid_PG)
         batch_metrics["signal_groups"] = jnp.sum(~flat_P)
         if drawn.weight_P is not None:
-            weight_B = jnp.repeat(drawn.weight_P, written.group)
+            weight_B = jnp.repeat(drawn.weight_P, rollout.group)
             batch = dataclasses.replace(batch, problem_weight_B=weight_B)
             batch_metrics |= importance.metrics(drawn.weight_P)
         if problems_alike:
-            rows_B = learned_rows(batch.mask_BT, written.group)
+            rows_B = learned_rows(batch.mask_BT, rollout.group)
             batch = dataclasses.replace(batch, problem_rows_B=rows_B)
         (states, kl_coefficient), metrics = learning.learn(
             (state.train, state.critic),
@@ -335,14 +335,14 @@ def _empty_buffer(generate, *, sampler: PromptSampler, params, prompts, phrase):
         drawn = prompt_batch(prompts, ids_P)
         if sampler.ask:
             drawn = dataclasses.replace(drawn, asked_PG=sampler.ask(state, ids_P))
-        written = generate(params, 0, drawn, Sampling(), 0)
-        graded = in_graph.grade(written, drawn, phrase=phrase)
+        rollout = generate(params, 0, drawn, Sampling(), 0)
+        graded = in_graph.grade(rollout, drawn, phrase=phrase)
         if sampler.take:
             graded = dataclasses.replace(graded, taken_PG=graded.valid_PG)
-        return drawn, written, graded
+        return drawn, rollout, graded
 
-    drawn, written, graded = jax.eval_shape(one_round, params, prompts)
-    return group_buffer.empty(drawn, written, graded)
+    drawn, rollout, graded = jax.eval_shape(one_round, params, prompts)
+    return group_buffer.empty(drawn, rollout, graded)
 
 
 def _collector(
@@ -353,24 +353,24 @@ def _collector(
     None where a step has one round.
     """
 
-    def of_kept_groups(waiting, sampler_state, step, drawn, written, graded):
+    def of_kept_groups(waiting, sampler_state, step, drawn, rollout, graded):
         batch, surplus, whole, metrics = group_buffer.collect(
-            waiting, step, drawn, written, graded, keep=sampler.keep, max_age=max_age
+            waiting, step, drawn, rollout, graded, keep=sampler.keep, max_age=max_age
         )
         sampler_state, numbers = observed(sampler, sampler_state, drawn, graded)
         return batch, surplus, whole, sampler_state, metrics | numbers
 
-    def of_all_rollouts(before, sampler_state, step, drawn, written, graded):
-        batch = group_buffer.add_round(before, drawn, written, graded)
+    def of_all_rollouts(before, sampler_state, step, drawn, rollout, graded):
+        batch = group_buffer.add_round(before, drawn, rollout, graded)
         sampler_state, numbers = observed(sampler, sampler_state, drawn, graded)
-        drawn, written, graded = batch.groups
+        drawn, rollout, graded = batch.groups
         # What would not be learned takes no place of what would.
-        may_B = ~(mask_truncated & written.truncated_B)
+        may_B = ~(mask_truncated & rollout.truncated_B)
         taken_PG, whole, metrics = sampler.take(
             sampler_state, may_B.reshape(graded.valid_PG.shape)
         )
         graded = dataclasses.replace(graded, taken_PG=taken_PG)
-        batch = dataclasses.replace(batch, groups=(drawn, written, graded))
+        batch = dataclasses.replace(batch, groups=(drawn, rollout, graded))
         return batch, None, whole, sampler_state, metrics | numbers
 
     if sampler.keep:
@@ -382,9 +382,37 @@ def _collector(
     return jit(at[-1].mesh, collect, out_shardings=at)
 
 
-def _placed(mesh, shapes: State, pooled: group_buffer.GroupBuffer) -> State:
-    """The shapes with their shardings; `pooled`: those of a buffer's arrays."""
-    whole = NamedSharding(mesh, REPLICATED)
+class _Layout(NamedTuple):
+    """Where the arrays of a step lie on a mesh; all fields are shardings."""
+
+    rows: NamedSharding  # divided, as a batch's rows are
+    whole: NamedSharding  # the same on every device
+    by_prompt: PromptBatch
+    pooled: group_buffer.GroupBuffer
+
+    @classmethod
+    def on(cls, mesh) -> "_Layout":
+        rows, whole = NamedSharding(mesh, BATCH), NamedSharding(mesh, REPLICATED)
+        by_prompt = PromptBatch(
+            # A device looks the ids up among the rows that it holds, so it needs all.
+            ids_P=whole,
+            prompt_PL=rows,
+            position_PL=rows,
+            answer_PA=rows,
+            answer_length_P=rows,
+            expected_P=rows,
+            weight_P=rows,
+            asked_PG=rows,
+        )
+        pooled = group_buffer.GroupBuffer(
+            groups=(by_prompt, rows, rows), born_P=whole, kept_P=whole
+        )
+        return cls(rows, whole, by_prompt, pooled)
+
+
+def _placed(mesh, shapes: State, layout: _Layout) -> State:
+    """The shapes with their shardings."""
+    whole, pooled = layout.whole, layout.pooled
     shardings = State(
         step=whole,
         train=param_shardings(mesh, shapes.train),
@@ -460,26 +488,11 @@ def build(
         reset_every=reset_every,
         problems_alike=problems_alike,
     )
-    rows = NamedSharding(mesh, BATCH)
-    whole = NamedSharding(mesh, REPLICATED)
-    by_prompt = PromptBatch(
-        # A device looks the ids up among the rows that it holds, so it needs them all.
-        ids_P=whole,
-        prompt_PL=rows,
-        position_PL=rows,
-        answer_PA=rows,
-        answer_length_P=rows,
-        expected_P=rows,
-        weight_P=rows,
-        asked_PG=rows,
-    )
-    pooled = group_buffer.GroupBuffer(
-        groups=(by_prompt, rows, rows), born_P=whole, kept_P=whole
-    )
+    rows, whole, by_prompt, pooled = layout = _Layout.on(mesh)
     base, learned = lora.split(params)
     if base is not None:
         base = _at(base, param_shardings(mesh, base))
-    state = _placed(mesh, jax.eval_shape(init, learned), pooled)
+    state = _placed(mesh, jax.eval_shape(init, learned), layout)
     shardings = jax.tree.map(lambda x: x.sharding, state)
     grade_eval = _grader(rows, phrase=phrase, known=True)
 
@@ -487,6 +500,7 @@ def build(
         return jit(mesh, function, out_shardings=at, **options)
 
     several = calls > 1
+    copies = with_reference and not reset_every and base is None
     return Programs(
         # Donated: the loaded parameters become the state's; an update takes the old
         # state's memory.
@@ -506,11 +520,7 @@ def build(
             mask_truncated,
             (pooled, sampler.keep and pooled, whole, shardings.sampler, whole),
         ),
-        copy=(
-            jitted(copy, shardings.train.params)
-            if with_reference and not reset_every and base is None
-            else None
-        ),
+        copy=jitted(copy, shardings.train.params) if copies else None,
         reference=jitted(reference) if with_reference else None,
         old=jitted(old) if recompute and not with_reference else None,
         recompute=recompute,

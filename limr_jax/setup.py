@@ -155,7 +155,7 @@ def settle_kernels(
             rollout.max_response_length,
             row_responses=config.row_responses,
         ),
-        wanted=config.model.attention,
+        attention=config.model.attention,
     )
 
 
@@ -277,8 +277,7 @@ def load_sets(config, tokenizer):
     eval_set = load_problems(data.eval, **places) if data.eval else None
     # Before `fit` leaves out long prompts, so that these are compared as well.
     if not data.allow_overlap:
-        held_out = [eval_set] if eval_set else []
-        refuse_held_out(train_set, *held_out, **places)
+        refuse_held_out(train_set, eval_set, **places)
     train_set, eval_set = fit(train_set), fit(eval_set) if eval_set else None
     # These compare with a reference; a function of a user's need not.
     compares = {"token", "math", "limr", "judge"} & host.parse_spec(

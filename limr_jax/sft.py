@@ -332,7 +332,7 @@ def _settle_kernels(config, model_config, mesh):
         mesh,
         compute_dtype(config.model.dtype, mesh.devices.flat),
         rows=[kernel_check.TextRows(config.columns, "texts", learned=True)],
-        wanted=config.model.attention,
+        attention=config.model.attention,
     )
 
 

@@ -243,8 +243,8 @@ def _keep_kernels(run: Run, workdir) -> None:
     if run.kernels and jax.process_index() == 0:
         rows = [finding.as_json() for finding in run.kernels]
         # JSON has no infinity, the gap of what is no number.
-        found = files.finite({"kernels": rows})
-        write_json(workdir_path(workdir) / KERNELS, found)
+        content = files.finite({"kernels": rows})
+        write_json(workdir_path(workdir) / KERNELS, content)
 
 
 def _begun_fork(run: Run, config, workdir, forked: fork.Fork | None):

@@ -45,8 +45,8 @@ def start_devices() -> None:
     with pytest.MonkeyPatch.context() as patch:
         # A later jaxlib may not know them, and would end this process.
         if importlib.metadata.version("jaxlib").startswith("0.10."):
-            given = os.environ.get("XLA_FLAGS", "")
-            patch.setenv("XLA_FLAGS", " ".join([*QUICK_FLAGS, given]))
+            flags = os.environ.get("XLA_FLAGS", "")
+            patch.setenv("XLA_FLAGS", " ".join([*QUICK_FLAGS, flags]))
         jax.devices()
 
 

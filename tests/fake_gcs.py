@@ -71,9 +71,9 @@ class Cloud:
     def bucket(self, name: str, permission: str) -> Bucket:
         if name not in self.buckets:
             raise Refused(404, f"The specified bucket {name} does not exist.")
-        found = self.buckets[name]
-        found.allow(permission)
-        return found
+        bucket = self.buckets[name]
+        bucket.allow(permission)
+        return bucket
 
     def write(self, bucket: Bucket, name: str, data: bytes, query: dict) -> dict:
         with self.lock:
@@ -100,8 +100,8 @@ def resource(bucket: Bucket, name: str) -> dict:
 def _check_generation(bucket: Bucket, name: str, query: dict) -> None:
     """Refused unless the object is as ifGenerationMatch says; 0: it is not there."""
     generation = bucket.objects.get(name, (0,))[0]
-    wanted = query.get("ifGenerationMatch")
-    if wanted is not None and int(wanted) != generation:
+    condition = query.get("ifGenerationMatch")
+    if condition is not None and int(condition) != generation:
         raise Refused(412, "At least one of the pre-conditions did not hold.")
 
 
@@ -115,8 +115,8 @@ def listing(bucket: Bucket, query: dict) -> dict:
             continue
         if end and name >= end:
             continue
-        folder, found, _ = name[len(prefix) :].partition(delimiter or "\0")
-        entries[prefix + folder + delimiter if found else name] = bool(found)
+        folder, slash, _ = name[len(prefix) :].partition(delimiter or "\0")
+        entries[prefix + folder + delimiter if slash else name] = bool(slash)
     left = sorted(name for name in entries if name > after)
     page = left[: min(PAGE, int(query.get("maxResults", PAGE)))]
     answer = {
@@ -210,10 +210,10 @@ class Handler(BaseHTTPRequestHandler):
         if query.get("alt") != "media":
             return resource(bucket, name), {}
         headers = {"x-goog-generation": str(generation)}
-        asked = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
-        if not asked:
+        span = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
+        if not span:
             return data, headers
-        size, (first, last) = len(data), asked.groups()
+        size, (first, last) = len(data), span.groups()
         start = int(first) if first else max(0, size - int(last))
         stop = min(size, int(last) + 1) if first and last else size
         if start >= size:
@@ -229,8 +229,8 @@ class Handler(BaseHTTPRequestHandler):
         if moves:
             self._bucket(match, "objects.delete")
             del bucket.changes()[name]
-        made = self.cloud.write(bucket, unquote(match[3]), data, {})
-        return made if moves else {"done": True, "resource": made}
+        resource = self.cloud.write(bucket, unquote(match[3]), data, {})
+        return resource if moves else {"done": True, "resource": resource}
 
     def _upload(self, path: str, query: dict, body: bytes):
         """In one piece, as metadata and content, or piece by piece."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_run import configure, set_up, told, with_parity, write_problems
+from tiny_run import configure, run_records, set_up, with_parity, write_problems
 
 from limr_jax import prng
 from limr_jax.data.prompts import put_prompts
@@ -206,12 +206,12 @@ def test_another_number_of_devices_goes_on(alone, spread, tmp_path):
     """From one to eight and from eight to one, after the checkpoint of step 2."""
     one, eight = alone[0], spread
     train(one.run, one.config, tmp_path / "whole")
-    expected = told(tmp_path / "whole")
+    expected = run_records(tmp_path / "whole")
     for name, first, second in (("up", one, eight), ("down", eight, one)):
         with pytest.raises(KeyboardInterrupt):
             train(stopped_at(first.run, 4), first.config, tmp_path / name)
         train(second.run, second.config, tmp_path / name)
-        found = told(tmp_path / name)
+        found = run_records(tmp_path / name)
         assert found["rollouts"] == expected["rollouts"]
         for here, there in zip(found["metrics"], expected["metrics"], strict=True):
             assert abs(here["loss"] - there["loss"]) <= 1e-5

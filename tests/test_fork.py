@@ -12,8 +12,8 @@ from tiny_run import (
     ROOT,
     configure,
     one_device,
+    run_records,
     set_up,
-    told,
     with_parity,
     write_problems,
 )
@@ -68,7 +68,7 @@ def test_nothing_changed_is_the_same_run(left, tmp_path, capsys):
     assert result["params_digest"] == read_result(left)["params_digest"]
     said = capsys.readouterr().out
     assert f"going on from {left} after step 4; changed: nothing\n" in said
-    new, old = told(tmp_path / "new"), told(left)
+    new, old = run_records(tmp_path / "new"), run_records(left)
     assert new["metrics"] == old["metrics"][4:]
     assert new["rollouts"] == [row for row in old["rollouts"] if row["step"] > 4]
     assert read_run(tmp_path / "new")["fork"] == {"workdir": str(left), "step": 4}
@@ -121,7 +121,9 @@ def test_another_coefficient_counts_from_the_fork_on(left, tmp_path):
     rows = list(metrics.read_metrics(tmp_path / "new"))
     assert [row["kl_coefficient"] for row in rows] == [0.5, 0.5]
     # The policy that writes step 5 is that of the run it left.
-    assert rows[0]["response_length"] == told(left)["metrics"][4]["response_length"]
+    assert (
+        rows[0]["response_length"] == run_records(left)["metrics"][4]["response_length"]
+    )
 
 
 def test_other_problems_are_drawn_anew(left, tmp_path, capsys):

@@ -14,9 +14,9 @@ from tiny_run import (
     ROOT,
     configure,
     one_device,
+    run_records,
     set_up,
     stopping,
-    told,
     with_parity,
     write_problems,
 )
@@ -114,7 +114,7 @@ def test_the_base_stays_as_it_is(whole, tmp_path, monkeypatch):
     changed = made.__class__(**vars(made) | {"load_base": lambda: base})
     train(changed, config, tmp_path)
     assert params_digest(base) == before
-    assert told(tmp_path) == told(whole[0])
+    assert run_records(tmp_path) == run_records(whole[0])
 
 
 def test_a_run_over_an_int8_base(quantised):
@@ -158,7 +158,7 @@ def test_a_stop_over_an_int8_base_changes_nothing(quantised, whole, tmp_path):
     with pytest.raises(InputError, match="its adapters are of a base of the digest"):
         train(other, config, tmp_path)
     train(made, config, tmp_path)
-    assert told(tmp_path) == told(workdir)
+    assert run_records(tmp_path) == run_records(workdir)
 
 
 def test_a_reference_that_is_reset(whole, problems, tmp_path):
@@ -181,7 +181,7 @@ def test_a_reference_that_is_reset(whole, problems, tmp_path):
     train(made, config, tmp_path)
     rows = rows_of(tmp_path)
     # Until the first reset all is as without one, bit for bit.
-    assert told(tmp_path)["metrics"][:2] == told(whole[0])["metrics"][:2]
+    assert run_records(tmp_path)["metrics"][:2] == run_records(whole[0])["metrics"][:2]
     assert rows[2]["kl"] < 1e-9 and rows[3]["kl"] > 1e-7
     assert len({row["compile_count"] for row in rows[:3]}) == 1
 
@@ -192,7 +192,7 @@ def test_a_stop_changes_nothing(whole, tmp_path, step):
     with pytest.raises(KeyboardInterrupt):
         train(stopping(made, step), config, tmp_path)
     train(made, config, tmp_path)
-    assert told(tmp_path) == told(workdir)
+    assert run_records(tmp_path) == run_records(workdir)
 
 
 def test_another_base_is_refused(whole, tmp_path):
@@ -274,7 +274,7 @@ def test_eight_devices_are_one(run, mesh, quick_compiler, request, tmp_path):
     config.mesh.update(sizes)
     made = with_parity(set_up(config, devices=8))
     train(made, config, tmp_path)
-    one, other = told(workdir), told(tmp_path)
+    one, other = run_records(workdir), run_records(tmp_path)
     assert [x["response"] for x in one["rollouts"]] == [
         x["response"] for x in other["rollouts"]
     ]

@@ -7,9 +7,9 @@ import pytest
 from tiny_run import (
     at_step,
     configure,
+    run_records,
     set_up,
     stopping,
-    told,
     with_parity,
     write_problems,
 )
@@ -55,7 +55,7 @@ def check_stop(whole, workdir, step):
     with pytest.raises(KeyboardInterrupt):
         train(stopping(made, step), config, workdir)
     train(made, config, workdir)
-    assert told(workdir) == told(unbroken)
+    assert run_records(workdir) == run_records(unbroken)
 
 
 def test_jepo_and_a_stop(quick_compiler, problems, tmp_path):
@@ -137,7 +137,7 @@ def test_ppo_has_one_base_in_memory(ppo, tmp_path):
 
     train(at_step(made, 2, look), config, tmp_path)
     assert seen == [jnp.int8] * 3
-    assert told(tmp_path) == told(ppo[0])
+    assert run_records(tmp_path) == run_records(ppo[0])
 
 
 @pytest.mark.slow
@@ -145,7 +145,7 @@ def test_ppo_on_eight_devices_is_on_one(ppo, tmp_path):
     config = ppo[2].copy_and_resolve_references()
     config.mesh.update({"data": 2, "fsdp": 2, "tensor": 2})
     train(with_parity(set_up(config, devices=8)), config, tmp_path)
-    one, other = told(ppo[0]), told(tmp_path)
+    one, other = run_records(ppo[0]), run_records(tmp_path)
     assert [x["response"] for x in one["rollouts"]] == [
         x["response"] for x in other["rollouts"]
     ]

@@ -16,9 +16,9 @@ import pytest
 from tiny_run import (
     at_step,
     configure,
+    run_records,
     set_up,
     stopping,
-    told,
     with_parity,
     write_problems,
 )
@@ -78,7 +78,7 @@ def terminate():
 
 @pytest.mark.slow
 def test_the_policy_learns_and_all_is_told(whole, made):
-    seen = told(whole)
+    seen = run_records(whole)
     assert [row["step"] for row in seen["metrics"]] == list(range(1, STEPS + 1))
     # Without these every test below would compare runs in which nothing happens.
     assert all(row["gradient_norm"] > 0 for row in seen["metrics"])
@@ -100,7 +100,7 @@ def test_rollouts_log_probabilities_are_the_learners(whole):
 def test_the_length_of_each_problems_last_answers_is_kept(whole, made):
     """As the dump has them; so later answers begin in their order."""
     length = {}
-    for row in told(whole)["rollouts"]:
+    for row in run_records(whole)["rollouts"]:
         length.setdefault(row["id"], {}).setdefault(row["step"], []).append(
             row["length"]
         )
@@ -133,7 +133,7 @@ def test_an_error_in_any_step(made, config, whole, tmp_path, step):
         train(stopping(made, step), config, tmp_path)
     assert read_result(tmp_path) is None
     train(made, config, tmp_path)
-    assert told(tmp_path) == told(whole)
+    assert run_records(tmp_path) == run_records(whole)
 
 
 @pytest.mark.slow
@@ -146,7 +146,7 @@ def test_sigterm_in_any_step(made, config, whole, tmp_path, step):
     with checkpoint.Checkpointer(tmp_path, read_only=True) as saved:
         assert saved.latest() == step - 1
     train(made, config, tmp_path)
-    assert told(tmp_path) == told(whole)
+    assert run_records(tmp_path) == run_records(whole)
 
 
 @pytest.mark.slow
@@ -173,7 +173,7 @@ def test_a_run_that_diverges_ends_and_keeps_its_last_checkpoint(
     with checkpoint.Checkpointer(tmp_path, read_only=True) as saved:
         assert saved.latest() == 2
     train(made, config, tmp_path)
-    assert told(tmp_path) == told(whole)
+    assert run_records(tmp_path) == run_records(whole)
 
 
 @pytest.mark.slow
@@ -192,7 +192,7 @@ def test_a_damaged_checkpoint_costs_an_interval(made, config, whole, tmp_path, c
     assert damaged.startswith(f"{newest} is damaged: ")
     assert damaged.endswith(" from what was saved; going on without it")
     assert going_on == f"going on after step 4 of {STEPS}"
-    assert told(tmp_path) == told(whole)
+    assert run_records(tmp_path) == run_records(whole)
     steps = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert steps == ["6", str(STEPS)]
 
@@ -230,7 +230,7 @@ def test_logs_that_cannot_be_written_end_nothing(
     assert [x.split(" cannot be")[0] for x in said] == (
         [f"warning: {tmp_path}/{x}" for x in ("rollouts", "tensorboard", METRICS)]
     )
-    here, there = told(tmp_path), told(whole)
+    here, there = run_records(tmp_path), run_records(whole)
     assert here["metrics"] == there["metrics"] and here["result"] == there["result"]
     assert result["epochs"] == 2
     kept = [row for row in there["rollouts"] if row["step"] not in (3, 4, 5)]
@@ -271,7 +271,7 @@ def test_more_steps_go_on(made, config, whole, tmp_path):
 
     assert run_to(3)["steps"] == 3
     assert run_to(STEPS)["steps"] == STEPS
-    assert told(tmp_path) == told(whole)
+    assert run_records(tmp_path) == run_records(whole)
 
 
 def test_an_implicit_transfer_is_an_error(made, config, tmp_path):
@@ -358,7 +358,7 @@ def examined(folder, tmp_path_factory):
 @pytest.mark.slow
 def test_slots_and_evaluations_change_nothing(examined, whole):
     """Three rollouts at once or eight: the same tokens and rewards, all else nearly."""
-    here, there = told(examined[2]), told(whole)
+    here, there = run_records(examined[2]), run_records(whole)
     assert here["rollouts"] == there["rollouts"][: 4 * 8]
     for row, expected in zip(here["metrics"], there["metrics"]):
         assert row.keys() == expected.keys()
@@ -372,7 +372,7 @@ def test_slots_and_evaluations_change_nothing(examined, whole):
 @pytest.mark.slow
 def test_evaluations(examined):
     _, _, workdir = examined
-    evals, result = told(workdir)["evals"], told(workdir)["result"]
+    evals, result = run_records(workdir)["evals"], run_records(workdir)["result"]
     assert [row["step"] for row in evals] == [0, 2, 4]
     assert {"accuracy_level_0", "sampled/accuracy_level_1"} <= evals[0].keys()
     assert result["eval_problems"] == 5
@@ -388,7 +388,7 @@ def test_without_a_dump_no_rollouts_are_gathered(made, folder, tmp_path, monkeyp
     none = configure(folder / "train.jsonl", num_steps=1, dump__max_bytes=0, **FIELDS)
     monkeypatch.setattr("limr_jax.train._rows", pytest.fail)
     train(made, none, tmp_path / "run")
-    assert not told(tmp_path / "run")["rollouts"]
+    assert not run_records(tmp_path / "run")["rollouts"]
 
 
 @pytest.mark.slow
@@ -399,9 +399,9 @@ def test_only_a_new_run_is_graded_as_before_training(examined, tmp_path):
         train(stopping(made, 3), config, tmp_path)
     (tmp_path / metrics.EVALS).unlink()
     result = train(made, config, tmp_path)
-    assert [row["step"] for row in told(tmp_path)["evals"]] == [2, 4]
+    assert [row["step"] for row in run_records(tmp_path)["evals"]] == [2, 4]
     assert result["eval_accuracy_before"] is None
-    assert result["eval_accuracy_after"] == told(workdir)["evals"][2]["accuracy"]
+    assert result["eval_accuracy_after"] == run_records(workdir)["evals"][2]["accuracy"]
 
 
 @pytest.mark.slow
@@ -409,9 +409,9 @@ def test_a_stop_before_an_evaluation(examined, tmp_path, capsys):
     made, config, workdir = examined
     assert train(at_step(made, 2, terminate), config, tmp_path) is None
     train(made, config, tmp_path)
-    assert told(tmp_path) == told(workdir)
+    assert run_records(tmp_path) == run_records(workdir)
     # How many responses count as wrong because nobody could grade them, is said.
-    evals = told(tmp_path)["evals"]
+    evals = run_records(tmp_path)["evals"]
     assert 0 < evals[0]["sampled/ungradable_share"] < 1
     lines = capsys.readouterr().out.splitlines()
     for row in evals:
@@ -433,7 +433,7 @@ def test_without_held_out_problems(whole):
         "format_valid_before",
     ):
         assert result[name] is None
-    assert not told(whole)["evals"]
+    assert not run_records(whole)["evals"]
 
 
 @pytest.mark.slow
@@ -453,7 +453,7 @@ def test_kl_in_the_loss(folder, tmp_path):
     assert all(row["kl"] > 1e-5 for row in later)
     assert train(at_step(made, 2, terminate), config, tmp_path / "stopped") is None
     train(made, config, tmp_path / "stopped")
-    assert told(tmp_path / "stopped") == told(tmp_path / "whole")
+    assert run_records(tmp_path / "stopped") == run_records(tmp_path / "whole")
 
 
 @pytest.mark.slow
@@ -487,7 +487,7 @@ def test_word_problems_of_the_users_own(tmp_path):
     assert len(made.train_set) == 7 and made.train_set.left_out == ("æ5",)
     assert "words.jsonl, prompts too long: 1 (æ5)" in setup.describe(made, config)
     result = train(made, config, tmp_path / "run")
-    seen = told(tmp_path / "run")
+    seen = run_records(tmp_path / "run")
     assert result["steps"] == 2
     first, second = seen["metrics"]
     assert first["reward"] == second["reward"] == 0

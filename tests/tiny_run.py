@@ -102,11 +102,11 @@ def checkpoints(folder: pathlib.Path, count: int) -> pathlib.Path:
     Its held-out problems are folder/held_out.jsonl, so many.
     """
     problems = write_problems(folder / "held_out.jsonl", count)
-    given = configure(folder / "train.jsonl", data__eval=problems, rollout__slots=4)
-    vocabulary = tokenizer.load_tokenizer(given.tokenizer).vocab_size
-    model_config = from_config.read_model_config(given.model, vocabulary)
+    config = configure(folder / "train.jsonl", data__eval=problems, rollout__slots=4)
+    vocabulary = tokenizer.load_tokenizer(config.tokenizer).vocab_size
+    model_config = from_config.read_model_config(config.model, vocabulary)
     workdir = folder / "run"
-    claim(workdir, {"config": given.to_dict(), "version": "0"})
+    claim(workdir, {"config": config.to_dict(), "version": "0"})
     with checkpoint.Checkpointer(workdir, keep=2) as saver:
         for step in (1, 2):
             params = random_params(model_config, seed=step)
@@ -115,7 +115,7 @@ def checkpoints(folder: pathlib.Path, count: int) -> pathlib.Path:
     return workdir
 
 
-def with_parity(made: setup.Run) -> setup.Run:
+def with_parity(run: setup.Run) -> setup.Run:
     """The run with rewards that a random policy gets, seldom the same in a group.
 
     Right where the first token is even; invalid where the second is a multiple of 8.
@@ -131,12 +131,12 @@ def with_parity(made: setup.Run) -> setup.Run:
             valid_PG &= written.asked_B.reshape(valid_PG.shape)
         return Graded(reward_PG, even_PG, valid_PG, valid_PG)
 
-    rows = NamedSharding(made.mesh, sharding.BATCH)
+    rows = NamedSharding(run.mesh, sharding.BATCH)
     grade = jax.jit(grade, out_shardings=rows)
-    return dataclasses.replace(made, grade=grade, grade_eval=grade)
+    return dataclasses.replace(run, grade=grade, grade_eval=grade)
 
 
-def at_step(made: setup.Run, step: int, act) -> setup.Run:
+def at_step(run: setup.Run, step: int, act) -> setup.Run:
     """The run with `act()` called before grading at this step of a `train` call."""
     calls = []
 
@@ -144,21 +144,21 @@ def at_step(made: setup.Run, step: int, act) -> setup.Run:
         calls.append(1)
         if len(calls) == step:
             act()
-        return made.grade(written, drawn)
+        return run.grade(written, drawn)
 
-    return dataclasses.replace(made, grade=grade)
+    return dataclasses.replace(run, grade=grade)
 
 
 def interrupt():
     raise KeyboardInterrupt
 
 
-def stopping(made: setup.Run, step: int) -> setup.Run:
+def stopping(run: setup.Run, step: int) -> setup.Run:
     """The run, interrupted before grading at this step of a `train` call."""
-    return at_step(made, step, interrupt)
+    return at_step(run, step, interrupt)
 
 
-def told(workdir) -> dict:
+def run_records(workdir) -> dict:
     """All that a run leaves behind, but for what differs from one run to the next."""
 
     def lasting(row):

@@ -262,79 +262,105 @@ def calls(
     shapes; prompts: shapes of a set. evaluators: by name, what `evaluator.program`
     gives; "evaluate" is greedy. judge: what `_judge` gives.
     """
-    calls, state, programs = [], run.programs.state, run.programs
-    learned, length = state.train.params, prompts.prompt_NL.shape[1]
-    alive: list[Any] = []
-
-    def call(name, phase, program, *args, **loops):
-        # A copy of `alive` as it is at this call: the list grows below.
-        calls.append(Call(name, phase, mesh, program, args, tuple(alive), **loops))
-        with jax.set_mesh(mesh):
-            return program.eval_shape(*args)
-
-    reference = programs.base if programs.reference else None
-    if programs.copy:
-        reference = call("copy", "set-up", programs.copy, learned)
-    frozen = Frozen(programs.base, reference)
-    # Not twice, where the base is the reference.
-    alive += [programs.base or reference]
-    call("init", "set-up", programs.init, learned)
-    alive += [state, prompts, judge and judge[0][2][0]]
-    greedy = jax.tree.map(partial(_like, mesh), sampling_of(temperature=0.0))
-    for name, (program, chunk) in (evaluators or {}).items():
-        alive += [eval_prompts]
-        drawn, rollout = call(
-            name,
-            "evaluation",
-            program,
-            frozen.policy(state),
-            eval_prompts,
-            _whole(mesh, jnp.int32, chunk),
-            greedy if name == "evaluate" else run.sampling,
-            _key(mesh),
-            **_loops(length, generation),
-        )
-        # Where hosts grade in training they grade the held-out set too.
-        if hasattr(run.grade, "lower"):
-            grade_eval = programs.grade_eval
-            call(f"{name}: grade_eval", "evaluation", grade_eval, rollout, drawn)
+    length = prompts.prompt_NL.shape[1]
+    before, frozen, alive = _before_steps(
+        run,
+        mesh,
+        prompts,
+        evaluators=evaluators or {},
+        eval_prompts=eval_prompts,
+        evaluation_loops=_loops(length, generation),
+        judge_params=judge and judge[0][2][0],
+    )
     recording = Recording()
     with jax.set_mesh(mesh):
-        train.one_step(run, recording, state, frozen, prompts)
-    # These go over all rollouts of a step, an update over those of a minibatch.
-    several_rows = {"turns": (micro_batches * minibatches,)}
-    loops = {
-        "reference": several_rows,
-        "old": several_rows,
-        "values": several_rows,
-        "thoughts": several_rows,
-        # Its scan over minibatches shows its length. Its conditional asks whether there
-        # is anything to learn: the second branch is the one that does.
-        "update": {"turns": (micro_batches,), "shares": (0.0, 1.0)},
-    }
+        train.one_step(run, recording, run.programs.state, frozen, prompts)
+    loops = _loops_of_learning(micro_batches, minibatches)
+    in_step = []
     for called in recording.calls:
-        in_memory = (*alive, *called.results)
+        step_call = partial(Call, phase="step", alive=(*alive, *called.results))
         if called.name == "generate":
             rows = len(called.args[2].ids_P)
             rounds = _rounds(mesh, rows, length, generation, compute.model)
             loops["generate"] = _loops(length, generation, rounds)
         if called.name == "observe" and judge:  # the hosts' grades are there by then
             (own_mesh, ask, args), times = judge
-            calls.append(
-                Call("judge", "step", own_mesh, ask, args, in_memory, times=times)
+            in_step.append(
+                step_call("judge", mesh=own_mesh, program=ask, args=args, times=times)
             )
-        calls.append(
-            Call(
+        in_step.append(
+            step_call(
                 called.name,
-                "step",
-                mesh,
-                called.program,
-                called.args,
-                in_memory,
+                mesh=mesh,
+                program=called.program,
+                args=called.args,
                 **loops.get(called.name, {}),
             )
         )
-    return calls
+    return before + in_step
+
+
+def _before_steps(
+    run: StepParts,
+    mesh,
+    prompts: Prompts,
+    *,
+    evaluators: dict[str, tuple],
+    eval_prompts: Prompts | None,
+    evaluation_loops: dict,
+    judge_params,
+) -> tuple[list[Call], Frozen, list]:
+    """(the calls of set-up and evaluation, what no step changes, what lies in HBM).
+
+    evaluation_loops: how often an evaluation's loops turn, as fields of `Call`.
+    judge_params: shapes; None without a judge.
+    """
+    calls, state, programs = [], run.programs.state, run.programs
+    learned = state.train.params
+    alive: list[Any] = []
+
+    def call(name, phase, program, *, args, **loops):
+        calls.append(
+            Call(
+                name,
+                phase=phase,
+                mesh=mesh,
+                program=program,
+                args=args,
+                # A copy, as it is at this call: the list grows below.
+                alive=tuple(alive),
+                **loops,
+            )
+        )
+        with jax.set_mesh(mesh):
+            return program.eval_shape(*args)
+
+    reference = programs.base if programs.reference else None
+    if programs.copy:
+        reference = call("copy", "set-up", programs.copy, args=(learned,))
+    frozen = Frozen(programs.base, reference)
+    # Not twice, where the base is the reference.
+    alive += [programs.base or reference]
+    call("init", "set-up", programs.init, args=(learned,))
+    alive += [state, prompts, judge_params]
+    greedy = jax.tree.map(partial(_like, mesh), sampling_of(temperature=0.0))
+    for name, (program, chunk) in evaluators.items():
+        alive += [eval_prompts]
+        args = (
+            frozen.policy(state),
+            eval_prompts,
+            _whole(mesh, jnp.int32, chunk),
+            greedy if name == "evaluate" else run.sampling,
+            _key(mesh),
+        )
+        drawn, rollout = call(
+            name, "evaluation", program, args=args, **evaluation_loops
+        )
+        # Where hosts grade in training they grade the held-out set too.
+        if hasattr(run.grade, "lower"):
+            name = f"{name}: grade_eval"
+            call(name, "evaluation", programs.grade_eval, args=(rollout, drawn))
+    return calls, frozen, alive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -372,6 +398,21 @@ def _rounds(
     shared = decode_traffic.shares(mesh, length, generation, model_config)
     copies = () if shared else (slots,)
     return (-(-rows // slots), *copies)
+
+
+def _loops_of_learning(micro_batches: int, minibatches: int) -> dict[str, dict]:
+    """How often the loops over packed rows turn, by the name of a step's program."""
+    # These go over all rollouts of a step, an update over those of a minibatch.
+    several_rows = {"turns": (micro_batches * minibatches,)}
+    return {
+        "reference": several_rows,
+        "old": several_rows,
+        "values": several_rows,
+        "thoughts": several_rows,
+        # Its scan over minibatches shows its length. Its conditional asks whether there
+        # is anything to learn: the second branch is the one that does.
+        "update": {"turns": (micro_batches,), "shares": (0.0, 1.0)},
+    }
 
 
 def _loops(

@@ -103,7 +103,7 @@ def compile_call(call: Call, parts: Sequence[decode_traffic.Steps] = ()) -> Comp
         if id(shape) not in ids
     }
     arguments = sum(map(chip_bytes, leaves))
-    output, temporaries, code = 0, wanted(error, arguments), 0
+    output, temporaries, code = 0, needed_temporaries(error, arguments), 0
     if memory:
         arguments = memory.argument_size_in_bytes
         # A donated argument's buffer holds the result, and counts with the arguments.
@@ -174,7 +174,7 @@ def _decode_bytes(call: Call, text: str, jaxpr, parts) -> tuple[float, ...]:
     return tuple(bytes_of(number, part) for number, part in enumerate(parts))
 
 
-def wanted(error: str, arguments: int) -> int:
+def needed_temporaries(error: str, arguments: int) -> int:
     """Bytes beside its arguments that a program that does not fit would have needed.
 
     The compiler names its temporaries, or all that it would have used, arguments

@@ -188,7 +188,7 @@ class _Batcher:
         return len(self.length_B)
 
     @property
-    def asked(self) -> int:
+    def quota(self) -> int:
         return self.rows
 
     def init(self, first: slots.Slots, column: int) -> _Lengths:

@@ -64,11 +64,11 @@ def run(config, say: Callable[[str], None] = console.say) -> dict:
     check_batch(config, mesh)
     special_tokens, vocab_size = calls.planned_tokens(config)
     model = calls.planned_model(config.model, vocab_size)
-    found = {"date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"}
-    found |= _versions() | {"devices": _devices(mesh)}
-    say(_devices_text(found["devices"]))
+    report = {"date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"}
+    report |= _versions() | {"devices": _devices(mesh)}
+    say(_devices_text(report["devices"]))
     numbers, size = _SMALL if devices[0].platform == "cpu" else _LARGE
-    found["peaks"] = {
+    report["peaks"] = {
         "devices": _everywhere(
             "peaks",
             [peaks.rates(x, numbers=numbers, size=size) for x in mesh.local_devices],
@@ -76,20 +76,20 @@ def run(config, say: Callable[[str], None] = console.say) -> dict:
         "collectives": _slowest(peaks.collectives(mesh, numbers=numbers)),
     }
     published = slices.CHIPS.get(slices.chip_of(devices[0]) or "")
-    say(_peaks_text(found["peaks"], published))
+    say(_peaks_text(report["peaks"], published))
     model, kernels = _settled(config, model, mesh)
-    found["kernels"] = [finding.as_json() for finding in kernels]
+    report["kernels"] = [finding.as_json() for finding in kernels]
     say("\n".join(kernel_check.lines(kernels)) or "kernels: none fits here")
     # Where nothing is published the bound is by what was measured just now.
-    chip = published or _measured_chip(found["peaks"])
-    found["bound_by"] = "published peaks" if published else "measured peaks"
+    chip = published or _measured_chip(report["peaks"])
+    report["bound_by"] = "published peaks" if published else "measured peaks"
     short = shortened(config, mesh)
-    found["steps"] = _steps(
+    report["steps"] = _steps(
         short, mesh, model, chip=chip, special_tokens=special_tokens, say=say
     )
-    found["config"] = config.to_dict()
-    say(_programs_text(found["steps"], found["bound_by"]))
-    return found
+    report["config"] = config.to_dict()
+    say(_programs_text(report["steps"], report["bound_by"]))
+    return report
 
 
 def shortened(config, mesh):

@@ -229,6 +229,7 @@ def _cost_of(instruction: Instruction, here, computations, of, assumed) -> HloCo
         trips = _known_trips(instruction) or _trips(computations[condition])
         # Before the body: an outer loop begins before those within it.
         trips = next(assumed.turns) if trips is None else trips
+        # A condition is asked once more than the body turns: that once is left out.
         return trips * (of(_called(instruction, "body")) + of(condition))
     if opcode == "conditional":
         names = _NAME.findall(

@@ -46,15 +46,13 @@ def collectives(mesh, *, numbers: int) -> dict[str, dict[str, float]]:
     whole. Counted as in hlo_cost.py: round a ring of n devices both kinds send n − 1 of
     the array's n parts. All processes call it.
     """
+
+    def rate(axis: str, kind: str) -> float:
+        n, (program, array) = mesh.shape[axis], _collective(mesh, axis, kind, numbers)
+        return 4 * numbers * (n - 1) / n / _seconds(program, array)
+
     return {
-        axis: {
-            kind: 4
-            * numbers
-            * (n - 1)
-            / n
-            / _seconds(*_collective(mesh, axis, kind, numbers))
-            for kind in ("all-gather", "reduce-scatter")
-        }
+        axis: {kind: rate(axis, kind) for kind in ("all-gather", "reduce-scatter")}
         for axis, n in mesh.shape.items()
         if n > 1
     }

@@ -393,22 +393,22 @@ class _Compiler:
             if call.name not in names or call.phase != "step":
                 continue
             path = self._folder / f"{self._digest(config, call.name, but)}.json"
-            said = _read(path)
-            if said is None:
+            compiled = _read(path)
+            if compiled is None:
                 if time.monotonic() > self._until:
                     line = f"{_NOT_COMPILED}; the same command goes on where it stopped"
                     if not self._over:  # it is said once
                         self._say(line)
                     self._over = True
                     raise _TimeIsOver(line)
-                said = compile.compile_call(call)
+                compiled = compile.compile_call(call)
                 self._say(
-                    f"compiled {call.name} in {said.seconds:.0f} s: "
-                    f"{_settings(config, but)}, {said.total / report.GIB:.1f} GiB"
-                    + (", does not fit" if said.error else "")
+                    f"compiled {call.name} in {compiled.seconds:.0f} s: "
+                    f"{_settings(config, but)}, {compiled.total / report.GIB:.1f} GiB"
+                    + (", does not fit" if compiled.error else "")
                 )
-                self._keep(path, said)
-            programs.append(said)
+                self._keep(path, compiled)
+            programs.append(compiled)
         return planned, programs
 
     def _digest(self, config, name: str, but: tuple[str, ...]) -> str:
@@ -422,11 +422,11 @@ class _Compiler:
         of = json.dumps([name, fields, self._of], sort_keys=True)
         return hashlib.sha256(of.encode()).hexdigest()[:24]
 
-    def _keep(self, path: pathlib.Path, said: Compiled) -> None:
+    def _keep(self, path: pathlib.Path, compiled: Compiled) -> None:
         try:
             with files.writing(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-            files.write_text(path, json.dumps(dataclasses.asdict(said)))
+            files.write_text(path, json.dumps(dataclasses.asdict(compiled)))
         except InputError as error:
             if self._kept:  # it is said once
                 self._say(f"what was compiled is not kept: {error}")

@@ -81,13 +81,13 @@ def chip_of(device) -> str | None:
 
 def refuse_other(slice_type: str, devices) -> None:
     """InputError where these devices are not those of a slice of this type."""
-    wanted = choose(SLICES, slice_type, "slice.type")
+    spec = choose(SLICES, slice_type, "slice.type")
     chip, kind = chip_of(devices[0]), devices[0].device_kind
-    count = math.prod(map(int, wanted.topology.split("x")))
-    if chip != wanted.chip or len(devices) != count:
+    count = math.prod(map(int, spec.topology.split("x")))
+    if chip != spec.chip or len(devices) != count:
         here = f"are {len(devices)} devices" if len(devices) > 1 else "is one device"
         raise InputError(
-            f"slice.type={slice_type} is {count} {wanted.chip} chips, but here "
+            f"slice.type={slice_type} is {count} {spec.chip} chips, but here "
             f"{here}, {kind}: run it on such a slice (on all of its "
             "hosts: launch/slice.sh check NAME), or give the slice.type of this one "
             "(--config.slice.type= for none)"
@@ -96,12 +96,12 @@ def refuse_other(slice_type: str, devices) -> None:
     sides = [1 + max(side) - min(side) for side in zip(*(x.coords for x in devices))]
     # Which way a slice lies does not matter, nor sides of 1.
     here, there = (
-        sorted(side for side in given if side > 1)
-        for given in (sides, map(int, wanted.topology.split("x")))
+        sorted(side for side in lengths if side > 1)
+        for lengths in (sides, map(int, spec.topology.split("x")))
     )
     if here != there:
         raise InputError(
-            f"slice.type={slice_type} is {wanted.topology} chips, but these lie as "
+            f"slice.type={slice_type} is {spec.topology} chips, but these lie as "
             f"{'x'.join(map(str, sides))}; give the slice.type of this slice"
         )
 

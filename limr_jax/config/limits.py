@@ -23,7 +23,7 @@ class Whole:
     least: int
     largest: int
     kind = int
-    wanted = "a whole number"
+    description = "a whole number"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Real:
     least: float
     largest: float
     kind = float
-    wanted = "a number"
+    description = "a number"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Choice:
     names: tuple[str, ...]
     optional: bool = False
     kind = str
-    wanted = "text"
+    description = "text"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Text:
     """
 
     kind = str
-    wanted = "text"
+    description = "text"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Flag:
     """True or False."""
 
     kind = bool
-    wanted = "true or false"
+    description = "true or false"
 
 
 Row = Whole | Real | Choice | Text | Flag
@@ -255,7 +255,9 @@ def check_value(row: Row, value: Any, name: str) -> None:
     is_flag = isinstance(value, bool)  # an int to Python
     if not isinstance(value, kinds) or is_flag != (row.kind is bool):
         kind = type(value).__name__
-        raise InputError(f"{name}={_shown(value)} must be {row.wanted}, not {kind}")
+        raise InputError(
+            f"{name}={_shown(value)} must be {row.description}, not {kind}"
+        )
     if isinstance(row, Choice) and (value or not row.optional):
         choose(dict.fromkeys(row.names), value, name)
     elif isinstance(row, Text):

@@ -24,7 +24,7 @@ def parse(text: str, name: str, default: Any, kind: type | None = None) -> Any:
         return _read(text, kind, default)
     # MemoryError and RecursionError: thousands of brackets, to literal_eval.
     except (ValueError, SyntaxError, KeyError, MemoryError, RecursionError):
-        wanted = {
+        description = {
             bool: "true or false",
             int: "a whole number",
             float: "a number",
@@ -32,7 +32,7 @@ def parse(text: str, name: str, default: Any, kind: type | None = None) -> Any:
             list: "a list such as 1,2 of entries like the default's",
         }.get(kind, f"of type {kind.__name__}")
         raise InputError(
-            f"{name}={text}: must be {wanted} (default {default!r})"
+            f"{name}={text}: must be {description} (default {default!r})"
         ) from None
 
 

@@ -46,9 +46,9 @@ def refuse_overlap(train: Problems, evaluation: Problems) -> None:
 
 
 def refuse_held_out(
-    train: Problems, *held_out: Problems, data_dir, manual_dir=None
+    train: Problems, held_out: Problems | None = None, *, data_dir, manual_dir=None
 ) -> None:
-    """Refuse to train on problems of the held-out sets, or of a public evaluation set.
+    """Refuse to train on problems of the held-out set, or of a public evaluation set.
 
     data_dir, manual_dir: where the public sets are looked for, as `load_problems` does;
     one that is not on this machine is not compared.
@@ -58,7 +58,7 @@ def refuse_held_out(
     """
     # Whatever this run evaluates on: its policy may be measured later, on any of them.
     public, _ = evaluation_sets(data_dir=data_dir, manual_dir=manual_dir)
-    for problems in (*public, *held_out):
+    for problems in [*public, held_out] if held_out else public:
         refuse_overlap(train, problems)
 
 

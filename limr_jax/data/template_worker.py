@@ -26,7 +26,7 @@ class _TooLong(Exception):
 
 # A run has one template and many jobs: it is compiled at the first.
 _compiled = functools.lru_cache(maxsize=8)(chat_template.compile_template)
-_SAID = 1_000  # characters of a message
+_MESSAGE_LENGTH = 1_000  # characters of a message
 
 
 def _texts(job: dict) -> list[str]:
@@ -63,12 +63,15 @@ def answer_to(line: str, cpu_seconds: float) -> dict:
         return {"error": "length"}
     except jinja2.TemplateSyntaxError as error:
         where = f"line {error.lineno}: " if error.lineno else ""
-        return {"error": "syntax", "message": f"{where}{error.message}"[:_SAID]}
+        return {
+            "error": "syntax",
+            "message": f"{where}{error.message}"[:_MESSAGE_LENGTH],
+        }
     except jinja2.TemplateError as error:
-        return {"error": "refused", "message": str(error)[:_SAID]}
+        return {"error": "refused", "message": str(error)[:_MESSAGE_LENGTH]}
     except Exception as error:  # A template is a program: any error can come.
         message = f"{type(error).__name__}: {error}"
-        return {"error": "refused", "message": message[:_SAID]}
+        return {"error": "refused", "message": message[:_MESSAGE_LENGTH]}
 
 
 if __name__ == "__main__":

@@ -244,7 +244,7 @@ def set_up(config, workdir: str = "", step: int | None = None) -> BenchmarkSuite
         compute_dtype(config.model.dtype, mesh.devices.flat),
         rows=kernel_check.of_generation(longest_prompt, longest),
         # A kernel that training demands need not fit these rows.
-        wanted="auto",
+        attention="auto",
     )
     generation = GenerateConfig(
         group=config.group_size,  # each benchmark has its own k

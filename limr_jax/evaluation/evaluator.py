@@ -38,7 +38,7 @@ class GeneratedChunk(NamedTuple):
 
     start: int  # place in the set of the first problem
     drawn: PromptBatch
-    written: Rollout
+    rollout: Rollout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Evaluator:
     prompts: Prompts  # on the devices
     count: int  # problems
     chunk: int  # problems a call
-    generate: Callable  # (params, Prompts, ids_P, Sampling, key) → drawn, written
+    generate: Callable  # (params, Prompts, ids_P, Sampling, key) → drawn, rollout
     key: jax.Array  # of the random stream
     grade: Callable  # (Rollout, PromptBatch) → Graded
     replicated: NamedSharding
@@ -85,10 +85,10 @@ class Evaluator:
             written_chunk = next_chunk
 
     def _graded(self, chunk: GeneratedChunk) -> Evaluation:
-        graded = self.grade(chunk.written, chunk.drawn)
+        graded = self.grade(chunk.rollout, chunk.drawn)
         # Without the problems that fill up the last chunk.
         real = min(self.chunk, self.count - chunk.start)
-        evaluation = _on_host(chunk.written, graded)
+        evaluation = _on_host(chunk.rollout, graded)
         return jax.tree.map(lambda x_Nk: x_Nk[:real], evaluation)
 
     def write(self, params, sampling: Sampling, start: int) -> GeneratedChunk:
@@ -97,25 +97,25 @@ class Evaluator:
         The last chunk is filled up with problems that are counted already.
         """
         ids = np.minimum(np.arange(start, start + self.chunk), self.count - 1)
-        drawn, written = self.generate(
+        drawn, rollout = self.generate(
             params,
             self.prompts,
             put(ids.astype(np.int32), self.replicated),
             sampling,
             self.key,  # a jitted program takes its arguments by their places
         )
-        return GeneratedChunk(start, drawn, written)
+        return GeneratedChunk(start, drawn, rollout)
 
 
-def _on_host(written: Rollout, graded) -> Evaluation:
+def _on_host(rollout: Rollout, graded) -> Evaluation:
     """The Evaluation of one chunk, as NumPy arrays."""
-    group = written.group
+    group = rollout.group
     arrays = on_host(
         {
             "graded": graded,
-            "truncated_B": written.truncated_B,
-            "mask_BT": written.mask_BT,
-            "response_BT": written.response_BT,
+            "truncated_B": rollout.truncated_B,
+            "mask_BT": rollout.mask_BT,
+            "response_BT": rollout.response_BT,
         }
     )
     graded = arrays["graded"]
@@ -164,7 +164,7 @@ def program(
 
     def answer(params, prompts, ids_P, sampling, key):
         drawn = prompt_batch(prompts, ids_P)
-        written = generate(
+        rollout = generate(
             params,
             drawn.prompt_PL,
             drawn.position_PL,
@@ -174,7 +174,7 @@ def program(
             config=config,
             compute=compute,
         )
-        return drawn, written
+        return drawn, rollout
 
     return jit(mesh, answer, out_shardings=NamedSharding(mesh, BATCH)), chunk
 

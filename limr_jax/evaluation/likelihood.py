@@ -92,7 +92,7 @@ def make_likelihood(
             real = min(evaluator.chunk, evaluator.count - start)
             # `real` is traced: a last chunk that is not full compiles nothing anew.
             nll_and_tokens = score(
-                params, chunk.drawn, chunk.written, following.written, sampling, real
+                params, chunk.drawn, chunk.rollout, following.rollout, sampling, real
             )
             parts.append(jax.device_get(nll_and_tokens))
             advance(real)
@@ -107,7 +107,7 @@ def make_likelihood(
 def _score(
     params,
     drawn: PromptBatch,
-    written: Rollout,
+    rollout: Rollout,
     following: Rollout,
     sampling,
     real,
@@ -120,7 +120,7 @@ def _score(
     following: of the next chunk, after the last one the first: a problem's shuffled
     thoughts are those of the next problem, and of the first one for the last.
     """
-    P, G = drawn.ids_P.shape[0], written.group
+    P, G = drawn.ids_P.shape[0], rollout.group
     row_B = jnp.arange(P * G)
     # The thoughts of the next problem lie G rows further on. For the last real problem
     # they are the G rows that `shuffle` puts behind this chunk's P · G.
@@ -130,20 +130,20 @@ def _score(
         return jnp.concatenate([own, others[:G]])[next_B]
 
     shuffled = dataclasses.replace(
-        written,
-        response_BT=shuffle(written.response_BT, following.response_BT),
-        mask_BT=shuffle(written.mask_BT, following.mask_BT),
-        truncated_B=shuffle(written.truncated_B, following.truncated_B),
+        rollout,
+        response_BT=shuffle(rollout.response_BT, following.response_BT),
+        mask_BT=shuffle(rollout.mask_BT, following.mask_BT),
+        truncated_B=shuffle(rollout.truncated_B, following.truncated_B),
     )
     # Without a thought all of a problem's rows are the same: one is enough.
     silent = dataclasses.replace(
-        written,
-        response_BT=written.response_BT[::G],
-        mask_BT=jnp.zeros_like(written.mask_BT[::G]),
+        rollout,
+        response_BT=rollout.response_BT[::G],
+        mask_BT=jnp.zeros_like(rollout.mask_BT[::G]),
         # A response that is not truncated would lose its end token, and here is none.
         truncated_B=jnp.ones((P,), bool),
     )
-    rollouts = written, shuffled, silent
+    rollouts = rollout, shuffled, silent
     # No prompt is RLOO's: every row gets the reference answer.
     whole_P = jnp.zeros((P,), bool)
 

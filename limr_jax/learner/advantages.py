@@ -283,8 +283,8 @@ def rl_batch(
     # Rollouts that were not asked for have no advantage, and are none to be kept.
     kept = jnp.sum(learned_B if keep_B is None else keep_B)
     metrics = {
-        "advantage_abs_mean": jnp.sum(advantage_B) / rollout.asked,
-        "kept_share": kept / rollout.asked,
+        "advantage_abs_mean": jnp.sum(advantage_B) / rollout.quota,
+        "kept_share": kept / rollout.quota,
     }
     metrics |= model_metrics(batch, mask_BT, kl_BT, kl_coefficient)
     return batch, metrics

@@ -286,12 +286,12 @@ def over_rows(
             rows.layout(tokens_BS, target_BT),
         )
 
-    def write_rows(i, written):
+    def write_rows(i, so_far):
         return jax.tree.map(
             lambda x_RY, part_RY: jax.lax.dynamic_update_slice_in_dim(
                 x_RY, part_RY, i * size, axis=0
             ),
-            written,
+            so_far,
             of_rows(i),
         )
 
@@ -299,5 +299,5 @@ def over_rows(
     count = -(-packing.rows // size)
     shapes = jax.eval_shape(of_rows, 0)
     empty = jax.tree.map(lambda _: jnp.zeros((B, Y), jnp.float32), shapes)
-    written = jax.lax.fori_loop(0, count, write_rows, empty)
-    return jax.tree.map(lambda x_RY: _read(x_RY, packing.place_BT, 0.0), written)
+    so_far = jax.lax.fori_loop(0, count, write_rows, empty)
+    return jax.tree.map(lambda x_RY: _read(x_RY, packing.place_BT, 0.0), so_far)

@@ -169,6 +169,7 @@ def gradients(
     shapes = jax.eval_shape(lambda: gradient_of(0))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     count = micro_batches.count
+    # False itself, not an array of it: a run that freezes nothing compiles no test.
     if frozen is not False:
         count = jnp.where(frozen, 0, count)
     grads, sums, highs = jax.lax.fori_loop(0, count, add, zeros)

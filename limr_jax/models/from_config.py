@@ -50,7 +50,7 @@ def read_model_config(section, vocab_size: int) -> ModelConfig:
             config = _random_model(section, vocab_size)
         else:
             config = hf_weights.read_config(resolve(section.init))
-            config = dataclasses.replace(config, **_wanted(section))
+            config = dataclasses.replace(config, **_dimensions_of(section))
     except InputError:  # a ValueError too, with its message complete
         raise
     except ValueError as error:  # of ModelConfig
@@ -79,17 +79,17 @@ def check_adapters(section, config: ModelConfig) -> None:
 def preset_config(section) -> ModelConfig:
     """The dimensions that `model.preset` names, but for those that the section sets."""
     preset = choose(presets.PRESETS, section.preset, "model.preset")
-    config = dataclasses.replace(preset, **_wanted(section))
+    config = dataclasses.replace(preset, **_dimensions_of(section))
     lora.check_rank(config)
     return config
 
 
-def _wanted(section) -> dict:
+def _dimensions_of(section) -> dict:
     # A config that was saved without the field means its default.
     kernel = choose(_KERNEL, section.get("attention", "auto"), "model.attention")
     names = (*DIMENSIONS, "vocab_size", "max_length")
-    wanted = {name: section[name] for name in names if section.get(name)}
-    return wanted | {"attention_kernel": kernel, "lora": _lora(section.get("lora"))}
+    dimensions = {name: section[name] for name in names if section.get(name)}
+    return dimensions | {"attention_kernel": kernel, "lora": _lora(section.get("lora"))}
 
 
 def _lora(section) -> Lora | None:
@@ -157,7 +157,7 @@ def _random_model(section, vocab_size: int) -> ModelConfig:
             "tie_word_embeddings": True,
         }
     )
-    return dataclasses.replace(config, **_wanted(section))
+    return dataclasses.replace(config, **_dimensions_of(section))
 
 
 def param_shapes(section, model_config: ModelConfig):
@@ -206,7 +206,7 @@ def load_base(config, model_config: ModelConfig, mesh):
         params = transformer.init_params(model_config.base, key, int8=int8)
         return transformer.compute_params(params, dtype)
 
-    return _made(init_params, config.seed, mesh)
+    return _random_params(init_params, config.seed, mesh)
 
 
 def load_learned(config, model_config: ModelConfig, mesh):
@@ -224,10 +224,10 @@ def load_learned(config, model_config: ModelConfig, mesh):
     def init_params(key):
         return lora.split(transformer.init_params(model_config, key))[1]
 
-    return _made(init_params, config.seed, mesh)
+    return _random_params(init_params, config.seed, mesh)
 
 
-def _made(make, seed: int, mesh):
+def _random_params(make, seed: int, mesh):
     """Random parameters, of the run's seed."""
     shapes = jax.eval_shape(make, jax.random.key(0))
     # Laid out by the program that makes them, so nothing has to be moved after.

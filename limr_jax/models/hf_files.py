@@ -148,9 +148,9 @@ class TensorFiles:
         self.check([t for parts in expected.values() for t in parts], config)
         return expected
 
-    def check(self, wanted: list[Tensor], config: ModelConfig):
+    def check(self, template: list[Tensor], config: ModelConfig):
         """Every tensor there, of its shape, of a known dtype, and nothing else."""
-        expected = {tensor.name: tensor.file_shape for tensor in wanted}
+        expected = {tensor.name: tensor.file_shape for tensor in template}
         # Old checkpoints hold buffers too, which config.json gives.
         shapes = {
             name: shape

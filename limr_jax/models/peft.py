@@ -128,12 +128,12 @@ def check_fits(directory, config: ModelConfig, *, base: str | None = None) -> No
 
 def digest(directory) -> str:
     """sha256 of the adapters that a directory holds."""
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for name in (CONFIG, WEIGHTS):
         content = (pathlib.Path(directory) / name).read_bytes()
-        found.update(f"{name} {len(content)}\n".encode())
-        found.update(content)
-    return found.hexdigest()
+        sha.update(f"{name} {len(content)}\n".encode())
+        sha.update(content)
+    return sha.hexdigest()
 
 
 def _check_config(path: pathlib.Path, config: ModelConfig) -> None:
@@ -193,16 +193,16 @@ def _expected(directory, config: ModelConfig):
         ]
         for parameter, leaf in by_path(_shapes(config)).items()
     }
-    wanted = {x.name: x.file_shape for each in named.values() for x in each}
-    for name in sorted(wanted.keys() | files.shape_of.keys()):
-        there, asked = (
+    place_of = {x.name: x.file_shape for each in named.values() for x in each}
+    for name in sorted(place_of.keys() | files.shape_of.keys()):
+        shape, place = (
             list(shapes[name]) if name in shapes else "nothing"
-            for shapes in (files.shape_of, wanted)
+            for shapes in (files.shape_of, place_of)
         )
-        if there != asked:
+        if shape != place:
             raise InputError(
-                f"{path}: of {shown(name)} there is {there}, and the model of "
-                f"model.init has a place for {asked}; give adapters of this model"
+                f"{path}: of {shown(name)} there is {shape}, and the model of "
+                f"model.init has a place for {place}; give adapters of this model"
             )
     files.check([x for each in named.values() for x in each], config)
     return files, named

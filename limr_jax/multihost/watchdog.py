@@ -61,7 +61,7 @@ class Watch:
             "beat": 0,
             "ended": None,  # why, for the others to repeat
         }
-        self._seen: dict[int, tuple[int, float, dict]] = {}  # beat, when, record
+        self._last_beats: dict[int, tuple[int, float, dict]] = {}  # beat, when, record
         self._round = time.monotonic()  # when the store last answered
         self._error = "it does not answer"
         self._over = threading.Event()
@@ -73,7 +73,7 @@ class Watch:
 
     def name(self, process: int) -> str:
         """What `name` says of a process, by its last record."""
-        _, _, record = self._seen.get(process, (0, 0.0, {}))
+        _, _, record = self._last_beats.get(process, (0, 0.0, {}))
         return name(process, record)
 
     def started(self, index: int) -> None:
@@ -111,10 +111,10 @@ class Watch:
     def _look(self, records: Mapping[int, dict]) -> None:
         now = self._round = time.monotonic()
         for process, record in records.items():
-            beat, when, _ = self._seen.get(process, (None, 0.0, None))
+            beat, when, _ = self._last_beats.get(process, (None, 0.0, None))
             # By this host's clock, so that hosts' clocks need not agree.
             when = now if record["beat"] != beat else when
-            self._seen[process] = (record["beat"], when, record)
+            self._last_beats[process] = (record["beat"], when, record)
         stop = self._current_stop()
         # One host's word is enough: whoever reads it freezes, and says its number.
         if stop.requested or any("begun" in record for record in records.values()):
@@ -136,7 +136,7 @@ class Watch:
             if now - self._round > DEAD_SECONDS:
                 complaint = f"{self.name(0)}, the coordinator, is gone: {self._error}"
             for process in range(self._count):
-                _, when, record = self._seen.get(process, (0, start, {}))
+                _, when, record = self._last_beats.get(process, (0, start, {}))
                 if record.get("ended") and now - when > _GRACE_SECONDS:
                     complaint = f"{self.name(process)} ended: {record['ended']}"
                 # Up to the store's last answer: while it is silent no beat is seen.

@@ -85,7 +85,9 @@ class HostGrades:
             valid_B=over_all(self.valid_B, False),
             well_formed_B=over_all(self.well_formed_B, False),
             parts={name: over_all(x, np.nan) for name, x in self.parts.items()},
-            reasons=tuple(next(reasons) if asked else "no answer" for asked in asked_B),
+            reasons=tuple(
+                next(reasons) if is_asked else "no answer" for is_asked in asked_B
+            ),
         )
 
 

@@ -160,10 +160,12 @@ class HostGrader:
 
             def part(index):
                 # index: three slices of `shape`, those of one device's part.
-                copy_, wanted, _ = (range(*s.indices(n)) for s, n in zip(index, shape))
+                copy_, own_prompts, _ = (
+                    range(*s.indices(n)) for s, n in zip(index, shape)
+                )
                 if copy_[0] > 0:  # another copy, which `_first` does not look at
-                    return np.zeros((1, len(wanted), group), local_PG.dtype)
-                return local_PG[[place[p] for p in wanted]][None]
+                    return np.zeros((1, len(own_prompts), group), local_PG.dtype)
+                return local_PG[[place[p] for p in own_prompts]][None]
 
             shape = (copies, prompts, group)
             return put_parts(shape, sharding, part)

@@ -55,7 +55,7 @@ def rollout_stats(rollout: Rollout, graded: Graded) -> RolloutStats:
     tokens, shares are of all rollouts, the entropy is in nats a token.
     """
     valid_PG, length_B = graded.valid_PG, jnp.sum(rollout.mask_BT, axis=1)
-    tokens, rollouts = jnp.sum(length_B), jnp.int32(rollout.asked)
+    tokens, rollouts = jnp.sum(length_B), jnp.int32(rollout.quota)
     some_tokens = jnp.maximum(tokens, 1)
     # Of raw correctness, as samplers that filter groups judge them.
     flat_P = grpo.zero_variance(graded.correct_PG, valid_PG)

@@ -143,7 +143,7 @@ def call(
 
 def _listed(name: str, values, count: int) -> list:
     """The values as a list of that length."""
-    wanted = f"give a list of {count}, with None where it cannot grade"
+    remedy = f"give a list of {count}, with None where it cannot grade"
     # They have a length and can be walked through, but "10" is not [1, 0], and a dict
     # or a set is in no order of the completions.
     unordered = isinstance(values, (str, bytes, Mapping, Set))
@@ -155,12 +155,12 @@ def _listed(name: str, values, count: int) -> list:
     if listed is None:
         raise InputError(
             f"reward function {name} returned {type(values).__name__}, no list of "
-            f"numbers; {wanted}"
+            f"numbers; {remedy}"
         )
     if len(listed) != count:
         raise InputError(
             f"reward function {name} gave {len(listed)} values for {count} "
-            f"completions; {wanted}"
+            f"completions; {remedy}"
         )
     return listed
 

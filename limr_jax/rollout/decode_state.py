@@ -136,7 +136,7 @@ class Batcher:
         return len(self.pending.last_B) // row_shards(self.prompts.rows)
 
     @property
-    def asked(self) -> int | jax.Array:
+    def quota(self) -> int | jax.Array:
         """Rollouts of each device that are to be written: a number, or int32 [M]."""
         return self.rows if self.asked_M is None else self.asked_M
 
@@ -155,10 +155,12 @@ class Batcher:
             if self.shares:
                 cache = kv.ring(prompts, self.config, rows=size, columns=columns)
             elif asked_M is None:
+                # Rows are in the order of the prompts, G of each.
                 cache = kv.repeat(
                     prompts, self.config, group=self.group, rows=size, columns=columns
                 )
             else:
+                # Where some of a group are not asked for, each row names its prompt.
                 cache = kv.copies(
                     prompts, self.config, pending.prompt_B, columns=columns
                 )
@@ -166,6 +168,7 @@ class Batcher:
             live_Z = ~pending.ended_B
             if asked_M is not None:
                 live_Z &= slots.row_Z < asked_M
+                # With more slots than rollouts the number pending would be negative.
                 begun_M = jnp.minimum(slots.begun_M, asked_M)
                 slots = dataclasses.replace(slots, begun_M=begun_M)
             slots = dataclasses.replace(slots, live_Z=live_Z)
@@ -196,6 +199,7 @@ class Batcher:
         """
 
         def local(slots, slot_state, cache, turn, prompts, pending, asked_M):
+            # M is 1 here: this device's own number.
             rows = len(pending.last_B) if asked_M is None else asked_M[0]
             slots, fresh_Z = slots_lib.refill(slots, rows)
             # Gathered for every slot, kept for the fresh ones: the shapes are fixed.

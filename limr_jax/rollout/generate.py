@@ -80,7 +80,9 @@ def generate(
         )
 
     if devices > 1 and shards("tensor") == 1:
-        # Each device goes by a plan of its own, as if there were no other.
+        # Each device goes by a plan of its own, as if there were no other. Its loops
+        # may turn more often than another's, so nothing may pass between devices within
+        # them: nothing does, as what `fsdp` divides was gathered above.
         write = on_each(
             partial(write, slots=dataclasses.replace(slots, devices=1)),
             (REPLICATED, BATCH, REPLICATED, REPLICATED, BATCH),
@@ -118,6 +120,7 @@ def _write(
     pending = Pending.of(token_B, _ends(token_B, 0, config), key_B, position_PL)
     asked_M, rows_back = None, lambda out: out
     if asked_B is not None:
+        # Slots take a device's rollouts from the first on, and stop after asked_M.
         rows, asked_M, rows_back = asked_first(asked_B, (pending, columns))
         pending, columns = rows
     batcher = Batcher.of(
@@ -140,8 +143,10 @@ def _write(
     )
     state = batcher.init(slots_lib.init(slots), columns)
     state, held = slots_lib.drive(state, step, batcher, slots)
-    # Only what was written was reordered; the prompts are returned as they came.
+    # Only what was written was reordered; the prompts are returned as they came. The
+    # rollouts were reordered last, so they go back first.
     out = back(rows_back(state.out))
+    # By the mask too: the padding behind a truncated response may be an end token.
     stopped_BT = _stops(out["response_BT"], config) & out["mask_BT"]
     truncated_B = ~jnp.any(stopped_BT, axis=1)
     prompt_PL, position_PL, _, asked_PG = prompts
@@ -194,7 +199,7 @@ def _step(
     )
     key_Z = jax.random.wrap_key_data(state.slot_state.key_Z2, impl=key_impl)
     token_Z, logprob_Z, entropy_Z = choose(logits_ZV, key_Z, t_Z, sampling)
-    written = _column(token_Z, logprob_Z, entropy_Z)
+    column = _column(token_Z, logprob_Z, entropy_Z)
     replace = dataclasses.replace
     return DecodeState(
         slots=replace(state.slots, live_Z=live_Z & ~_ends(token_Z, t_Z, config)),
@@ -202,7 +207,7 @@ def _step(
         cache=cache,
         column=state.column + 1,
         # By the slots before the step: a row that ends with this token writes it too.
-        out=batcher.write(state.out, state.slots, t_Z, written),
+        out=batcher.write(state.out, state.slots, t_Z, column),
     )
 
 
@@ -233,7 +238,8 @@ def _first_tokens(
         chosen = jax.lax.map(choose_one, key_GP)
     else:
         chosen = jax.lax.map(choose_asked, (key_GP, asked_PG.T))
-    return _column(*(x_GP.T.reshape(-1) for x_GP in chosen)), prompts
+    token_B, logprob_B, entropy_B = (x_GP.T.reshape(-1) for x_GP in chosen)
+    return _column(token_B, logprob_B, entropy_B), prompts
 
 
 def _prefill(params, prompt_PL, position_PL, compute: ComputeConfig):
@@ -248,14 +254,16 @@ def _prefill(params, prompt_PL, position_PL, compute: ComputeConfig):
             config=compute.model,
             dtype=compute.dtype,
         )
+        # Prompts are left-padded, so each one's last token is in the last column.
         return hidden_XLD[:, -1], cache
 
     P, L = prompt_PL.shape
     parts = row_parts(P, L * compute.model.mlp_width)
     if parts == 1:
         return some(prompt_PL, position_PL)
-    split = (split_rows(x, parts) for x in (prompt_PL, position_PL))
-    return kv.by_parts(some, *split)
+    return kv.by_parts(
+        some, split_rows(prompt_PL, parts), split_rows(position_PL, parts)
+    )
 
 
 def _column(token_B, logprob_B, entropy_B) -> dict:

@@ -117,7 +117,7 @@ def drive(state, step, batcher, plan: SlotPlan):
     state: anything with `slots`, its `Slots`, as `init` makes them.
     step(state): the state after a token of every live row; it ends some.
     batcher.rows: rollouts of each device at most.
-    batcher.asked: those of them that are to be written; traced and of each device
+    batcher.quota: those of them that are to be written; traced and of each device
     (int32 [M]) where that depends on data.
     batcher.refill(state): the state with pending rollouts in the empty slots.
     batcher.compact(state, size): the state with the live rows in `size` slots of each
@@ -133,7 +133,7 @@ def drive(state, step, batcher, plan: SlotPlan):
         slots = state.slots
         # A device's slots follow one another along Z.
         live_M = jnp.sum(slots.live_Z.reshape(devices, -1), axis=1)
-        pending_M = batcher.asked - slots.begun_M
+        pending_M = batcher.quota - slots.begun_M
         empty_M = slots.live_Z.shape[0] // devices - live_M
         # An empty slot of a device without pending rollouts is of no use to another's:
         # rows stay on their device.

@@ -26,7 +26,7 @@ class Rollout:
     asked_B: jax.Array | None = None
 
     @property
-    def asked(self) -> jax.Array | int:
+    def quota(self) -> jax.Array | int:
         """Rollouts that were to be written."""
         if self.asked_B is None:
             return self.mask_BT.shape[0]
@@ -43,7 +43,7 @@ class Rollout:
         A rollout's first token comes from its prompt, without a decode step. A device
         that is done and waits for another has no slots.
         """
-        decoded = jnp.sum(self.mask_BT) - self.asked
+        decoded = jnp.sum(self.mask_BT) - self.quota
         slots = jnp.sum(self.slot_steps_M)
         return slots - decoded, jnp.maximum(slots, 1)
 

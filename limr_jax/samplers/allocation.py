@@ -134,6 +134,32 @@ class AdaState:
     correct_PG: jax.Array  # fp32: raw correctness of those that are graded
     valid_PG: jax.Array  # bool
 
+    @classmethod
+    def before_rounds(cls, inner, ids_P, most: int) -> "AdaState":
+        """Of the sampler's state `inner`; no rollout is asked for yet."""
+        shape = (len(ids_P), most)
+        none_PG = jnp.zeros(shape, bool)
+        return cls(
+            sampler=inner,
+            rounds=jnp.int32(0),
+            ids_P=ids_P,
+            asked_PG=none_PG,
+            round_PG=none_PG,
+            correct_PG=jnp.zeros(shape, jnp.float32),
+            valid_PG=none_PG,
+        )
+
+    @property
+    def begun_P(self) -> jax.Array:
+        """Rollouts of each problem so far, int32."""
+        return jnp.sum(self.asked_PG, axis=1, dtype=jnp.int32)
+
+    def right_and_wrong(self) -> tuple[jax.Array, jax.Array]:
+        """Rollouts of each problem so far of either outcome, int32."""
+        right_PG = self.valid_PG & (self.correct_PG > 0)
+        right_P = jnp.sum(right_PG, axis=1)
+        return right_P, jnp.sum(self.valid_PG, axis=1) - right_P
+
 
 def in_ada_rounds(
     sampler: PromptSampler,
@@ -151,35 +177,23 @@ def in_ada_rounds(
     `reinforce_ada.EXITS`. The sampler learns once a step, from all rollouts.
     """
     leaves = partial(reinforce_ada.EXITS[exit], taken=taken)
-    shape = (budget.prompts, budget.most)
+    before_rounds = partial(AdaState.before_rounds, most=budget.most)
 
     def open_problems(state):
-        right_PG = state.valid_PG & (state.correct_PG > 0)
-        right_P = jnp.sum(right_PG, axis=1)
-        return ~leaves(right_P, jnp.sum(state.valid_PG, axis=1) - right_P)
-
-    def nothing_asked(inner, ids_P):
-        none_PG = jnp.zeros(shape, bool)
-        return AdaState(
-            sampler=inner,
-            rounds=jnp.int32(0),
-            ids_P=ids_P,
-            asked_PG=none_PG,
-            round_PG=none_PG,
-            correct_PG=jnp.zeros(shape, jnp.float32),
-            valid_PG=none_PG,
-        )
+        right_P, wrong_P = state.right_and_wrong()
+        return ~leaves(right_P, wrong_P)
 
     def init():
-        return nothing_asked(sampler.init(), jnp.zeros(budget.prompts, jnp.int32))
+        return before_rounds(sampler.init(), jnp.zeros(budget.prompts, jnp.int32))
 
+    # No `earlier`, as no filter of groups goes with it: a step has one draw.
     def sample(state, key):
         inner, ids_P = jax.lax.cond(
             state.rounds == 0,
             lambda: sampler.sample(state.sampler, key),
             lambda: (state.sampler, state.ids_P),
         )
-        begun_P = jnp.sum(state.asked_PG, axis=1, dtype=jnp.int32)
+        begun_P = state.begun_P
         count_P = reinforce_ada.ask(
             open_problems(state),
             begun_P,
@@ -188,6 +202,8 @@ def in_ada_rounds(
             most=budget.most,
             last=state.rounds + 1 >= rounds,
         )
+        # A problem's rollouts are written in order: this round's are the `count` behind
+        # those that have begun, and none is in two rounds.
         g_1G = jnp.arange(budget.most)[None]
         round_PG = (g_1G >= begun_P[:, None]) & (g_1G < (begun_P + count_P)[:, None])
         state = dataclasses.replace(
@@ -200,6 +216,8 @@ def in_ada_rounds(
         )
         return state, ids_P
 
+    # A round's grades are only noted: to the sampler an update is a visit of its
+    # problems, and a step is one visit in however many rounds.
     def update(state, ids_P, correct_PG, valid_PG):
         newest = state.round_PG
         return dataclasses.replace(
@@ -212,8 +230,7 @@ def in_ada_rounds(
         taken_PG = reinforce_ada.take(
             state.correct_PG > 0, state.valid_PG & may_PG, taken=taken
         )
-        open_P = open_problems(state)
-        begun_P = jnp.sum(state.asked_PG, axis=1)
+        open_P, begun_P = open_problems(state), state.begun_P
         spent = jnp.sum(begun_P) == budget.rollouts
         whole = spent | ~jnp.any(open_P & (begun_P < budget.most))
         return (
@@ -231,7 +248,7 @@ def in_ada_rounds(
         inner = sampler.update(
             state.sampler, state.ids_P, state.correct_PG, state.valid_PG
         )
-        return nothing_asked(inner, state.ids_P)
+        return before_rounds(inner, state.ids_P)
 
     return PromptSampler(
         init=init,

@@ -28,19 +28,19 @@ class GroupBuffer:
     kept_P: jax.Array  # bool; False: the place is empty, whatever the arrays hold
 
 
-def without_round_fields(drawn, written, graded):
+def without_round_fields(drawn, rollout, graded):
     """A round's PromptBatch, Rollout and Graded without what is of the round alone.
 
     That is expected lengths, steps of the slots, parts of the reward, and reasons.
     """
     drawn = dataclasses.replace(drawn, expected_P=None)
-    written = dataclasses.replace(written, slot_steps_M=None)
-    return drawn, written, dataclasses.replace(graded, parts={}, reason_PG=None)
+    rollout = dataclasses.replace(rollout, slot_steps_M=None)
+    return drawn, rollout, dataclasses.replace(graded, parts={}, reason_PG=None)
 
 
-def empty(drawn, written, graded) -> GroupBuffer:
+def empty(drawn, rollout, graded) -> GroupBuffer:
     """A buffer with P empty places; the arguments, or their shapes, are of a round."""
-    groups = without_round_fields(drawn, written, graded)
+    groups = without_round_fields(drawn, rollout, graded)
     return GroupBuffer(
         groups=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), groups),
         born_P=jnp.zeros(drawn.ids_P.shape, jnp.int32),
@@ -48,14 +48,14 @@ def empty(drawn, written, graded) -> GroupBuffer:
     )
 
 
-def add_round(before: GroupBuffer, drawn, written, graded) -> GroupBuffer:
+def add_round(before: GroupBuffer, drawn, rollout, graded) -> GroupBuffer:
     """A step's groups with the rollouts that one more round has written of them.
 
     before: the groups so far, of the same problems; no rollout is in two rounds.
     `taken_PG` of the grades is left as it was.
     """
-    old_drawn, old_written, old_graded = before.groups
-    drawn, written, graded = without_round_fields(drawn, written, graded)
+    old_drawn, old_rollout, old_graded = before.groups
+    drawn, rollout, graded = without_round_fields(drawn, rollout, graded)
     asked_PG = drawn.asked_PG
 
     def of_groups(new_PG, old_PG):
@@ -65,12 +65,15 @@ def add_round(before: GroupBuffer, drawn, written, graded) -> GroupBuffer:
         flag_BX = asked_PG.reshape(-1, *(1,) * (new_BX.ndim - 1))
         return jnp.where(flag_BX, new_BX, old_BX)
 
-    def without_prompts(written):
-        return dataclasses.replace(written, prompt_PL=None, position_PL=None)
+    # Prompts have P rows where all else of a Rollout has P · G, so flags of rollouts do
+    # not fit them; and they are the same in every round.
+    def without_prompts(rollout):
+        return dataclasses.replace(rollout, prompt_PL=None, position_PL=None)
 
     rows = jax.tree.map(
-        of_rollouts, without_prompts(written), without_prompts(old_written)
+        of_rollouts, without_prompts(rollout), without_prompts(old_rollout)
     )
+    # A round's grades say nothing of what is taken, and only like trees can be mapped.
     taken_PG = old_graded.taken_PG
     graded = jax.tree.map(
         of_groups, graded, dataclasses.replace(old_graded, taken_PG=None)
@@ -78,7 +81,7 @@ def add_round(before: GroupBuffer, drawn, written, graded) -> GroupBuffer:
     groups = (
         dataclasses.replace(drawn, asked_PG=asked_PG | old_drawn.asked_PG),
         dataclasses.replace(
-            rows, prompt_PL=written.prompt_PL, position_PL=written.position_PL
+            rows, prompt_PL=rollout.prompt_PL, position_PL=rollout.position_PL
         ),
         dataclasses.replace(graded, taken_PG=taken_PG),
     )
@@ -115,7 +118,7 @@ def collect(
     waiting: GroupBuffer,
     step,
     drawn,
-    written,
+    rollout,
     graded,
     *,
     keep: Callable,
@@ -129,20 +132,20 @@ def collect(
     """
     keep_P = keep(graded.correct_PG, graded.valid_PG)
     born_P = jnp.full_like(waiting.born_P, step)
-    new = GroupBuffer(without_round_fields(drawn, written, graded), born_P, keep_P)
+    new = GroupBuffer(without_round_fields(drawn, rollout, graded), born_P, keep_P)
     batch, surplus = merge(waiting, new, step, max_age=max_age)
-    drawn, written, graded = batch.groups
+    drawn, rollout, graded = batch.groups
     # An empty place still holds arrays, of a group that was not kept, say.
     valid_PG = graded.valid_PG & batch.kept_P[:, None]
     graded = dataclasses.replace(graded, valid_PG=valid_PG)
     # Empty places have tokens and ages, too: only those that are kept count.
     groups, age_P = jnp.sum(batch.kept_P), step - batch.born_P
-    length_P = jnp.sum(written.mask_BT.reshape(len(age_P), -1), axis=1)
-    written_P = jnp.full(len(age_P), written.group)
+    length_P = jnp.sum(rollout.mask_BT.reshape(len(age_P), -1), axis=1)
+    written_P = jnp.full(len(age_P), rollout.group)
     if drawn.asked_PG is not None:
         written_P = jnp.sum(drawn.asked_PG, axis=1)
     return (
-        dataclasses.replace(batch, groups=(drawn, written, graded)),
+        dataclasses.replace(batch, groups=(drawn, rollout, graded)),
         surplus,
         jnp.all(batch.kept_P),
         {

@@ -238,6 +238,7 @@ class Checkpointer:
         record, arrays, problem = None, {}, None
         try:
             record = checkpoint_record.read(path, f"{_META}/metadata", step)
+            # A tool may look at it; a run would go on from what nobody can check.
             if record is None and not self.read_only:
                 raise Damaged(f"{path} is of limr_jax 0.2, without digests")
             saved = _saved(path, record)
@@ -347,14 +348,14 @@ def _as_saved(places: Mapping[str, Any], saved: Mapping) -> dict[str, Any]:
 
 def _read_arrays(path: epath.Path, places: Mapping, partial: bool) -> dict:
     """The arrays by name; those without a number in them are made."""
-    wanted = {name: place for name, place in places.items() if place.size}
-    how = ocp.checkpoint_utils.construct_restore_args(wanted)
+    nonempty = {name: place for name, place in places.items() if place.size}
+    how = ocp.checkpoint_utils.construct_restore_args(nonempty)
     with jax.transfer_guard("allow"), checkpoint_record.examining(path, _STATE):
         # The manager's own way waits for all processes, also where one has failed.
         arrays = _handler().restore(
             path / _STATE,
             args=ocp.args.PyTreeRestore(
-                wanted, restore_args=how, partial_restore=partial
+                nonempty, restore_args=how, partial_restore=partial
             ),
         )
     return arrays | {

@@ -174,12 +174,12 @@ def silence_unheard() -> None:
     warnings.filterwarnings("ignore", _NEVER_STARTED, RuntimeWarning)
 
 
-def check_fits(path, saved: Mapping, wanted: Mapping, *, partial: bool) -> None:
-    """InputError unless each wanted array is there, in its shape and dtype."""
+def check_fits(path, saved: Mapping, template: Mapping, *, partial: bool) -> None:
+    """InputError unless each array of the template is there, in its shape and dtype."""
     remedy = "give the config that it was saved with, or another --workdir"
-    extra = [] if partial else sorted(saved.keys() - wanted.keys())
+    extra = [] if partial else sorted(saved.keys() - template.keys())
     # Arrays without a number were never written: a list of the files lacks them.
-    absent = [name for name in wanted if name not in saved and wanted[name].size]
+    absent = [name for name in template if name not in saved and template[name].size]
     if absent or extra:
         what = [f"lacks {name}" for name in absent[:1]]
         what += [f"has {name}" for name in extra[:1]]
@@ -188,13 +188,13 @@ def check_fits(path, saved: Mapping, wanted: Mapping, *, partial: bool) -> None:
             f"{path} does not fit: it {' and '.join(what)} ({count} names differ); "
             f"{remedy}"
         )
-    for name in sorted(saved.keys() & wanted.keys()):
-        leaf = wanted[name]
-        wanted_shape, saved_shape = tuple(leaf.shape), tuple(saved[name].shape)
-        if wanted_shape != saved_shape:
+    for name in sorted(saved.keys() & template.keys()):
+        leaf = template[name]
+        template_shape, saved_shape = tuple(leaf.shape), tuple(saved[name].shape)
+        if template_shape != saved_shape:
             raise InputError(
                 f"{path} does not fit: {name} has shape {saved_shape}, not "
-                f"{wanted_shape}; {remedy}"
+                f"{template_shape}; {remedy}"
             )
         if np.dtype(saved[name].dtype) != np.dtype(leaf.dtype):
             raise InputError(

@@ -131,8 +131,8 @@ def outcome(workdirs: Sequence, tokens: int, *, group: int) -> dict:
         "area": float(np.trapezoid(heights_X, line_X) / tokens),
         "signal_share": group * sums["signal_groups"] / sums["rollouts"],
     }
-    made = {"curve": curve, "sums": sums}
-    digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+    content = {"curve": curve, "sums": sums}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return {
         "curve": curve,
         "digest": digest[:16],
@@ -291,13 +291,13 @@ def markdown(summaries: Mapping[str, Mapping], *, tokens: int, command: str) -> 
         "difference as large as 'shows', in points, is seen with a chance of 80 % (a "
         "paired t-test at 5 %).\n"
     ]
-    for regime, found in summaries.items():
+    for regime, regime_summary in summaries.items():
         parts.append(f"## {regime}\n")
         heads = [head for head, _, _ in FIGURES.values()]
         head = ["arm", "seeds", heads[0], f"− {FIRST}", "p, Holm", "shows", *heads[1:]]
         head.append(f"tokens to {GAIN:.0%} of {FIRST}'s gain")
         lines = [_line(head), "|" + "---|" * len(head)]
-        for arm, figures in found["arms"].items():
+        for arm, figures in regime_summary["arms"].items():
             difference = figures["accuracy"]["difference"]
             cells = [arm, str(figures["accuracy"]["seeds"])]
             cells.append(_shown(figures["accuracy"]))
@@ -309,8 +309,8 @@ def markdown(summaries: Mapping[str, Mapping], *, tokens: int, command: str) -> 
             cells.append(_tokens(figures.get("tokens_to")))
             lines.append(_line(cells))
         parts.append("\n".join(lines) + "\n")
-        if found["pairing"]:
-            saved = found["pairing"]["seeds_saved"]
+        if regime_summary["pairing"]:
+            saved = regime_summary["pairing"]["seeds_saved"]
             parts.append(f"A seed in pairs is worth {saved:.1f} without.")
         parts.append("")
     return "\n".join(parts)

@@ -89,14 +89,14 @@ def _cells(rollouts: list[DumpedRollout], right_at: float | None) -> dict:
 
 
 def _verl(folder: pathlib.Path, reward: str) -> Iterator[DumpedRollout]:
-    found = _numbered(folder.glob("*.jsonl"), lambda path: path.stem)
-    if not found:
+    paths = _numbered(folder.glob("*.jsonl"), lambda path: path.stem)
+    if not paths:
         raise InputError(
             f"{folder}: holds no STEP.jsonl; give the folder that verl's "
             "trainer.rollout_data_dir named"
         )
     name = reward or "score"
-    for step, path in found:
+    for step, path in paths:
         for where, row in jsonl.read_rows(path):
             value = _reward(row, name, where)
             yield DumpedRollout(_text(row, "input", where), step, step, value)
@@ -107,17 +107,17 @@ _TRL_OTHERS = ("step", "prompt", "completion", "advantage")
 
 def _trl(folder: pathlib.Path, reward: str) -> Iterator[DumpedRollout]:
     inside = folder / "completions"
-    found = _numbered(
+    paths = _numbered(
         (inside if inside.is_dir() else folder).glob("completions_*.parquet"),
         lambda path: path.stem.removeprefix("completions_"),
     )
-    if not found:
+    if not paths:
         raise InputError(
             f"{folder}: holds no completions_STEP.parquet; give the output_dir of a "
             "TRL run with log_completions=True and logging_steps=1"
         )
     before = None
-    for step, path in found:
+    for step, path in paths:
         rows = list(normalise.read(path))
         texts = [(row.get("prompt"), row.get("completion")) for _, row in rows]
         # Every logged step writes the newest generation, from which several steps may
@@ -157,13 +157,13 @@ def _prime_rl(folder: pathlib.Path, reward: str) -> Iterator[DumpedRollout]:
         lambda path: path.name.removeprefix("step_"),
     )
     files_of = ((step, _lines_of_step(parent)) for step, parent in steps)
-    found = [(step, path) for step, path in files_of if path]
-    if not found:
+    paths = [(step, path) for step, path in files_of if path]
+    if not paths:
         raise InputError(
             f"{folder}: holds no rollouts/step_STEP/train/all/traces.jsonl; give the "
             "run directory of a prime-rl run with its file monitor on"
         )
-    for step, path in found:
+    for step, path in paths:
         for where, row in jsonl.read_rows(path):
             if "example_id" in row:
                 failed = row.get("error") is not None

@@ -107,10 +107,10 @@ def _check(config, workdir: str, last: int) -> None:
         "allocation.name": (config.allocation.name, "fixed"),
         "model.lora.rank": (config.model.lora.rank, 0),
     }
-    for field, (value, wanted) in plain.items():
-        if value != wanted:
+    for field, (value, plain_value) in plain.items():
+        if value != plain_value:
             raise InputError(
-                f"{workdir}: {field}={value}, and only runs with {wanted} can be "
+                f"{workdir}: {field}={value}, and only runs with {plain_value} can be "
                 "studied; give another run"
             )
     with checkpoint.Checkpointer(workdir, read_only=True) as saver:
@@ -155,11 +155,11 @@ def write_again(old: OldRollouts) -> list[dict[str, np.ndarray]]:
         ids_P = np.array([place[row["id"]] for row in rows[::group]], np.int32)
         drawn = old.drawn(ids_P)
         # A rollout's key has the steps that were done before it.
-        written = run.programs.generate(
+        rollout = run.programs.generate(
             old.params(step - 1), np.int32(step - 1), drawn, run.sampling, run.seed
         )
-        graded = run.grade(written, drawn)
-        arrays = {name: x for name, x in vars(written).items() if x is not None}
+        graded = run.grade(rollout, drawn)
+        arrays = {name: x for name, x in vars(rollout).items() if x is not None}
         arrays, correct_PG = on_host((arrays, graded.correct_PG))
         length_B = arrays["mask_BT"].sum(axis=1)
         differs = 0
@@ -169,12 +169,14 @@ def write_again(old: OldRollouts) -> list[dict[str, np.ndarray]]:
             differs += not (same_grade and text == row["response"])
         return arrays | {"ids_P": ids_P, "correct_PG": correct_PG, "differs": differs}
 
-    made = []
+    arrays_of_steps = []
     with progress("write again", old.steps) as advance:
         for step in steps:
-            made.append(_kept(old.out / f"rollouts/{step}.npz", partial(make, step)))
+            arrays_of_steps.append(
+                _kept(old.out / f"rollouts/{step}.npz", partial(make, step))
+            )
             advance(1)
-    return made
+    return arrays_of_steps
 
 
 def _rollout(arrays: dict[str, np.ndarray]) -> Rollout:
@@ -190,9 +192,9 @@ def log_ratios(old: OldRollouts, rollouts: list[dict], step: int) -> np.ndarray:
         params, parts = old.params(step), []
         with progress(f"score under step {step}", step) as advance:
             for arrays in rollouts[:step]:
-                written = _rollout(arrays)
+                rollout = _rollout(arrays)
                 today_BT = on_host(
-                    old.run.programs.old(params, written, old.run.sampling)
+                    old.run.programs.old(params, rollout, old.run.sampling)
                 )
                 ratio_BT = today_BT - arrays["logprob_BT"]
                 ratio_B = np.where(arrays["mask_BT"], ratio_BT, 0).sum(axis=1)
@@ -261,12 +263,12 @@ def seconds(old: OldRollouts, rollouts: list[dict], step: int) -> dict[str, floa
     # One turn more, the first, in which programs may compile.
     for turn, arrays in enumerate(rollouts[-_TIMED - 1 :]):
         drawn = old.drawn(arrays["ids_P"])
-        written = _rollout(arrays)
+        rollout = _rollout(arrays)
         calls = {
             "write": partial(
                 run.programs.generate, params, now, drawn, run.sampling, run.seed
             ),
-            "score": partial(run.programs.old, params, written, run.sampling),
+            "score": partial(run.programs.old, params, rollout, run.sampling),
         }
         # In turns: what else the machine does slows both.
         for name, call in calls.items():

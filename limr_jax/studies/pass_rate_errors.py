@@ -140,10 +140,12 @@ def by_bin(case: Case, window: str, by: str, *, decay: float) -> list[dict[str, 
     cases can be added up.
     """
     seen, group = visits(case), case.correct_XPG.shape[2]
-    weighted = snis(*window_of(seen, WINDOWS[window]))
+    correct_NR, log_ratio_NR, used_NR = window_of(seen, WINDOWS[window])
+    weighted = snis(correct_NR, log_ratio_NR, used_NR)
     truth_N = case.truth_NK.mean(axis=1)
     own = of_rate(weighted.rate_N, weighted.ess_N, group=group)
-    beta = of_counts(*beta_counts(case, decay=decay), group=group)
+    right_N, wrong_N = beta_counts(case, decay=decay)
+    beta = of_counts(right_N, wrong_N, group=group)
     inside_N = (own.low_N <= truth_N) & (truth_N <= own.high_N)
     errors = {
         name: squared_error(rate_N, case.truth_NK)

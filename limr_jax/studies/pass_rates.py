@@ -208,25 +208,30 @@ def beta_name(decay: float, fresh: int = 0) -> str:
 def estimates(case: Case) -> dict[str, RateEstimate]:
     """Every estimate of the case's pass rates, by name."""
     seen, group = visits(case), case.correct_XPG.shape[2]
-    made = {}
+    estimate_of = {}
     for window, count in WINDOWS.items():
         correct_NR, log_ratio_NR, used_NR = window_of(seen, count)
         weighted = snis(correct_NR, log_ratio_NR, used_NR)
         size_N = used_NR.sum(axis=1)
         rate_N, ess_N = weighted.rate_N, weighted.ess_N
         ruled_N = np.where(ess_N < LEAST_ESS, weighted.raw_N, rate_N)
-        made[f"raw mean, {window}"] = of_rate(weighted.raw_N, size_N, group=group)
-        made[f"SNIS, {window}"] = of_rate(ruled_N, ess_N, group=group)
+        estimate_of[f"raw mean, {window}"] = of_rate(
+            weighted.raw_N, size_N, group=group
+        )
+        estimate_of[f"SNIS, {window}"] = of_rate(ruled_N, ess_N, group=group)
         # What ESS means: so many rollouts of today's policy. With a prior few of them
         # say little, so no rule is needed for these.
-        made[f"SNIS as counts, {window}"] = of_counts(
+        estimate_of[f"SNIS as counts, {window}"] = of_counts(
             1 + ess_N * rate_N, 1 + ess_N * (1 - rate_N), group=group
         )
     for decay in DECAYS:
         for fresh in (0, *FRESH):
-            counts = beta_counts(case, decay=decay, fresh=fresh)
-            made[beta_name(decay, fresh)] = of_counts(*counts, group=group)
-    made["BOTS"] = of_counts(*bots_counts(case), group=group)
+            right_N, wrong_N = beta_counts(case, decay=decay, fresh=fresh)
+            estimate_of[beta_name(decay, fresh)] = of_counts(
+                right_N, wrong_N, group=group
+            )
+    right_N, wrong_N = bots_counts(case)
+    estimate_of["BOTS"] = of_counts(right_N, wrong_N, group=group)
     eight_N = case.fresh_NF[:, :group].mean(axis=1)
-    made[f"{group} fresh alone"] = of_rate(eight_N, group, group=group)
-    return made
+    estimate_of[f"{group} fresh alone"] = of_rate(eight_N, group, group=group)
+    return estimate_of

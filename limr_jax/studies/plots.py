@@ -93,8 +93,8 @@ def differences(report: Mapping[str, Mapping]) -> Figure:
     for axes, regime in zip(panels, regimes):
         axes.axvline(0, color="0.6", lw=0.8)
         for place, arm in enumerate(arms):
-            found = report[regime]["arms"].get(arm)
-            difference = found and found["accuracy"]["difference"]
+            figures = report[regime]["arms"].get(arm)
+            difference = figures and figures["accuracy"]["difference"]
             if not difference or difference["mean"] is None:
                 continue
             mean, low, high = (

@@ -430,19 +430,19 @@ def test_memory_is_what_the_compiler_has_laid_out(tmp_path):
 
 
 def test_what_a_compiler_that_fails_says_it_wanted():
-    wanted = compile.wanted
+    needed = compile.needed_temporaries
     text = (
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for "
         "HLO temporaries (120.00G) exceeds available HBM (30.75G)."
     )
-    assert wanted(text, 20 * GIB) == 120 * GIB
+    assert needed(text, 20 * GIB) == 120 * GIB
     text = (
         "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in "
         "memory space hbm. Used 45.50G of 30.75G hbm. Exceeded hbm capacity by 14.75G. "
         "Total hbm usage >= 46.02G: reserved 530.00M program 25.50G arguments 20.00G"
     )
-    assert wanted(text, 20 * GIB) == int(25.5 * GIB)
-    assert wanted("something else", 0) == 0
+    assert needed(text, 20 * GIB) == int(25.5 * GIB)
+    assert needed("something else", 0) == 0
 
 
 MISTAKES = {

@@ -7,7 +7,7 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from tiny_run import configure, set_up, told, write_problems
+from tiny_run import configure, run_records, set_up, write_problems
 
 from limr_jax import step
 from limr_jax.compilation import warm_up
@@ -51,7 +51,7 @@ def test_a_step_compiles_nothing_that_was_compiled_ahead(
     assert first == second
     jax.clear_caches()
     train(run, config, tmp_path / "plain")
-    assert told(tmp_path / "ahead") == told(tmp_path / "plain")
+    assert run_records(tmp_path / "ahead") == run_records(tmp_path / "plain")
 
 
 def test_what_does_not_compile_is_raised_by_whoever_waits(made, monkeypatch):

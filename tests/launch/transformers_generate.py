@@ -20,17 +20,17 @@ import transformers
 
 def main(line: str) -> None:
     """Measure each size, fixed lengths and ragged ones, one after the other."""
-    asked = json.loads(line)
+    request = json.loads(line)
     transformers.logging.set_verbosity_error()
-    for name, fields in asked["sizes"].items():
-        model = _model(fields, asked["device"])
-        shape = asked["prompts"], asked["prompt_length"]
-        ids_PL = torch.randint(3, fields["vocab_size"], shape, device=asked["device"])
+    for name, fields in request["sizes"].items():
+        model = _model(fields, request["device"])
+        shape = request["prompts"], request["prompt_length"]
+        ids_PL = torch.randint(3, fields["vocab_size"], shape, device=request["device"])
         # Of these no row ends but with the limit.
-        for variant, ends in (("fixed", None), ("ragged", asked["ends"][name])):
+        for variant, ends in (("fixed", None), ("ragged", request["ends"][name])):
             # Short at first: what is loaded and chosen once is not timed.
-            _generate(model, ids_PL, asked | {"response_length": 4}, ends)
-            tokens, columns, seconds = _generate(model, ids_PL, asked, ends)
+            _generate(model, ids_PL, request | {"response_length": 4}, ends)
+            tokens, columns, seconds = _generate(model, ids_PL, request, ends)
             row = {
                 "size": name,
                 "variant": variant,
@@ -44,7 +44,7 @@ def main(line: str) -> None:
             print(json.dumps(row), flush=True)
         # Its memory, before the next one takes its own.
         del model
-        if asked["device"] == "cuda":
+        if request["device"] == "cuda":
             torch.cuda.empty_cache()
 
 
@@ -57,17 +57,17 @@ def _model(fields: dict, device: str):
     return model.eval()
 
 
-def _generate(model, ids_PL, asked: dict, ends) -> tuple[int, int, float]:
+def _generate(model, ids_PL, request: dict, ends) -> tuple[int, int, float]:
     """Tokens up to and with each row's end, columns written, seconds."""
-    ids_BL = ids_PL.repeat_interleave(asked["group"], 0)
+    ids_BL = ids_PL.repeat_interleave(request["group"], 0)
     torch.manual_seed(0)
-    _wait(asked["device"])
+    _wait(request["device"])
     begun = time.perf_counter()
     out_BS = model.generate(
         input_ids=ids_BL,
         attention_mask=torch.ones_like(ids_BL),
-        max_new_tokens=asked["response_length"],
-        max_time=asked["seconds"],
+        max_new_tokens=request["response_length"],
+        max_time=request["seconds"],
         do_sample=True,
         temperature=1.0,
         top_k=0,
@@ -75,7 +75,7 @@ def _generate(model, ids_PL, asked: dict, ends) -> tuple[int, int, float]:
         eos_token_id=ends,
         pad_token_id=0,
     )
-    _wait(asked["device"])
+    _wait(request["device"])
     seconds = time.perf_counter() - begun
     response_BT = out_BS[:, ids_BL.shape[1] :]
     rows, columns = response_BT.shape

@@ -12,9 +12,9 @@ from jax.sharding import NamedSharding
 from tiny_policy import QUICK, QWEN, fp32
 from tiny_run import (
     configure,
+    run_records,
     set_up,
     stopping,
-    told,
     with_parity,
     write_problems,
 )
@@ -80,7 +80,7 @@ def rl_batch(written, reward_PG, value_BT, valid_PG=ALL_VALID, **changes):
     } | changes
     reference_BT = options.pop("reference_BT")
     coefficient = np.float32(options.pop("kl_coefficient"))
-    batch, told = advantages.rl_batch(
+    batch, batch_metrics = advantages.rl_batch(
         written,
         reward_PG,
         valid_PG,
@@ -88,7 +88,7 @@ def rl_batch(written, reward_PG, value_BT, valid_PG=ALL_VALID, **changes):
         coefficient,
         **options,
     )
-    return batch_lib.weigh(batch, "token"), told
+    return batch_lib.weigh(batch, "token"), batch_metrics
 
 
 def by_hand_gae(reward_T, value_T, lam=0.8, after=0.0):
@@ -139,7 +139,7 @@ def test_the_reward_comes_last_and_a_penalty_with_its_token(written, value_BT):
     reward_PG = random.standard_normal((P, G)).astype(np.float32)
     old_BT, mask_BT = np.asarray(written.logprob_BT), np.asarray(written.mask_BT)
     reference_BT = old_BT + random.standard_normal(old_BT.shape).astype(np.float32)
-    batch, told = rl_batch(
+    batch, batch_metrics = rl_batch(
         written, reward_PG, value_BT, reference_BT=reference_BT, kl_coefficient=0.1
     )
     for b in range(P * G):
@@ -154,10 +154,12 @@ def test_the_reward_comes_last_and_a_penalty_with_its_token(written, value_BT):
         )
         assert not np.any(batch.advantage_BT[b, n:])
     kl = (old_BT - reference_BT)[mask_BT].mean()
-    np.testing.assert_allclose(told["kl"], kl, rtol=1e-5)
+    np.testing.assert_allclose(batch_metrics["kl"], kl, rtol=1e-5)
     returns, values = np.asarray(batch.return_BT)[mask_BT], value_BT[mask_BT]
     explained = 1 - np.var(returns - values) / np.var(returns)
-    np.testing.assert_allclose(told["critic/explained_variance"], explained, rtol=1e-4)
+    np.testing.assert_allclose(
+        batch_metrics["critic/explained_variance"], explained, rtol=1e-4
+    )
 
 
 @pytest.mark.slow
@@ -347,7 +349,7 @@ def test_a_stop_and_a_resume_change_nothing(whole, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(stopping(made, 3), config, tmp_path)
     train(made, config, tmp_path)
-    assert told(tmp_path) == told(workdir)
+    assert run_records(tmp_path) == run_records(workdir)
 
 
 @pytest.mark.slow

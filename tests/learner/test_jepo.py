@@ -11,9 +11,9 @@ import tiny_policy
 from tiny_policy import QUICK, QWEN, fp32
 from tiny_run import (
     configure,
+    run_records,
     set_up,
     stopping,
-    told,
     with_parity,
     write_problems,
 )
@@ -194,7 +194,7 @@ def exact(params, written, rows, estimator, whole_PG, right_PG):
 
 
 def batch_of(written, rows, estimator, reward_PG, **changes):
-    batch, told = jepo_batch(
+    batch, batch_metrics = jepo_batch(
         written,
         reward_PG,
         np.ones((P, G), bool),
@@ -206,7 +206,7 @@ def batch_of(written, rows, estimator, reward_PG, **changes):
             **changes,
         },
     )
-    return batch_lib.weigh(batch, "rollout"), told
+    return batch_lib.weigh(batch, "rollout"), batch_metrics
 
 
 OBJECTIVE = partial(
@@ -296,20 +296,24 @@ def check_gradient(config, written, phrase, estimator, semi):
     def both(learned):
         params = lora.join(base, learned)
         scored = score_thoughts(params, rows, micro_batch_rows=4, **how)
-        batch, told = batch_of(written, scored, estimator, reward_PG)
+        batch, batch_metrics = batch_of(written, scored, estimator, reward_PG)
         grads, seen = update.gradients(learned, batch, loss=loss, micro_batch_rows=8)
         whole_PG = jnp.repeat(whole_P[:, None], G, axis=1)
         right_PG = rloo.advantage(reward_PG, jnp.ones((P, G), bool))
         given = (learned, written, rows, estimator, whole_PG, right_PG)
         expected, entropy = jax.grad(formulas, has_aux=True)(*given)
-        return grads, expected, told, seen["entropy"], entropy
+        return grads, expected, batch_metrics, seen["entropy"], entropy
 
-    grads, expected, told, *entropies = jax.jit(both, compiler_options=QUICK)(learned)
+    grads, expected, batch_metrics, *entropies = jax.jit(both, compiler_options=QUICK)(
+        learned
+    )
     largest = max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(expected))
     assert largest > 1e-3
     for one, two in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=2e-6 * largest)
-    np.testing.assert_allclose(told["jepo/solved_share"], whole_P.mean(), atol=1e-6)
+    np.testing.assert_allclose(
+        batch_metrics["jepo/solved_share"], whole_P.mean(), atol=1e-6
+    )
     np.testing.assert_allclose(*entropies, rtol=1e-5)
 
 
@@ -328,7 +332,7 @@ def test_a_thought_without_the_phrase_keeps_its_penalty_alone(written, phrase):
         rows, answer_B=jnp.asarray(random.normal(size=P * G) - 9)
     )
     reward_PG = np.zeros((P, G), np.float32)
-    batch, told = batch_of(written, rows, "practical", reward_PG)
+    batch, batch_metrics = batch_of(written, rows, "practical", reward_PG)
     formatted_B = np.asarray(rows.formatted_B)
     weight_B = np.max(np.abs(batch.answer_weight_BT), axis=1)
     assert np.all(weight_B[~formatted_B] == 0) and np.all(weight_B[formatted_B] > 0)
@@ -348,7 +352,7 @@ def test_a_thought_without_the_phrase_keeps_its_penalty_alone(written, phrase):
         batch.mask_BT[~formatted_B][:, :T], written.mask_BT[~formatted_B]
     )
     assert not np.any(batch.mask_BT[~formatted_B][:, T:])
-    share = told["jepo/unformatted_share"]
+    share = batch_metrics["jepo/unformatted_share"]
     np.testing.assert_allclose(share, 1 - formatted_B.mean(), rtol=1e-6)
 
 
@@ -436,4 +440,4 @@ def test_a_run_and_its_resume(quick_compiler, problems, tmp_path, changes):
     with pytest.raises(KeyboardInterrupt):
         train(stopping(made, 3), config, tmp_path / "broken")
     train(made, config, tmp_path / "broken")
-    assert told(tmp_path / "broken") == told(tmp_path / "whole")
+    assert run_records(tmp_path / "broken") == run_records(tmp_path / "whole")

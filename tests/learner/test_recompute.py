@@ -1,7 +1,14 @@
 """A run whose old log-probabilities are the learner's own, with and without KL."""
 
 import pytest
-from tiny_run import configure, set_up, stopping, told, with_parity, write_problems
+from tiny_run import (
+    configure,
+    run_records,
+    set_up,
+    stopping,
+    with_parity,
+    write_problems,
+)
 
 from limr_jax.storage import metrics
 from limr_jax.train import train
@@ -39,7 +46,7 @@ def test_old_log_probabilities_are_computed_again(
     with pytest.raises(KeyboardInterrupt):
         train(stopping(made, 3), config, tmp_path / "again")
     train(made, config, tmp_path / "again")
-    assert told(tmp_path / "again") == told(tmp_path / "whole")
+    assert run_records(tmp_path / "again") == run_records(tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -3,7 +3,14 @@
 import jax
 import numpy as np
 import pytest
-from tiny_run import configure, set_up, stopping, told, with_parity, write_problems
+from tiny_run import (
+    configure,
+    run_records,
+    set_up,
+    stopping,
+    with_parity,
+    write_problems,
+)
 
 from limr_jax.storage import checkpoint, metrics
 from limr_jax.train import train
@@ -71,4 +78,4 @@ def test_a_stop_before_and_after_a_reset_changes_nothing(whole, tmp_path, step):
     with pytest.raises(KeyboardInterrupt):
         train(stopping(made, step), config, tmp_path)
     train(made, config, tmp_path)
-    assert told(tmp_path) == told(whole[0])
+    assert run_records(tmp_path) == run_records(whole[0])

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_policy import QWEN
-from tiny_run import configure, set_up, told, write_problems
+from tiny_run import configure, run_records, set_up, write_problems
 
 from limr_jax import train
 from limr_jax.compilation import slices
@@ -191,7 +191,7 @@ def test_a_run_takes_xla_s_attention_instead(
     assert "<h2>Kernels</h2>" in page and "no such layout" in page
     assert "<h2>Kernels</h2>" not in html_report.page([expected], samples=1)
     # The rollouts are those of model.attention=xla.
-    assert told(workdir)["rollouts"] == told(expected)["rollouts"]
+    assert run_records(workdir)["rollouts"] == run_records(expected)["rollouts"]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from tiny_run import ROOT, arguments, configure, set_up, told, write_problems
+from tiny_run import ROOT, arguments, configure, run_records, set_up, write_problems
 
 import limr_jax
 from limr_jax.errors import InputError
@@ -132,7 +132,7 @@ def whole(folder, tmp_path_factory):
 
 def assert_same(workdir, whole, template) -> None:
     """All that is kept is the same: the state to the last bit, numbers, rollouts."""
-    assert told(workdir) == told(whole)
+    assert run_records(workdir) == run_records(whole)
     here, there = state_of(workdir, template), state_of(whole, template)
     jax.tree.map(np.testing.assert_array_equal, here, there)
     # LIM has counted each valid rollout of the unfinished epoch once.
@@ -143,7 +143,7 @@ def assert_same(workdir, whole, template) -> None:
 
 @pytest.mark.slow
 def test_the_whole_run_learns(whole, template):
-    rows = told(whole)["metrics"]
+    rows = run_records(whole)["metrics"]
     assert len(rows) == STEPS
     assert sum(row["gradient_norm"] > 0 for row in rows) > STEPS / 2
     assert 0 < np.mean([row["invalid_share"] for row in rows]) < 0.5
@@ -197,7 +197,7 @@ def test_stopped_killed_killed_and_killed_again(folder, whole, template, tmp_pat
     assert f"going on after step {latest[-1]} of {STEPS}" in said
     assert_same(workdir, whole, template)
     result = json.loads(said.out.splitlines()[-1])
-    assert result["params_digest"] == told(whole)["result"]["params_digest"]
+    assert result["params_digest"] == run_records(whole)["result"]["params_digest"]
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from tiny_run import ROOT, arguments, configure, set_up, told, write_problems
+from tiny_run import ROOT, arguments, configure, run_records, set_up, write_problems
 
 from limr_jax.errors import InputError
 from limr_jax.multihost import preemption, watchdog
@@ -163,7 +163,7 @@ def parts(folder, devices: int, more: tuple = ()):
 
 def assert_same_run(workdir, alone, but=()) -> None:
     """The same rollouts and grades; numbers but for the order of summation."""
-    here, there = told(workdir), told(alone)
+    here, there = run_records(workdir), run_records(alone)
     assert len(here["rollouts"]) == STEPS * 16
     assert here["rollouts"] == there["rollouts"]
     assert here["evals"] == there["evals"]
@@ -228,7 +228,7 @@ def test_a_stop_before_the_first_step(folder, tmp_path):
     said = run(folder, tmp_path / "run", *moment, **QUICK)
     assert [code for code, _ in said] == [0, 0], said
     assert "the same command goes on" in said[0][1]
-    assert latest(tmp_path / "run") == 0 and not told(tmp_path / "run")["evals"]
+    assert latest(tmp_path / "run") == 0 and not run_records(tmp_path / "run")["evals"]
 
 
 @pytest.mark.slow
@@ -280,7 +280,7 @@ def test_a_host_that_is_killed_ends_all_and_four_go_on(folder, tmp_path):
     assert [code for code, _ in said] == [0] * 4, said
     assert latest(workdir) >= 3
     run_here(folder, workdir, devices=8)
-    assert len(told(workdir)["rollouts"]) == STEPS * 16
+    assert len(run_records(workdir)["rollouts"]) == STEPS * 16
 
 
 @pytest.mark.slow
@@ -297,7 +297,7 @@ def test_rollouts_given_out_in_rounds(folder, tmp_path, quick_compiler):
     said = start(folder, [given] * 2).wait(900)
     assert [code for code, _ in said] == [0, 0], said
     run_here(folder, tmp_path / "alone", devices=4, **rounds)
-    here, there = told(tmp_path / "run"), told(tmp_path / "alone")
+    here, there = run_records(tmp_path / "run"), run_records(tmp_path / "alone")
     assert here["rollouts"] == there["rollouts"]
     assert_same_numbers(here, there)
     assert [row["ada/rounds"] for row in here["metrics"]] == [2, 2]
@@ -326,7 +326,7 @@ def main_job(folder, name, processes, devices, **fields):
     quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
     said = start(folder, [command] * processes, devices, **quick).wait(1800)
     assert {code for code, _ in said} == {0}, said
-    return told(folder / name)
+    return run_records(folder / name)
 
 
 @pytest.fixture(scope="module")

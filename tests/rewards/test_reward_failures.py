@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from tiny_run import ROOT, arguments, configure, set_up, told, write_problems
+from tiny_run import ROOT, arguments, configure, run_records, set_up, write_problems
 
 from limr_jax import worker_pool
 from limr_jax.errors import InputError
@@ -91,7 +91,7 @@ def whole(made, config, tmp_path_factory):
     """What the run leaves behind that nothing interrupted."""
     workdir = tmp_path_factory.mktemp("whole")
     train(made, config, workdir)
-    return told(workdir)
+    return run_records(workdir)
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_the_step_before_is_saved_and_the_run_goes_on(
     assert latest(tmp_path) == 2
     train(made, config, tmp_path)
     assert closed == [1, 1]
-    assert told(tmp_path) == whole
+    assert run_records(tmp_path) == whole
 
 
 @pytest.mark.slow
@@ -165,7 +165,7 @@ def test_in_an_evaluation(made, config, whole, deeds, tmp_path):
     with pytest.raises(GradingFailed, match=f"; the state after step 4 {AGAIN}$"):
         train(made, config, tmp_path)
     train(made, config, tmp_path)
-    assert told(tmp_path) == whole
+    assert run_records(tmp_path) == whole
 
 
 @pytest.mark.slow
@@ -204,7 +204,7 @@ def test_sigterm_while_a_function_hangs(
     assert line in capfd.readouterr().err.splitlines()
     assert latest(tmp_path) == 1
     train(made, config, tmp_path)
-    assert told(tmp_path) == whole
+    assert run_records(tmp_path) == whole
 
 
 @pytest.mark.slow
@@ -215,7 +215,7 @@ def test_a_function_that_changes_the_folder_moves_nothing(
     monkeypatch.chdir(tmp_path)
     deeds[1] = lambda completions: os.chdir(tmp_path / "elsewhere")
     train(made, config, "run")
-    assert told(tmp_path / "run") == whole
+    assert run_records(tmp_path / "run") == whole
     assert not list((tmp_path / "elsewhere").iterdir())
 
 

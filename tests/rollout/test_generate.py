@@ -360,9 +360,9 @@ def test_what_is_not_asked_for_costs_no_decode_step():
     """One slot: as many steps as the tokens that were asked for, but the first ones."""
     written = generate(group=4, slots=1, asked_PG=ASKED_PG)
     length_B = np.asarray(written.mask_BT).sum(axis=1)
-    asked = int(ASKED_PG.sum())
-    assert written.slot_steps_M.tolist() == [length_B.sum() - asked]
-    assert written.asked == asked and written.waste()[0] == 0
+    quota = int(ASKED_PG.sum())
+    assert written.slot_steps_M.tolist() == [length_B.sum() - quota]
+    assert written.quota == quota and written.waste()[0] == 0
     nothing = generate(group=4, slots=1, asked_PG=np.zeros_like(ASKED_PG))
     assert nothing.slot_steps_M.tolist() == [0] and not nothing.mask_BT.any()
 

@@ -78,7 +78,7 @@ def simulated(length_MB, size: int, rows: int, longest: int):
         jnp.int32(0),
     )
     batcher = types.SimpleNamespace(
-        rows=rows, asked=rows, refill=refill, compact=compact
+        rows=rows, quota=rows, refill=refill, compact=compact
     )
     state, held = slots.drive(start, step, batcher, plan)
     return state.made_B, held * devices, state.steps

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from tiny_run import (
     configure,
+    run_records,
     set_up,
     stopping,
-    told,
     with_parity,
     write_problems,
 )
@@ -84,7 +84,7 @@ def by_step(rows):
 
 
 def test_each_rollout_of_a_problem_once_and_never_beyond_the_budget(ran):
-    seen = told(ran.workdir)
+    seen = run_records(ran.workdir)
     assert len(seen["metrics"]) == STEPS
     dumped = by_step(seen["rollouts"])
     for row in seen["metrics"]:
@@ -118,19 +118,19 @@ def fixed(problems, tmp_path_factory, quick_compiler):
     workdir = tmp_path_factory.mktemp("fixed")
     config = configured(problems, "fixed", group_size=3 * G, num_steps=1)
     train(with_parity(set_up(config)), config, workdir)
-    return {(x["id"], x["sample"]): x for x in told(workdir)["rollouts"]}
+    return {(x["id"], x["sample"]): x for x in run_records(workdir)["rollouts"]}
 
 
 def test_what_a_rollout_says_does_not_depend_on_the_allocation(ran, fixed):
     """The first step's are those of all G_max of each problem, word for word."""
-    first = by_step(told(ran.workdir)["rollouts"])[1]
+    first = by_step(run_records(ran.workdir)["rollouts"])[1]
     assert len(first) >= P * 2
     for x in first:
         assert x == fixed[x["id"], x["sample"]]
 
 
 def test_invalid_rollouts_are_those_that_were_asked_for(ran):
-    seen = told(ran.workdir)
+    seen = run_records(ran.workdir)
     for row in seen["metrics"]:
         rows = by_step(seen["rollouts"])[row["step"]]
         want = np.mean([not x["valid"] for x in rows])
@@ -141,7 +141,7 @@ def test_invalid_rollouts_are_those_that_were_asked_for(ran):
 
 def test_the_page_says_what_each_number_is(ran):
     page = pathlib.Path(allocation.__file__).with_name("METRICS.md").read_text()
-    row = told(ran.workdir)["metrics"][0]
+    row = run_records(ran.workdir)["metrics"][0]
     own = [x for x in row if x.startswith(("allocation/", "ada/", "signal_"))]
     assert len(own) == 5
     for name in own:
@@ -154,7 +154,7 @@ def test_the_page_says_what_each_number_is(ran):
 def test_ada_leaves_and_takes_by_its_rules(ran):
     if ran.name != "ada":
         pytest.skip("of ada alone")
-    seen = told(ran.workdir)
+    seen = run_records(ran.workdir)
     for row in seen["metrics"]:
         rows = by_step(seen["rollouts"])[row["step"]]
         order = list(dict.fromkeys(x["id"] for x in rows))
@@ -194,7 +194,7 @@ def test_ada_takes_no_rollout_that_is_not_learned(problems, tmp_path):
         rollout__max_response_length=100,
     )
     train(with_parity(set_up(config)), config, tmp_path)
-    for row in told(tmp_path)["metrics"]:
+    for row in run_records(tmp_path)["metrics"]:
         assert 0 < row["truncated_share"] < 1
         learned = row["kept_share"] * row["rollouts"]
         assert learned == pytest.approx(row["ada/taken_rollouts"])
@@ -226,7 +226,7 @@ def test_a_run_that_stops_in_a_step_goes_on_to_the_same_end(ran, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(stopped, ran.config, tmp_path)
     train(ran.made, ran.config, tmp_path)
-    assert told(tmp_path) == told(ran.workdir)
+    assert run_records(tmp_path) == run_records(ran.workdir)
 
 
 @pytest.mark.slow
@@ -240,7 +240,7 @@ def test_eight_devices_are_one(problems, name, tmp_path):
         config = configured(problems, name, prompts_per_step=8, num_steps=3)
         workdir = tmp_path / str(devices)
         train(with_parity(set_up(config, devices)), config, workdir)
-        runs.append(told(workdir))
+        runs.append(run_records(workdir))
     one, eight = runs
     assert one["rollouts"] == eight["rollouts"]
     sizes = collections.Counter((x["step"], x["id"]) for x in one["rollouts"])
@@ -261,7 +261,7 @@ def test_a_knapsack_that_knows_nothing_is_fixed(problems, tmp_path):
     for name in ("fixed", "knapsack"):
         config = configured(problems, name, num_steps=3, data__eval="")
         train(with_parity(set_up(config)), config, tmp_path / name)
-        seen[name] = told(tmp_path / name)
+        seen[name] = run_records(tmp_path / name)
     assert seen["fixed"]["rollouts"] == seen["knapsack"]["rollouts"]
     digests = {x["result"]["params_digest"] for x in seen.values()}
     assert len(digests) == 1
@@ -273,7 +273,7 @@ def test_a_knapsack_goes_with_a_filter_of_groups(problems, tmp_path):
         problems, "knapsack", filter__groups="mixed", filter__max_rounds=3
     )
     train(with_parity(set_up(config)), config, tmp_path)
-    for row in told(tmp_path)["metrics"]:
+    for row in run_records(tmp_path)["metrics"]:
         assert row["rollouts"] == row["dynamic/rounds"] * P * G
         assert row["signal_groups"] == row["dynamic/used_groups"]
 
@@ -293,9 +293,9 @@ def test_hosts_grade_only_what_was_asked_for(problems, name, tmp_path, monkeypat
     monkeypatch.delitem(sys.modules, "counted", raising=False)
     config = configured(problems, name, reward="counted.reward", num_steps=3)
     train(set_up(config), config, tmp_path / "run")
-    rows = told(tmp_path / "run")["metrics"]
+    rows = run_records(tmp_path / "run")["metrics"]
     assert sum(sys.modules["counted"].seen) == sum(row["rollouts"] for row in rows)
-    dumped = told(tmp_path / "run")["rollouts"]
+    dumped = run_records(tmp_path / "run")["rollouts"]
     assert all(x["reward"] == len(x["response"]) % 2 for x in dumped)
 
 

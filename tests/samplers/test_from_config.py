@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_policy import QUICK
-from tiny_run import configure, set_up, told, with_parity, write_problems
+from tiny_run import configure, run_records, set_up, with_parity, write_problems
 
 from limr_jax.data.problems import load_problems
 from limr_jax.errors import InputError
@@ -249,7 +249,7 @@ def test_a_run_and_a_stop(problems, plain, tmp_path, name, groups):
     programs = made.programs._replace(generate=plain.programs.generate)
     made = dataclasses.replace(made, programs=programs, grade=plain.grade)
     train(made, config, tmp_path / "whole")
-    seen = told(tmp_path / "whole")
+    seen = run_records(tmp_path / "whole")
     assert len(seen["metrics"]) == STEPS
     numbers = [row[SAMPLERS[name][1]] for row in seen["metrics"]]
     # Before the first epoch's end LIM has no score, of which there would be a mean.
@@ -269,7 +269,7 @@ def test_a_run_and_a_stop(problems, plain, tmp_path, name, groups):
         train(dataclasses.replace(made, grade=grade), config, tmp_path / "stopped")
     assert read_result(tmp_path / "stopped") is None
     train(made, config, tmp_path / "stopped")
-    assert told(tmp_path / "stopped") == seen
+    assert run_records(tmp_path / "stopped") == seen
 
 
 def test_columns_that_are_no_difficulties(problems, tmp_path):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
-from tiny_run import configure, set_up, told, with_parity, write_problems
+from tiny_run import configure, run_records, set_up, with_parity, write_problems
 
 from limr_jax import sharding
 from limr_jax.check import warn_of_old_names
@@ -95,7 +95,7 @@ def replayed(seen):
 
 @pytest.mark.slow
 def test_the_numbers_are_those_of_the_dump(whole):
-    seen = told(whole)
+    seen = run_records(whole)
     assert len(seen["metrics"]) == STEPS
     for row, (groups, used, over) in zip(seen["metrics"], replayed(seen), strict=True):
         rounds = row["dynamic/rounds"]
@@ -129,7 +129,7 @@ def test_the_numbers_are_those_of_the_dump(whole):
 def test_lengths_of_all_that_was_written_are_kept(whole, made):
     """Of groups that were used, that wait, and that are neither."""
     length = {}
-    for row in told(whole)["rollouts"]:
+    for row in run_records(whole)["rollouts"]:
         length.setdefault((row["id"], row["step"]), []).append(row["length"])
     last = {id: np.mean(length[id, step]) for id, step in sorted(length)}
     with checkpoint.Checkpointer(whole, read_only=True) as saver:
@@ -140,7 +140,7 @@ def test_lengths_of_all_that_was_written_are_kept(whole, made):
 
 @pytest.mark.slow
 def test_there_was_something_to_see(whole):
-    rows = told(whole)["metrics"]
+    rows = run_records(whole)["metrics"]
     assert len({row["dynamic/rounds"] for row in rows}) > 1
     assert any(row["dynamic/carried_groups"] for row in rows)
     assert all(row["gradient_norm"] > 0 for row in rows)
@@ -177,7 +177,7 @@ def interrupted(made, call):
 
 @pytest.mark.slow
 def test_a_stop_in_any_round_is_no_difference(made, config, whole, tmp_path):
-    expected = told(whole)
+    expected = run_records(whole)
     rounds = [int(row["dynamic/rounds"]) for row in expected["metrics"]]
     carried = 0
     for call in range(2, sum(rounds) + 1, 3):
@@ -194,7 +194,7 @@ def test_a_stop_in_any_round_is_no_difference(made, config, whole, tmp_path):
                 )
                 carried += waiting > 0
         train(made, config, workdir)
-        assert told(workdir) == expected
+        assert run_records(workdir) == expected
     assert carried > 0  # a checkpoint held groups that wait
 
 
@@ -230,7 +230,7 @@ def test_a_run_of_version_0_3_goes_on(made, problems, config, whole, tmp_path):
     with checkpoint.Checkpointer(tmp_path) as saver:
         saver.save(step, dataclasses.replace(state, sampler=sampler), meta)
     train(by_old_name, old, tmp_path)
-    assert told(tmp_path) == told(whole)
+    assert run_records(tmp_path) == run_records(whole)
 
 
 def test_the_old_name_says_what_to_write_instead(problems, capsys):
@@ -295,7 +295,7 @@ def test_eight_devices_are_one(problems, tmp_path, name):
     for devices in (1, 8):
         config = configured(problems, **fields)
         train(with_parity(set_up(config, devices)), config, tmp_path / str(devices))
-        rows.append(told(tmp_path / str(devices)))
+        rows.append(run_records(tmp_path / str(devices)))
     here, there = rows
     assert here["rollouts"] == there["rollouts"]
     assert sum(row["dynamic/carried_groups"] for row in here["metrics"]) > 0
@@ -326,7 +326,7 @@ def test_graded_on_the_hosts(problems, tmp_path, monkeypatch):
         made.close()
     finally:
         sys.modules.pop("graders_of_dynamic", None)
-    seen = told(tmp_path / "run")
+    seen = run_records(tmp_path / "run")
     shaped = {row["reward"] for row in seen["rollouts"] if row["valid"]}
     assert len(shaped) > 2  # or there would be nothing to be misled by
     for row, (groups, used, over) in zip(seen["metrics"], replayed(seen), strict=True):

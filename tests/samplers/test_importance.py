@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_policy import QUICK
-from tiny_run import configure, set_up, told, with_parity, write_problems
+from tiny_run import configure, run_records, set_up, with_parity, write_problems
 
 from limr_jax.learner.batch import Batch, weigh
 from limr_jax.samplers import importance
@@ -151,7 +151,7 @@ def test_a_run_with_weights_and_a_stop(set_up_alike, tmp_path):
     for unbiased in (False, True):
         config, made = set_up_alike(sampler__unbiased=unbiased, **fields)
         train(made, config, tmp_path / str(unbiased))
-        runs[unbiased] = told(tmp_path / str(unbiased))
+        runs[unbiased] = run_records(tmp_path / str(unbiased))
     first, weighed = (run["metrics"][0] for run in runs.values())
     assert "importance/weight_max" not in first
     assert weighed["importance/weight_max"] >= weighed["importance/weight_mean"] > 0
@@ -171,7 +171,7 @@ def test_a_run_with_weights_and_a_stop(set_up_alike, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(stopped, config, tmp_path / "stopped")
     train(made, config, tmp_path / "stopped")
-    assert told(tmp_path / "stopped") == runs[True]
+    assert run_records(tmp_path / "stopped") == runs[True]
 
 
 @pytest.mark.slow

@@ -19,9 +19,9 @@ from tiny_run import (
     arguments,
     at_step,
     configure,
+    run_records,
     set_up,
     stopping,
-    told,
     with_parity,
     write_problems,
 )
@@ -87,7 +87,7 @@ def launch(held, monkeypatch, capsys):
 
 def assert_same(parts, local) -> None:
     """What a user is told, and the state to the last bit."""
-    assert told(RUN) == told(local)
+    assert run_records(RUN) == run_records(local)
     template = parts[0].programs.state
     with (
         checkpoint.Checkpointer(RUN, read_only=True) as here,
@@ -402,7 +402,7 @@ def assert_went_on(said, alone) -> None:
     """Two processes ended the run, with one's rollouts, and numbers to 1e-5."""
     assert [code for code, _ in said] == [0, 0], said
     assert "going on after step" in said[0][1], said
-    here, there = told(RUN), told(alone[2])
+    here, there = run_records(RUN), run_records(alone[2])
     assert here["rollouts"] == there["rollouts"] and len(here["rollouts"]) == 24
     assert_same_numbers(here, there)
     assert max(row["gradient_norm"] for row in there["metrics"]) > 0

@@ -143,6 +143,7 @@ def decode_attend_of(position_B, cache: KVCache, column, config: ModelConfig):
     That is `(q_B1HC, kv, _, index of the layer) → out_B1HC`, to what is filled of the
     cache, the prompt's columns among it. column: the one just written.
     """
+    # With the new column's before any mask is made, so that a token sees itself.
     position = {
         kind: jax.lax.dynamic_update_slice(
             cache.position[kind], position_B.astype(jnp.int32)[:, None], (0, place)

@@ -115,29 +115,29 @@ def of_generation(length: int, response: int) -> list[Rows]:
 
 
 def settle(
-    config: ModelConfig, mesh, dtype, rows: Sequence[Rows], wanted: str
+    config: ModelConfig, mesh, dtype, rows: Sequence[Rows], attention: str
 ) -> tuple[ModelConfig, list[Finding]]:
     """The model with the kernels that hold, and what was found of each.
 
-    wanted: `model.attention`. Where it names a kernel and that is refused, or none of
-    the rows are for it, the run ends with InputError; else XLA's attention takes its
+    attention: `model.attention`. Where it names a kernel and that is refused, or none
+    of the rows are for it, the run ends with InputError; else XLA's attention takes its
     place, which is said in one line. All processes call it, and all come to the same.
     Nothing is compiled where no kernel fits, as on a CPU or a GPU.
     """
     findings = check(config, mesh, dtype, rows)
-    if wanted in KERNELS and wanted not in {x.kernel for x in findings}:
+    if attention in KERNELS and attention not in {x.kernel for x in findings}:
         raise InputError(
-            f"model.attention={wanted}, but nothing in this run is for that kernel: it "
-            "is for a TPU, and for rows of the lengths that limr_jax/models/attention/ "
-            "says; give auto"
+            f"model.attention={attention}, but nothing in this run is for that kernel: "
+            "it is for a TPU, and for rows of the lengths that "
+            "limr_jax/models/attention/ says; give auto"
         )
     # The first fault of each kernel.
     faults = {x.kernel: x for x in reversed(findings) if x.fault}
     for kernel, finding in faults.items():
         line = f"the {kernel} kernel, {finding.rows}: {finding.fault}"
-        if wanted == kernel:
+        if attention == kernel:
             raise InputError(
-                f"model.attention={wanted}: {line}; with auto XLA's attention takes "
+                f"model.attention={attention}: {line}; with auto XLA's attention takes "
                 "its place"
             )
         console.warn(f"{line}; XLA's attention takes its place")
@@ -179,11 +179,11 @@ def check(config: ModelConfig, mesh, dtype, rows: Sequence[Rows]) -> list[Findin
         spent.append(seconds + time.perf_counter() - begun)
     broken = _agreed("kernels that run", broken)
     faults = [a or b for a, b in zip(faults, broken, strict=True)]
-    seen = agree.exchange("kernels' gaps", gaps)
+    gaps_by_process = agree.exchange("kernels' gaps", gaps)
     findings = []
     for i, one in enumerate(fitting):
         # Of all processes; infinite where anything is no number.
-        gap = None if faults[i] else max(gaps_of[i] for gaps_of in seen)
+        gap = None if faults[i] else max(gaps_of[i] for gaps_of in gaps_by_process)
         if gap is not None and gap > tolerance:
             faults[i] = f"it is {gap:.2g} apart from XLA's, more than {tolerance:g}"
         findings.append(
@@ -280,14 +280,14 @@ def _largest(gaps) -> float:
     return largest if finite else math.inf
 
 
-def _gap(found, wanted, *, tokens: int, channels: int):
+def _gap(result, reference, *, tokens: int, channels: int):
     """The gap of each row and head. tokens, channels: these axes of both arrays."""
-    found, wanted = found.astype(jnp.float32), wanted.astype(jnp.float32)
+    result, reference = result.astype(jnp.float32), reference.astype(jnp.float32)
 
     def length(x):
         return jnp.sqrt(jnp.sum(x * x, axis=channels, keepdims=True))
 
-    apart, size = length(found - wanted), length(wanted)
+    apart, size = length(result - reference), length(reference)
     typical = jnp.sqrt(jnp.mean(size * size, axis=tokens, keepdims=True))
     # Where nothing is seen at all both are zero.
     scale = jnp.maximum(jnp.maximum(size, typical), jnp.finfo(jnp.float32).tiny)
@@ -359,13 +359,13 @@ def _text_program(rows: TextRows, config: ModelConfig, mesh, dtype):
 
         gaps = []
         for kind, attend in by_kernel.items():
-            found = results(attend, q, k, v, weight)
-            wanted = results(by_xla(kind), q, k, v, weight)
+            result = results(attend, q, k, v, weight)
+            reference = results(by_xla(kind), q, k, v, weight)
             # Of outputs, queries, keys and values, where tokens and channels lie.
             axes = ((1, 3), (1, 3), (3, 2), (2, 3))
             gaps += [
                 _gap(a, b, tokens=tokens, channels=channels)
-                for a, b, (tokens, channels) in zip(found, wanted, axes)
+                for a, b, (tokens, channels) in zip(result, reference, axes)
             ]
         return gaps
 
@@ -453,7 +453,7 @@ def _decode_program(rows: DecodeRows, config: ModelConfig, mesh, dtype):
                 copies=shards,
                 dtype=dtype,
             )
-            found = attend_of[kind](q, kv, prompt_kv, jnp.int32(1))
+            result = attend_of[kind](q, kv, prompt_kv, jnp.int32(1))
             age_S = (column - jnp.arange(counts[1][kind], dtype=jnp.int32)) % (
                 counts[1][kind]
             )
@@ -467,15 +467,15 @@ def _decode_program(rows: DecodeRows, config: ModelConfig, mesh, dtype):
                 position_B[:, None], key_BX, config.window_of(kind)
             )
             # Each row with a copy of its prompt before its own columns.
-            joined = (
+            keys, values = (
                 jnp.concatenate([jnp.repeat(a[1], group, axis=0), b[1]], axis=axis)
                 for a, b, axis in zip(prompt_kv, kv, (-1, -2))
             )
-            wanted = dense.attend(q, *joined, mask_BTS=mask_B1X, config=config)
+            reference = dense.attend(q, keys, values, mask_BTS=mask_B1X, config=config)
             live_B111 = live_B[:, None, None, None]
             # A row that has ended must be finite all the same: 0 · inf is nan.
-            found, wanted = found * live_B111, jnp.where(live_B111, wanted, 0)
-            gaps.append(_gap(found, wanted, tokens=1, channels=3))
+            result, reference = result * live_B111, jnp.where(live_B111, reference, 0)
+            gaps.append(_gap(result, reference, tokens=1, channels=3))
         return gaps
 
     arrays = own_B, prompt_B, last_P

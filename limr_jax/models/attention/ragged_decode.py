@@ -323,6 +323,7 @@ def _attend(
         name=NAME,
         out_shape=jax.ShapeDtypeStruct(q_BKQC.shape, values.dtype),
         grid_spec=pltpu.PrefetchScalarGridSpec(
+            # The first seven arguments: index maps are called with them.
             num_scalar_prefetch=7,
             # Traced: the filling of the list is never walked.
             grid=(read.count_1[0],),
@@ -456,7 +457,9 @@ def _add(q_KQC, held, k_KCS, v_KSC, start, sees, *, scale, softcap):
     at_KQS = start + jax.lax.broadcasted_iota(jnp.int32, score_KQS.shape, 2)
     score_KQS = jnp.where(sees(at_KQS), score_KQS, _NONE)
     # Softmax as it goes: with a larger maximum the sums so far are scaled down by
-    # exp(before − most).
+    # exp(before − most). While a row has seen nothing its maximum is _NONE and every
+    # weight 1, of columns that it must not see: the first score that is seen scales all
+    # of that down to 0. Each row comes to one, the column that it has just written.
     before_KQ1 = most_ref[..., :1]
     most_KQ1 = jnp.maximum(before_KQ1, jnp.max(score_KQS, axis=2, keepdims=True))
     weight_KQS = jnp.exp(score_KQS - most_KQ1)

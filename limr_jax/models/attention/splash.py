@@ -325,7 +325,9 @@ def _kernel(sight: Sight, softcap):
     def info(next_BIJ, join):
         return mask_info.MaskInfo(
             data_next=join(next_BIJ),
+            # No block of the mask lies in memory: `mask_function` makes each one up.
             mask_next=None,
+            # 0: not visited; 1: partly seen, so that the function is asked of it.
             block_mask=join(visited_BIJ),
             partial_mask_blocks=None,
             q_sequence=code_BT.reshape(-1),

@@ -225,7 +225,7 @@ def chosen_letter(text: str) -> str | None:
 
 _DENIAL = re.compile(r"\bnot\b|n['’]t\b|\bnever\b", re.IGNORECASE)
 # 'So it is 42.'
-_TOLD = re.compile(
+_STATEMENT = re.compile(
     rf"[A-Za-z]{{2,}} (?:is|are|equals|get|gives) \**({_NUMBER.pattern})\**\s*\.?\s*$"
 )
 
@@ -246,7 +246,7 @@ def bare_answers(text: str, is_reference: bool = False) -> list[str]:
     if is_reference and len(whole) == 1:
         whole += _numbers_of_sentence(text)
     words = prose_words(text[-_NEAR:])
-    stated = _TOLD.search(text[-_NEAR:])
+    stated = _STATEMENT.search(text[-_NEAR:])
     if words <= 2 and whole and stated and not _DENIAL.search(text):
         return whole + [stated[1]]
     if words <= 2 and whole:

@@ -126,7 +126,7 @@ _GROUPS = [  # 2,50,000 and 1.250.000 and 1'250'000
     re.compile(r"(?<![\d.,\w'°])\d{1,3}(?:['’]\d{3}){1,8}(?!['’\d\w])"),
 ]
 # Chinese for 'the answer is', 'in all', 'there are', 'about', before a number.
-_SAID = re.compile(
+_LEAD_IN = re.compile(
     r"^\s*(?:答案?|结果|一共|总共|共计|共有|合计|共|有|是|约为?|大约|为|等于|[:：=\s])+(?=[-\d\\$.√π])"
 )
 _NAMES = {
@@ -155,7 +155,7 @@ def standard_notation(text: str) -> str:
         text = pattern.sub(new, text)
     for pattern in _GROUPS:
         text = pattern.sub(lambda m: re.sub(r"\D", "", m[0]), text)
-    text = _SAID.sub("", text)
+    text = _LEAD_IN.sub("", text)
     # The last word is the name: `\operatorname{tg}`.
     text = _RENAMED.sub(lambda m: rf"\{_NAMES[_NAME.findall(m[0])[-1]]} ", text)
     for pattern in _CHOSEN:

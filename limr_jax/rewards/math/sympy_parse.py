@@ -103,7 +103,7 @@ def _opaque(match: re.Match) -> str:
 
 def _probability(match: re.Match) -> str:
     r"""`P(A\cup B)` as P(A) + P(B) - P(AB), `P(A|B)` as P(AB)/P(B)."""
-    event, *condition = split_outside_brackets(match[1], _GIVEN)[0]
+    event, *condition = split_outside_brackets(match[1], _CONDITION_BAR)[0]
     if len(condition) > 1:
         return match[0]
     both = _expectation(f"({event}) \\cap ({condition[0]})" if condition else event)
@@ -114,7 +114,7 @@ def _probability(match: re.Match) -> str:
     )
 
 
-_GIVEN = re.compile(r"\|")
+_CONDITION_BAR = re.compile(r"\|")
 
 
 def _expectation(event: str) -> str:
