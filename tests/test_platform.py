@@ -92,6 +92,7 @@ def test_a_variable_that_jax_cannot_read_is_named_in_one_line(tmp_path, variable
 TINY = "--config configs/tiny.py"
 SCRIPTS = {
     "ablate": f"{TINY} --vary kl=0,0.1 --out OUT",
+    "arena": "--config configs/arena.py --regimes clean --out OUT",
     "bench": "--workload SHARED/bench/workload.json",
     "check_weights": "absent",
     "data": "list",
