@@ -20,11 +20,13 @@
     uniform      every problem once an epoch
     dynamic      uniform, and groups that are all right or all wrong are replaced
     LIM          LIM's set alone (offline, by the probe)   LIM-online   its weights
-    RAND, std    as many problems as LIM's set             hardest      a tenth
+    RAND, std    as many problems as LIM's set             hardest      a tenth, by 8
+                 responses of the base model; of equal ones the first
     CDAS, MoPPS, BOTS, informative (with dynamic's filter)
     knapsack, ada    uniform, and rollouts divided among the step's problems
     oracle       by the chance that a group has both outcomes, of 64 fresh samples a
-                 problem every 16 steps; its samples are not counted
+                 problem every 16 steps, of at most 1,024 problems at random; its
+                 samples are not counted
     uniform-16, dynamic-16    with 16 problems a step: smaller batches and more steps,
                  which tell what a selector gains from what its batch's size does
 
@@ -42,6 +44,7 @@ import shlex
 import time
 
 from limr_jax.config import load as config_lib
+from limr_jax.config.config_file import is_default, leaves
 from limr_jax.errors import InputError, choose
 from limr_jax.platform import launch_words
 
@@ -69,6 +72,14 @@ ARMS = {
     "oracle": _SCORES,
     "uniform-16": {"prompts_per_step": 16},
     "dynamic-16": {"prompts_per_step": 16, "filter.groups": "mixed"},
+}
+# Fields that change no figure: where things lie, and what is kept.
+_ASIDE = ("data.cache_dir", "data.manual_dir", "dump.", "grader.", "checkpoint.")
+# What every arm begins from, so that it is what its name says.
+_PLAIN = {
+    "sampler.name": "uniform",
+    "filter.groups": "none",
+    "allocation.name": "fixed",
 }
 _ORACLE_EVERY, _ORACLE_SAMPLES = 16, 64  # steps, responses a problem
 _FIRST_STEPS = 32  # of an arm of which nothing is known yet
@@ -152,6 +163,7 @@ def main(argv: list[str]) -> int:
         deadline=time.monotonic() + limit,
     )
     _check_arms(grid, regimes=regimes, arms=arms)
+    _check_record(grid, regimes)
     left = _left(grid, regimes=regimes, arms=arms)
     console.say(
         f"{len(regimes)} regimes x {len(arms)} arms x {options.seeds} seeds at "
@@ -161,11 +173,15 @@ def main(argv: list[str]) -> int:
         return 0
     claim(out, {"config": config.to_dict()}, flag="--out")
     try:
-        failed = _run_all(grid, regimes=regimes, arms=arms)
+        with grid.record.locked():
+            failed = _run_all(grid, regimes=regimes, arms=arms)
     finally:
         release(out)
     command = shlex.join(["python", *launch_words("launch/arena.py"), *argv])
-    report = arena.summary(grid.record.runs(), list(ARMS))
+    # A record may hold regimes of other commands, at other tokens.
+    same = {"tokens": options.tokens, "fork_at": options.fork_at}
+    runs = [row for row in grid.record.runs() if row.items() >= same.items()]
+    report = arena.summary(runs, list(ARMS))
     page = arena.markdown(report, tokens=options.tokens, command=command)
     files.write_text(out / "arena.md", page)
     console.say(page)
@@ -204,6 +220,23 @@ def _check(config, options, *, regimes, arms) -> None:
             f"--arms={','.join(arms)} with --fork_at={options.fork_at}: uniform comes "
             "first, since the others fork from it, and the oracle cannot"
         )
+    own = {
+        "data.train",
+        "num_steps",
+        *_PLAIN,
+        *(x for arm in ARMS.values() for x in arm),
+    }
+    if fields := sorted(own & {field for field, _ in options.overrides}):
+        raise InputError(
+            f"--config.{fields[0]} is what regimes and arms differ in; leave it out"
+        )
+    for field, plain in _PLAIN.items():
+        section, name = field.split(".")
+        if (value := config[section][name]) != plain:
+            raise InputError(
+                f"{options.config} has {field}={value}, and arms begin from {plain}; "
+                "give another config"
+            )
     if options.minutes < 0:
         raise InputError(f"--minutes={options.minutes} must be 0 or more")
     if not config.evaluation.every or _ORACLE_EVERY % config.evaluation.every:
@@ -227,6 +260,17 @@ def _check_arms(grid: _Grid, *, regimes, arms) -> None:
             fields = {k: v for k, v in ARMS[arm].items() if k != "data.train"}
             jobs.check_arm(arm, grid.job(regime, arm, fields, grid.out))
         _probe_job(grid, regime, 1)
+
+
+def _check_record(grid: _Grid, regimes) -> None:
+    """InputError where what is on record of a regime is of another command."""
+    for row in grid.record.rows:
+        if row["regime"] in regimes and row["common"] != _common(grid, row["regime"]):
+            name = row.get("arm") or f"the set {row['set']}"
+            raise InputError(
+                f"{grid.options.record} holds {row['regime']}, {name}, of other "
+                "settings; give the command that it had, or another --record"
+            )
 
 
 def _left(grid: _Grid, *, regimes, arms) -> int:
@@ -273,10 +317,16 @@ def _one(grid: _Grid, regime: str, arm: str, *, seed: int) -> str:
         error = _make_subsets(grid, regime)
         if error:
             return error
-        fields["data.train"], subset = _write_subset(grid, regime, name)
+        row = grid.record.subset(regime, name)
+        if row["problems"] < grid.config.prompts_per_step:
+            return (
+                f"{name} keeps {row['problems']} of {row['of']} problems, and a step "
+                f"draws {grid.config.prompts_per_step}"
+            )
+        fields["data.train"], subset = _write_subset(grid, regime, row)
     fields["seed"] = seed
     folder = grid.out / regime / arm / f"seed-{seed}"
-    settings = _settings(grid, regime, fields=fields, subset=subset, folder=folder)
+    settings = _settings(grid, regime, arm=arm, seed=seed, subset=subset)
     if recorded := grid.record.run(regime, arm, seed):
         if recorded["settings"] != settings:
             raise InputError(
@@ -288,9 +338,11 @@ def _one(grid: _Grid, regime: str, arm: str, *, seed: int) -> str:
     workdirs, error = run(grid, regime, arm, fields=fields, folder=folder)
     if error:
         return error
-    config = grid.config
+    tokens = grid.options.tokens
     row = {"regime": regime, "arm": arm, "seed": seed, "settings": settings}
-    row |= arena.outcome(workdirs, grid.options.tokens, group=config.group_size)
+    row |= {"common": _common(grid, regime), "tokens": tokens}
+    row["fork_at"] = grid.options.fork_at
+    row |= arena.outcome(workdirs, tokens, group=grid.config.group_size)
     source = jobs.source()
     row["commit"] = (source["commit"] or "no git")[:12]
     row["commit"] += " dirty" if source["dirty"] else ""
@@ -302,30 +354,50 @@ def _one(grid: _Grid, regime: str, arm: str, *, seed: int) -> str:
     return ""
 
 
-def _settings(grid: _Grid, regime: str, *, fields, subset: str, folder) -> str:
-    """The digest of what a run's figures depend on."""
-    job = grid.job(regime, "", fields, folder)
-    config = json.loads(json.dumps(job.config))
-    config.pop("num_steps")  # as many as it takes
-    if subset:
-        config["data"]["train"] = subset
-    parts = [config, grid.options.tokens]
-    if fork_at := grid.options.fork_at:
-        parts.append(fork_at)
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+def _common(grid: _Grid, regime: str) -> str:
+    """The digest of what all arms and seeds of a regime have in common."""
+    options = grid.options
+    job = grid.job(regime, "", {"seed": grid.config.seed}, grid.out)
+    fields = {
+        name: value
+        for name, value in leaves(json.loads(json.dumps(job.config)))
+        # A field that is new in base.py changes no run that is on record.
+        if not is_default(name, value)
+        and not name.startswith(_ASIDE)
+        and name not in ("seed", "num_steps")
+    }
+    return _digest([fields, options.tokens, options.fork_at, options.probe_epochs])
+
+
+def _settings(grid: _Grid, regime: str, *, arm: str, seed: int, subset: str) -> str:
+    """The digest of what a run's figures depend on; subset: that of its problems."""
+    parts = [_common(grid, regime), ARMS[arm], seed, subset]
+    if arm == "oracle":
+        from limr_jax.studies import oracle
+
+        parts += [_ORACLE_EVERY, _ORACLE_SAMPLES, oracle.POOL]
+    return _digest(parts)
+
+
+def _digest(parts: list) -> str:
+    text = json.dumps(parts, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _run_arm(grid: _Grid, regime: str, arm: str, *, fields: dict, folder):
     """One run, given more steps until it has its tokens: (workdirs, error)."""
+    from limr_jax.storage.workdir import read_result
     from limr_jax.studies import arena
 
     every, tokens = grid.config.evaluation.every, grid.options.tokens
-    workdirs, words = [folder], ()
-    if fork_at := grid.options.fork_at:
+    workdirs, words, fork_at = [folder], (), grid.options.fork_at
+    if fork_at:
         # A checkpoint of that step stays, and what comes after it.
         fields = fields | {"checkpoint.every": fork_at, "checkpoint.keep": 100}
         if arm != "uniform":
             trunk = folder.parents[1] / "uniform" / folder.name
+            if read_result(trunk) is None:
+                return [], f"{trunk}, which it forks from, is not here; give its --out"
             workdirs = [trunk, folder]
             words = ("--fork", str(trunk), "--step", str(fork_at))
     known = [
@@ -333,7 +405,8 @@ def _run_arm(grid: _Grid, regime: str, arm: str, *, fields: dict, folder):
         for row in grid.record.runs()
         if (row["regime"], row["arm"]) == (regime, arm)
     ]
-    steps = max(known, default=_FIRST_STEPS)
+    # A fork has one step at least, and the trunk comes as far as it.
+    steps = max(max(known, default=_FIRST_STEPS), fork_at + every)
     while True:
         # At an evaluation, so that the curve does not depend on where it was cut.
         steps = every * math.ceil(steps / every)
@@ -422,6 +495,7 @@ def _make_subsets(grid: _Grid, regime: str) -> str:
     for name, places in chosen.items():
         if not grid.record.subset(regime, name):
             row = {"regime": regime, "set": name, "of": len(problems)}
+            row["common"] = _common(grid, regime)
             grid.record.add(row | _kinds(problems, places) | {"places": places})
     return ""
 
@@ -460,14 +534,18 @@ def _kinds(problems, places: list[int]) -> dict:
     return {"problems": len(places), "kinds": counts}
 
 
-def _write_subset(grid: _Grid, regime: str, name: str) -> tuple[str, str]:
-    """(file of a subset's problems, digest of them); InputError where they are few."""
+def _write_subset(grid: _Grid, regime: str, row: dict) -> tuple[str, str]:
+    """(file of a subset's problems, digest of them); row: of the record."""
     from limr_jax.storage import files
 
     problems = _problems(grid, regime)
-    row = grid.record.subset(regime, name)
+    if row["of"] != len(problems):
+        raise InputError(
+            f"{grid.options.record} has {regime}'s sets of {row['of']} problems, and "
+            f"{problems.source} has {len(problems)}; give another --record"
+        )
     chosen = problems.take(row["places"])
-    path = grid.out / regime / "sets" / f"{name}.jsonl"
+    path = grid.out / regime / "sets" / f"{row['set']}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_rows(path, (chosen.row(i) for i in range(len(chosen))))
     return str(path), chosen.digest

@@ -4,7 +4,9 @@ The record is JSON lines, one for each finished run and one for each fixed subse
 problems, so that it can be kept where the runs' own folders are not. A run's line:
 
     regime, arm, seed    which run it is
-    settings             digest of its config, its subset and the tokens it is held to
+    common               digest of what all runs of its regime have in common
+    settings             digest of that, its arm, its seed and its subset
+    tokens, fork_at      that arms are compared at, and from which they forked
     curve                [[generated tokens, held-out accuracy], …], to the first
                          evaluation at or after so many tokens
     digest               of that curve and all sums; the same on a machine that rounds
@@ -14,6 +16,8 @@ problems, so that it can be kept where the runs' own folders are not. A run's li
 Arms are compared by seed, in which they have their noise in common.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import math
@@ -43,11 +47,18 @@ class Record:
     def __init__(self, path):
         self.path = pathlib.Path(path)
         self.rows: list[dict] = []
+        seen: dict[tuple, str] = {}
         for where, row in jsonl.read_rows(path) if self.path.exists() else ():
-            if not ("regime" in row and ("set" in row or row.keys() >= _OF_A_RUN)):
+            if not _is_row(row):
                 raise InputError(
                     f"{where}: is no line that launch/arena.py writes; give another "
                     "--record, or take the line out"
+                )
+            place = row["regime"], row.get("set"), row.get("arm"), row.get("seed")
+            if seen.setdefault(place, where) != where:
+                raise InputError(
+                    f"{where}: is of the same run or set as {seen[place]}; take one of "
+                    "them out"
                 )
             self.rows.append(row)
 
@@ -61,6 +72,19 @@ class Record:
                 "it its rights, then give the same command again"
             ) from None
         self.rows.append(row)
+
+    @contextlib.contextmanager
+    def locked(self):
+        """Within it no other process adds rows; InputError where one does already."""
+        with open(self.path, "ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(
+                    f"{self.path}: another process adds to it; wait for it, or give "
+                    "another --record"
+                ) from None
+            yield
 
     def run(self, regime: str, arm: str, seed: int) -> dict | None:
         """The line of this run, or None."""
@@ -81,7 +105,19 @@ class Record:
         return None
 
 
-_OF_A_RUN = {"arm", "seed", "settings", "curve", "digest", "figures"}
+def _is_row(row: Mapping) -> bool:
+    """Whether it has what is read of a run's line, or of a subset's."""
+    kinds: dict[str, type] = {"regime": str, "common": str}
+    if "set" in row:
+        kinds |= {"set": str, "of": int, "problems": int, "kinds": dict, "places": list}
+    else:
+        kinds |= {"arm": str, "seed": int, "settings": str, "digest": str}
+        kinds |= {"tokens": int, "fork_at": int, "curve": list, "figures": dict}
+        kinds |= {"steps": int}
+    if not all(isinstance(row.get(name), kind) for name, kind in kinds.items()):
+        return False
+    numbers = row.get("places") or [row.get("figures", {}).get(x) for x in FIGURES]
+    return all(isinstance(x, int | float) for x in numbers) or row.get("places") == []
 
 
 def written(workdirs: Sequence) -> float:
@@ -171,7 +207,7 @@ def _first_step(workdir) -> int:
 
 
 def tokens_to(curve: Sequence, accuracy: float) -> float:
-    """The generated tokens at which a curve first has this accuracy; nan: it has not.
+    """The generated tokens at which a curve first has this accuracy; inf: it has not.
 
     On straight lines between the curve's points.
     """
@@ -180,7 +216,7 @@ def tokens_to(curve: Sequence, accuracy: float) -> float:
             if y0 >= accuracy:
                 return float(x0)
             return float(x0 + (x1 - x0) * (accuracy - y0) / (y1 - y0))
-    return math.nan
+    return math.inf
 
 
 def summary(rows: Sequence[Mapping], arms: Sequence[str]) -> dict[str, dict]:
@@ -190,7 +226,7 @@ def summary(rows: Sequence[Mapping], arms: Sequence[str]) -> dict[str, dict]:
     no run in a regime are left out of it. A difference is paired by seed, with a 95 %
     t interval and Holm's p over the regime's arms. `tokens_to`: tokens at which an arm
     has come to GAIN of what uniform gains in the mean, as a share of those that uniform
-    needs; the median over seeds, and how many seeds came to it.
+    needs; the median over seeds, None where fewer than half came to it, and how many.
     """
     regimes = dict.fromkeys(row["regime"] for row in rows)
     return {
@@ -236,7 +272,7 @@ def _add_tokens(result: dict, by_place: Mapping) -> None:
     """`tokens_to` of each arm, against uniform's."""
 
     def curves(arm):
-        return [row["curve"] for (name, _), row in by_place.items() if name == arm]
+        return [_cut(row) for (name, _), row in by_place.items() if name == arm]
 
     before = np.mean([curve[0][1] for curve in curves(FIRST)])
     gain = result["arms"][FIRST]["accuracy"]["mean"] - before
@@ -245,18 +281,25 @@ def _add_tokens(result: dict, by_place: Mapping) -> None:
         arm: [tokens_to(curve, target) for curve in curves(arm)]
         for arm in result["arms"]
     }
-    of_uniform = [x for x in needed[FIRST] if math.isfinite(x)]
+    # Who has not come to it needs more than all: an infinity, so that the median is of
+    # all seeds.
+    middle = {arm: np.median(values) for arm, values in needed.items()}
     for arm, values in needed.items():
-        reached = [x for x in values if math.isfinite(x)]
         share = None
-        if reached and of_uniform:
-            share = float(np.median(reached) / np.median(of_uniform))
+        if math.isfinite(middle[arm]) and math.isfinite(middle[FIRST]):
+            share = float(middle[arm] / middle[FIRST])
         result["arms"][arm]["tokens_to"] = {
             "share": share,
-            "reached": len(reached),
+            "reached": int(np.isfinite(values).sum()),
             "runs": len(values),
         }
     result["tokens_to_accuracy"] = float(target)
+
+
+def _cut(row: Mapping) -> list:
+    """A run's curve up to the tokens at which arms are compared."""
+    before = [point for point in row["curve"] if point[0] < row["tokens"]]
+    return [*before, [row["tokens"], row["figures"]["accuracy"]]]
 
 
 def pairing(values_by_arm: np.ndarray) -> dict[str, float] | None:

@@ -47,10 +47,10 @@ def write_scores(
     """Write {id, lim_score} of a policy's problems: the logarithm of `mixed_chance`.
 
     With softmax weights at temperature 1 the problems are then drawn by that chance;
-    null, for a chance of 0, is drawn last. Where no problem has a chance all are alike.
-    config: of the run whose problems they are. workdir, step: the checkpoint; None: the
-    base model. samples: responses a problem. seed: of the pool, where there are more
-    than POOL problems, and of the responses.
+    null, for a chance of 0, has the sampler's floor. Where no problem has a chance all
+    are alike. config: of the run whose problems they are. workdir, step: the
+    checkpoint; None: the base model. samples: responses a problem. seed: of the pool,
+    where there are more than POOL problems, and of the responses.
     """
     run = setup.set_up(config)
     chosen = np.arange(len(run.train_set))

@@ -5,7 +5,8 @@ LIM        problems whose curve over the probe's epochs follows the average
 RAND       as many at random
 std        as many, of the largest standard deviation over the epochs
            (arXiv:2504.20571)
-hardest    the tenth that the base model fails most (arXiv:2508.14094)
+hardest    the tenth that the base model fails most (arXiv:2508.14094); of equal ones
+           the first, and with few responses many are equal
 """
 
 from collections.abc import Sequence

@@ -25,6 +25,7 @@ def get_config(argument="ten"):
     c.data.train = choose({files}, argument, "regime")
     c.data.eval = {held_out!r}
     c.evaluation.every = 4
+    c.prompts_per_step = 4
     return c
 """
 
@@ -41,7 +42,8 @@ def command(tmp_path):
     file = tmp_path / "configs/regimes.py"
     file.write_text(CONFIG.format(files=files, held_out=held_out))
     fields = FIELDS | {"rollout.max_response_length": 4, "group_size": 4}
-    del fields["num_steps"]
+    # What the arms set is not for the command line.
+    del fields["num_steps"], fields["prompts_per_step"]
     overrides = [f"--config.{name}={value}" for name, value in fields.items()]
     named = {"out": tmp_path / "out", "record": tmp_path / "arena.jsonl"}
     flags = [f"--{name}={value}" for name, value in named.items()]
@@ -121,6 +123,10 @@ def test_forks_go_on_from_uniforms_run(command, started):
         trunk.config["checkpoint"] | {"every": 16, "keep": 100}
         == (trunk.config["checkpoint"])
     )
+    # Forks have a step of their own, however late they begin.
+    late = [*argv, "--fork_at=40", f"--record={folder / 'late.jsonl'}"]
+    assert LAUNCH["main"]([*late, f"--out={folder / 'late'}"]) == 0
+    assert [job.steps for job in started[2:]] == [44, 44]
     # What stands on record of forks is not what begins for itself.
     with pytest.raises(InputError, match="of other settings"):
         LAUNCH["main"](argv)
@@ -129,9 +135,13 @@ def test_forks_go_on_from_uniforms_run(command, started):
 def test_a_subset_is_part_of_what_a_run_was(command, started):
     folder, argv = command
     argv = [*argv, "--arms=uniform,LIM", "--seeds=1", "--tokens=50", "--regimes=ten"]
+    assert LAUNCH["main"]([*argv, "--arms=uniform"]) == 0
     record = arena.Record(folder / "arena.jsonl")
+    common = record.rows[0]["common"]
     for name in ("LIM", "RAND", "std", "hardest"):
-        record.add({"regime": "ten", "set": name, "places": [1, 3, 4, 7]})
+        chosen = {"regime": "ten", "common": common, "set": name, "of": 10}
+        chosen |= {"problems": 4, "kinds": {}, "places": [1, 3, 4, 7]}
+        record.add(chosen)
     assert LAUNCH["main"](argv) == 0
     trained = load_problems(started[1].config["data"]["train"], data_dir=folder)
     assert trained.ids == ("ten/1", "ten/3", "ten/4", "ten/7")
@@ -144,6 +154,44 @@ def test_a_subset_is_part_of_what_a_run_was(command, started):
         f"{kept.path} holds ten, LIM, seed 0 of other settings; give the command that "
         "it had, or another --record"
     )
+
+
+def test_what_is_on_record_of_another_command_is_refused(command, started):
+    folder, argv = command
+    argv = [*argv, "--arms=uniform", "--seeds=1", "--regimes=ten"]
+    assert LAUNCH["main"]([*argv, "--tokens=50"]) == 0
+    record = folder / "arena.jsonl"
+    for other in ("--tokens=60", "--probe_epochs=4", "--config.optimizer.b2=0.9"):
+        with pytest.raises(InputError) as error:
+            LAUNCH["main"]([*argv, "--tokens=50", "--arms=CDAS", other])
+        assert str(error.value) == (
+            f"{record} holds ten, uniform, of other settings; give the command that it "
+            "had, or another --record"
+        )
+    # Where things lie, and what is kept of a run, changes nothing.
+    for same in ("--config.data.cache_dir=/tmp/x", "--config.checkpoint.keep=9"):
+        other = [*argv, "--tokens=50", same, f"--out={folder / same[-1]}"]
+        assert LAUNCH["main"](other) == 0
+    assert len(started) == 1
+    # Another regime may be of another command: the page leaves it out.
+    argv = [*argv, "--tokens=60", "--regimes=six", f"--out={folder / 'six'}"]
+    assert LAUNCH["main"](argv) == 0
+    assert "## ten" not in (folder / "six/arena.md").read_text()
+
+
+def test_a_subset_of_fewer_problems_than_a_step_draws(command, started, capsys):
+    folder, argv = command
+    argv = [*argv, "--seeds=1", "--tokens=50", "--regimes=ten"]
+    assert LAUNCH["main"]([*argv, "--arms=uniform"]) == 0
+    record = arena.Record(folder / "arena.jsonl")
+    for name in ("LIM", "RAND", "std", "hardest"):
+        chosen = {"regime": "ten", "common": record.rows[0]["common"], "set": name}
+        chosen |= {"of": 10, "problems": 1, "kinds": {}, "places": [1]}
+        record.add(chosen)
+    assert LAUNCH["main"]([*argv, "--arms=LIM"]) == 1
+    said = "ten, LIM, seed 0: failed, LIM keeps 1 of 10 problems, and a step draws 4"
+    assert said in capsys.readouterr().out
+    assert len(started) == 1
 
 
 def test_what_fails_is_said_and_the_rest_runs(command, started, monkeypatch, capsys):
@@ -200,6 +248,14 @@ def test_no_run_begins_after_the_minutes(command, started, monkeypatch):
             "--arms=CDAS,uniform with --fork_at=4: uniform comes first, since the "
             "others fork from it, and the oracle cannot",
         ),
+        (
+            ["--config.sampler.name=lim"],
+            "--config.sampler.name is what regimes and arms differ in; leave it out",
+        ),
+        (
+            ["--config.data.train=x.jsonl"],
+            "--config.data.train is what regimes and arms differ in; leave it out",
+        ),
         (["--record=gs://b/r"], "--record=gs://b/r is not on this machine; give a "),
         (["--record=no/r"], "--record no/r: no such folder; make it first"),
         (["--minutes=-1"], "--minutes=-1.0 must be 0 or more"),
@@ -247,6 +303,9 @@ def test_all_arms_for_real(command):
     argv += [f"--config.model.init={ROOT / 'limr_jax/assets/arithmetic'}"]
     argv += ["--config.rollout.max_response_length=16"]
     argv += ["--config.prompts_per_step=2", "--config.filter.max_rounds=2"]
+    # These two have a number of problems of their own.
+    arms = [arm for arm in LAUNCH["ARMS"] if not arm.endswith("-16")]
+    argv += [f"--arms={','.join(arms)}"]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}
     script = str(ROOT / "launch/arena.py")
     run = subprocess.run(
@@ -256,7 +315,7 @@ def test_all_arms_for_real(command):
         text=True,
     )
     record = arena.Record(folder / "arena.jsonl")
-    assert {row["arm"] for row in record.runs()} == set(LAUNCH["ARMS"]), run.stdout
+    assert {row["arm"] for row in record.runs()} == set(arms), run.stdout
     assert run.returncode == 0 and run.stdout.splitlines()[-1].startswith('{"left": 0')
     sets = {row["set"]: row for row in record.rows if "set" in row}
     assert sets["hardest"]["problems"] == 6

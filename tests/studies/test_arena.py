@@ -84,6 +84,12 @@ def row(arm, seed, accuracy, curve=None, regime="hard"):
         "regime": regime,
         "arm": arm,
         "seed": seed,
+        "common": "c",
+        "settings": "a",
+        "digest": "b",
+        "tokens": 100,
+        "fork_at": 0,
+        "steps": 3,
         "curve": curve or [[0.0, 0.2], [100.0, accuracy]],
         "figures": {"accuracy": accuracy, "area": accuracy / 2, "signal_share": 0.5},
     }
@@ -116,30 +122,50 @@ def test_tokens_to_the_gain():
     assert arena.tokens_to(curve, 0.4) == pytest.approx(50)
     assert arena.tokens_to(curve, 0.7) == pytest.approx(200 + 100 * 2 / 3)
     assert arena.tokens_to(curve, 0.1) == 0
-    assert math.isnan(arena.tokens_to(curve, 0.9))
-    slow = [[0.0, 0.2], [200.0, 0.3]]
+    assert math.isinf(arena.tokens_to(curve, 0.9))
+    late = [[0.0, 0.2], [90.0, 0.2], [130.0, 0.9]]
     rows = [
         row("uniform", 0, 0.7, [[0.0, 0.2], [100.0, 0.7]]),
-        row("LIM", 0, 0.3, slow),
+        row("LIM", 0, 0.3, late),
+        row("LIM", 1, 0.9, [[0.0, 0.2], [50.0, 0.66]]),
+        row("LIM", 2, 0.9, [[0.0, 0.2], [80.0, 0.66]]),
+        row("CDAS", 0, 0.3, late),
     ]
-    rows.append(row("LIM", 1, 0.9, [[0.0, 0.2], [50.0, 0.65]]))
-    arms = arena.summary(rows, ["uniform", "LIM"])["hard"]["arms"]
-    # 90 % of uniform's gain is at .65: 90 tokens of its own, 50 of LIM's second seed.
+    arms = arena.summary(rows, ["uniform", "LIM", "CDAS"])["hard"]["arms"]
+    # 90 % of uniform's gain is at .65: 90 tokens of its own; of two of LIM's seeds
+    # 50 and 80, times .45 / .46. What is beyond 100, where arms are compared, does not
+    # count.
     assert arms["uniform"]["tokens_to"] == {"share": 1.0, "reached": 1, "runs": 1}
-    found = arms["LIM"]["tokens_to"]
-    assert found["share"] == pytest.approx(50 / 90) and found["reached"] == 1
+    of_lim = arms["LIM"]["tokens_to"]
+    assert (
+        of_lim["share"] == pytest.approx(80 / 90 * 45 / 46) and of_lim["reached"] == 2
+    )
+    assert arms["CDAS"]["tokens_to"] == {"share": None, "reached": 0, "runs": 1}
 
 
 def test_the_record_is_read_and_added_to(tmp_path):
     record = arena.Record(tmp_path / "arena.jsonl")
     assert record.runs() == [] and record.run("hard", "LIM", 0) is None
-    kept = row("LIM", 0, 0.5) | {"settings": "a", "digest": "b"}
+    kept = row("LIM", 0, 0.5)
     record.add(kept)
-    record.add({"regime": "hard", "set": "LIM", "places": [1, 5]})
+    chosen = {"regime": "hard", "common": "c", "set": "LIM", "of": 9, "problems": 2}
+    record.add(chosen | {"kinds": {}, "places": [1, 5]})
     again = arena.Record(record.path)
     assert again.runs() == [kept] and again.run("hard", "LIM", 0) == kept
     assert again.subset("hard", "LIM")["places"] == [1, 5]
     assert again.subset("clean", "LIM") is None
+
+
+def test_one_process_adds_to_a_record(tmp_path):
+    record = arena.Record(tmp_path / "arena.jsonl")
+    with record.locked():
+        other = arena.Record(record.path)
+        with pytest.raises(InputError) as error, other.locked():
+            pass
+    assert str(error.value) == (
+        f"{record.path}: another process adds to it; wait for it, or give another "
+        "--record"
+    )
 
 
 def test_a_record_that_cannot_be_written_is_one_line(tmp_path):
@@ -152,10 +178,22 @@ def test_a_record_that_cannot_be_written_is_one_line(tmp_path):
     )
 
 
-@pytest.mark.parametrize("line", ["{}", '{"regime": "hard", "arm": "LIM"}', "[1]", "{"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{}",
+        '{"regime": "hard", "arm": "LIM"}',
+        "[1]",
+        "{",
+        json.dumps(row("LIM", 1, 0.5) | {"figures": {}}),
+        json.dumps(row("LIM", 1, 0.5) | {"curve": None}),
+        json.dumps({"regime": "hard", "common": "c", "set": "LIM"}),
+        json.dumps(row("LIM", 0, 0.7)),  # a second time
+    ],
+)
 def test_a_line_that_is_no_row_is_named(line, tmp_path):
     path = tmp_path / "arena.jsonl"
-    good = row("LIM", 0, 0.5) | {"settings": "a", "digest": "b"}
+    good = row("LIM", 0, 0.5)
     path.write_text(json.dumps(good) + "\n" + line + "\n")
     with pytest.raises(InputError) as error:
         arena.Record(path)
