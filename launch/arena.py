@@ -20,6 +20,7 @@
     uniform      every problem once an epoch
     dynamic      uniform, and groups that are all right or all wrong are replaced
     LIM          LIM's set alone (offline, by the probe)   LIM-online   its weights
+    LIM-16       the 16.3 % of the best LIM scores         RAND-16      as many
     RAND, std    as many problems as LIM's set             hardest      a tenth, by 8
                  responses of the base model; of equal ones the first
     CDAS, MoPPS, BOTS, informative (with dynamic's filter)
@@ -60,6 +61,8 @@ ARMS = {
     "dynamic": {"filter.groups": "mixed"},
     "LIM": {"data.train": "LIM"},
     "RAND": {"data.train": "RAND"},
+    "LIM-16": {"data.train": "LIM-16"},
+    "RAND-16": {"data.train": "RAND-16"},
     "std": {"data.train": "std"},
     "hardest": {"data.train": "hardest"},
     "LIM-online": {"sampler.name": "lim"},

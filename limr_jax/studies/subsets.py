@@ -3,6 +3,9 @@
 LIM        problems whose curve over the probe's epochs follows the average
            (arXiv:2502.11886): a score of at least .6
 RAND       as many at random
+LIM-16     the 16.3 % of the largest scores, the share that LIMR kept of its problems:
+           where a threshold keeps nearly all, or nearly none
+RAND-16    as many at random
 std        as many, of the largest standard deviation over the epochs
            (arXiv:2504.20571)
 hardest    the tenth that the base model fails most (arXiv:2508.14094); of equal ones
@@ -17,7 +20,8 @@ from limr_jax.studies import reward_curves
 from limr_jax.studies.reward_curves import Curves
 
 THRESHOLD = 0.6  # LIMR's
-NAMES = ("LIM", "RAND", "std", "hardest")
+SHARE = 1389 / 8523  # that LIMR kept
+NAMES = ("LIM", "RAND", "LIM-16", "RAND-16", "std", "hardest")
 
 
 def choose(
@@ -34,9 +38,16 @@ def choose(
     std_N = reward_curves.score(curves, missing="carry", name="std").score_N
     fails_N = reward_curves.score(responses, missing=None, name="hardest").score_N
     tenth = max(1, len(responses.ids) // 10)
+    share = max(1, round(SHARE * len(curves.ids)))
+
+    def at_random(size: int) -> np.ndarray:
+        return reward_curves.keep_random(lim_N, size, seed=seed)
+
     kept = {
         "LIM": (curves.ids, kept_by_lim_N),
-        "RAND": (curves.ids, reward_curves.keep_random(lim_N, count, seed=seed)),
+        "RAND": (curves.ids, at_random(count)),
+        "LIM-16": (curves.ids, reward_curves.keep_top(lim_N, share)),
+        "RAND-16": (curves.ids, at_random(share)),
         "std": (curves.ids, reward_curves.keep_top(std_N, count)),
         "hardest": (responses.ids, reward_curves.keep_top(fails_N, tenth)),
     }

@@ -13,7 +13,7 @@ from limr_jax.data.problems import load_problems
 from limr_jax.errors import InputError
 from limr_jax.storage import metrics
 from limr_jax.storage.workdir import write_json, write_result
-from limr_jax.studies import arena, jobs
+from limr_jax.studies import arena, jobs, subsets
 
 LAUNCH = runpy.run_path(str(ROOT / "launch/arena.py"))
 CONFIG = """
@@ -138,7 +138,7 @@ def test_a_subset_is_part_of_what_a_run_was(command, started):
     assert LAUNCH["main"]([*argv, "--arms=uniform"]) == 0
     record = arena.Record(folder / "arena.jsonl")
     common = record.rows[0]["common"]
-    for name in ("LIM", "RAND", "std", "hardest"):
+    for name in subsets.NAMES:
         chosen = {"regime": "ten", "common": common, "set": name, "of": 10}
         chosen |= {"problems": 4, "kinds": {}, "places": [1, 3, 4, 7]}
         record.add(chosen)
@@ -184,7 +184,7 @@ def test_a_subset_of_fewer_problems_than_a_step_draws(command, started, capsys):
     argv = [*argv, "--seeds=1", "--tokens=50", "--regimes=ten"]
     assert LAUNCH["main"]([*argv, "--arms=uniform"]) == 0
     record = arena.Record(folder / "arena.jsonl")
-    for name in ("LIM", "RAND", "std", "hardest"):
+    for name in subsets.NAMES:
         chosen = {"regime": "ten", "common": record.rows[0]["common"], "set": name}
         chosen |= {"of": 10, "problems": 1, "kinds": {}, "places": [1]}
         record.add(chosen)
@@ -304,7 +304,7 @@ def test_all_arms_for_real(command):
     argv += ["--config.rollout.max_response_length=16"]
     argv += ["--config.prompts_per_step=2", "--config.filter.max_rounds=2"]
     # These two have a number of problems of their own.
-    arms = [arm for arm in LAUNCH["ARMS"] if not arm.endswith("-16")]
+    arms = LAUNCH["ARMS"].keys() - {"uniform-16", "dynamic-16"}
     argv += [f"--arms={','.join(arms)}"]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}
     script = str(ROOT / "launch/arena.py")

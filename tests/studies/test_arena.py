@@ -220,6 +220,8 @@ def test_subsets_of_a_probe():
     chosen = subsets.choose(all_ids, probe, responses, seed=3)
     # The average is .25 .35 .45 .75; the scores .944, .296, 0, .870 and .667.
     assert chosen["LIM"] == [0, 3, 4]
+    # 16.3 % of five problems is one: the best score, and one at random.
+    assert chosen["LIM-16"] == [0] and len(chosen["RAND-16"]) == 1
     assert chosen["std"] == [0, 3, 4]
     assert chosen["hardest"] == [2]
     assert len(chosen["RAND"]) == 3 and max(chosen["RAND"]) < 5
