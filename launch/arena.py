@@ -389,7 +389,7 @@ def _digest(parts: list) -> str:
 
 def _run_arm(grid: _Grid, regime: str, arm: str, *, fields: dict, folder):
     """One run, given more steps until it has its tokens: (workdirs, error)."""
-    from limr_jax.storage.workdir import read_result
+    from limr_jax.storage.workdir import read_result, read_run
     from limr_jax.studies import arena
 
     every, tokens = grid.config.evaluation.every, grid.options.tokens
@@ -408,8 +408,12 @@ def _run_arm(grid: _Grid, regime: str, arm: str, *, fields: dict, folder):
         for row in grid.record.runs()
         if (row["regime"], row["arm"]) == (regime, arm)
     ]
+    steps = max(known, default=_FIRST_STEPS)
+    # A run that was stopped may have been given more steps already.
+    if stopped := read_run(folder, missing_ok=True):
+        steps = max(steps, stopped["config"]["num_steps"])
     # A fork has one step at least, and the trunk comes as far as it.
-    steps = max(max(known, default=_FIRST_STEPS), fork_at + every)
+    steps = max(steps, fork_at + every)
     while True:
         # At an evaluation, so that the curve does not depend on where it was cut.
         steps = every * math.ceil(steps / every)

@@ -108,6 +108,11 @@ def test_a_run_goes_on_until_it_has_its_tokens(command, started):
     # 320 tokens after 32 steps, so 39 are needed; up to the next evaluation.
     assert [job.steps for job in started] == [32, 40, 40]
     assert started[0].workdir == started[1].workdir != started[2].workdir
+    # Stopped in its second part and not on record, it goes on from there.
+    (folder / "arena.jsonl").unlink()
+    (started[1].workdir / "result.json").unlink()
+    assert LAUNCH["main"](argv) == 0
+    assert [job.steps for job in started[3:]][:1] == [40]
 
 
 def test_forks_go_on_from_uniforms_run(command, started):
