@@ -36,6 +36,7 @@ has generated --tokens. The same command goes on after a stop. The last line on 
 is one JSON object; the exit code is 1 where a run failed.
 """
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -532,12 +533,11 @@ def _problems(grid: _Grid, regime: str):
 
 def _kinds(problems, places: list[int]) -> dict:
     """How many problems a subset has, in all and of each kind that the set names."""
-    counts: dict[str, int] = {}
-    for place in places:
-        kind = problems.columns.get("kind", {}) and problems.columns["kind"][place]
-        counts[kind or "usual"] = counts.get(kind or "usual", 0) + 1
-        if problems.columns.get("wrong") and problems.columns["wrong"][place]:
-            counts["wrong"] = counts.get("wrong", 0) + 1
+    chosen = problems.take(places)
+    kinds = chosen.columns.get("kind", ("usual",) * len(places))
+    counts = dict(collections.Counter(kinds))
+    if wrong := sum(map(bool, chosen.columns.get("wrong", ()))):
+        counts["wrong"] = wrong
     return {"problems": len(places), "kinds": counts}
 
 

@@ -29,13 +29,13 @@ import numpy as np
 from limr_jax.data import jsonl
 from limr_jax.errors import InputError
 from limr_jax.storage import files, metrics
-from limr_jax.studies import ablation
+from limr_jax.studies import ablation, tables
 
-# Figure → (its column's head, what it is multiplied by there, digits after the point).
+# Figure → its column's head.
 FIGURES = {
-    "accuracy": ("accuracy, %", 100, 1),
-    "area": ("mean accuracy until there, %", 100, 1),
-    "signal_share": ("groups with signal, %", 100, 0),
+    "accuracy": "accuracy, %",
+    "area": "mean accuracy until there, %",
+    "signal_share": "groups with signal, %",
 }
 FIRST = "uniform"  # the arm that the others are compared with
 GAIN = 0.9  # of uniform's gain, which an arm's tokens are counted to
@@ -336,48 +336,28 @@ def markdown(summaries: Mapping[str, Mapping], *, tokens: int, command: str) -> 
     ]
     for regime, regime_summary in summaries.items():
         parts.append(f"## {regime}\n")
-        heads = [head for head, _, _ in FIGURES.values()]
+        heads = list(FIGURES.values())
         head = ["arm", "seeds", heads[0], f"− {FIRST}", "p, Holm", "shows", *heads[1:]]
         head.append(f"tokens to {GAIN:.0%} of {FIRST}'s gain")
-        lines = [_line(head), "|" + "---|" * len(head)]
+        rows = []
         for arm, figures in regime_summary["arms"].items():
             difference = figures["accuracy"]["difference"]
             cells = [arm, str(figures["accuracy"]["seeds"])]
-            cells.append(_shown(figures["accuracy"]))
-            cells += [_shown(difference, sign="+"), _p(difference)]
+            cells.append(tables.shown(figures["accuracy"], 100, 1))
+            cells.append(tables.shown(difference, 100, 1, sign="+"))
+            cells.append(tables.holm_p(difference))
             smallest = figures["accuracy"]["resolvable"]
             cells.append("–" if smallest is None else f"{100 * smallest:.1f}")
-            cells.append(_shown(figures["area"]))
+            cells.append(tables.shown(figures["area"], 100, 1))
             cells.append(f"{100 * figures['signal_share']['mean']:.0f}")
             cells.append(_tokens(figures.get("tokens_to")))
-            lines.append(_line(cells))
-        parts.append("\n".join(lines) + "\n")
+            rows.append(cells)
+        parts.append(tables.markdown_table(head, rows) + "\n")
         if regime_summary["pairing"]:
             saved = regime_summary["pairing"]["seeds_saved"]
             parts.append(f"A seed in pairs is worth {saved:.1f} without.")
         parts.append("")
     return "\n".join(parts)
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _shown(figure: Mapping | None, sign: str = "") -> str:
-    if figure is None or figure["mean"] is None:
-        return "–"
-    text = format(100 * figure["mean"], f"{sign}.1f")
-    if figure["low"] is None:
-        return text
-    low, high = (format(100 * figure[x], f"{sign}.1f") for x in ("low", "high"))
-    return f"{text} [{low}, {high}]"
-
-
-def _p(difference: Mapping | None) -> str:
-    if difference is None or difference["p_holm"] is None:
-        return "–"
-    p = difference["p_holm"]
-    return "< .001" if p < 0.001 else f"{p:.3f}".replace("0.", ".", 1)
 
 
 def _tokens(share: Mapping | None) -> str:

@@ -135,13 +135,13 @@ def markdown(summary: Mapping, notes: Sequence[str]) -> str:
     lines = [
         f"# {summary['title']}",
         f"`{summary['command']}`",
-        f"Before training: accuracy {_shown(before['accuracy_before'], 100, 1)} %, "
-        f"{_shown(before['response_length_before'], 1, 1)} tokens a response. In "
+        f"Before training: accuracy {shown(before['accuracy_before'], 100, 1)} %, "
+        f"{shown(before['response_length_before'], 1, 1)} tokens a response. In "
         "brackets: the 95 % interval over seeds, Student's t. A difference is to "
         f"{first}, paired by seed."
         + f" Equal tokens are {tokens:,} generated in training."
         * (tokens > 0),
-        _rows(head, (_arm(name, arm, summary) for name, arm in arms.items())),
+        markdown_table(head, (_arm(name, arm, summary) for name, arm in arms.items())),
         *_verdict(summary, first),
         *_too_few_tokens(summary),
     ]
@@ -214,11 +214,11 @@ def _arm(name: str, arm: Mapping, summary: Mapping) -> list[str]:
     cells = [name, str(arm[_tested(summary)]["seeds"])]
     for figure in _shown_figures(summary):
         _, unit, digits = FIGURES[figure]
-        cells.append(_shown(arm[figure], unit, digits))
+        cells.append(shown(arm[figure], unit, digits))
         if figure in _WITH_DIFFERENCE:
-            cells.append(_shown(arm[figure]["difference"], unit, digits, sign="+"))
+            cells.append(shown(arm[figure]["difference"], unit, digits, sign="+"))
         if figure == _tested(summary):
-            cells.append(_p(arm[figure]["difference"]))
+            cells.append(holm_p(arm[figure]["difference"]))
     mean = arm["rollouts"]["mean"]
     return [*cells, "–" if mean is None else f"{mean:,.0f}"]
 
@@ -238,10 +238,12 @@ def _runs(runs: Iterable[Mapping]) -> str:
         rows.append(
             [run["arm"], str(run["seed"]), *cells, commits, f"`{run['command']}`"]
         )
-    return _rows(head, rows)
+    return markdown_table(head, rows)
 
 
-def _rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of Markdown: its head, and a line of cells for each row."""
+
     def line(cells):
         # A | within a cell would begin the next one.
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
@@ -249,7 +251,7 @@ def _rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])
 
 
-def _shown(figure: Mapping | None, unit: float, digits: int, sign: str = "") -> str:
+def shown(figure: Mapping | None, unit: float, digits: int, sign: str = "") -> str:
     """'62.5 [60.1, 64.9]'; '–' where there is no number."""
     if figure is None or figure["mean"] is None:
         return "–"
@@ -261,7 +263,7 @@ def _shown(figure: Mapping | None, unit: float, digits: int, sign: str = "") -> 
     return f"{mean} [{low}, {high}]"
 
 
-def _p(difference: Mapping | None) -> str:
+def holm_p(difference: Mapping | None) -> str:
     """Holm's p: '.021', '< .001'; '–' where there is none."""
     if difference is None or difference["p_holm"] is None:
         return "–"

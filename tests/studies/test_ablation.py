@@ -248,8 +248,8 @@ def test_the_page_says_which_differences_hold_of_how_many():
         "1 difference in accuracy to a is tested (paired t-test, p adjusted by Holm's "
         "step-down); below .05: none. The intervals are each for itself."
     ) in lines
-    assert tables._p({"p_holm": 0.0004}) == "< .001"
-    assert tables._p({"p_holm": 1.0}) == "1.000"
+    assert tables.holm_p({"p_holm": 0.0004}) == "< .001"
+    assert tables.holm_p({"p_holm": 1.0}) == "1.000"
 
 
 def test_runs_that_end_before_so_many_tokens_are_named():
