@@ -11,7 +11,8 @@ the answer phrase, the reference; every --plain'th row, or all with --terms 0, w
 plan. `right` takes the right responses of a folder's dump (RUN/rollouts: of a run, or a
 benchmark's folder of launch/evaluate.py), each text once. `sums` adds --count texts of
 --each sums to problems that have a solution: practice for a model that sets the right
-sum up and cannot compute it. The last line on stdout is one JSON object.
+sum up and cannot compute it; with --steps all solutions go place by place, 28 + 36 by
+28 + 30 = 58 and 58 + 6 = 64. The last line on stdout is one JSON object.
 """
 
 import itertools
@@ -48,6 +49,7 @@ def _parser() -> Parser:
         elif verb == "sums":
             each.add_argument("--count", type=int, default=400)
             each.add_argument("--each", type=int, default=10)
+            each.add_argument("--steps", action="store_true")
             each.add_argument("--seed", type=int, default=0)
         else:
             each.add_argument("--phrase", default="#### ")
@@ -135,7 +137,14 @@ def _sums(options) -> tuple[int, list[dict]]:
                 "set that has one of each"
             )
     rows = [problems.row(i) for i in range(len(problems))]
-    practice = [*sft_texts.sums(options.count, each=options.each, seed=options.seed)]
+    if options.steps:
+        for row in rows:
+            row["solution"] = sft_texts.in_steps(row["solution"])
+    practice = [
+        *sft_texts.sums(
+            options.count, each=options.each, seed=options.seed, steps=options.steps
+        )
+    ]
     there = {*problems.ids}
     if taken := [row["id"] for row in practice if row["id"] in there]:
         raise InputError(

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from limr_jax.data.problems import Problems, chats
 from limr_jax.data.tokenizer import Tokenizer
 
+# Of so few digits that each place is a step.
+_WHOLE_SUM = re.compile(r"([0-9]{1,9}) ([-+*]) ([0-9]{1,9}) = ([0-9]{1,18})")
 # Commands, and words of four letters or more: "\frac", "prime", but no "the".
 _TERM = re.compile(r"\\[A-Za-z]{2,}|[A-Za-z]{4,}")
 
@@ -66,12 +68,66 @@ def planned(
         yield problems.row(i) | {"solution": f"{thought}{phrase}{answer}"}
 
 
-def sums(count: int, *, each: int, seed: int) -> Iterator[dict]:
+def in_steps(solution: str) -> str:
+    """The solution with each line that is a sum of whole numbers cut into easy ones.
+
+    28 + 36 = 64 becomes 28 + 30 = 58 and 58 + 6 = 64, lines of their own: the second
+    number goes on or off place by place. 23 * 4 = 92 becomes 20 * 4 = 80, 3 * 4 = 12,
+    80 + 10 = 90 and 90 + 2 = 92. All other lines stay as they are: a quotient, a
+    product of two numbers of several digits, a negative number, a fraction, a sum that
+    is not true.
+    """
+    lines = (_steps(line) for line in solution.split("\n"))
+    return "\n".join(itertools.chain.from_iterable(lines))
+
+
+def _steps(line: str) -> list[str]:
+    """The line in easy ones; a line that is no such sum, or not true, as it is."""
+    sum_of_whole = _WHOLE_SUM.fullmatch(line)
+    if not sum_of_whole:
+        return [line]
+    a, sign, b = int(sum_of_whole[1]), sum_of_whole[2], int(sum_of_whole[3])
+    if int(sum_of_whole[4]) != {"+": a + b, "-": a - b, "*": a * b}[sign]:
+        return [line]
+    if sign == "*":
+        return _product_steps(a, b) or [line]
+    steps = []
+    for part in _places(b):
+        then = a + part if sign == "+" else a - part
+        steps.append(f"{a} {sign} {part} = {then}")
+        a = then
+    return steps or [line]
+
+
+def _product_steps(a: int, b: int) -> list[str]:
+    """Of the factor of several places times the other, of one; else nothing."""
+    many, one = (a, b) if len(_places(a)) > 1 else (b, a)
+    if len(_places(one)) != 1:
+        return []
+    steps, total = [], 0
+    for part in _places(many):
+        product = part * one
+        steps.append(f"{part} * {one} = {product}")
+        if total:
+            steps += _steps(f"{total} + {product} = {total + product}")
+        total += product
+    return steps if len(steps) > 1 else []
+
+
+def _places(number: int) -> list[int]:
+    """405 as 400 and 5."""
+    digits = str(number)
+    parts = (int(d) * 10**i for d, i in zip(digits, range(len(digits) - 1, -1, -1)))
+    return [part for part in parts if part]
+
+
+def sums(count: int, *, each: int, seed: int, steps: bool = False) -> Iterator[dict]:
     """Rows of practice: `each` sums to compute, and their solutions a line.
 
     The four operations on numbers of one to three digits, as word problems have them:
     of 20 sums 8 add, 7 take away and leave nothing negative, 3 multiply by one digit,
-    2 divide what such a product is by its digit, without a remainder.
+    2 divide what such a product is by its digit, without a remainder. steps: each is
+    solved as `in_steps` has it.
     """
     rng = random.Random(f"sums {seed}")
 
@@ -96,7 +152,7 @@ def sums(count: int, *, each: int, seed: int) -> Iterator[dict]:
             "id": f"sums-{i}",
             "problem": "\n".join(["Compute each line.", *unsolved]),
             "answer": solved[-1].rpartition(" ")[2],
-            "solution": "\n".join(solved),
+            "solution": in_steps("\n".join(solved)) if steps else "\n".join(solved),
         }
 
 

@@ -215,6 +215,48 @@ def test_sums_are_right_and_the_same_for_a_seed():
     assert shares == pytest.approx(expected, abs=0.05)
 
 
+@pytest.mark.parametrize(
+    ("solution", "in_steps"),
+    [
+        ("28 + 36 = 64\n#### 64", "28 + 30 = 58\n58 + 6 = 64\n#### 64"),
+        ("852 - 104 = 748", "852 - 100 = 752\n752 - 4 = 748"),
+        ("23 * 4 = 92", "20 * 4 = 80\n3 * 4 = 12\n80 + 10 = 90\n90 + 2 = 92"),
+        ("6 * 405 = 2430", "400 * 6 = 2400\n5 * 6 = 30\n2400 + 30 = 2430"),
+    ],
+)  # fmt: skip
+def test_steps_by_hand(solution, in_steps):
+    assert sft_texts.in_steps(solution) == in_steps
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["12 * 11 = 132", "100 - 7 = 93", "3 + 0 = 3", "20 * 3 = 60", "0 * 15 = 0",
+     "36 / 4 = 9", "1.5 + 12 = 13.5", "15 - 29 = -14", "28 + 36 = 65", "x = 28 + 36",
+     f"{'9' * 5000} + 12 = 3", "28 + ٣٦ = 64"],
+)  # fmt: skip
+def test_what_has_no_easier_steps_stays(line):
+    assert sft_texts.in_steps(line) == line
+
+
+def test_sums_in_steps_are_the_same_sums():
+    """Each step is true and has a number of one place; the last one gives the sum."""
+    number = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
+    for plain, stepped in zip(
+        sft_texts.sums(100, each=5, seed=0),
+        sft_texts.sums(100, each=5, seed=0, steps=True),
+        strict=True,
+    ):
+        lines = plain["solution"].splitlines()
+        in_steps = [sft_texts.in_steps(line) for line in lines]
+        assert stepped == plain | {"solution": "\n".join(in_steps)}
+        for line, steps in zip(lines, in_steps, strict=True):
+            assert steps.split()[-1] == line.split()[-1]
+            for step in [] if "/" in line else steps.splitlines():
+                a, sign, b, _, value = step.split()
+                assert number[sign](int(a), int(b)) == int(value)
+                assert min(sum(d != "0" for d in x) for x in (a, b)) <= 1
+
+
 def test_sums_go_behind_the_problems_that_have_a_solution(tmp_path, capsys):
     path, out = tmp_path / "worked.jsonl", tmp_path / "warm.jsonl"
     rows = [
@@ -231,6 +273,11 @@ def test_sums_go_behind_the_problems_that_have_a_solution(tmp_path, capsys):
     with pytest.raises(InputError, match="--each=0 must be 1 or more"):
         MAIN(["sums", str(path), "--each", "0", "--out", str(tmp_path / "none.jsonl")])
     assert not (tmp_path / "none.jsonl").exists()
+    path.write_text(json.dumps(rows[0] | {"solution": "12 + 34 = 46"}) + "\n")
+    MAIN(["sums", str(path), "--count", "1", "--steps", "--out", str(out)])
+    first, practice = map(json.loads, out.read_text().splitlines())
+    assert first["solution"] == "12 + 30 = 42\n42 + 4 = 46"
+    assert [practice] == [*sft_texts.sums(1, each=10, seed=0, steps=True)]
 
 
 def test_sums_go_behind_no_set_that_could_not_be_read_or_learned_then(tmp_path):
