@@ -33,6 +33,7 @@ from limr_jax.storage.dump_rows import dump_rows
 from limr_jax.storage.workdir import (
     KERNELS,
     claim,
+    read_kernels,
     read_result,
     read_run,
     release,
@@ -241,6 +242,8 @@ def _name_left_out(run: Run, workdir) -> None:
 def _keep_kernels(run: Run, workdir) -> None:
     """kernels.json: what the last start found of each kernel that fits its rows."""
     if run.kernels and jax.process_index() == 0:
+        for line in kernel_check.changes(read_kernels(workdir), run.kernels):
+            console.warn(line)
         rows = [finding.as_json() for finding in run.kernels]
         # JSON has no infinity, the gap of what is no number.
         content = files.finite({"kernels": rows})

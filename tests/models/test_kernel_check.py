@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -192,6 +193,35 @@ def test_a_run_takes_xla_s_attention_instead(
     assert "<h2>Kernels</h2>" not in html_report.page([expected], samples=1)
     # The rollouts are those of model.attention=xla.
     assert run_records(workdir)["rollouts"] == run_records(expected)["rollouts"]
+
+
+def test_a_start_that_takes_other_kernels_than_the_last_says_so(tmp_path, capsys):
+    """A kernel is taken where it holds in rows of all kinds."""
+
+    def found(kernel, fault):
+        return kernel_check.Finding(
+            kernel, "rows", gap=None, tolerance=0.1, seconds=1.0, fault=fault
+        )
+
+    ragged, refused = found("ragged", ""), found("ragged", "no such layout")
+    splash = [found("splash", ""), found("splash", "")]
+
+    def warnings(*starts):
+        workdir = tmp_path / str(len(list(tmp_path.iterdir())))
+        workdir.mkdir()
+        for findings in starts:
+            train._keep_kernels(types.SimpleNamespace(kernels=findings), workdir)
+        return capsys.readouterr().err
+
+    assert warnings([ragged, *splash], [refused, *splash]) == (
+        "warning: the ragged kernel was taken by this run's last start and is refused "
+        "by this one: from here on the run is not bit for bit what it would have been\n"
+    )
+    back = warnings([splash[0], found("splash", "0.3 apart")], splash)
+    assert "the splash kernel was refused by this run's last start and is taken" in back
+    assert warnings([ragged], [refused], [refused]).count("warning") == 1
+    for starts in ([refused], [refused]), ([], [ragged]), ([ragged], splash):
+        assert not warnings(*starts)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import concurrent.futures
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 import jax
@@ -224,10 +224,32 @@ def _put(mesh, call):
 
 def numbers(findings: Sequence[Finding]) -> dict[str, float]:
     """A metric for each kernel that was compared: 1 where it is taken, 0 where not."""
-    taken: dict[str, float] = {}
-    for x in findings:
-        name = f"kernel_{x.kernel}"
-        taken[name] = min(taken.get(name, 1.0), 0.0 if x.fault else 1.0)
+    taken = _taken((x.kernel, x.fault) for x in findings)
+    return {f"kernel_{name}": float(is_taken) for name, is_taken in taken.items()}
+
+
+def changes(before: Sequence[Mapping], findings: Sequence[Finding]) -> list[str]:
+    """A line for each kernel that a run's last start took and this one does not.
+
+    Or the other way round. before: what `Finding.as_json` gave at the last start.
+    """
+    now = _taken((x.kernel, x.fault) for x in findings)
+    then = _taken((row.get("kernel"), row.get("fault")) for row in before)
+    words = {True: "taken", False: "refused"}
+    return [
+        f"the {name} kernel was {words[then[name]]} by this run's last start and is "
+        f"{words[now[name]]} by this one: from here on the run is not bit for bit what "
+        "it would have been"
+        for name in now
+        if then.get(name, now[name]) != now[name]
+    ]
+
+
+def _taken(faults: Iterable[tuple[str, str]]) -> dict[str, bool]:
+    """By kernel, whether it has no fault in rows of any kind."""
+    taken: dict[str, bool] = {}
+    for kernel, fault in faults:
+        taken[kernel] = taken.get(kernel, True) and not fault
     return taken
 
 
