@@ -10,7 +10,6 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from limr_jax.models import cpu
 from limr_jax.models.attention.dense import rotate
@@ -103,7 +102,7 @@ class Projection(nnx.Module):
                 y = y + self.scale * self._adapted(x)
             y = y.astype(dtype or x.dtype)
         # By this name transformer.py may keep it for the backward pass.
-        y = checkpoint_name(y, "product")
+        y = cpu.named(y, "product")
         if self.bias is None:
             return y
         bias = self.bias[...].astype(x.dtype)  # the rollout's copy has no more digits

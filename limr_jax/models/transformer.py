@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from limr_jax.models import lora
+from limr_jax.models import cpu, lora
 from limr_jax.models.attention import dense, ragged_decode, splash
 from limr_jax.models.attention.dense import (
     attend_causal,
@@ -181,15 +181,16 @@ def forward(
 def unembed(params, hidden_XD, *, config, dtype):
     """fp32 logits_XV, the soft cap included; X is any leading axes."""
     if config.tied:
-        equation, kernel = "...d,vd->...v", params["embedder"]["embedding"]
+        kernel = params["embedder"]["embedding"]
     else:
-        equation, kernel = "...d,dv->...v", params["head"]["kernel"]
+        kernel = params["head"]["kernel"]
     # fp32 sums: bf16 logits between 16 and 32 would lie 0.125 nats apart.
-    logits_XV = jnp.einsum(
-        equation,
+    logits_XV = cpu.contract(
         hidden_XD.astype(dtype),
-        kernel.astype(dtype),
-        preferred_element_type=jnp.float32,
+        kernel,
+        count=1,
+        dtype=jnp.float32,
+        last=config.tied,
     )
     if config.logit_softcap:
         logits_XV = config.logit_softcap * jnp.tanh(logits_XV / config.logit_softcap)
@@ -334,7 +335,11 @@ def prefill(params, tokens_BL, position_BL, *, config, columns: int, dtype):
     def keep(kind, k_BKCL, v_BKLC):
         return tuple(
             constrain(
-                columns_of(kind, x, axis=axis, empty=0), ROWS, "tensor", None, None
+                columns_of(kind, cpu.cached(x), axis=axis, empty=0),
+                ROWS,
+                "tensor",
+                None,
+                None,
             )
             for x, axis in ((k_BKCL, 3), (v_BKLC, 2))
         )

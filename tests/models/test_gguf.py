@@ -16,8 +16,16 @@ import pytest
 from safetensors.numpy import load_file
 
 from limr_jax.errors import InputError
-from limr_jax.models import gguf_checkpoint, gguf_files, hf_config, hf_files
+from limr_jax.models import (
+    gguf_checkpoint,
+    gguf_files,
+    hf_config,
+    hf_files,
+    hf_weights,
+    transformer,
+)
 from limr_jax.models.gguf_files import GgufModel
+from limr_jax.sharding import make_mesh
 
 ARCHITECTURES = {
     "qwen2-tiny": "qwen2",
@@ -188,6 +196,55 @@ def test_a_checkpoint_comes_back(shared, tmp_path, name):
     assert hf_config.read_config(tmp_path / "out") == hf_config.read_config(source)
     hf_files.TensorFiles(tmp_path / "out").expected(hf_config.read_config(source))
     assert about["parameters"] == sum(array.size for array in before.values())
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_logits_are_llama_cpps(shared, tmp_path, name):
+    """Its own, of the file; ours, of the checkpoint that is made of it.
+
+    Runs where llama-cpp-python is installed; limr_jax/models/README.md has what came of
+    real files.
+    """
+    pytest.importorskip("llama_cpp", reason="needs llama-cpp-python")
+    source, file = shared / "models" / name, tmp_path / "m.gguf"
+    family, metadata, tensors = parts_of(source, ARCHITECTURES[name])
+    words = tensors["token_embd.weight"].shape[0]
+    metadata |= {
+        "tokenizer.ggml.tokens": [f"word{i}" for i in range(words)],
+        "tokenizer.ggml.token_type": [1] * words,
+        "tokenizer.ggml.merges": ["w o"],
+        "tokenizer.ggml.eos_token_id": words - 1,
+    }
+    write(file, family, metadata, tensors)
+    convert(tmp_path / "out", file)
+    tokens = np.random.default_rng(0).integers(words, size=24)
+    theirs, ours = llama_cpp_logits(file, tokens), our_logits(tmp_path / "out", tokens)
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4)
+
+
+def llama_cpp_logits(file, tokens):
+    """fp32 [tokens, words], with a cache in fp32; weights as the file has them."""
+    import llama_cpp
+
+    model = llama_cpp.Llama(
+        str(file),
+        n_ctx=64,
+        logits_all=True,
+        type_k=llama_cpp.GGML_TYPE_F32,
+        type_v=llama_cpp.GGML_TYPE_F32,
+        verbose=False,
+    )
+    model.eval(tokens.tolist())
+    return model.scores[: len(tokens)]
+
+
+def our_logits(folder, tokens):
+    config = hf_config.read_config(folder)
+    params = hf_weights.load_params(folder, config, make_mesh(1, 1, 1))
+    how = {"config": config, "dtype": jnp.float32}
+    position_BT = jnp.arange(len(tokens))[None]
+    hidden_BTD = transformer.forward(params, tokens[None], position_BT, **how)
+    return np.asarray(transformer.unembed(params, hidden_BTD, **how))[0]
 
 
 def test_what_is_quantised_is_what_the_library_reads(small, tmp_path):

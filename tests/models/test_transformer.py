@@ -229,7 +229,8 @@ def test_padding_side_and_width_change_nothing():
 
 
 @pytest.mark.slow
-def test_remat_is_no_remat(monkeypatch):
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_remat_is_no_remat(monkeypatch, dtype):
     """Nor what keeps a layer's products, which takes less memory than all of it."""
     config = dataclasses.replace(EVERYTHING, pattern=("full",), layers=2)
     params = random_params(config)
@@ -242,7 +243,7 @@ def test_remat_is_no_remat(monkeypatch):
                 tokens_BT,
                 position_BT,
                 config=config,
-                dtype=jnp.float32,
+                dtype=dtype,
                 remat=remat,
             )
             return jnp.sum(jnp.square(hidden_BTD) * (position_BT >= 0)[..., None])

@@ -47,7 +47,7 @@ def attend_causal(q_BTHC, k_BKCT, v_BKTC, mask_BTT, config: ModelConfig):
 
 
 def attend(q_BTHC, k_BKCS, v_BKSC, mask_BTS, config: ModelConfig):
-    """Softmax attention of T queries to S columns: out_BTHC, in v's dtype.
+    """Softmax attention of T queries to S columns: out_BTHC, in q's dtype.
 
     q_BTHC, k_BKCS, v_BKSC: query head h reads kv head h // Q. mask_BTS: bool, which
     columns a query sees; where it sees none the output is their plain mean. config: the
@@ -74,7 +74,7 @@ def _attend_at_once(q_BTHC, k_BKCS, v_BKSC, mask_BTS, config: ModelConfig):
     # [B, K, Q, T, C] · [B, K, C, S] → [B, K, Q, T, S]: no key is copied for the Q query
     # heads that read it.
     score = scale * jax.lax.dot_general(
-        q_BKQTC,
+        q_BKQTC.astype(k_BKCS.dtype),
         k_BKCS,
         (((4,), (2,)), ((0, 1), (0, 1))),
         preferred_element_type=jnp.float32,
@@ -84,11 +84,14 @@ def _attend_at_once(q_BTHC, k_BKCS, v_BKSC, mask_BTS, config: ModelConfig):
         score = cap * jnp.tanh(score / cap)
     # Finite, so that a padding query, which may see nothing, gives no NaN.
     score = jnp.where(mask_BTS[:, None, None], score, jnp.finfo(jnp.float32).min)
-    # fp32 up to here; the product reads weights in the values' dtype.
-    weight_BKQTS = jax.nn.softmax(score, axis=-1).astype(v_BKSC.dtype)
+    # fp32 up to here; the product reads weights of the queries' digits.
+    weight_BKQTS = jax.nn.softmax(score, axis=-1).astype(q_BTHC.dtype)
     out_BKQTC = jax.lax.dot_general(
-        weight_BKQTS, v_BKSC, (((4,), (2,)), ((0, 1), (0, 1)))
-    )
+        weight_BKQTS.astype(v_BKSC.dtype),
+        v_BKSC,
+        (((4,), (2,)), ((0, 1), (0, 1))),
+        preferred_element_type=jnp.float32,
+    ).astype(q_BTHC.dtype)
     return out_BKQTC.transpose(0, 3, 1, 2, 4).reshape(B, T, H, C)
 
 
