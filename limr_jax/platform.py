@@ -5,6 +5,7 @@ first device is asked for. What they hold is the user's, so a mistake there is o
 """
 
 import contextlib
+import ctypes
 import errno
 import glob
 import importlib.metadata
@@ -288,3 +289,15 @@ def _raised_in(file: str, error: BaseException) -> bool:
     cause = error.__context__
     repeated = cause is not None and str(cause) and str(cause) in str(error)
     return bool(repeated) and any(place.endswith(file) for place in places(cause))
+
+
+def return_freed_memory() -> None:
+    """Return to the system what this process has freed and its allocator has kept.
+
+    glibc keeps pages of freed blocks below one that is in use. When a step's programs
+    of SmolLM2 are compiled, these are 1.2 to 1.4 of the process's 3.5 GiB. With another
+    C library nothing is done.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

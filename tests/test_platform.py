@@ -1,5 +1,6 @@
 """The environment: the same tokens whatever it says, or one line that names it."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -270,3 +271,39 @@ def test_a_report_from_a_notebook_whose_backend_is_not_installed(tmp_path):
     # It has come as far as to look for the run.
     assert ended.returncode == 2 and "none" in ended.stderr
     assert "Traceback" not in ended.stderr and "MPLBACKEND" not in ended.stderr
+
+
+_FREES = """
+import ctypes
+from limr_jax import platform
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+blocks = [libc.malloc(2**16) for _ in range(2048)]
+for block in blocks:
+    ctypes.memset(block, 1, 2**16)
+for block in blocks[:-1]:  # the last one lies above them
+    libc.free(block)
+before = resident()
+platform.return_freed_memory()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="glibc alone keeps it so"
+)
+def test_freed_memory_goes_back_to_the_system():
+    """128 MiB below a block in use; in a process of its own, whose heap is small."""
+    command = [sys.executable, "-c", _FREES]
+    returned = subprocess.check_output(command, cwd=ROOT, timeout=300)
+    assert int(returned) > 100 * 2**20
+
+
+def test_with_another_c_library_nothing_is_returned(monkeypatch):
+    monkeypatch.setattr(platform.ctypes, "CDLL", lambda _: object())
+    platform.return_freed_memory()

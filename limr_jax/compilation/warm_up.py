@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from limr_jax import step, train
+from limr_jax import platform, step, train
 from limr_jax.data.prompts import Prompts
 from limr_jax.multihost import preemption
 from limr_jax.setup import Run
@@ -43,6 +43,8 @@ def compiling(run: Run, prompts: Prompts) -> Iterator[Callable]:
             # After a failure some are still compiling, and are not waited for.
             if future.done():
                 future.result()
+        # A compiler's, of which a step would make its own on top.
+        platform.return_freed_memory()
 
     try:
         yield ready
