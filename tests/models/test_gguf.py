@@ -10,6 +10,7 @@ import shutil
 import zipfile
 
 import gguf
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -219,7 +220,9 @@ def test_logits_are_llama_cpps(shared, tmp_path, name):
     convert(tmp_path / "out", file)
     tokens = np.random.default_rng(0).integers(words, size=24)
     theirs, ours = llama_cpp_logits(file, tokens), our_logits(tmp_path / "out", tokens)
-    np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4)
+    # llama.cpp looks Gemma's GELU up in a table of fp16.
+    atol = 2e-3 if family.startswith("gemma") else 1e-4
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=atol)
 
 
 def llama_cpp_logits(file, tokens):
@@ -240,7 +243,8 @@ def llama_cpp_logits(file, tokens):
 
 def our_logits(folder, tokens):
     config = hf_config.read_config(folder)
-    params = hf_weights.load_params(folder, config, make_mesh(1, 1, 1))
+    mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    params = hf_weights.load_params(folder, config, mesh)
     how = {"config": config, "dtype": jnp.float32}
     position_BT = jnp.arange(len(tokens))[None]
     hidden_BTD = transformer.forward(params, tokens[None], position_BT, **how)
