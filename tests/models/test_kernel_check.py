@@ -198,13 +198,13 @@ def test_a_run_takes_xla_s_attention_instead(
 def test_a_start_that_takes_other_kernels_than_the_last_says_so(tmp_path, capsys):
     """A kernel is taken where it holds in rows of all kinds."""
 
-    def found(kernel, fault):
+    def finding(kernel, fault):
         return kernel_check.Finding(
             kernel, "rows", gap=None, tolerance=0.1, seconds=1.0, fault=fault
         )
 
-    ragged, refused = found("ragged", ""), found("ragged", "no such layout")
-    splash = [found("splash", ""), found("splash", "")]
+    ragged, refused = finding("ragged", ""), finding("ragged", "no such layout")
+    splash = [finding("splash", ""), finding("splash", "")]
 
     def warnings(*starts):
         workdir = tmp_path / str(len(list(tmp_path.iterdir())))
@@ -217,7 +217,7 @@ def test_a_start_that_takes_other_kernels_than_the_last_says_so(tmp_path, capsys
         "warning: the ragged kernel was taken by this run's last start and is refused "
         "by this one: from here on the run is not bit for bit what it would have been\n"
     )
-    back = warnings([splash[0], found("splash", "0.3 apart")], splash)
+    back = warnings([splash[0], finding("splash", "0.3 apart")], splash)
     assert "the splash kernel was refused by this run's last start and is taken" in back
     assert warnings([ragged], [refused], [refused]).count("warning") == 1
     for starts in ([refused], [refused]), ([], [ragged]), ([ragged], splash):

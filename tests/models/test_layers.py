@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from tiny_policy import GEMMA
 
 from limr_jax.jit import EVERY
-from limr_jax.models import cpu
+from limr_jax.models import cpu, layers
 from limr_jax.models.attention import dense
 
 
@@ -38,6 +39,16 @@ def test_a_kernels_gradient_is_not_transposed(last):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
     gradients = jax.grad(partial(total, ours), argnums=(0, 1))
     assert "transpose" not in str(jax.make_jaxpr(gradients)(x_BTD, kernel))
+
+
+def test_nor_is_a_projections():
+    graph, weights = nnx.split(layers.Projection((4, 5, 6), rngs=nnx.Rngs(0)))
+    x_BTD = jax.random.normal(jax.random.key(0), (2, 3, 4))
+
+    def loss(weights):
+        return jnp.sum(jnp.sin(nnx.merge(graph, weights)(x_BTD)))
+
+    assert "transpose" not in str(jax.make_jaxpr(jax.grad(loss))(weights))
 
 
 @pytest.mark.parametrize("last", [False, True])

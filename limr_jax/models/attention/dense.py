@@ -90,7 +90,7 @@ def _attend_at_once(q_BTHC, k_BKCS, v_BKSC, mask_BTS, config: ModelConfig):
         weight_BKQTS.astype(v_BKSC.dtype),
         v_BKSC,
         (((4,), (2,)), ((0, 1), (0, 1))),
-        preferred_element_type=jnp.float32,
+        preferred_element_type=cpu.product_dtype(q_BTHC.dtype),
     ).astype(q_BTHC.dtype)
     return out_BKQTC.transpose(0, 3, 1, 2, 4).reshape(B, T, H, C)
 
