@@ -136,6 +136,11 @@ def _sums(options) -> tuple[int, list[dict]]:
                 f"{options.spec}: problem {name!r} has no solution; add it, or take a "
                 "set that has one of each"
             )
+        if not isinstance(solution, str):
+            raise InputError(
+                f"{options.spec}: problem {name!r} has a solution that is no text "
+                f"({type(solution).__name__}); put it in quotes"
+            )
     rows = [problems.row(i) for i in range(len(problems))]
     if options.steps:
         for row in rows:

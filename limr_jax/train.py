@@ -242,7 +242,11 @@ def _name_left_out(run: Run, workdir) -> None:
 def _keep_kernels(run: Run, workdir) -> None:
     """kernels.json: what the last start found of each kernel that fits its rows."""
     if run.kernels and jax.process_index() == 0:
-        for line in kernel_check.changes(read_kernels(workdir), run.kernels):
+        before = []
+        # Only a record, which is written anew: damaged, it ends no run.
+        with contextlib.suppress(InputError):
+            before = read_kernels(workdir)
+        for line in kernel_check.changes(before, run.kernels):
             console.warn(line)
         rows = [finding.as_json() for finding in run.kernels]
         # JSON has no infinity, the gap of what is no number.

@@ -123,7 +123,8 @@ def read_kernels(workdir: str | epath.PathLike) -> list[dict[str, Any]]:
     Raises InputError where it cannot be read.
     """
     rows = (_read_json(workdir_path(workdir) / KERNELS) or {}).get("kernels")
-    return [row for row in rows or () if isinstance(row, dict)]
+    rows = rows if isinstance(rows, list) else []
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def write_json(path: epath.Path, value: Any) -> None:

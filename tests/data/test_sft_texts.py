@@ -296,6 +296,11 @@ def test_sums_go_behind_no_set_that_could_not_be_read_or_learned_then(tmp_path):
             "of each",
         ),
         (
+            [worked | {"solution": 5}],
+            f"{path}: problem 'a' has a solution that is no text (int); put it in "
+            "quotes",
+        ),
+        (
             [worked, bare | {"id": "b"}],
             f"{path}: problem 'b' has no solution; add it, or take a set that has one "
             "of each",

@@ -220,6 +220,11 @@ def test_a_start_that_takes_other_kernels_than_the_last_says_so(tmp_path, capsys
     back = warnings([splash[0], finding("splash", "0.3 apart")], splash)
     assert "the splash kernel was refused by this run's last start and is taken" in back
     assert warnings([ragged], [refused], [refused]).count("warning") == 1
+    for damaged in ("", "{", '{"kernels": 5}', '{"kernels": [{"kernel": ["a"]}]}'):
+        (tmp_path / "kernels.json").write_text(damaged)
+        train._keep_kernels(types.SimpleNamespace(kernels=[ragged]), tmp_path)
+        assert read_kernels(tmp_path) == [ragged.as_json()]
+    (tmp_path / "kernels.json").unlink()
     for starts in ([refused], [refused]), ([], [ragged]), ([ragged], splash):
         assert not warnings(*starts)
 

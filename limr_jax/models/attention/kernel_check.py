@@ -234,7 +234,7 @@ def changes(before: Sequence[Mapping], findings: Sequence[Finding]) -> list[str]
     Or the other way round. before: what `Finding.as_json` gave at the last start.
     """
     now = _taken((x.kernel, x.fault) for x in findings)
-    then = _taken((row.get("kernel"), row.get("fault")) for row in before)
+    then = _taken((str(row.get("kernel")), row.get("fault")) for row in before)
     words = {True: "taken", False: "refused"}
     return [
         f"the {name} kernel was {words[then[name]]} by this run's last start and is "
