@@ -304,6 +304,22 @@ def get_config() -> ConfigDict:
     c.optimizer.weight_decay = 0.0
     c.optimizer.clip_norm = 1.0  # global gradient norm; 0: off
 
+    # An update whose loss or gradient is no finite number moves nothing, and counts.
+    c.divergence = ConfigDict()
+    c.divergence.patience = 3  # steps in a row with such an update that end the run
+
+    # Warnings, each once a run, on stderr and in warnings.jsonl; 0 switches one off.
+    # Shares and the entropy are means over 5 steps.
+    c.alarms = ConfigDict()
+    # Mean |log probability of the learner - of the rollout|, in nats a token, of what
+    # this step's policy wrote.
+    c.alarms.drift = 0.005  # above it the run warns
+    c.alarms.drift_stop = 0.05  # above it the run ends
+    c.alarms.flat_steps = 10  # steps in a row in which no group had two rewards
+    c.alarms.entropy_share = 0.1  # of the first steps' entropy
+    c.alarms.invalid_share = 0.05  # of the rollouts
+    c.alarms.truncated_share = 0.3  # of the rollouts
+
     c.evaluation = ConfigDict()
     c.evaluation.every = 0  # steps; 0: before and after only
     c.evaluation.samples = 8  # responses a problem for pass@k before; 0: none

@@ -9,7 +9,7 @@ from configs import base
 
 
 def get_config() -> ConfigDict:
-    """`mesh`, `model`, `optimizer` and `checkpoint` are base.py's."""
+    """`mesh`, `model`, `optimizer`, `divergence` and `checkpoint` are base.py's."""
     rl = base.get_config()
     c = ConfigDict()
     c.seed = 0
@@ -27,5 +27,6 @@ def get_config() -> ConfigDict:
     c.model = rl.model
     c.mesh = rl.mesh
     c.optimizer = rl.optimizer
+    c.divergence = rl.divergence
     c.checkpoint = rl.checkpoint
     return c

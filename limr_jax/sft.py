@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from limr_jax import console, identity
+from limr_jax import alarms, console, identity
 from limr_jax.check import check_fine_tuning, check_rows
 from limr_jax.data import jsonl
 from limr_jax.data.overlap import refuse_held_out
@@ -41,7 +41,7 @@ from limr_jax.models.from_config import (
 )
 from limr_jax.platform import resolve
 from limr_jax.sharding import BATCH, REPLICATED, make_mesh, param_shardings
-from limr_jax.storage import array_digest, checkpoint, files, metrics
+from limr_jax.storage import array_digest, batch_file, checkpoint, files, metrics
 from limr_jax.storage.array_digest import params_digest
 from limr_jax.storage.workdir import claim
 
@@ -273,27 +273,43 @@ def train(config, workdir: str) -> dict:
         # The batches of the steps that are done are made once more, and dropped.
         feed = itertools.islice(feed, start, config.num_steps)
         with metrics.Metrics(workdir, step=start) as log, jax.set_mesh(mesh):
-            began = time.perf_counter()
+            before = alarms.kept(log.written(), config.divergence.patience)
+            divergence = alarms.Divergence(config.divergence.patience, before)
+            began, waiting, due = time.perf_counter(), [], False
+
+            def show(step: int, numbers: dict) -> None:
+                seconds = {"seconds": time.perf_counter() - began}
+                shown = log.step(
+                    step, numbers | seconds | kernel_check.numbers(kernels)
+                )
+                console.say(console.step_line(step, shown, num_steps=config.num_steps))
+
             for step, batch in enumerate(feed, start + 1):
                 state, numbers = update(
                     state, jax.device_put(batch, NamedSharding(mesh, BATCH)), base
                 )
-                last = step == config.num_steps
-                logs, saves = step % config.log_every == 0, saver.due(step)
+                waiting.append((step, batch, numbers))
+                last, due = step == config.num_steps, due or saver.due(step)
+                logs = step % config.log_every == 0 or last
                 # To fetch numbers is to wait for the devices: only where they are used.
-                if logs or saves or last:
+                if not (logs or due):
+                    continue
+                for each, batch, numbers in waiting:
                     numbers = jax.device_get(numbers)
-                if logs or last:
-                    numbers["seconds"] = time.perf_counter() - began
-                    numbers |= kernel_check.numbers(kernels)
-                    shown = log.step(step, numbers)
-                    console.say(
-                        console.step_line(step, shown, num_steps=config.num_steps)
-                    )
-                # A diverged state is refused: a save may remove the last good one.
-                if saves or last:
-                    update_lib.refuse_divergence(step, numbers, saver.latest)
+                    alarm = divergence.judge(each, numbers)
+                    if alarm or (logs and each == step):
+                        show(each, numbers)
+                    if alarm:
+                        kept = batch_file.save(workdir, each, batch)
+                        log.warning(alarm.step, alarm.name, alarm.text)
+                        divergence.refuse(
+                            each, numbers, latest=saver.latest, batch=kept
+                        )
+                waiting = []
+                # Until updates are finite again the checkpoints before stay.
+                if (due and not divergence.in_a_row) or last:
                     saver.save(step, state, about_base)
+                    due = False
     # The checkpoint is whole by now: a kill in the export costs no training.
     params = lora.join(base, state.train.params)
     digest = params_digest(params)

@@ -75,6 +75,13 @@ class Round(NamedTuple):
     stats: RolloutStats
 
 
+class Learned(NamedTuple):
+    """What an update learned from."""
+
+    groups: Groups
+    scores: Scores
+
+
 class Generated(NamedTuple):
     """The rollouts of one draw, and what is known of their grades."""
 

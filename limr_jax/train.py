@@ -14,11 +14,11 @@ from functools import partial
 import jax
 import numpy as np
 
-from limr_jax import console, fork, step
+from limr_jax import alarms, console, fork, step
 from limr_jax.data.prompts import put_prompts
 from limr_jax.errors import InputError
 from limr_jax.evaluation.during_training import DuringTraining
-from limr_jax.learner.update import refuse_divergence
+from limr_jax.learner.advantages import ALGORITHMS
 from limr_jax.models.attention import kernel_check
 from limr_jax.multihost import agree, preemption
 from limr_jax.multihost.arrays import on_host
@@ -27,7 +27,14 @@ from limr_jax.rewards.types import REASONS
 from limr_jax.rollout.sampling import put_sampling
 from limr_jax.setup import Run, evaluator
 from limr_jax.step import Phases
-from limr_jax.storage import array_digest, checkpoint, files, metrics, rollout_dump
+from limr_jax.storage import (
+    array_digest,
+    batch_file,
+    checkpoint,
+    files,
+    metrics,
+    rollout_dump,
+)
 from limr_jax.storage.array_digest import params_digest
 from limr_jax.storage.dump_rows import dump_rows
 from limr_jax.storage.workdir import (
@@ -58,7 +65,8 @@ def train(
 
     Raises:
       InputError: the workdir is another run's, or cannot be read or written; none of
-        its checkpoints is whole; a step's loss or gradient is no finite number.
+        its checkpoints is whole; updates were no finite numbers, or rollout and
+        learner have parted (alarms.py).
       host.GradingFailed: the hosts could not grade a step. The state before it is
         saved first.
       agree.Diverged: the processes differ in what they are about to do.
@@ -89,6 +97,7 @@ def train(
         dump = rollout_dump.Dump(workdir, step=start, **config.dump)
         stack.callback(dump.close)
         prompts = put_prompts(run.train_set, run.mesh)
+        watch, divergence = _alarms(config, log)
         held_out = _held_out(run, config, log)
         # Queued after each update: when a stop comes the devices may be busy.
         digests = array_digest.queue(state)
@@ -110,22 +119,35 @@ def train(
             if ready:
                 ready()
             enter(_guarded())
+            due = False
             for done in range(start + 1, config.num_steps + 1):
                 phases = Phases()
-                state, rounds, numbers = one_step(run, phases, state, frozen, prompts)
+                state, rounds, learned, numbers = one_step(
+                    run, phases, state, frozen, prompts
+                )
                 digests = array_digest.queue(state)
                 numbers, stats = on_host(numbers)
                 numbers = phases.finish(numbers, stats)
                 if dump.keeps:
                     dump.add(done, _rows(run, rounds))
-                del rounds  # the next evaluation's rollouts take their memory
                 numbers |= kernel_check.numbers(run.kernels)
                 shown = log.step(done, numbers)
                 console.say(console.step_line(done, shown, num_steps=config.num_steps))
+                for alarm in watch.judge(done, numbers):
+                    log.warning(alarm.step, alarm.name, alarm.text)
+                if alarm := divergence.judge(done, numbers):
+                    batch = batch_file.save(workdir, done, learned)
+                    log.warning(alarm.step, alarm.name, alarm.text)
+                    divergence.refuse(done, numbers, latest=saver.latest, batch=batch)
                 # After the log, which shows it, and before the save, which must not.
-                refuse_divergence(done, numbers, saver.latest)
-                if saver.due(done) or done == config.num_steps:
+                watch.refuse_drift(done, numbers)
+                # The next evaluation's rollouts take their memory.
+                del rounds, learned
+                due = due or saver.due(done)
+                # Until updates are finite again the checkpoints before stay.
+                if (due and not divergence.in_a_row) or done == config.num_steps:
                     save()
+                    due = False
                 held_out.evaluate_where_due(done, frozen.policy(state))
                 tick()
             # Nothing happens if the last step was evaluated where it was due.
@@ -141,11 +163,12 @@ def train(
 
 
 def one_step(run: step.StepParts, phases, state, frozen: step.Frozen, prompts):
-    """One step: the next state, its rounds, and (metrics, statistics of each round).
+    """One step: the next state, its rounds, what it learned from, and its numbers.
 
-    A round is a draw with its rollouts and grades. Where groups are filtered there are
-    several; what they have over waits in the state for the next step. With ada a
-    problem has rollouts in several.
+    The numbers are (metrics, statistics of each round). A round is a draw with its
+    rollouts and grades. Where groups are filtered there are several; what they have
+    over waits in the state for the next step. With ada a problem has rollouts in
+    several.
     """
     collected, rounds = None, []
     while not (collected and collected.whole):
@@ -163,7 +186,8 @@ def one_step(run: step.StepParts, phases, state, frozen: step.Frozen, prompts):
     groups = collected.groups
     scores = step.score(run, phases, state, frozen, groups, queued)
     state, numbers = step.update(run, phases, state, frozen, groups, scores)
-    return state, rounds, (numbers | collected.numbers, [x.stats for x in rounds])
+    numbers = numbers | collected.numbers, [x.stats for x in rounds]
+    return state, rounds, step.Learned(groups, scores), numbers
 
 
 def sampled_responses(config) -> int:
@@ -187,6 +211,27 @@ def _held_out(run: Run, config, log: metrics.Metrics) -> DuringTraining:
         every=config.evaluation.every,
         log=log,
     )
+
+
+def _alarms(config, log: metrics.Metrics):
+    """`Alarms` and `Divergence` of the run, as the steps before have left them."""
+    algorithm = ALGORITHMS[config.algorithm]
+    last = max(config.alarms.flat_steps, config.divergence.patience)
+    # Process 0's lines: all processes end a run at the same step.
+    before, raised = agree.broadcast(
+        "alarms",
+        [
+            alarms.kept(log.written(), last),
+            [row.get("name") for row in log.written(metrics.WARNINGS)],
+        ],
+    )
+    watch = alarms.Alarms(
+        config.alarms,
+        learns_rewards=algorithm.needs_verifier or config.jepo.semi_verifiable,
+        before=before,
+        raised=raised,
+    )
+    return watch, alarms.Divergence(config.divergence.patience, before)
 
 
 def _saved(saver, save: Callable[[], None], state) -> str:

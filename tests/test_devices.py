@@ -74,7 +74,7 @@ class Loop:
     def step(self) -> Step:
         before = jax.device_get(self.state)
         with jax.set_mesh(self.run.mesh):
-            self.state, rounds, (numbers, tallies) = one_step(
+            self.state, rounds, _, (numbers, tallies) = one_step(
                 self.run,
                 Phases(),
                 self.state,

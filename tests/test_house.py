@@ -165,7 +165,7 @@ FLOORS = [
     "samplers rewards",
     "learner",
     "evaluation",
-    "identity programs check setup step fork train sft",
+    "alarms identity programs check setup step fork train sft",
     "compilation studies",
     "launch",
 ]

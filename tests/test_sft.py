@@ -13,7 +13,7 @@ from limr_jax import sft
 from limr_jax.config import load
 from limr_jax.errors import InputError
 from limr_jax.models import hf_weights
-from limr_jax.storage import checkpoint
+from limr_jax.storage import checkpoint, metrics
 from limr_jax.storage.array_digest import params_digest
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -110,15 +110,24 @@ def test_a_users_file_from_first_to_exported(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_diverges_is_not_saved(tmp_path):
-    """The first step makes parameters of 1e38, and the second no number at all."""
+def test_what_diverges_is_not_saved(tmp_path, capsys):
+    """The first step makes parameters of 1e38, and those after it no number at all."""
     made = configure(
-        solved(tmp_path / "solved.jsonl"), 4, **{"optimizer.learning_rate": 1e38}
+        solved(tmp_path / "solved.jsonl"),
+        6,
+        **{"optimizer.learning_rate": 1e38, "log_every": 4},
     )
-    with pytest.raises(InputError, match="step 2 has .*=nan.* no checkpoint yet"):
+    said = "step 4 has .*=nan.* 3 in a row .* no checkpoint yet, and .*00004.npz holds"
+    with pytest.raises(InputError, match=said):
         sft.train(made, str(tmp_path / "run"))
     with checkpoint.Checkpointer(tmp_path / "run", read_only=True) as saved:
         assert saved.latest() is None
+    # Of the steps that are not logged those that went wrong have a line as well.
+    rows = list(metrics.read_metrics(tmp_path / "run"))
+    assert [row["step"] for row in rows] == [2, 3, 4]
+    assert capsys.readouterr().err.count("nonfinite_update") == 3
+    with np.load(tmp_path / "run/divergence/step_00000002.npz") as batch:
+        assert batch["tokens_RW"].shape == batch["position_RW"].shape
 
 
 def test_texts_longer_than_the_checkpoint_was_trained_for(tmp_path):

@@ -343,7 +343,7 @@ def _run_steps(config, mesh, model, *, parts: StepParts, prompts) -> list[dict]:
     spent = []
     for _ in range(STEPS):
         phases = Timed()
-        state, _, _ = train.one_step(parts, phases, state, frozen, prompts)
+        state, *_ = train.one_step(parts, phases, state, frozen, prompts)
         spent.append(phases.seconds)
     return spent
 

@@ -6,8 +6,7 @@ hosts only add up, and the one division is done before any of them begins.
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,7 +15,6 @@ import jax.numpy as jnp
 import optax
 
 from limr_jax.chunking import split_rows
-from limr_jax.errors import InputError
 from limr_jax.learner import critic, losses, packing
 from limr_jax.learner.batch import Batch, PackedBatch, weigh
 from limr_jax.models import lora
@@ -197,7 +195,8 @@ def update(
     Where the gradient is 0 throughout there is nothing to learn (no token; or no
     advantage, KL or entropy bonus), and the state stays as it is: parameters, Adam's
     moments and the count of updates that the schedule goes by. The moments of earlier
-    updates, and weight decay, would else move the parameters.
+    updates, and weight decay, would else move the parameters. It stays as well where
+    the loss or the gradient's norm is no finite number (metric `nonfinite_share`).
     """
     grads, metrics = gradients(
         state.params,
@@ -211,41 +210,15 @@ def update(
     # Not by the norm: small squares are 0 before their roots are.
     learns = jnp.any(jnp.stack([jnp.any(x != 0) for x in jax.tree.leaves(grads)]))
     metrics["skipped_share"] = jnp.float32(~learns)
+    # An entry that is inf or nan makes the norm so, too.
+    finite = jnp.isfinite(metrics["gradient_norm"]) & jnp.isfinite(metrics["loss"])
+    metrics["nonfinite_share"] = jnp.float32(~finite)
 
     def move(state):
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         return TrainState(optax.apply_updates(state.params, updates), opt_state)
 
-    return jax.lax.cond(learns, move, lambda state: state, state), metrics
-
-
-def refuse_divergence(
-    step: int, metrics: Mapping[str, float], latest: Callable[[], int | None]
-) -> None:
-    """Raise InputError where a step's loss or gradient norm is no finite number.
-
-    Such a state is never saved. The numbers are replicated, so all processes end here.
-    metrics: the step's, by name. latest: () → the step of the newest checkpoint, or
-    None.
-    """
-    checked = ("loss", "gradient_norm")
-    not_finite = [
-        f"{name}={float(x)}"
-        for name, x in metrics.items()
-        # Of "critic/loss" the last part, so that the critic is watched as well.
-        if name.rpartition("/")[2] in checked and not math.isfinite(x)
-    ]
-    if not_finite:
-        saved_step = latest()
-        last_save = "there is no checkpoint yet"
-        if saved_step is not None:
-            last_save = f"the checkpoint of step {saved_step} stands"
-        raise InputError(
-            f"step {step} has {', '.join(not_finite)}, and is not saved; {last_save}. "
-            "The same command would come here again: give another --workdir a lower "
-            "optimizer.learning_rate or an optimizer.clip_norm, and as model.init what "
-            "launch/export.py makes of a checkpoint"
-        )
+    return jax.lax.cond(learns & finite, move, lambda state: state, state), metrics
 
 
 def minibatch_rows(key, *, rows: int, group: int, minibatches: int, passes: int):
@@ -281,7 +254,8 @@ def walk(
     """`descend(states, minibatch) → states, metrics`, over all minibatches, `passes` ×.
 
     `minibatch_rows` says which rows they are. Metrics are means over the updates, those
-    that end in "max" the largest.
+    that end in "max" the largest. Of several updates `mismatch/log_weight_first` is the
+    first one's: in the others is also what the policy has moved.
     """
     # One on-policy update, the usual step: no row has to move.
     if minibatches * passes == 1:
@@ -299,11 +273,14 @@ def walk(
             return descend(states, batch)
         return descend(states, jax.tree.map(lambda x: _rows(x, rows_X), batch))
 
-    states, metrics = jax.lax.scan(step, states, rows_UX)
-    return states, {
+    states, updates = jax.lax.scan(step, states, rows_UX)
+    metrics = {
         name: jnp.max(x) if name.endswith("max") else jnp.mean(x, dtype=jnp.float32)
-        for name, x in metrics.items()
+        for name, x in updates.items()
     }
+    if "mismatch/log_weight" in updates:
+        metrics["mismatch/log_weight_first"] = updates["mismatch/log_weight"][0]
+    return states, metrics
 
 
 def _rows(x, rows_X):
@@ -422,8 +399,9 @@ class Learning:
         )
         if self.adapt_kl:
             adapted = self.adapt_kl(kl_coefficient, batch_metrics["kl"])
-            # Of no token, and of a policy that is not learned yet, the KL says nothing:
-            # the coefficient stays.
+            # Of no token, and of a policy that is not learned yet, the KL says nothing,
+            # nor does one that is no number: the coefficient stays.
             says = jnp.any(batch.chosen_BT) & jnp.logical_not(frozen)
+            says &= jnp.isfinite(batch_metrics["kl"])
             kl_coefficient = jnp.where(says, adapted, kl_coefficient)
         return (states, kl_coefficient), batch_metrics | metrics

@@ -59,6 +59,8 @@ def rollout_stats(rollout: Rollout, graded: Graded) -> RolloutStats:
     some_tokens = jnp.maximum(tokens, 1)
     # Of raw correctness, as samplers that filter groups judge them.
     flat_P = grpo.zero_variance(graded.correct_PG, valid_PG)
+    # Nothing is learned from a group of one reward, whatever is right in it.
+    flat_reward_P = grpo.zero_variance(graded.reward_PG, valid_PG)
     asked_PG = jnp.ones_like(valid_PG)
     if rollout.asked_B is not None:
         asked_PG = rollout.asked_B.reshape(valid_PG.shape)
@@ -79,6 +81,7 @@ def rollout_stats(rollout: Rollout, graded: Graded) -> RolloutStats:
         "pass_rate": over_valid(graded.correct_PG),
         "well_formed": over_valid(graded.well_formed_PG),
         "zero_variance_share": (jnp.sum(flat_P & asked_P), jnp.sum(asked_P)),
+        "flat_reward_share": (jnp.sum(flat_reward_P & asked_P), jnp.sum(asked_P)),
         "truncated_share": (jnp.sum(rollout.truncated_B), rollouts),
         "invalid_share": (jnp.sum(asked_PG & ~valid_PG), rollouts),
         **{

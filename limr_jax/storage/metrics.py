@@ -4,6 +4,8 @@ In the workdir (local, or gs://…), written by process 0 alone:
 
     metrics.jsonl          one line a step: {"step": 3, "reward": 0.4, …}
     evals.jsonl            one line an evaluation, likewise
+    warnings.jsonl         one line an alarm: {"step": 3, "name": "drift", "text": …};
+                           only where there is one
     tensorboard/           the same numbers as train/<name> and eval/<name>
 
 A resumed run cuts them back to its checkpoint's step, so that no step stands
@@ -35,7 +37,7 @@ from limr_jax.storage import files, gcs
 from limr_jax.storage.gcs_mirror import Mirror
 from limr_jax.storage.rollout_dump import is_of_a_step
 
-METRICS, EVALS = "metrics.jsonl", "evals.jsonl"
+METRICS, EVALS, WARNINGS = "metrics.jsonl", "evals.jsonl", "warnings.jsonl"
 _LONGEST = 2**24  # bytes of a line
 _TAGS = {METRICS: "train/", EVALS: "eval/"}
 _EVENTS, _COPY, _EVENT_PREFIX = "tensorboard", "", "events.out.tfevents."
@@ -43,6 +45,7 @@ _EVENTS, _COPY, _EVENT_PREFIX = "tensorboard", "", "events.out.tfevents."
 _CONSEQUENCES = {
     METRICS: "its lines wait in memory until there is room",
     EVALS: "its lines wait in memory until there is room",
+    WARNINGS: "its lines wait in memory until there is room",
     _EVENTS: "TensorBoard lacks these steps until the run is taken up anew",
     _COPY: "the files there lag behind until they can be",
 }
@@ -61,7 +64,7 @@ class Metrics:
       agree.Diverged, preemption.Stopped: as `agree.exchange`.
 
     A log that cannot be written later on (a full disk) ends nothing; it is said once.
-    Lines of metrics.jsonl and evals.jsonl then wait in memory until there is room, at
+    Lines of the .jsonl files then wait in memory until there is room, at
     the latest until `close`. TensorBoard's events are lost: whoever takes the run up
     writes them anew from the lines.
     """
@@ -69,7 +72,7 @@ class Metrics:
     def __init__(self, workdir, *, step: int = 0, write: bool | None = None):
         self._write = jax.process_index() == 0 if write is None else write
         if self._write:
-            self._mirror = Mirror(workdir, METRICS, EVALS, "tensorboard/*")
+            self._mirror = Mirror(workdir, METRICS, EVALS, WARNINGS, "tensorboard/*")
             self._lenient = {
                 name: files.Lenient(f"{workdir}/{name}", consequence)
                 for name, consequence in _CONSEQUENCES.items()
@@ -90,12 +93,15 @@ class Metrics:
             self._cut(step)
             self._mirror.push()
         # As process 0 sees them: all processes must skip the same evaluations.
-        first = jax.process_index() == 0
-        rows = read_metrics(self._workdir, EVALS) if first else ()
-        done = [x for x in rows if x["step"] <= step]
+        done = [x for x in self.written(EVALS) if x["step"] <= step]
         self._evaluated = {x["step"]: x for x in agree.broadcast("evaluations", done)}
-        rows = read_metrics(self._workdir) if first else ()
-        self.last = next((x for x in rows if x["step"] == step), {})
+        self.last = next((x for x in self.written() if x["step"] == step), {})
+
+    def written(self, name: str = METRICS) -> list[dict[str, Any]]:
+        """The lines that are in a file, on process 0; on the others none."""
+        if jax.process_index() > 0:
+            return []
+        return list(read_metrics(self._workdir, name))
 
     def _cut(self, step: int) -> None:
         """The files as they were after this step; the events are written anew."""
@@ -105,6 +111,7 @@ class Metrics:
                 _cut_lines(self._workdir / name, step)
                 # Opened even where nothing is cut: missing rights show here.
                 files.append(self._workdir / name, b"")
+            _cut_lines(self._workdir / WARNINGS, step)
         except OSError as error:
             raise InputError(
                 f"{self._workdir} cannot be written ({error.strerror or error}); check "
@@ -131,6 +138,11 @@ class Metrics:
         if step not in self._evaluated:
             self._evaluated[step] = self._append(EVALS, step, values)
         return self._evaluated[step]
+
+    def warning(self, step: int, name: str, text: str) -> None:
+        """Write an alarm of a step, and print it on stderr."""
+        console.warn(text)
+        self._append(WARNINGS, step, {"name": name, "text": text})
 
     def evaluated(self, step: int) -> dict[str, Any] | None:
         """The evaluation of this step, where one stands: it need not be repeated."""
@@ -162,14 +174,15 @@ class Metrics:
             self.last = shown
         if self._write:
             self._waiting.append((name, json.dumps(shown, allow_nan=False) + "\n"))
-            with self._lenient[_EVENTS]:
-                files.append(self._events, _event(name, row))
+            if name in _TAGS:
+                with self._lenient[_EVENTS]:
+                    files.append(self._events, _event(name, row))
             self._flush()
         return shown
 
     def _flush(self) -> None:
         """Write what waits, as far as there is room."""
-        for name in (METRICS, EVALS):
+        for name in (METRICS, EVALS, WARNINGS):
             with self._lenient[name]:
                 # Dropped one by one: where the disk is full the rest waits, in order.
                 for entry in [x for x in self._waiting if x[0] == name]:

@@ -391,7 +391,7 @@ def test_a_wrong_command_line_is_one_line(argv, said):
         (
             "tiny_sft",
             "base",
-            "has no field algorithm; it is a config of configs/sft_base.py, for "
+            "has no field alarms.drift; it is a config of configs/sft_base.py, for "
             "launch/sft.py",
         ),
         (

@@ -793,6 +793,33 @@ def test_with_nothing_to_learn_nothing_moves(params, written, reward_PG, why):
     assert metrics["next_kl_coefficient"] == (0 if why == "invalid" else 1)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 1e30])
+def test_an_update_that_is_no_number_moves_nothing(params, written, reward_PG, wrong):
+    """One advantage of many: all is as before, the KL's coefficient too.
+
+    The gradient of 1e30 is finite; its norm, which it is clipped by, is not.
+    """
+    reward_PG = np.array(reward_PG)
+    batch, told = rl_batch(written, reward_PG, np.full((P, G), True))
+    spoilt = np.array(batch.advantage_BT)
+    spoilt[0] = wrong
+    batch = dataclasses.replace(batch, advantage_BT=jnp.asarray(spoilt))
+    state = after_ones(params, DECAYED)
+    learn = learning_of(DECAYED, adapt_kl=one_more, minibatches=2, passes=1)
+    after, metrics = learn(state, batch, told | {"kl": np.nan}, KEY)
+    assert metrics["nonfinite_share"] == 0.5 and metrics["skipped_share"] == 0
+    assert metrics["next_kl_coefficient"] == 0
+    # The other minibatch has moved it once.
+    counts = optax.tree.get_all_with_path(after.opt_state, "count")
+    assert {int(count) for _, count in counts} == {2}
+    alone = learning_of(DECAYED, adapt_kl=one_more, minibatches=1, passes=1)
+    after, metrics = alone(state, batch, told | {"kl": 0.0}, KEY)
+    for one, two in zip(*map(jax.tree.leaves, (after, state)), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert metrics["nonfinite_share"] == 1
+
+
 def test_kl_is_told_of_all_rollouts_that_are_learned(written, reward_PG):
     """Whatever the filter drops: over its few rows the mean would mislead."""
     old_BT, mask_BT = np.asarray(written.logprob_BT), np.asarray(written.mask_BT)
