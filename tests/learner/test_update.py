@@ -688,6 +688,9 @@ def test_minibatches_are_updates_one_after_another(params, written, reward_PG, t
         np.testing.assert_allclose(one, two, rtol=0, atol=1e-5)
     np.testing.assert_allclose(metrics["gradient_norm"], np.mean(norms), rtol=1e-3)
     assert metrics["drift_max"] > 0.01
+    # Of the first of the eight nothing has moved yet.
+    first = metrics["mismatch/log_weight_first"]
+    assert first < 1e-5 < 1e-3 < metrics["mismatch/log_weight"]
 
 
 @pytest.mark.slow
