@@ -1,0 +1,102 @@
+"""What drafted rollouts would save, simulated over a run's dumped rollouts.
+
+    python launch/drafts.py runs/tiny --k 1,2,4,8 --n 3
+
+RUN              a run with a dump of whole rollouts (dump.rows_per_step=0)
+--k A,B          tokens that a draft proposes at most (default 1,2,4,8)
+--n A,B          last tokens of a row that are looked up (default 3)
+--sources A,B    where: visit, siblings, prompt, all (default: all of them)
+--groups N       only the first N groups (problem and step); 0: all (default 0)
+
+A token never changes by a draft, so that only decode steps are counted: tokens a step
+and row, by the number of a problem's visit. `longest` is the same of each group's
+longest rollout, which a loop waits for. The last line on stdout is one JSON object.
+Exit code 2: the input is wrong.
+"""
+
+import json
+import os
+
+# To count tokens is no reason to take the accelerator from a run on this host.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from limr_jax.config.load import Parser, run_main
+from limr_jax.errors import InputError
+
+
+def main(argv: list[str]) -> None:
+    """Parse, read the dump, simulate, print a table."""
+    parser = Parser("launch/drafts.py", __doc__)
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("--k", metavar="A,B", default="1,2,4,8")
+    parser.add_argument("--n", metavar="A,B", default="3")
+    parser.add_argument("--sources", metavar="A,B", default="visit,siblings,prompt,all")
+    parser.add_argument("--groups", type=int, metavar="N", default=0)
+    options = parser.parse_args(argv)
+    ks, ns = (_numbers(options, name) for name in ("k", "n"))
+    if options.groups < 0:
+        raise InputError(f"--groups={options.groups} must be 0 or more")
+    from limr_jax import console
+    from limr_jax.data.tokenizer import load_tokenizer
+    from limr_jax.errors import choose
+    from limr_jax.platform import resolve
+    from limr_jax.storage import rollout_dump
+    from limr_jax.storage.workdir import read_run
+    from limr_jax.studies import drafts
+
+    sources = options.sources.split(",")
+    for source in sources:
+        choose(dict.fromkeys(drafts.SOURCES), source, "--sources")
+    stored = read_run(options.run).get("config") or {}
+    if "tokenizer" not in stored:
+        raise InputError(f"{options.run} is no run of launch/tpu.py")
+    tokenizer = load_tokenizer(resolve(stored["tokenizer"]))
+    groups = drafts.groups_of(rollout_dump.read_dump(options.run), tokenizer)
+    groups = groups[: options.groups or None]
+    if not groups:
+        raise InputError(
+            f"{options.run} has no dumped rollouts; give a run with dump.max_bytes "
+            "above 0"
+        )
+    rows = []
+    with console.progress("simulate", len(ns) * len(ks) * len(sources)) as tick:
+        for n in ns:
+            for source in sources:
+                for k in ks:
+                    counts = drafts.simulate(groups, source=source, n=n, k=k)
+                    rows += [
+                        {
+                            "n": n,
+                            "source": source,
+                            "k": k,
+                            "visit": visit,
+                            "rollout_tokens": count.tokens,
+                            "tokens_a_step": count.tokens / count.row_steps,
+                            "longest": count.longest_tokens / count.longest_steps,
+                        }
+                        for visit, count in counts.items()
+                    ]
+                    tick()
+    console.say("| n | source | K | visit | tokens | tokens a step | longest |")
+    console.say("|" + "---|" * 7)
+    for row in rows:
+        cells = [row["n"], row["source"], row["k"], row["visit"]]
+        cells += [f"{row['rollout_tokens']:,}", f"{row['tokens_a_step']:.2f}"]
+        cells.append(f"{row['longest']:.2f}")
+        console.say("| " + " | ".join(map(str, cells)) + " |")
+    console.say(json.dumps({"run": options.run, "groups": len(groups), "rows": rows}))
+
+
+def _numbers(options, name: str) -> list[int]:
+    """The whole numbers from 1 of a flag."""
+    text = getattr(options, name)
+    numbers = [int(x) if x.isascii() and x.isdigit() else 0 for x in text.split(",")]
+    if min(numbers) < 1 or max(numbers) > 64:
+        raise InputError(
+            f"--{name}={text} must be whole numbers from 1 to 64, with commas between"
+        )
+    return numbers
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,109 @@
+"""Drafts counted by hand, and on a dump as a run writes it."""
+
+import json
+
+import pytest
+from tiny_run import ROOT
+
+from limr_jax.data.tokenizer import load_tokenizer
+from limr_jax.studies.drafts import Group, gain, groups_of, simulate, steps_of
+
+
+def group(*responses, prompt=(1, 2), step=1):
+    return Group("p", step, prompt, tuple(map(tuple, responses)))
+
+
+def test_a_response_that_comes_again_takes_one_step_in_k_plus_one():
+    """12 tokens, all as at the last visit: 4 of them a step with K = 3."""
+    response = range(10, 22)
+    count = steps_of(group(response), group(response), source="visit", n=3, k=3)
+    assert (count.tokens, count.row_steps) == (12, 3)
+
+
+def test_a_draft_that_is_wrong_gives_the_drawn_token():
+    """After 10 the last visit had 11: 10, [12 for 11], [13], [14] one by one."""
+    now, last = group([10, 12, 13, 14]), group([10, 11, 9, 9])
+    count = steps_of(now, last, source="visit", n=3, k=2)
+    # Before the first token the prompt's end is looked up: 10 and the drawn 12.
+    assert (count.tokens, count.row_steps) == (4, 3)
+
+
+def test_the_last_token_is_drawn_and_not_drafted():
+    """A draft may run past the end: all three tokens in one pass of K = 2, or of 8."""
+    for k, steps in ((1, 2), (2, 1), (8, 1)):
+        count = steps_of(group([7, 8, 9]), group([7, 8, 9]), source="visit", n=2, k=k)
+        assert count.row_steps == steps
+
+
+def test_siblings_know_what_stood_before_this_step():
+    """The second row is written in step with the first, so nothing of it is known."""
+    same = group([5, 6, 7, 8], [5, 6, 7, 8])
+    count = steps_of(same, None, source="siblings", n=2, k=3)
+    assert count.row_steps == 8
+    # A row that repeats itself drafts from its own: 5 6 5 | 6 5 6 5 ...
+    itself = group([5, 6, 5, 6, 5, 6, 5, 6])
+    count = steps_of(itself, None, source="siblings", n=2, k=3)
+    assert count.row_steps < 8
+
+
+def test_no_source_is_one_token_a_step():
+    count = steps_of(group([5, 6], [7]), None, source="visit", n=3, k=4)
+    assert (count.tokens, count.row_steps) == (3, 3)
+    assert (count.longest_tokens, count.longest_steps) == (2, 2)
+
+
+def test_the_longest_end_that_is_known_counts():
+    """After (3, 4) comes 9, after 4 alone first 8."""
+    last, now = group([4, 8, 3, 4, 9]), group([8, 3, 4, 9, 7])
+    assert steps_of(now, last, source="visit", n=2, k=1).row_steps == 3
+    assert steps_of(now, last, source="visit", n=1, k=1).row_steps == 4
+
+
+def test_visits_are_of_a_problem():
+    first, second = group([5, 6, 7]), group([5, 6, 7], step=2)
+    other = Group("q", 2, (1, 2), ((5, 6, 7),))
+    counts = simulate([first, second, other], source="visit", n=2, k=4)
+    assert {visit: x.row_steps for visit, x in counts.items()} == {1: 6, 2: 1}
+    assert simulate([first, second], source="visit", n=2, k=4, visits=1)[1].tokens == 6
+
+
+def test_a_dump_as_groups():
+    tokenizer = load_tokenizer(str(ROOT / "limr_jax/assets/arithmetic"))
+    row = {"step": 2, "id": "a", "prompt": "1+2=", "truncated": False}
+    rows = [row | {"response": "#### 3"}, row | {"response": "#### 4", "step": 1}]
+    rows.append(row | {"response": "33", "truncated": True})
+    first, second = groups_of(rows, tokenizer)
+    assert (first.step, second.step, len(second.responses)) == (1, 2, 2)
+    assert [x[-1] == tokenizer.eos_id for x in second.responses] == [True, False]
+    assert tokenizer.decode(second.responses[1]) == "33"
+
+
+@pytest.mark.parametrize(
+    ("k", "tokens", "expected"),
+    # v4-32's bound: 93 s of FLOPs, 267 s of memory. Two more positions cost 12 s.
+    [(0, 1.0, 1.0), (1, 1.6, 1.6), (2, 2.0, 2 * 267 / 279), (8, 2.0, 2 * 267 / 837)],
+)
+def test_gain_of_a_bound(k, tokens, expected):
+    assert gain(tokens, compute=93, memory=267, interconnect=14, k=k) == pytest.approx(
+        expected
+    )
+
+
+def test_the_launcher(tmp_path, capsys):
+    import gzip
+    import runpy
+
+    main = runpy.run_path(str(ROOT / "launch/drafts.py"))["main"]
+    tokenizer = str(ROOT / "limr_jax/assets/arithmetic")
+    (tmp_path / "run.json").write_text(json.dumps({"config": {"tokenizer": tokenizer}}))
+    row = {"id": "a", "prompt": "1+2=", "response": "#### 3", "truncated": False}
+    (tmp_path / "rollouts").mkdir()
+    lines = [json.dumps({"step": step} | row) + "\n" for step in (1, 2)]
+    (tmp_path / "rollouts/00000001.jsonl.gz").write_bytes(
+        b"".join(gzip.compress(line.encode()) for line in lines)
+    )
+    main([str(tmp_path), "--k", "8", "--sources", "visit"])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    first, second = result["rows"]
+    assert (first["visit"], first["tokens_a_step"]) == (1, 1)
+    assert second["tokens_a_step"] == second["rollout_tokens"]  # all of it in one step
