@@ -72,7 +72,7 @@ class Alarms:
         raised: Iterable[str] = (),
     ):
         self._limits, self._learns_rewards = limits, learns_rewards
-        self._raised = set(raised)
+        self._raised = {name for name in raised if isinstance(name, str)}
         self._first: list[float] = []  # entropies of the run's first steps
         self._recent = collections.deque(maxlen=WINDOW)
         self._flat = 0  # steps in a row in which no group had two rewards
@@ -306,8 +306,9 @@ def _not_finite(numbers: Mapping[str, Any]) -> str:
 
 def _number(row: Mapping[str, Any], name: str) -> float | None:
     """The finite number of this name; None where there is none."""
-    value = row.get(name)
-    if value is None:
+    try:
+        value = float(row[name])
+    # A damaged line may hold anything that JSON can.
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
-    value = float(value)
     return value if math.isfinite(value) else None

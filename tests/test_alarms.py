@@ -146,6 +146,18 @@ def judged(divergence, rows):
     return [divergence.judge(row["step"], row) is not None for row in rows]
 
 
+@pytest.mark.parametrize("value", ["a", [1], {"b": 2}, 10**400, True, None])
+def test_damaged_lines_are_no_numbers(value):
+    row = dict.fromkeys(CALM, value) | {"step": 1}
+    before = kept([row, {"step": 2}], 3)
+    alarms = Alarms(LIMITS, before=before, raised=[None, ["drift"], {"a": 1}])
+    assert not Divergence(3, [row | {"nonfinite_share": "x"}]).in_a_row
+    assert [alarm.name for alarm in alarms.judge(3, BAD_DRIFT)] == ["drift"]
+
+
+BAD_DRIFT = CALM | {"mismatch/log_weight": 1.0}
+
+
 def test_steps_in_a_row_end_a_run():
     rows = steps(BAD, {}, BAD, BAD, BAD)
     divergence = Divergence(3)
