@@ -23,8 +23,8 @@ from ml_collections import ConfigDict
 
 from limr_jax import console, platform
 from limr_jax.config import config_file, limits, parse_value
-from limr_jax.config.config_file import leaves, one_line
-from limr_jax.errors import InputError, choose
+from limr_jax.config.config_file import leaves
+from limr_jax.errors import InputError, choose, one_line
 
 _LEAVE = 10  # seconds
 _FLAGS = {"config": "", "workdir": "", "dry_run": False}
