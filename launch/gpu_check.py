@@ -46,7 +46,7 @@ from functools import partial
 from limr_jax.config import load as config_lib
 from limr_jax.errors import InputError, choose
 from limr_jax.storage import files
-from limr_jax.studies import child_process
+from limr_jax.studies import child_process, markdown
 
 LAUNCH = pathlib.Path(__file__).parent
 STEPS = ("0.5b", "1.5b")
@@ -265,16 +265,20 @@ def write(out: pathlib.Path, results: dict, dry_run: bool) -> None:
         state = result["state"]
         if state == "skipped":
             state += f": {result['rows'][-1]['absent']}"
-        state = state.replace("|", "/").replace("\n", " ")
-        lines.append(f"| {name} | {state} | {result['seconds']} |")
+        lines.append(f"| {name} | {_cell(state)} | {result['seconds']} |")
     lines += ["", "| part | figure | got | aim | reached |", "|---|---|---|---|---|"]
     for row in rows:
         reached = {None: "", True: "yes", False: "no"}[row["reached"]]
         cells = (row["part"], row["figure"], row["got"], row["aim"], reached)
-        lines.append("| " + " | ".join(x.replace("|", "/") for x in cells) + " |")
+        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
     if dry_run:
         lines += ["", "A dry run: tiny sizes, whose figures say nothing of a GPU."]
     files.write_text(out / "gpu_check.md", "\n".join(lines) + "\n")
+
+
+def _cell(text: str) -> str:
+    """A text, such as what a part's error says, in a cell of the table."""
+    return markdown.text(text).replace("|", "/")
 
 
 def figures(results: dict, dry_run: bool) -> list[dict]:

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -19,6 +20,8 @@ UNSHOWN = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
     "\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
+
+_LONGEST = 2_000  # characters of a warning
 
 # What `step_line` shows of what is there: name → (label, format), in this order.
 _COLUMNS = {
@@ -51,13 +54,14 @@ def shown(text: str) -> str:
 
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
-    """While it lasts, stdout shows text as `shown` does, and no output ends a program.
+    """While it lasts, both streams show text as `shown` does, and none ends a program.
 
-    Where the reader has gone (`| head`) the rest is not written. Where it cannot be
-    written for another reason (a full disk) that is said once, on stderr.
+    A progress bar alone moves the cursor (`Stream.obeyed`). Where the reader has gone
+    (`| head`) the rest is not written. Where it cannot be written for another reason (a
+    full disk) that is said once, on stderr.
     """
-    # stderr as it is: a progress bar moves the cursor, and `warn` escapes its text.
-    streams = Stream(sys.stdout, escape=True), Stream(sys.stderr, escape=False)
+    # stderr too: tracebacks and Python's own warnings have others' text in them.
+    streams = Stream(sys.stdout), Stream(sys.stderr)
     with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
         try:
             yield
@@ -66,23 +70,39 @@ def guarded() -> Iterator[None]:
                 stream.end()
 
 
+def traceback_hook(kind, error, trace) -> None:
+    """For `sys.excepthook`: the traceback as `shown`, its lines not too long."""
+    text = "".join(traceback.format_exception(kind, error, trace))
+    lines = (line[:_LONGEST] for line in shown(text).split("\n"))
+    with contextlib.suppress(OSError, ValueError):  # a reader that left, or closed
+        sys.stderr.write("\n".join(lines))
+
+
 class Stream:
     """A text stream that writes what it can, and raises nothing where it cannot."""
 
-    def __init__(self, stream, *, escape: bool):
-        self._stream, self._escape = stream, escape
+    def __init__(self, stream):
+        self._stream = stream
         self._complained = False
 
     def write(self, text: str) -> int:
-        """Write as much as the stream takes; the whole text counts as written."""
-        as_shown = shown(text) if self._escape else text
+        """Write, as `shown`, as much as the stream takes; all counts as written."""
+        return self.write_obeyed(shown(text), len(text))
+
+    def write_obeyed(self, text: str, length: int | None = None) -> int:
+        """Write as `write`, but let a terminal obey what moves its cursor."""
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
         with self._tolerant():
             # "→" becomes "\u2192" where the stream is ASCII, and no exception.
             self._stream.write(
-                as_shown.encode(encoding, "backslashreplace").decode(encoding)
+                text.encode(encoding, "backslashreplace").decode(encoding)
             )
-        return len(text)
+        return len(text) if length is None else length
+
+    @property
+    def obeyed(self) -> "_Obeyed":
+        """This stream for a progress bar, which moves the cursor on purpose."""
+        return _Obeyed(self)
 
     def flush(self) -> None:
         """Flush, if the stream can be."""
@@ -124,17 +144,44 @@ class Stream:
             self._stream.flush()
 
 
+class _Obeyed:
+    """A `Stream` that passes on what a terminal obeys; in all else it is that stream.
+
+    tqdm takes its bars away before it writes to a stream that equals a bar's own.
+    """
+
+    def __init__(self, stream: Stream):
+        self._of = stream
+
+    def write(self, text: str) -> int:
+        return self._of.write_obeyed(text)
+
+    def __eq__(self, other) -> bool:
+        return (other._of if isinstance(other, _Obeyed) else other) is self._of
+
+    def __hash__(self) -> int:
+        return hash(id(self._of))
+
+    def __getattr__(self, name: str):
+        return getattr(self._of, name)
+
+
 def say(text: str) -> None:
-    """Print a text on stdout (process 0), above whatever bar is on the terminal."""
+    """Print a text on stdout (process 0), above whatever bar is on the terminal.
+
+    As `shown`, where no `guarded` sees to that, as in a notebook, too.
+    """
     if _speaks():
-        _write(text, sys.stdout)
+        _write(shown(text), sys.stdout)
         sys.stdout.flush()
 
 
 def warn(text: str) -> None:
     """Print one line on stderr (process 0): what went wrong, and ends nothing."""
     if _speaks():
-        _write(f"warning: {shown(text)}", sys.stderr)
+        # A new line in an id would begin a line that looks like the program's own.
+        line = shown(" ".join(text.split()))
+        _write(f"warning: {line[:_LONGEST]}", sys.stderr)
 
 
 def step_line(
@@ -173,7 +220,8 @@ def progress(
     when the phase ends. Elsewhere there are plain lines, at most one in `every`
     seconds, so that a short phase prints none. Process 0 alone speaks.
     """
-    stream, label = sys.stderr if stream is None else stream, shown(label)
+    stream = sys.stderr if stream is None else stream
+    label = shown(" ".join(label.split()))
     speaks = _speaks()
     if speaks and stream.isatty():
         import tqdm
@@ -182,7 +230,7 @@ def progress(
             total=total,
             desc=label,
             unit=unit,
-            file=stream,
+            file=stream.obeyed if isinstance(stream, Stream) else stream,
             leave=False,
             mininterval=0.2,
         )

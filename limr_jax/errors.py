@@ -31,6 +31,25 @@ def choose(table: Mapping[str, Any], name: str, field: str):
     )
 
 
+_LONGEST = 2_000  # characters of the line that a program ends with
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, on one line that a person can read.
+
+    Of a longer one the middle is left out, as its end says what to do. An exception of
+    a user's own class may fail to say anything.
+    """
+    try:
+        line = " ".join(str(error).split())
+    except Exception:
+        return f"{type(error).__name__}, which cannot be printed"
+    if len(line) > _LONGEST:
+        head, tail = line[: _LONGEST // 2], line[-_LONGEST // 4 :]
+        line = f"{head}… ({len(line) - len(head) - len(tail):,} characters) …{tail}"
+    return line
+
+
 def shown(text, limit: int = 100) -> str:
     """A text from a file as a part of one line of at most `limit` characters.
 

@@ -94,7 +94,7 @@ def importing_jax() -> Iterator[None]:
     JAX reads most variables when it is imported, here before `load.run_main`.
     """
     for line in set_aside():
-        print(line, file=sys.stderr)
+        print(console.shown(line), file=sys.stderr)
     try:
         yield
     except Exception as error:

@@ -34,7 +34,7 @@ def test_stdout_is_guarded_while_it_lasts(capsys):
 
 def test_letters_that_a_stream_cannot_encode():
     ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    stream = console.Stream(ascii_only, escape=True)
+    stream = console.Stream(ascii_only)
     assert stream.write("→ x") == 3
     stream.flush()
     assert ascii_only.buffer.getvalue() == b"\\u2192 x"

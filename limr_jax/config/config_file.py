@@ -25,7 +25,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from limr_jax import platform
 from limr_jax.config import limits
-from limr_jax.errors import InputError
+from limr_jax.errors import InputError, one_line
 
 # What configs there are: the file that has every field, and who takes them.
 KINDS = {"base": "launch/tpu.py", "sft_base": "launch/sft.py"}
@@ -156,11 +156,6 @@ def _nearest(config: ConfigDict, field: str) -> str:
     if len(names) > _LISTED:
         return "configs/base.py lists all fields"
     return f"the fields are {', '.join(names)}"
-
-
-def one_line(error: BaseException) -> str:
-    """The error's message with its line breaks as blanks."""
-    return " ".join(str(error).split())
 
 
 def _call(spec: str) -> tuple[ConfigDict, dict[str, str]]:

@@ -23,8 +23,8 @@ from ml_collections import ConfigDict
 
 from limr_jax import console, platform
 from limr_jax.config import config_file, limits, parse_value
-from limr_jax.config.config_file import leaves, one_line
-from limr_jax.errors import InputError, choose
+from limr_jax.config.config_file import leaves
+from limr_jax.errors import InputError, choose, one_line
 
 _LEAVE = 10  # seconds
 _FLAGS = {"config": "", "workdir": "", "dry_run": False}
@@ -131,10 +131,13 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
     a program's own: threads of Orbax would wait 300 for a save that has failed.
     """
     own = sys._getframe(1).f_globals.get("__name__") == "__main__"
+    if own:
+        # Python itself writes a message as it is, whatever a policy put into it.
+        sys.excepthook = console.traceback_hook
     # First of all: once JAX has its devices, it does not look at the environment.
     platform.spare_libtpu()
     for line in platform.set_aside():
-        print(line, file=sys.stderr)
+        print(console.shown(line), file=sys.stderr)
     with console.guarded(), _interrupts_heard():
         try:
             platform.check_compiler_flags()

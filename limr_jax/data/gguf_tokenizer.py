@@ -77,6 +77,8 @@ class TokenizerFiles:
 def convert(metadata: dict) -> TokenizerFiles:
     """The tokenizer's files from a GGUF file's metadata.
 
+    metadata: as `models.gguf_files` has it, each value of its type.
+
     Raises:
       InputError: no vocabulary, one that contradicts itself, or a kind or a cut that is
         not known.
@@ -138,6 +140,7 @@ def _token_ids(metadata: dict, count: int) -> dict:
         # The end of a turn ends a response as the end of a text does.
         ("eos_token_id", ("eos", "eot")),
         ("pad_token_id", ("padding",)),
+        ("unknown_token_id", ("unknown",)),
     ):
         keys = [f"tokenizer.ggml.{name}_token_id" for name in names]
         numbers = [metadata[key] for key in keys if metadata.get(key) is not None]
@@ -148,7 +151,8 @@ def _token_ids(metadata: dict, count: int) -> dict:
                     "fetch it again"
                 )
         numbers = list(dict.fromkeys(numbers))
-        if numbers:
+        # A config.json has no place for the last.
+        if numbers and ours != "unknown_token_id":
             ids[ours] = numbers if len(numbers) > 1 else numbers[0]
     return ids
 
@@ -242,7 +246,7 @@ def _pieces(metadata: dict, tokens: list, types: list) -> bytes:
     ):
         number = metadata.get(f"tokenizer.ggml.{key}_token_id")
         setattr(trainer, f"{name}_id", -1 if number is None else number)
-        if number is not None and number < len(tokens):
+        if number is not None:
             setattr(trainer, f"{name}_piece", tokens[number])
     normalizer.name = "identity"
     prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
@@ -252,6 +256,11 @@ def _pieces(metadata: dict, tokens: list, types: list) -> bytes:
     )
     normalizer.escape_whitespaces = True
     if charsmap := metadata.get("tokenizer.ggml.precompiled_charsmap"):
+        if not set(charsmap) <= set(range(256)):
+            raise InputError(
+                "the GGUF file's precompiled_charsmap holds numbers that are no bytes; "
+                "fetch it again"
+            )
         normalizer.precompiled_charsmap = bytes(charsmap)
     return proto.SerializeToString()
 

@@ -22,13 +22,60 @@ from limr_jax.errors import InputError, shown
 _COUNTED = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.gguf")
 _PIECE = re.compile(r"(?P<stem>.+\.gguf)\.part-?(?P<number>\d+)")
 
+_COUNT, _NUMBER = (int,), (int, float)
+# What is read of the metadata → the types of Python that a value, or an item of one
+# that is a list, may have. The family's own keys stand without its name; each of those
+# may have a list, of a value for each layer.
+_LISTS = {
+    "tokenizer.ggml.tokens": (str,),
+    "tokenizer.ggml.merges": (str,),
+    "tokenizer.ggml.token_type": _COUNT,
+    "tokenizer.ggml.scores": _NUMBER,
+    "tokenizer.ggml.precompiled_charsmap": _COUNT,
+}
+_VALUES = {
+    "general.architecture": (str,),
+    "split.tensors.count": _COUNT,
+    "tokenizer.chat_template": (str,),
+    "tokenizer.ggml.model": (str,),
+    "tokenizer.ggml.pre": (str,),
+    "tokenizer.ggml.add_bos_token": (bool,),
+    "tokenizer.ggml.add_space_prefix": (bool,),
+    "tokenizer.ggml.remove_extra_whitespaces": (bool,),
+    **{
+        f"tokenizer.ggml.{name}_token_id": _COUNT
+        for name in ("bos", "eos", "eot", "padding", "unknown")
+    },
+}
+_OF_FAMILY = {
+    "block_count": _COUNT,
+    "context_length": _COUNT,
+    "embedding_length": _COUNT,
+    "feed_forward_length": _COUNT,
+    "expert_count": _COUNT,
+    "attention.head_count": _COUNT,
+    "attention.head_count_kv": _COUNT,
+    "attention.key_length": _COUNT,
+    "attention.value_length": _COUNT,
+    "attention.layer_norm_rms_epsilon": _NUMBER,
+    "attention.sliding_window": _COUNT,
+    "attention.sliding_window_pattern": (int, bool),
+    "attn_logit_softcapping": _NUMBER,
+    "final_logit_softcapping": _NUMBER,
+    "rope.dimension_count": _COUNT,
+    "rope.freq_base": _NUMBER,
+    "rope.freq_base_swa": _NUMBER,
+    "rope.scaling.type": (str,),
+    "rope.scaling.factor": _NUMBER,
+}
+
 
 class GgufModel:
     """What the GGUF files of one model hold: `metadata` by key, tensors by name.
 
     Raises:
-      InputError: the library is absent, a file is truncated or no GGUF file, or two
-        files hold one tensor.
+      InputError: the library is absent, a file is truncated or no GGUF file, two files
+        hold one tensor, or a value of the metadata is of a wrong type.
     """
 
     def __init__(self, files: Sequence[pathlib.Path]):
@@ -45,6 +92,7 @@ class GgufModel:
                         "files too; give the files of one model"
                     )
                 self._tensors[tensor.name] = tensor
+        _check_types(files[0], self.metadata)
         promised = self.metadata.get("split.tensors.count", len(self._tensors))
         if promised != len(self._tensors):
             raise InputError(
@@ -113,6 +161,29 @@ def _metadata(file: pathlib.Path, reader) -> dict:
             f"{file}: its metadata cannot be read ({shown(error, limit=200)}); fetch "
             "it again"
         ) from None
+
+
+def _check_types(file: pathlib.Path, metadata: dict) -> None:
+    """InputError unless each value that is read is of the type that llama.cpp gives it.
+
+    Whoever reads one need not ask.
+    """
+    family = metadata.get("general.architecture")
+    rows = [(key, kinds, False, True) for key, kinds in _LISTS.items()]
+    rows += [(key, kinds, True, False) for key, kinds in _VALUES.items()]
+    rows += [(f"{family}.{key}", x, True, True) for key, x in _OF_FAMILY.items()]
+    for key, kinds, single, several in rows:
+        value = metadata.get(key)
+        # type, not isinstance, to which True is an int.
+        if isinstance(value, list):
+            fits = several and all(type(item) in kinds for item in value)
+        else:
+            fits = value is None or (single and type(value) in kinds)
+        if not fits:
+            raise InputError(
+                f"{file}: {shown(key)}={shown(repr(value))} is of a type that "
+                "llama.cpp does not give it; fetch the file again"
+            )
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ not finite is null in JSON.
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -39,6 +40,7 @@ from limr_jax.storage.rollout_dump import is_of_a_step
 
 METRICS, EVALS, WARNINGS = "metrics.jsonl", "evals.jsonl", "warnings.jsonl"
 _LONGEST = 2**24  # bytes of a line
+_LONGEST_TAG = 200  # characters
 _TAGS = {METRICS: "train/", EVALS: "eval/"}
 _EVENTS, _COPY, _EVENT_PREFIX = "tensorboard", "", "events.out.tfevents."
 # Where a log cannot be written: what becomes of it.
@@ -203,12 +205,21 @@ def _first_event() -> bytes:
 def _event(name: str, row: Mapping[str, Any]) -> bytes:
     """All numbers of a line as one of TensorBoard's events."""
     values = [
-        Summary.Value(tag=_TAGS[name] + key, simple_value=value)
+        Summary.Value(tag=_tag(name, key), simple_value=value)
         for key, value in _numbers(row)
         if key != "step"  # TensorBoard's own axis
     ]
     summary = Summary(value=values)
     return _record(Event(wall_time=time.time(), step=row["step"], summary=summary))
+
+
+def _tag(name: str, key: str) -> str:
+    """TensorBoard's name of a number; what a data set calls a level may be anything."""
+    tag = _TAGS[name] + console.shown(" ".join(key.split()))
+    if len(tag) <= _LONGEST_TAG:
+        return tag
+    digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{tag[:_LONGEST_TAG]}… {digest[:8]}"  # two that begin alike stay two
 
 
 def _record(event: Event) -> bytes:
@@ -318,4 +329,6 @@ def _numbers(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, fl
         if isinstance(value, Mapping):
             yield from _numbers(value, f"{prefix}{key}/")
         elif isinstance(value, (bool, int, float)):
-            yield prefix + key, float(value)
+            # A float has no room for an integer of hundreds of digits.
+            with contextlib.suppress(OverflowError):
+                yield prefix + key, float(value)

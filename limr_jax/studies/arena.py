@@ -30,6 +30,7 @@ from limr_jax.data import jsonl
 from limr_jax.errors import InputError
 from limr_jax.storage import files, metrics
 from limr_jax.studies import ablation, tables
+from limr_jax.studies import markdown as md
 
 # Figure → its column's head.
 FIGURES = {
@@ -330,12 +331,12 @@ def pairing(values_by_arm: np.ndarray) -> dict[str, float] | None:
 def markdown(summaries: Mapping[str, Mapping], *, tokens: int, command: str) -> str:
     """One table a regime: accuracy at equal tokens, and what differs from uniform."""
     parts = [
-        f"`{command}`; arms are compared at {tokens:,} generated tokens. A true "
+        f"{md.code(command)}; arms are compared at {tokens:,} generated tokens. A true "
         "difference as large as 'shows', in points, is seen with a chance of 80 % (a "
         "paired t-test at 5 %).\n"
     ]
     for regime, regime_summary in summaries.items():
-        parts.append(f"## {regime}\n")
+        parts.append(f"## {md.text(regime)}\n")
         heads = list(FIGURES.values())
         head = ["arm", "seeds", heads[0], f"− {FIRST}", "p, Holm", "shows", *heads[1:]]
         head.append(f"tokens to {GAIN:.0%} of {FIRST}'s gain")
@@ -352,7 +353,7 @@ def markdown(summaries: Mapping[str, Mapping], *, tokens: int, command: str) -> 
             cells.append(f"{100 * figures['signal_share']['mean']:.0f}")
             cells.append(_tokens(figures.get("tokens_to")))
             rows.append(cells)
-        parts.append(tables.markdown_table(head, rows) + "\n")
+        parts.append(md.table(head, rows) + "\n")
         if regime_summary["pairing"]:
             saved = regime_summary["pairing"]["seeds_saved"]
             parts.append(f"A seed in pairs is worth {saved:.1f} without.")

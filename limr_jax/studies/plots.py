@@ -2,12 +2,15 @@
 
 import math
 import pathlib
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
+from limr_jax import console
+from limr_jax.errors import shown
 from limr_jax.storage import files, metrics
 from limr_jax.studies import ablation
 
@@ -17,6 +20,7 @@ _PANELS = {
     "pass rate of the rollouts": (metrics.METRICS, "pass_rate"),
     "tokens a rollout": (metrics.METRICS, "response_length"),
 }
+_LONGEST = 80  # characters of a name
 _BAND = "mean of the runs; band: least to most, no interval"
 _POINTS = 20  # what is noisy step by step is shown as means of a twentieth of the run
 
@@ -41,13 +45,12 @@ def learning_curves(runs: Mapping[str, Sequence], tokens: int = 0) -> Figure:
             steps, values_of_seeds = _together(curves, noisy=file == metrics.METRICS)
             if not len(steps):
                 continue
-            _draw_band(axes, steps, values_of_seeds, color=f"C{i % 10}", label=arm)
+            color, label = f"C{i % 10}", plain(arm)
+            _draw_band(axes, steps, values_of_seeds, color=color, label=label)
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:  # a run may have no number to draw
-        legend = axes.legend(fontsize="small", title=_BAND, title_fontsize="small")
-        for text in legend.get_texts():
-            text.set_parse_math(False)  # a name with dollars is a name
+        axes.legend(fontsize="small", title=_BAND, title_fontsize="small")
     return figure
 
 
@@ -61,7 +64,8 @@ def _draw_by_tokens(axes, runs: Mapping[str, Sequence], tokens: int) -> None:
             np.interp(tokens_X, x, y) for x, y in curves if max(x, default=0) >= tokens
         ]
         if values:
-            _draw_band(axes, tokens_X, np.array(values), color=f"C{i % 10}", label=arm)
+            color, label = f"C{i % 10}", plain(arm)
+            _draw_band(axes, tokens_X, np.array(values), color=color, label=label)
     axes.set(title="held-out accuracy", xlabel="generated tokens")
     axes.grid(alpha=0.3)
 
@@ -106,9 +110,9 @@ def differences(report: Mapping[str, Mapping]) -> Figure:
             axes.plot(
                 mean, place, "o", color="C0", mfc="C0" if holds else "white", ms=5
             )
-        axes.set(title=regime, xlabel="points")
+        axes.set(title=plain(regime), xlabel="points")
         axes.grid(axis="x", alpha=0.3)
-    panels[0].set_yticks(range(len(arms)), arms)
+    panels[0].set_yticks(range(len(arms)), map(plain, arms))
     panels[0].invert_yaxis()
     figure.set_layout_engine("constrained")
     return figure
@@ -129,7 +133,7 @@ def growth(axes: Mapping[str, Sequence[Mapping]]) -> Figure:
         for field, style in lines.items():
             label = names.get(field, field)
             axes_.loglog(value_X, [row[field] for row in rows], style, label=label)
-        axes_.set(title=axis, ylabel="times the first")
+        axes_.set(title=plain(axis), ylabel="times the first")
         axes_.set_xticks(value_X, [f"{value:,}" for value in value_X])
         axes_.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5)))
         axes_.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
@@ -138,6 +142,18 @@ def growth(axes: Mapping[str, Sequence[Mapping]]) -> Figure:
         axes_.grid(alpha=0.3)
     axes_.legend(fontsize="small")
     return figure
+
+
+def plain(name: str) -> str:
+    """A name as matplotlib writes it down, on one line and no formula.
+
+    Between two dollars would be one, which raises where it is none, and half a
+    character ends a picture.
+    """
+    line = shown(console.shown(" ".join(name.split())), limit=_LONGEST)
+    # matplotlib leaves out of a legend what has no name, or begins with _.
+    line = line or "–"
+    return (" " if line.startswith("_") else "") + line.replace("$", r"\$")
 
 
 def _curve(workdir, file: str, name: str) -> dict[int, float]:
@@ -173,5 +189,9 @@ def _together(
 
 def save(figure: Figure, path: pathlib.Path) -> None:
     """Write the figure as an image, whole or not at all."""
-    with files.replacing(path) as temporary:
+    with files.replacing(path) as temporary, warnings.catch_warnings():
+        # A letter that the font does not have is drawn as a box, and names that leave
+        # no room for the axes cover them.
+        for harmless in ("Glyph .* missing from", "constrained_layout not applied"):
+            warnings.filterwarnings("ignore", harmless, UserWarning)
         figure.savefig(temporary, dpi=110)

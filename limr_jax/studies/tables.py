@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from limr_jax import console
 from limr_jax.storage import files
 from limr_jax.studies import ablation, jobs, plots
+from limr_jax.studies import markdown as md
 from limr_jax.studies.ablation import FIGURES
 
 CURVES_FILE = "curves.png"
@@ -133,15 +134,15 @@ def markdown(summary: Mapping, notes: Sequence[str]) -> str:
             head.append("p, Holm")
     head += [FIGURES["rollouts"][0]]
     lines = [
-        f"# {summary['title']}",
-        f"`{summary['command']}`",
+        f"# {md.text(summary['title'])}",
+        md.code(summary["command"]),
         f"Before training: accuracy {shown(before['accuracy_before'], 100, 1)} %, "
         f"{shown(before['response_length_before'], 1, 1)} tokens a response. In "
         "brackets: the 95 % interval over seeds, Student's t. A difference is to "
-        f"{first}, paired by seed."
+        f"{md.text(first)}, paired by seed."
         + f" Equal tokens are {tokens:,} generated in training."
         * (tokens > 0),
-        markdown_table(head, (_arm(name, arm, summary) for name, arm in arms.items())),
+        md.table(head, (_arm(name, arm, summary) for name, arm in arms.items())),
         *_verdict(summary, first),
         *_too_few_tokens(summary),
     ]
@@ -150,7 +151,10 @@ def markdown(summary: Mapping, notes: Sequence[str]) -> str:
     if failed:
         lines.append("Failed, and not counted:")
         lines.append(
-            "\n".join(f"* {x['arm']}, seed {x['seed']}: {x['error']}" for x in failed)
+            "\n".join(
+                f"* {md.text(x['arm'])}, seed {x['seed']}: {md.text(x['error'])}"
+                for x in failed
+            )
         )
     lines += ["## Every run", _runs(summary["runs"])]
     return "\n\n".join(lines) + "\n"
@@ -181,9 +185,11 @@ def _verdict(summary: Mapping, first: str) -> list[str]:
             if x["p_holm"] is not None and x["p_holm"] < 0.05
         ]
         lines.append(
-            f"{count} difference{'s' * (count > 1)} in accuracy to {first} "
+            f"{count} difference{'s' * (count > 1)} in accuracy to "
+            f"{md.text(first)} "
             f"{'are' if count > 1 else 'is'} tested (paired t-test, p adjusted by "
-            f"Holm's step-down); below .05: {', '.join(holding) or 'none'}. The "
+            f"Holm's step-down); below .05: "
+            f"{', '.join(map(md.text, holding)) or 'none'}. The "
             "intervals are each for itself."
         )
     if (smallest := summary["resolvable"][tested]) is not None:
@@ -200,7 +206,7 @@ def _too_few_tokens(summary: Mapping) -> list[str]:
     for name, arm in summary["arms"].items():
         ran, compared = arm["accuracy"]["seeds"], arm["accuracy_at_tokens"]["seeds"]
         if summary["tokens"] and compared < ran:
-            short.append(f"{name} ({ran - compared} of {ran})")
+            short.append(f"{md.text(name)} ({ran - compared} of {ran})")
     if not short:
         return []
     return [
@@ -236,19 +242,9 @@ def _runs(runs: Iterable[Mapping]) -> str:
         ]
         commits = ", ".join(run["commits"])
         rows.append(
-            [run["arm"], str(run["seed"]), *cells, commits, f"`{run['command']}`"]
+            [run["arm"], str(run["seed"]), *cells, commits, md.code(run["command"])]
         )
-    return markdown_table(head, rows)
-
-
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of Markdown: its head, and a line of cells for each row."""
-
-    def line(cells):
-        # A | within a cell would begin the next one.
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])
+    return md.table(head, rows)
 
 
 def shown(figure: Mapping | None, unit: float, digits: int, sign: str = "") -> str:
