@@ -9,7 +9,7 @@ from configs import base
 
 
 def get_config() -> ConfigDict:
-    """`mesh`, `model`, `optimizer` and `checkpoint` are base.py's."""
+    """`mesh`, `model`, `optimizer`, `checkpoint` and `wandb` are base.py's."""
     rl = base.get_config()
     c = ConfigDict()
     c.seed = 0
@@ -28,4 +28,5 @@ def get_config() -> ConfigDict:
     c.mesh = rl.mesh
     c.optimizer = rl.optimizer
     c.checkpoint = rl.checkpoint
+    c.wandb = rl.wandb
     return c

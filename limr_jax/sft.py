@@ -41,7 +41,7 @@ from limr_jax.models.from_config import (
 )
 from limr_jax.platform import resolve
 from limr_jax.sharding import BATCH, REPLICATED, make_mesh, param_shardings
-from limr_jax.storage import array_digest, checkpoint, files, metrics
+from limr_jax.storage import array_digest, checkpoint, files, metrics, wandb_sink
 from limr_jax.storage.array_digest import params_digest
 from limr_jax.storage.workdir import claim
 
@@ -243,6 +243,7 @@ def train(config, workdir: str) -> dict:
     JSON can hold: steps, texts left out, digest of the parameters, the model's path.
     """
     mesh, folder = checked_mesh(config, workdir)
+    wandb_sink.check(**config.wandb)
     texts, tokenizer = _texts(config)
     feed = batches(texts, rows=config.rows, seed=config.seed)
     model_config = _model_config(config, texts, tokenizer)
@@ -272,7 +273,11 @@ def train(config, workdir: str) -> dict:
             shutil.rmtree(folder / "model", ignore_errors=True)
         # The batches of the steps that are done are made once more, and dropped.
         feed = itertools.islice(feed, start, config.num_steps)
-        with metrics.Metrics(workdir, step=start) as log, jax.set_mesh(mesh):
+        with (
+            metrics.Metrics(workdir, step=start) as log,
+            wandb_sink.following(log.folder, config, name=folder.name, **config.wandb),
+            jax.set_mesh(mesh),
+        ):
             began = time.perf_counter()
             for step, batch in enumerate(feed, start + 1):
                 state, numbers = update(

@@ -27,7 +27,14 @@ from limr_jax.rewards.types import REASONS
 from limr_jax.rollout.sampling import put_sampling
 from limr_jax.setup import Run, evaluator
 from limr_jax.step import Phases
-from limr_jax.storage import array_digest, checkpoint, files, metrics, rollout_dump
+from limr_jax.storage import (
+    array_digest,
+    checkpoint,
+    files,
+    metrics,
+    rollout_dump,
+    wandb_sink,
+)
 from limr_jax.storage.array_digest import params_digest
 from limr_jax.storage.dump_rows import dump_rows
 from limr_jax.storage.workdir import (
@@ -86,6 +93,8 @@ def train(
         start = _done(state)
         # It drops the lines of steps after the checkpoint, which will come again.
         log = enter(metrics.Metrics(workdir, step=start))
+        name = workdir.name
+        enter(wandb_sink.following(log.folder, config, name=name, **config.wandb))
         dump = rollout_dump.Dump(workdir, step=start, **config.dump)
         stack.callback(dump.close)
         prompts = put_prompts(run.train_set, run.mesh)

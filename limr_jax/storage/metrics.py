@@ -6,6 +6,8 @@ In the workdir (local, or gs://…), written by process 0 alone:
     evals.jsonl            one line an evaluation, likewise
     tensorboard/           the same numbers as train/<name> and eval/<name>
 
+METRICS.md says what each of them means.
+
 A resumed run cuts them back to its checkpoint's step, so that no step stands
 twice. The event file is not cut but written anew from the JSON lines. A number that is
 not finite is null in JSON.
@@ -33,11 +35,10 @@ from limr_jax.errors import InputError
 from limr_jax.multihost import agree
 from limr_jax.storage import files, gcs
 from limr_jax.storage.gcs_mirror import Mirror
+from limr_jax.storage.metric_names import EVALS, METRICS, tagged
 from limr_jax.storage.rollout_dump import is_of_a_step
 
-METRICS, EVALS = "metrics.jsonl", "evals.jsonl"
 _LONGEST = 2**24  # bytes of a line
-_TAGS = {METRICS: "train/", EVALS: "eval/"}
 _EVENTS, _COPY, _EVENT_PREFIX = "tensorboard", "", "events.out.tfevents."
 # Where a log cannot be written: what becomes of it.
 _CONSEQUENCES = {
@@ -69,7 +70,9 @@ class Metrics:
     def __init__(self, workdir, *, step: int = 0, write: bool | None = None):
         self._write = jax.process_index() == 0 if write is None else write
         if self._write:
-            self._mirror = Mirror(workdir, METRICS, EVALS, "tensorboard/*")
+            # What wandb_sink.py keeps there too, so that it goes on elsewhere.
+            wandb = ("wandb.json", "wandb/sent.json", "wandb/*/*.wandb")
+            self._mirror = Mirror(workdir, METRICS, EVALS, "tensorboard/*", *wandb)
             self._lenient = {
                 name: files.Lenient(f"{workdir}/{name}", consequence)
                 for name, consequence in _CONSEQUENCES.items()
@@ -121,6 +124,11 @@ class Metrics:
                 for row in read_metrics(self._workdir, name)
             ]
             files.append(self._events, _first_event() + b"".join(rows))
+
+    @property
+    def folder(self):
+        """Where this process writes: the workdir, or the local copy of a gs:// one."""
+        return self._workdir
 
     def step(self, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
         """Write one step's numbers; returns the line as a dict."""
@@ -190,9 +198,8 @@ def _first_event() -> bytes:
 def _event(name: str, row: Mapping[str, Any]) -> bytes:
     """All numbers of a line as one of TensorBoard's events."""
     values = [
-        Summary.Value(tag=_TAGS[name] + key, simple_value=value)
-        for key, value in _numbers(row)
-        if key != "step"  # TensorBoard's own axis
+        Summary.Value(tag=tag, simple_value=value)
+        for tag, value in tagged(name, row).items()
     ]
     summary = Summary(value=values)
     return _record(Event(wall_time=time.time(), step=row["step"], summary=summary))
@@ -297,12 +304,3 @@ def _cut_lines(path: pathlib.Path, step: int) -> None:
     else:
         with files.replacing(path) as temporary:
             temporary.write_bytes(kept)
-
-
-def _numbers(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """(a/b, number) of every number in a nested row, lists left out."""
-    for key, value in row.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value, f"{prefix}{key}/")
-        elif isinstance(value, (bool, int, float)):
-            yield prefix + key, float(value)
