@@ -144,12 +144,13 @@ def _run(config, options) -> None:
                 "which the run is to go on; raise --config.num_steps, or give an "
                 "earlier --step"
             )
-    run = set_up(config)
+    with console.phase("setting up"):
+        run = set_up(config)
     if forked:
         forked.check(run.programs.state, config=config, identity=run.identity)
     if identity_of:
         run = dataclasses.replace(run, identity=identity_of(run.identity))
-    console.say(describe(run, config))
+    console.say(describe(run, config, whole=options.dry_run))
     if options.dry_run:
         return
     result = train(run, config, options.workdir, warm_up.compiling, forked)

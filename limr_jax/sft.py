@@ -244,7 +244,8 @@ def train(config, workdir: str) -> dict:
     """
     mesh, folder = checked_mesh(config, workdir)
     wandb_sink.check(**config.wandb)
-    texts, tokenizer = _texts(config)
+    with console.phase("reading texts"):
+        texts, tokenizer = _texts(config)
     feed = batches(texts, rows=config.rows, seed=config.seed)
     model_config = _model_config(config, texts, tokenizer)
     check_adapters(config.model, model_config)
@@ -260,15 +261,16 @@ def train(config, workdir: str) -> dict:
     claim(workdir, identity.of_fine_tuning(config, texts.digest))
     with checkpoint.Checkpointer(workdir, **config.checkpoint) as saver:
         _refuse_foreign(folder / "model")
-        base, about_base = load_base(config, model_config, mesh), {}
-        if base is not None:
-            about_base["base"] = array_digest.of_tree(base)
-        start, state = _first_state(
-            saver,
-            shapes,
-            lambda: init(load_learned(config, model_config, mesh)),
-            about_base=about_base,
-        )
+        with console.phase("reading weights"):
+            base, about_base = load_base(config, model_config, mesh), {}
+            if base is not None:
+                about_base["base"] = array_digest.of_tree(base)
+            start, state = _first_state(
+                saver,
+                shapes,
+                lambda: init(load_learned(config, model_config, mesh)),
+                about_base=about_base,
+            )
         if start < config.num_steps:  # a run that has grown: its old export is stale
             shutil.rmtree(folder / "model", ignore_errors=True)
         # The batches of the steps that are done are made once more, and dropped.
@@ -277,12 +279,15 @@ def train(config, workdir: str) -> dict:
             metrics.Metrics(workdir, step=start) as log,
             wandb_sink.following(log.folder, config, name=folder.name, **config.wandb),
             jax.set_mesh(mesh),
+            console.progress("train", config.num_steps, done=start, every=None) as tick,
         ):
+            time_left = console.TimeLeft(config.num_steps)
             began = time.perf_counter()
             for step, batch in enumerate(feed, start + 1):
                 state, numbers = update(
                     state, jax.device_put(batch, NamedSharding(mesh, BATCH)), base
                 )
+                tick()
                 last = step == config.num_steps
                 logs, saves = step % config.log_every == 0, saver.due(step)
                 # To fetch numbers is to wait for the devices: only where they are used.
@@ -292,21 +297,19 @@ def train(config, workdir: str) -> dict:
                     numbers["seconds"] = time.perf_counter() - began
                     numbers |= kernel_check.numbers(kernels)
                     shown = log.step(step, numbers)
-                    console.say(
-                        console.step_line(step, shown, num_steps=config.num_steps)
-                    )
+                    left = time_left.after(step)
+                    tick(0, left=left)
+                    console.say_step(step, shown, num_steps=config.num_steps, left=left)
                 # A diverged state is refused: a save may remove the last good one.
                 if saves or last:
                     update_lib.refuse_divergence(step, numbers, saver.latest)
-                    saver.save(step, state, about_base)
+                    with console.phase("saving"):
+                        saver.save(step, state, about_base)
     # The checkpoint is whole by now: a kill in the export costs no training.
     params = lora.join(base, state.train.params)
     digest = params_digest(params)
-    return {
-        "steps": config.num_steps,
-        "texts_left_out": texts.left_out,
-        "params_digest": digest,
-        "model": _export(
+    with console.phase("writing the model"):
+        model = _export(
             config,
             folder / "model",
             params=params,
@@ -314,7 +317,12 @@ def train(config, workdir: str) -> dict:
             model_config=model_config,
             tokenizer=tokenizer,
             about={"steps": config.num_steps, "params_digest": digest},
-        ),
+        )
+    return {
+        "steps": config.num_steps,
+        "texts_left_out": texts.left_out,
+        "params_digest": digest,
+        "model": model,
     }
 
 

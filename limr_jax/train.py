@@ -87,9 +87,10 @@ def train(
         saver = enter(checkpoint.Checkpointer(workdir, **config.checkpoint))
         enter(jax.set_mesh(run.mesh))
         enter(preemption.listening())
-        state, frozen, about_base, clock = _first_state(
-            run, config, saver, begun=begun, forked=forked
-        )
+        with console.phase("reading weights"):
+            state, frozen, about_base, clock = _first_state(
+                run, config, saver, begun=begun, forked=forked
+            )
         start = _done(state)
         # It drops the lines of steps after the checkpoint, which will come again.
         log = enter(metrics.Metrics(workdir, step=start))
@@ -101,11 +102,16 @@ def train(
         held_out = _held_out(run, config, log)
         # Queued after each update: when a stop comes the devices may be busy.
         digests = array_digest.queue(state)
-        tick = enter(console.progress("train", config.num_steps - start))
+        # Its step lines are what stands where there is no terminal.
+        tick = enter(
+            console.progress("train", config.num_steps, done=start, every=None)
+        )
+        time_left = console.TimeLeft(config.num_steps)
 
         def save() -> None:
             meta = about_base | {"seconds": clock()}
-            saver.save(_done(state), state, meta, digests=digests)
+            with console.phase("saving"):
+                saver.save(_done(state), state, meta, digests=digests)
 
         try:
             preemption.obey()
@@ -117,7 +123,8 @@ def train(
                 ready = enter(ahead(run, prompts))
             held_out.before_training(start, frozen.policy(state))
             if ready:
-                ready()
+                with console.phase("compiling"):
+                    ready()
             enter(_guarded())
             for done in range(start + 1, config.num_steps + 1):
                 phases = Phases()
@@ -130,13 +137,19 @@ def train(
                 del rounds  # the next evaluation's rollouts take their memory
                 numbers |= kernel_check.numbers(run.kernels)
                 shown = log.step(done, numbers)
-                console.say(console.step_line(done, shown, num_steps=config.num_steps))
+                left = time_left.after(done, shown["seconds"])
+                console.say_step(
+                    done,
+                    held_out.accuracy() | shown,
+                    num_steps=config.num_steps,
+                    left=left,
+                )
                 # After the log, which shows it, and before the save, which must not.
                 refuse_divergence(done, numbers, saver.latest)
                 if saver.due(done) or done == config.num_steps:
                     save()
                 held_out.evaluate_where_due(done, frozen.policy(state))
-                tick()
+                tick(left=left)
             # Nothing happens if the last step was evaluated where it was due.
             policy = frozen.policy(state)
             held_out.evaluate(config.num_steps, policy)
@@ -214,7 +227,8 @@ def _saved(saver, save: Callable[[], None], state) -> str:
 def _finish(run: Run, config, saver, policy, log: metrics.Metrics, clock) -> dict:
     """The run's result, written once the last checkpoint is whole."""
     with preemption.update():
-        saver.wait()  # without a whole last checkpoint nothing is finished
+        with console.phase("saving"):
+            saver.wait()  # without a whole last checkpoint nothing is finished
         result = _result(run, config, saver.workdir, policy, log)
         result |= {"seconds": clock()}
         write_result(saver.workdir, result)

@@ -50,13 +50,15 @@ def row_of(name: str, log: str) -> tuple[str, tuple] | None:
     rows = tables()[log]
     if name in rows:
         return name, rows[name]
-    if name.startswith("sampled/") and not name.startswith("sampled/pass_at_"):
-        return row_of(name.removeprefix("sampled/"), log)
     for pattern, cells in rows.items():
-        # `reward/<part>`: whatever the run calls it.
+        # `reward/<part>`: whatever the run calls it. A row without a range is of names
+        # that have rows of their own.
         parts = map(re.escape, re.split(r"<\w+>", pattern))
-        if "<" in pattern and re.fullmatch("(.+)".join(parts), name):
+        if cells[1] and "<" in pattern and re.fullmatch("(.+)".join(parts), name):
             return pattern, cells
+    if name.startswith("sampled/"):
+        inner = row_of(name.removeprefix("sampled/"), log)
+        return inner and ("sampled/<name>", inner[1])
     return None
 
 

@@ -140,7 +140,7 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
             platform.check_compiler_flags()
             code = main(sys.argv[1:])
         except KeyboardInterrupt:
-            print("error: interrupted", file=sys.stderr)
+            console.error("interrupted")
             code = 130  # 128 + SIGINT, as shells have it
         except Exception as error:
             if isinstance(error, InputError):
@@ -149,7 +149,7 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
                 line = platform.complaint(error) or platform.refusal(error)
             if line is None:
                 raise  # a fault of ours: its traceback is wanted
-            print(f"error: {console.shown(line)}", file=sys.stderr)
+            console.error(console.shown(line))
             code = 2
     if own and code == 2:
         # As a daemon it goes on while the interpreter waits for the other threads.

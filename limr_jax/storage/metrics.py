@@ -144,6 +144,10 @@ class Metrics:
         """The evaluation of this step, where one stands: it need not be repeated."""
         return self._evaluated.get(step)
 
+    def newest_evaluation(self) -> dict[str, Any] | None:
+        """The evaluation of the latest step that has one."""
+        return self._evaluated.get(max(self._evaluated, default=-1))
+
     def close(self) -> None:
         """Write what waits; lines that find no room are lost, with a warning."""
         if self._write:
