@@ -308,8 +308,11 @@ def _parts(step, values, num_steps, left) -> list[tuple[str, str]]:
 class _Bar:
     """One phase on the terminal: how far it is, and how long it takes."""
 
-    def __init__(self, label: str, total: int | None, done: int, stream):
+    def __init__(
+        self, label: str, total: int | None, done: int, stream, *, guesses: bool = True
+    ):
         self.label, self.total, self.stream = label, total, stream
+        self.guesses = guesses  # the time left, by what is done
         self.done = self.first = done
         self.began = time.monotonic()
         self._left: tuple[float, float] | None = None  # seconds, and when that was so
@@ -327,9 +330,11 @@ class _Bar:
         if self.total is None:
             counted = f" {self.done}" if self.done else ""
             return fitted(f"{self.label}{counted}  {duration(spent)}", columns)
-        left = seconds_left(spent, self.done - self.first, self.total - self.done)
+        left = None
         if self._left is not None:
             left = max(0.0, self._left[0] - (time.monotonic() - self._left[1]))
+        elif self.guesses:
+            left = seconds_left(spent, self.done - self.first, self.total - self.done)
         encoding = (getattr(self.stream, "encoding", None) or "").lower()
         return tqdm.tqdm.format_meter(
             self.done,
@@ -339,7 +344,8 @@ class _Bar:
             prefix=self.label,
             ascii=not encoding.startswith("utf"),
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
-            postfix=None if left is None else f"{duration(left)} left",
+            # The seconds so far show that it goes on, where no more is known.
+            postfix=duration(spent) if left is None else f"{duration(left)} left",
         )
 
 
@@ -358,7 +364,7 @@ class _Screen:
             self._hide()
             self._bars.append(bar)
         over = threading.Event()
-        threading.Thread(target=self._tick, args=(over,), daemon=True).start()
+        threading.Thread(target=self._tick, args=(bar, over), daemon=True).start()
         try:
             yield
         finally:
@@ -393,11 +399,12 @@ class _Screen:
             _write_trusted(_CLEAR, self._bars[-1].stream)
         self._drawn = False
 
-    def _tick(self, over: threading.Event) -> None:
+    def _tick(self, bar: _Bar, over: threading.Event) -> None:
         while not over.wait(_TICK):
             # A terminal that has gone is no reason to end.
-            with contextlib.suppress(OSError, ValueError):
-                self.draw()
+            with contextlib.suppress(OSError, ValueError), self._lock:
+                if self._bars and self._bars[-1] is bar:
+                    self.draw()
 
 
 _screen = _Screen()
@@ -440,13 +447,14 @@ def progress(
     left: seconds that the rest will take, where the caller knows better.
     On a terminal there is a bar, gone when the phase ends, or when another one begins
     within it, as long as that lasts. Elsewhere there are plain lines, at most one in
-    `every` seconds, so that a short phase prints none; None: no line at all, as where
-    the phase prints lines of its own. Process 0 alone speaks.
+    `every` seconds, so that a short phase prints none. None: the phase prints lines of
+    its own, and says what time is left; there is no other line, and no guess of it.
+    Process 0 alone speaks.
     """
     stream, label = sys.stderr if stream is None else stream, shown(label)
     speaks = _speaks()
     if speaks and is_terminal(stream):
-        bar = _Bar(label, total, done, stream)
+        bar = _Bar(label, total, done, stream, guesses=every is not None)
 
         def move(count: int = 1, left: float | None = None) -> None:
             bar.advance(count, left)

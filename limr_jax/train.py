@@ -138,6 +138,7 @@ def train(
                 numbers |= kernel_check.numbers(run.kernels)
                 shown = log.step(done, numbers)
                 left = time_left.after(done, shown["seconds"])
+                tick(left=left)
                 console.say_step(
                     done,
                     held_out.accuracy() | shown,
@@ -149,7 +150,6 @@ def train(
                 if saver.due(done) or done == config.num_steps:
                     save()
                 held_out.evaluate_where_due(done, frozen.policy(state))
-                tick(left=left)
             # Nothing happens if the last step was evaluated where it was due.
             policy = frozen.policy(state)
             held_out.evaluate(config.num_steps, policy)
