@@ -134,7 +134,11 @@ RUNS = {
     "graded by hosts": {"reward": "math, 0.5*limr_jax.rewards.placebo.shuffled"},
     "by a judge": {"reward": "math", "judge__init": ASSETS, "judge__max_length": 32},
     "limr's rewards, overlong": {"reward": "limr", "overlong__buffer": 2},
-    "unbiased": {"sampler__name": "prioritized", "sampler__unbiased": True},
+    "unbiased": {
+        "sampler__name": "prioritized",
+        "sampler__prioritized__floor": 0.1,
+        "sampler__unbiased": True,
+    },
     "some groups kept": {"filter__groups": "mixed", "filter__max_rounds": 2},
     **{f"allocated by {name}": {"allocation__name": name} for name in ALLOCATIONS},
     **{f"sampled by {name}": {"sampler__name": name} for name in SAMPLERS},
