@@ -177,7 +177,7 @@ def first_contact(config, workdir: str) -> int:
     if jax.process_index() == 0 or not gcs.remote(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(path, json.dumps(report, indent=1) + "\n")
-    console.say(f"all of it lies in {path}: please send it back (launch/README.md)")
+    console.say(f"all of it lies in {path}: please send it back (launch/CHIPS.md)")
     return 1 if report["steps"]["error"] else 0
 
 

@@ -4,8 +4,8 @@ It reads metrics.jsonl and evals.jsonl as they grow. Whatever W&B does, be it sl
 or dead, happens here, and the run neither waits for it nor ends by it. JAX is not
 imported.
 
-    stdin   a line of JSON, `Job`; at the run's end "end CODE", and where it was killed
-            nothing more
+    stdin   a line of JSON, `WandbRun`; at the run's end "end CODE", and where it was
+            killed nothing more
     stdout  a line of JSON for each thing to be printed: {"say": …}, {"warn": …}
 
 With `--check MODE` it says instead what is missing for that mode, and exits with 1.
@@ -31,7 +31,7 @@ INIT_SECONDS = 10.0  # that one attempt takes at most
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class WandbRun:
     """What is handed over, and where to."""
 
     folder: str  # holds metrics.jsonl; W&B's own files go to its folder wandb/
@@ -75,7 +75,7 @@ class Lines:
 class Sink:
     """A W&B run, as far as there is one yet, and what it has been given."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: WandbRun):
         self._job, self._run = job, None
         self._folder = pathlib.Path(job.folder)
         self._record = self._folder / "wandb" / "sent.json"
@@ -171,7 +171,7 @@ def _step(sent, mode: str, file: str) -> int:
         return -1
 
 
-def _init(job: Job, mode: str):
+def _init(job: WandbRun, mode: str):
     """Begin a W&B run that gets what is logged and the config, and nothing else."""
     import wandb
 
@@ -291,7 +291,7 @@ def main(argv: list[str]) -> int:
         complaint = _check(argv[1])
         _tell(warn=complaint)
         return 1 if complaint else 0
-    job = Job(**json.loads(_first_line()))
+    job = WandbRun(**json.loads(_first_line()))
     lock = _locked(pathlib.Path(job.folder))
     sink, code = Sink(job), None
     while code is None:
