@@ -338,6 +338,14 @@ def get_config() -> ConfigDict:
     c.checkpoint.every = 20  # steps; the last one is always saved
     c.checkpoint.keep = 2  # checkpoints
 
+    # Weights & Biases beside TensorBoard, with the same names; pip install '.[wandb]'.
+    # What a run computes does not depend on it: a run that is taken up may change it.
+    c.wandb = ConfigDict()
+    c.wandb.project = ""  # empty: off
+    c.wandb.mode = (
+        "offline"  # files for `wandb sync` to send; or 'online': sent at once
+    )
+
     c.dump = ConfigDict()  # whole rollouts as text
     c.dump.max_bytes = 2**28  # of the folder, compressed; 0: no dump
     c.dump.rows_per_step = 0  # rollouts a step; 0: all

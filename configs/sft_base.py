@@ -9,7 +9,7 @@ from configs import base
 
 
 def get_config() -> ConfigDict:
-    """`mesh`, `model`, `optimizer`, `divergence` and `checkpoint` are base.py's."""
+    """`mesh`, `model` and all from `optimizer` on are base.py's."""
     rl = base.get_config()
     c = ConfigDict()
     c.seed = 0
@@ -29,4 +29,5 @@ def get_config() -> ConfigDict:
     c.optimizer = rl.optimizer
     c.divergence = rl.divergence
     c.checkpoint = rl.checkpoint
+    c.wandb = rl.wandb
     return c

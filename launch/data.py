@@ -42,10 +42,18 @@ def main(argv: list[str]) -> None:
     commands.add_parser("list")
     one = commands.add_parser("describe")
     one.add_argument("spec", help="name, name:split[a:b] or FILE.jsonl[a:b]")
-    one.add_argument("--tokenizer", help="directory or file; lengths in its tokens")
+    one.add_argument(
+        "--tokenizer", help="directory or file; lengths in its tokens; default: none"
+    )
     one.add_argument("--data_dir", default="~/.cache/limr_jax", help="prepared sets")
-    one.add_argument("--manual_dir", help="local copies of source files")
-    one.add_argument("--eval", action="append", default=[], metavar="SPEC")
+    one.add_argument("--manual_dir", help="local copies of source files; default: none")
+    one.add_argument(
+        "--eval",
+        action="append",
+        default=[],
+        metavar="SPEC",
+        help="one more evaluation set to compare with, again and again; default: none",
+    )
     options = parser.parse_args(argv)
     print(json.dumps(_list() if options.command == "list" else _describe(options)))
 

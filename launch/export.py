@@ -37,11 +37,29 @@ with platform.importing_jax():
 def main(argv: list[str]) -> None:
     """Parse, load the checkpoint, write it in the Hugging Face layout."""
     parser = Parser("launch/export.py", __doc__)
-    parser.add_argument("--workdir", required=True, metavar="RUN")
-    parser.add_argument("--out", required=True, metavar="DIR")
-    parser.add_argument("--step", type=int, metavar="N")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--peft", action="store_true")
+    parser.add_argument(
+        "--workdir", required=True, metavar="RUN", help="a run's folder"
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="folder of the checkpoint, which must not be there",
+    )
+    parser.add_argument(
+        "--step",
+        type=int,
+        metavar="N",
+        help="a checkpoint of the run; default: the last one",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the weights; default: that of the checkpoint which the run began from",
+    )
+    parser.add_argument(
+        "--peft", action="store_true", help="the adapters alone, as PEFT has them"
+    )
     options = parser.parse_args(argv)
     start = time.perf_counter()
     out = files.local(options.out, "--out")

@@ -34,10 +34,23 @@ with platform.importing_jax():
 def main(argv: list[str]) -> None:
     """Parse, find the model's files, convert them."""
     parser = Parser("launch/gguf.py", __doc__)
-    parser.add_argument("files", nargs="+", metavar="FILE")
-    parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument(
-        "--dtype", choices=tuple(gguf_checkpoint.DTYPES), default="float32"
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="a .gguf file, or an archive that holds one",
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="folder of the checkpoint, which must not be there",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=tuple(gguf_checkpoint.DTYPES),
+        default="float32",
+        help="of the weights",
     )
     options = parser.parse_args(argv)
     start = time.perf_counter()

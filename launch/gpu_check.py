@@ -121,10 +121,16 @@ def main(argv: list[str]) -> int:
 def _parse(argv):
     parser = config_lib.Parser("launch/gpu_check.py", __doc__)
     default = os.environ.get("OUT") or "runs/gpu_check"
-    parser.add_argument("--out", default=default)
-    parser.add_argument("--limit", type=float, default=470.0)
-    parser.add_argument("--parts", default="")
-    parser.add_argument("--dry_run", action="store_true")
+    parser.add_argument("--out", default=default, help="folder of what it writes")
+    parser.add_argument(
+        "--limit", type=float, default=470.0, help="seconds, of all parts together"
+    )
+    parser.add_argument(
+        "--parts", default="", help="some of those above, comma-separated; default: all"
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="with tiny sizes, on whatever JAX finds"
+    )
     options, fields = parser.parse_known_args(argv)
     if not options.limit > 0:
         raise InputError(f"--limit={options.limit} must be above 0 seconds")

@@ -62,10 +62,16 @@ TINY = Size(
 def main(argv: list[str]) -> None:
     """Run one part in this process."""
     parser = config_lib.Parser("launch/gpu_parts.py", __doc__)
-    parser.add_argument("part")
-    parser.add_argument("--scratch", required=True)
-    parser.add_argument("--limit", type=float, required=True)
-    parser.add_argument("--dry_run", action="store_true")
+    parser.add_argument("part", help="one of those of launch/gpu_check.py")
+    parser.add_argument(
+        "--scratch", required=True, help="a folder that goes with the call"
+    )
+    parser.add_argument(
+        "--limit", type=float, required=True, help="seconds after which it is killed"
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="with tiny sizes, on whatever JAX finds"
+    )
     options, fields = parser.parse_known_args(argv)
     choose(PARTS, options.part, "the part")(options, fields)
 

@@ -105,8 +105,10 @@ def verdict_rows(rows, verdicts) -> Iterator[dict]:
 def main(arguments: list[str]) -> None:
     """Parse, grade every row, print the agreement and the summary."""
     parser = Parser("launch/grade.py", __doc__)
-    parser.add_argument("file", metavar="FILE.jsonl")
-    parser.add_argument("--out", help="verdicts, one JSON a line")
+    parser.add_argument(
+        "file", metavar="FILE.jsonl", help="rows with an answer and its reference"
+    )
+    parser.add_argument("--out", help="verdicts, one JSON a line; default: none")
     parser.add_argument("--workers", type=int, help="processes (default: the cores)")
     options = parser.parse_args(arguments)
     if options.out:

@@ -78,35 +78,101 @@ def _parser() -> Parser:
     for verb in ("score", "select", "replay"):
         each = verbs.add_parser(verb)
         sources[verb] = source = each.add_mutually_exclusive_group(required=True)
-        source.add_argument("--run", metavar="PATH")
-        source.add_argument("--rewards", metavar="FILE")
-        each.add_argument(
-            "--from", dest="framework", choices=[_OURS, *foreign_dumps.READERS]
+        source.add_argument(
+            "--run", metavar="PATH", help="a run's folder, or --from's dump"
         )
-        each.add_argument("--reward", metavar="NAME")
-        each.add_argument("--right_at", type=float, metavar="REWARD")
-        each.add_argument("--out", metavar="FILE", required=True)
+        source.add_argument("--rewards", metavar="FILE", help="JSONL: rewards by epoch")
+        each.add_argument(
+            "--from",
+            dest="framework",
+            choices=[_OURS, *foreign_dumps.READERS],
+            help="what wrote --run; default: ours",
+        )
+        each.add_argument(
+            "--reward",
+            metavar="NAME",
+            help="with --from: which reward, where there are several; default: none",
+        )
+        each.add_argument(
+            "--right_at",
+            type=float,
+            metavar="REWARD",
+            help="with --from: a rollout is right from it on; default: 1",
+        )
+        each.add_argument(
+            "--out", metavar="FILE", required=True, help="what is written"
+        )
         if verb != "replay":
-            each.add_argument("--missing", choices=list(reward_curves.MISSING))
-            each.add_argument("--value", choices=list(reward_curves.VALUES))
+            each.add_argument(
+                "--missing",
+                choices=list(reward_curves.MISSING),
+                help="what an epoch without a visit counts as; default: backfill",
+            )
+            each.add_argument(
+                "--value",
+                choices=list(reward_curves.VALUES),
+                help="of a run: what its curves are of; default: accuracy",
+            )
         if verb != "score":
-            each.add_argument("--seed", type=int)
+            each.add_argument("--seed", type=int, help="of what is random; default: 0")
     select_parser, replay_parser = verbs.choices["select"], verbs.choices["replay"]
-    sources["select"].add_argument("--scores", metavar="FILE")
-    sources["select"].add_argument("--evaluation", metavar="DIR")
+    sources["select"].add_argument(
+        "--scores", metavar="FILE", help="JSONL: what `score` wrote"
+    )
+    sources["select"].add_argument(
+        "--evaluation",
+        metavar="DIR",
+        help="a base model's responses: one benchmark's folder",
+    )
     rule = select_parser.add_mutually_exclusive_group(required=True)
-    rule.add_argument("--threshold", type=float, metavar="SCORE")
-    rule.add_argument("--top", type=int, metavar="N")
-    rule.add_argument("--random", type=int, metavar="N")
-    rule.add_argument("--linear", type=float, metavar="CORRELATION")
-    rule.add_argument("--std", type=int, metavar="N")
-    rule.add_argument("--hardest", type=int, metavar="N")
-    select_parser.add_argument("--round", type=int, metavar="DIGITS")
-    select_parser.add_argument("--problems", metavar="FILE.jsonl")
-    sources["replay"].add_argument("--scores", metavar="FILE", nargs="+")
-    replay_parser.add_argument("--problems_per_step", type=int, metavar="P")
-    replay_parser.add_argument("--group", type=int, metavar="G")
-    replay_parser.add_argument("--size", type=int, metavar="K")
+    rule.add_argument(
+        "--threshold", type=float, metavar="SCORE", help="scores from it on"
+    )
+    rule.add_argument("--top", type=int, metavar="N", help="the largest scores")
+    rule.add_argument("--random", type=int, metavar="N", help="at random")
+    rule.add_argument(
+        "--linear",
+        type=float,
+        metavar="CORRELATION",
+        help="curves that rise with the epoch at least so",
+    )
+    rule.add_argument("--std", type=int, metavar="N", help="the largest deviations")
+    rule.add_argument("--hardest", type=int, metavar="N", help="the lowest pass rates")
+    select_parser.add_argument(
+        "--round",
+        type=int,
+        metavar="DIGITS",
+        help="with --threshold: round scores first; default: not",
+    )
+    select_parser.add_argument(
+        "--problems",
+        metavar="FILE.jsonl",
+        help="whose rows are written; default: those of the scores",
+    )
+    sources["replay"].add_argument(
+        "--scores",
+        metavar="FILE",
+        nargs="+",
+        help="instead of curves: files whose choices are compared",
+    )
+    replay_parser.add_argument(
+        "--problems_per_step",
+        type=int,
+        metavar="P",
+        help="drawn a step; default: as in configs/base.py",
+    )
+    replay_parser.add_argument(
+        "--group",
+        type=int,
+        metavar="G",
+        help="rollouts a problem; default: as in configs/base.py",
+    )
+    replay_parser.add_argument(
+        "--size",
+        type=int,
+        metavar="K",
+        help="of each fixed subset; default: by LIM, 0.6",
+    )
     return parser
 
 

@@ -25,10 +25,22 @@ from limr_jax.storage import files
 def main(argv: list[str]) -> None:
     """Parse, collect, compare, report."""
     parser = Parser("launch/pass_rates.py", __doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN")
-    parser.add_argument("--steps", metavar="N,N", default="16,32,48,64")
-    parser.add_argument("--samples", type=int, metavar="N", default=64)
-    parser.add_argument("--out", metavar="DIR", default="runs/pass_rates")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="finished runs' folders")
+    parser.add_argument(
+        "--steps",
+        metavar="N,N",
+        default="16,32,48,64",
+        help="after which pass rates are estimated",
+    )
+    parser.add_argument(
+        "--samples", type=int, metavar="N", default=64, help="fresh samples a problem"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        default="runs/pass_rates",
+        help="folder of what it writes",
+    )
     options = parser.parse_args(argv)
     steps = _steps(options.steps)
     if options.samples < 2:

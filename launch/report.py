@@ -20,9 +20,17 @@ from limr_jax.storage import files
 def main(argv: list[str]) -> None:
     """Parse, then write the page."""
     parser = Parser("launch/report.py", __doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN")
-    parser.add_argument("--out", metavar="FILE", default="")
-    parser.add_argument("--samples", type=int, metavar="N", default=4)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="runs' folders")
+    parser.add_argument(
+        "--out", metavar="FILE", default="", help="the page; default: RUN/report.html"
+    )
+    parser.add_argument(
+        "--samples",
+        type=int,
+        metavar="N",
+        default=4,
+        help="rollouts on the page, of each step that is shown",
+    )
     options = parser.parse_args(argv)
     if options.samples < 0:
         raise InputError(f"--samples={options.samples} must be 0 or more")

@@ -85,9 +85,13 @@ def points() -> dict[str, list[Point]]:
 def main(argv: list[str]) -> None:
     """Measure the points that are not there yet; then write the table and the plot."""
     parser = config_lib.Parser("launch/scale.py", __doc__)
-    parser.add_argument("--scale", default="rollouts,length,problems,devices")
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--out", default="runs/scale")
+    parser.add_argument(
+        "--scale",
+        default="rollouts,length,problems,devices",
+        help="what grows, comma-separated",
+    )
+    parser.add_argument("--steps", type=int, default=3, help="timed steps of a point")
+    parser.add_argument("--out", default="runs/scale", help="folder of what it writes")
     parser.add_argument("--point", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.steps < 1:

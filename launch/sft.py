@@ -8,6 +8,7 @@ import json
 
 from limr_jax.config import load as config_lib
 from limr_jax.config.config_file import refuse_absent
+from limr_jax.config.diff import from_defaults
 
 
 def main(argv: list[str]) -> None:
@@ -20,6 +21,7 @@ def main(argv: list[str]) -> None:
         sft.checked_mesh(config, options.workdir)
         console.say(str(config))
         return
+    console.say(from_defaults(config, "sft_base"))
     console.say(json.dumps(sft.train(config, options.workdir)))
 
 

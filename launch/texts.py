@@ -40,24 +40,55 @@ def _parser() -> Parser:
     for verb in ("short", "plans", "sums"):
         each = verbs.add_parser(verb)
         each.add_argument("spec", help="name:split[a:b] or FILE.jsonl[a:b]")
-        each.add_argument("--data_dir", default="~/.cache/limr_jax")
-        each.add_argument("--manual_dir", help="local copies of source files")
-        each.add_argument("--out", required=True, metavar="FILE.jsonl")
+        each.add_argument(
+            "--data_dir", default="~/.cache/limr_jax", help="prepared sets"
+        )
+        each.add_argument(
+            "--manual_dir", help="local copies of source files; default: none"
+        )
+        each.add_argument(
+            "--out",
+            required=True,
+            metavar="FILE.jsonl",
+            help="the texts, a JSON object a line",
+        )
         if verb == "short":
-            each.add_argument("--tokenizer", required=True)
-            each.add_argument("--tokens", type=int, default=512)
+            each.add_argument("--tokenizer", required=True, help="directory or file")
+            each.add_argument(
+                "--tokens", type=int, default=512, help="of prompt and answer, at most"
+            )
         elif verb == "sums":
-            each.add_argument("--count", type=int, default=400)
-            each.add_argument("--each", type=int, default=10)
-            each.add_argument("--steps", action="store_true")
-            each.add_argument("--seed", type=int, default=0)
+            each.add_argument(
+                "--count", type=int, default=400, help="texts that are added"
+            )
+            each.add_argument(
+                "--each", type=int, default=10, help="sums in each of them"
+            )
+            each.add_argument(
+                "--steps", action="store_true", help="every sum place by place"
+            )
+            each.add_argument("--seed", type=int, default=0, help="of the sums")
         else:
-            each.add_argument("--phrase", default="#### ")
-            each.add_argument("--terms", type=int, default=6)
-            each.add_argument("--plain", type=int, default=4)
+            each.add_argument("--phrase", default="#### ", help="introduces the answer")
+            each.add_argument(
+                "--terms", type=int, default=6, help="words of a plan; 0: no plans"
+            )
+            each.add_argument(
+                "--plain",
+                type=int,
+                default=4,
+                help="every so many rows one without a plan",
+            )
     each = verbs.add_parser("right")
-    each.add_argument("run")
-    each.add_argument("--out", required=True, metavar="FILE.jsonl")
+    each.add_argument(
+        "run", help="a folder with rollouts: a run, or a benchmark's evaluation"
+    )
+    each.add_argument(
+        "--out",
+        required=True,
+        metavar="FILE.jsonl",
+        help="the texts, a JSON object a line",
+    )
     return parser
 
 

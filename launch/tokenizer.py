@@ -30,10 +30,14 @@ def main(argv: list[str]) -> None:
     """Write the tokenizer's model file."""
     parser = Parser("launch/tokenizer.py", __doc__)
     parser.add_argument("path", help="of the model file")
-    parser.add_argument("--texts", metavar="SPEC", help="name:split or FILE.jsonl")
+    parser.add_argument(
+        "--texts", metavar="SPEC", help="name:split or FILE.jsonl; default: none"
+    )
     parser.add_argument("--pieces", type=int, help="default 1024; with --texts")
-    parser.add_argument("--data_dir", default="~/.cache/limr_jax")
-    parser.add_argument("--manual_dir", help="local copies of source files")
+    parser.add_argument("--data_dir", default="~/.cache/limr_jax", help="prepared sets")
+    parser.add_argument(
+        "--manual_dir", help="local copies of source files; default: none"
+    )
     options = parser.parse_args(argv)
     if options.pieces is not None and not options.texts:
         raise InputError(f"--pieces={options.pieces} does nothing without --texts")

@@ -118,7 +118,7 @@ def _run(config, options) -> None:
     from limr_jax import console, fork
     from limr_jax.compilation import warm_up
     from limr_jax.setup import describe, set_up
-    from limr_jax.storage import files, gcs
+    from limr_jax.storage import files, gcs, wandb_sink
     from limr_jax.storage.workdir import workdir_path
     from limr_jax.train import train
 
@@ -130,6 +130,7 @@ def _run(config, options) -> None:
     options.workdir = str(workdir_path(options.workdir, rights))
     if not options.dry_run:
         files.check_writable(f"{options.workdir}/run.json")
+    wandb_sink.check(**config.wandb)
     forked = identity_of = None
     if options.fork:
         step = options.step if options.step >= 0 else None
@@ -143,12 +144,13 @@ def _run(config, options) -> None:
                 "which the run is to go on; raise --config.num_steps, or give an "
                 "earlier --step"
             )
-    run = set_up(config)
+    with console.phase("setting up"):
+        run = set_up(config)
     if forked:
         forked.check(run.programs.state, config=config, identity=run.identity)
     if identity_of:
         run = dataclasses.replace(run, identity=identity_of(run.identity))
-    console.say(describe(run, config))
+    console.say(describe(run, config, whole=options.dry_run))
     if options.dry_run:
         return
     result = train(run, config, options.workdir, warm_up.compiling, forked)
@@ -175,7 +177,7 @@ def first_contact(config, workdir: str) -> int:
     if jax.process_index() == 0 or not gcs.remote(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(path, json.dumps(report, indent=1) + "\n")
-    console.say(f"all of it lies in {path}: please send it back (launch/README.md)")
+    console.say(f"all of it lies in {path}: please send it back (launch/CHIPS.md)")
     return 1 if report["steps"]["error"] else 0
 
 

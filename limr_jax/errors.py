@@ -1,8 +1,22 @@
-"""The one exception for a user's mistake, and the most common mistake."""
+"""The one exception for a user's mistake, the most common mistake, and exit codes."""
 
 import difflib
+import textwrap
 from collections.abc import Mapping
 from typing import Any
+
+# What a launch script's exit code means; launch/README.md has the same table, and each
+# --help.
+EXIT_CODES = {
+    0: "done; or stopped by SIGTERM with the state saved, and the same command goes on",
+    1: "it ran to its end and the answer is no (the text above says which); or another "
+    "process of the run is gone or differs; or a fault of the program, with its "
+    "traceback",
+    2: "one line says what is wrong and what to do: the command line, a config, a "
+    "file, the machine; in a run also grading that failed, a loss that is no number, "
+    "a disk without room. What was saved stands",
+    130: "interrupted by ^C: the last checkpoint stands",
+}
 
 
 class InputError(ValueError):
@@ -48,6 +62,16 @@ def one_line(error: BaseException) -> str:
         head, tail = line[: _LONGEST // 2], line[-_LONGEST // 4 :]
         line = f"{head}… ({len(line) - len(head) - len(tail):,} characters) …{tail}"
     return line
+
+
+def exit_codes(columns: int = 88) -> str:
+    """`EXIT_CODES` as the last lines of a --help."""
+    lines = ["exit codes:"]
+    for code, meaning in EXIT_CODES.items():
+        wrapped = textwrap.wrap(meaning, columns - 8)
+        lines.append(f"  {code:<4}  {wrapped[0]}")
+        lines += [f"        {line}" for line in wrapped[1:]]
+    return "\n".join(lines)
 
 
 def shown(text, limit: int = 100) -> str:

@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 from limr_jax import identity, programs
 from limr_jax.algorithms import kl
 from limr_jax.check import check, check_batch, warn_of_filters, warn_of_old_names
-from limr_jax.config.diff import config_digest
+from limr_jax.config.diff import config_digest, from_defaults
 from limr_jax.data.overlap import refuse_held_out
 from limr_jax.data.problems import (
     Problems,
@@ -420,8 +420,11 @@ def _jepo(
     }
 
 
-def describe(run: Run, config) -> str:
-    """The resolved config, the mesh, the data and the sizes, as a few lines."""
+def describe(run: Run, config, *, whole: bool = False) -> str:
+    """The config, the mesh, the data and the sizes, as a few lines.
+
+    whole: every field of the config, not those alone that differ from base.py.
+    """
     learned = sum(x.size for x in jax.tree.leaves(run.programs.state.train.params))
     frozen = sum(x.size for x in jax.tree.leaves(run.programs.base))
     reference = "loaded" if run.programs.reference else "none (no KL)"
@@ -435,7 +438,7 @@ def describe(run: Run, config) -> str:
     shape = " x ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
     dtype = jnp.dtype(run.compute.dtype).name
     lines = [
-        str(config).strip(),
+        str(config).strip() if whole else from_defaults(config, "base"),
         f"mesh: {shape} on {run.mesh.devices.flat[0].device_kind}",
         f"policy: {learned + frozen:,} parameters, compute in {dtype}",
         *_adapted(config.model, learned=learned if frozen else 0),

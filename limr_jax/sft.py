@@ -41,7 +41,14 @@ from limr_jax.models.from_config import (
 )
 from limr_jax.platform import resolve
 from limr_jax.sharding import BATCH, REPLICATED, make_mesh, param_shardings
-from limr_jax.storage import array_digest, batch_file, checkpoint, files, metrics
+from limr_jax.storage import (
+    array_digest,
+    batch_file,
+    checkpoint,
+    files,
+    metrics,
+    wandb_sink,
+)
 from limr_jax.storage.array_digest import params_digest
 from limr_jax.storage.workdir import claim
 
@@ -243,7 +250,9 @@ def train(config, workdir: str) -> dict:
     JSON can hold: steps, texts left out, digest of the parameters, the model's path.
     """
     mesh, folder = checked_mesh(config, workdir)
-    texts, tokenizer = _texts(config)
+    wandb_sink.check(**config.wandb)
+    with console.phase("reading texts"):
+        texts, tokenizer = _texts(config)
     feed = batches(texts, rows=config.rows, seed=config.seed)
     model_config = _model_config(config, texts, tokenizer)
     check_adapters(config.model, model_config)
@@ -259,22 +268,29 @@ def train(config, workdir: str) -> dict:
     claim(workdir, identity.of_fine_tuning(config, texts.digest))
     with checkpoint.Checkpointer(workdir, **config.checkpoint) as saver:
         _refuse_foreign(folder / "model")
-        base, about_base = load_base(config, model_config, mesh), {}
-        if base is not None:
-            about_base["base"] = array_digest.of_tree(base)
-        start, state = _first_state(
-            saver,
-            shapes,
-            lambda: init(load_learned(config, model_config, mesh)),
-            about_base=about_base,
-        )
+        with console.phase("reading weights"):
+            base, about_base = load_base(config, model_config, mesh), {}
+            if base is not None:
+                about_base["base"] = array_digest.of_tree(base)
+            start, state = _first_state(
+                saver,
+                shapes,
+                lambda: init(load_learned(config, model_config, mesh)),
+                about_base=about_base,
+            )
         if start < config.num_steps:  # a run that has grown: its old export is stale
             shutil.rmtree(folder / "model", ignore_errors=True)
         # The batches of the steps that are done are made once more, and dropped.
         feed = itertools.islice(feed, start, config.num_steps)
-        with metrics.Metrics(workdir, step=start) as log, jax.set_mesh(mesh):
+        with (
+            metrics.Metrics(workdir, step=start) as log,
+            wandb_sink.following(log.folder, config, name=folder.name, **config.wandb),
+            jax.set_mesh(mesh),
+            console.progress("train", config.num_steps, done=start, every=None) as tick,
+        ):
             before = alarms.kept(log.written(), config.divergence.patience)
             divergence = alarms.Divergence(config.divergence.patience, before)
+            time_left = console.TimeLeft(config.num_steps)
             began, waiting, due = time.perf_counter(), [], False
 
             def show(step: int, numbers: dict) -> None:
@@ -282,12 +298,15 @@ def train(config, workdir: str) -> dict:
                 shown = log.step(
                     step, numbers | seconds | kernel_check.numbers(kernels)
                 )
-                console.say(console.step_line(step, shown, num_steps=config.num_steps))
+                left = time_left.after(step)
+                tick(0, left=left)
+                console.say_step(step, shown, num_steps=config.num_steps, left=left)
 
             for step, batch in enumerate(feed, start + 1):
                 state, numbers = update(
                     state, jax.device_put(batch, NamedSharding(mesh, BATCH)), base
                 )
+                tick()
                 waiting.append((step, batch, numbers))
                 last, due = step == config.num_steps, due or saver.due(step)
                 logs = step % config.log_every == 0 or last
@@ -308,16 +327,14 @@ def train(config, workdir: str) -> dict:
                 waiting = []
                 # Until updates are finite again the checkpoints before stay.
                 if (due and not divergence.in_a_row) or last:
-                    saver.save(step, state, about_base)
+                    with console.phase("saving"):
+                        saver.save(step, state, about_base)
                     due = False
     # The checkpoint is whole by now: a kill in the export costs no training.
     params = lora.join(base, state.train.params)
     digest = params_digest(params)
-    return {
-        "steps": config.num_steps,
-        "texts_left_out": texts.left_out,
-        "params_digest": digest,
-        "model": _export(
+    with console.phase("writing the model"):
+        model = _export(
             config,
             folder / "model",
             params=params,
@@ -325,7 +342,12 @@ def train(config, workdir: str) -> dict:
             model_config=model_config,
             tokenizer=tokenizer,
             about={"steps": config.num_steps, "params_digest": digest},
-        ),
+        )
+    return {
+        "steps": config.num_steps,
+        "texts_left_out": texts.left_out,
+        "params_digest": digest,
+        "model": model,
     }
 
 

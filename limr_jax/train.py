@@ -34,6 +34,7 @@ from limr_jax.storage import (
     files,
     metrics,
     rollout_dump,
+    wandb_sink,
 )
 from limr_jax.storage.array_digest import params_digest
 from limr_jax.storage.dump_rows import dump_rows
@@ -88,12 +89,15 @@ def train(
         saver = enter(checkpoint.Checkpointer(workdir, **config.checkpoint))
         enter(jax.set_mesh(run.mesh))
         enter(preemption.listening())
-        state, frozen, about_base, clock = _first_state(
-            run, config, saver, begun=begun, forked=forked
-        )
+        with console.phase("reading weights"):
+            state, frozen, about_base, clock = _first_state(
+                run, config, saver, begun=begun, forked=forked
+            )
         start = _done(state)
         # It drops the lines of steps after the checkpoint, which will come again.
         log = enter(metrics.Metrics(workdir, step=start))
+        name = workdir.name
+        enter(wandb_sink.following(log.folder, config, name=name, **config.wandb))
         dump = rollout_dump.Dump(workdir, step=start, **config.dump)
         stack.callback(dump.close)
         prompts = put_prompts(run.train_set, run.mesh)
@@ -101,11 +105,26 @@ def train(
         held_out = _held_out(run, config, log)
         # Queued after each update: when a stop comes the devices may be busy.
         digests = array_digest.queue(state)
-        tick = enter(console.progress("train", config.num_steps - start))
+        # Its step lines are what stands where there is no terminal.
+        tick = enter(
+            console.progress("train", config.num_steps, done=start, every=None)
+        )
+        time_left = console.TimeLeft(config.num_steps)
 
         def save() -> None:
             meta = about_base | {"seconds": clock()}
-            saver.save(_done(state), state, meta, digests=digests)
+            with console.phase("saving"):
+                saver.save(_done(state), state, meta, digests=digests)
+
+        def look(step: int, numbers, learned) -> None:
+            """Warn of what goes wrong; InputError where the run cannot go on."""
+            for alarm in watch.judge(step, numbers):
+                log.warning(alarm.step, alarm.name, alarm.text)
+            if alarm := divergence.judge(step, numbers):
+                batch = batch_file.save(workdir, step, learned)
+                log.warning(alarm.step, alarm.name, alarm.text)
+                divergence.refuse(step, numbers, latest=saver.latest, batch=batch)
+            watch.refuse_drift(step, numbers)
 
         try:
             preemption.obey()
@@ -117,7 +136,8 @@ def train(
                 ready = enter(ahead(run, prompts))
             held_out.before_training(start, frozen.policy(state))
             if ready:
-                ready()
+                with console.phase("compiling"):
+                    ready()
             enter(_guarded())
             due = False
             for done in range(start + 1, config.num_steps + 1):
@@ -132,15 +152,16 @@ def train(
                     dump.add(done, _rows(run, rounds))
                 numbers |= kernel_check.numbers(run.kernels)
                 shown = log.step(done, numbers)
-                console.say(console.step_line(done, shown, num_steps=config.num_steps))
-                for alarm in watch.judge(done, numbers):
-                    log.warning(alarm.step, alarm.name, alarm.text)
-                if alarm := divergence.judge(done, numbers):
-                    batch = batch_file.save(workdir, done, learned)
-                    log.warning(alarm.step, alarm.name, alarm.text)
-                    divergence.refuse(done, numbers, latest=saver.latest, batch=batch)
+                left = time_left.after(done, shown["seconds"])
+                tick(left=left)
+                console.say_step(
+                    done,
+                    held_out.accuracy() | shown,
+                    num_steps=config.num_steps,
+                    left=left,
+                )
                 # After the log, which shows it, and before the save, which must not.
-                watch.refuse_drift(done, numbers)
+                look(done, numbers, learned)
                 # The next evaluation's rollouts take their memory.
                 del rounds, learned
                 due = due or saver.due(done)
@@ -149,7 +170,6 @@ def train(
                     save()
                     due = False
                 held_out.evaluate_where_due(done, frozen.policy(state))
-                tick()
             # Nothing happens if the last step was evaluated where it was due.
             policy = frozen.policy(state)
             held_out.evaluate(config.num_steps, policy)
@@ -250,7 +270,8 @@ def _saved(saver, save: Callable[[], None], state) -> str:
 def _finish(run: Run, config, saver, policy, log: metrics.Metrics, clock) -> dict:
     """The run's result, written once the last checkpoint is whole."""
     with preemption.update():
-        saver.wait()  # without a whole last checkpoint nothing is finished
+        with console.phase("saving"):
+            saver.wait()  # without a whole last checkpoint nothing is finished
         result = _result(run, config, saver.workdir, policy, log)
         result |= {"seconds": clock()}
         write_result(saver.workdir, result)

@@ -51,6 +51,10 @@ def start_devices() -> None:
 
 
 start_devices()
+# After the devices: it imports what makes arrays.
+import metric_table  # noqa: E402
+
+metric_table.watch()
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The longest first; tests/README.md says how to see which they are.

@@ -243,6 +243,11 @@ def _of_kind(config: ConfigDict, spec: str, kind: str) -> ConfigDict:
     return nested({name: type(fields[name])(values[name]) for name in fields})
 
 
+def defaults(kind: str) -> ConfigDict:
+    """The config of the kind's own file: every field with its default."""
+    return nested(_fields(kind))
+
+
 @functools.cache
 def _fields(kind: str) -> dict[str, Any]:
     """The kind's fields by dotted name, with their defaults."""

@@ -5,7 +5,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from limr_jax.config.config_file import is_default, leaves, todays_fields
+from limr_jax.config.config_file import (
+    defaults,
+    is_default,
+    leaves,
+    todays_fields,
+)
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,3 +50,13 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         # As text, since 1 == True == 1.0 and a missing field is not a null one.
         if shown(old_leaves, name) != shown(new_leaves, name)
     ]
+
+
+def from_defaults(config: Mapping[str, Any], kind: str) -> str:
+    """How a config differs from the file of its kind, for people: a line a field.
+
+    kind: a name in `config_file.KINDS`.
+    """
+    lines = differences(defaults(kind), config)
+    file = f"config: configs/{kind}.py"
+    return "\n  ".join([f"{file}, but for", *lines]) if lines else file

@@ -214,6 +214,8 @@ LIMITS: dict[str, Row] = {
     "benchmarks.max_response_length": Whole(0, TOKENS),
     "checkpoint.every": Whole(1, COUNT),
     "checkpoint.keep": Whole(1, COUNT),
+    "wandb.project": Text(),
+    "wandb.mode": Choice(("offline", "online")),
     "dump.max_bytes": Whole(0, 2**63 - 1),
     "dump.rows_per_step": Whole(0, COUNT),
     # Of configs/sft_base.py alone.

@@ -24,10 +24,15 @@ from ml_collections import ConfigDict
 from limr_jax import console, platform
 from limr_jax.config import config_file, limits, parse_value
 from limr_jax.config.config_file import leaves
-from limr_jax.errors import InputError, choose, one_line
+from limr_jax.errors import InputError, choose, exit_codes, one_line
 
 _LEAVE = 10  # seconds
 _FLAGS = {"config": "", "workdir": "", "dry_run": False}
+_MEANINGS = {
+    "config": "FILE.py, or FILE.py:ARGUMENT of its get_config",
+    "workdir": "the run's folder",
+    "dry_run": "say what would be done, and stop",
+}
 
 
 def load(
@@ -54,13 +59,14 @@ def load(
     its kind where an algorithm or a sampler owns the field (learner/field_limits.py).
     Options hold `config` (as given), `workdir` (default `runs/<file's stem>`),
     `dry_run`, the further flags, and `overrides`: (field, text) of each that was set.
-    `--help` prints the usage and exits 0.
+    `--help` prints the description, which says what the further flags mean, every
+    flag's default and the exit codes, and exits 0.
     Raises InputError for whatever is wrong with the line or the file.
     """
     defaults = {**_FLAGS, **(flags or {})}
     if any(argument in ("--help", "-h") for argument in argv):
         # print gives None, which is exit code 0.
-        raise SystemExit(print(_usage(description, defaults)))
+        raise SystemExit(print(_usage(description, defaults, short or {})))
     texts_of, overrides = _split(argv, defaults, short or {})
     values = {
         name: texts
@@ -105,12 +111,26 @@ def switches(argument: str, **defaults: bool | int | float | str) -> Mapping[str
     return defaults | values
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Texts as they are written, and each flag's default behind its meaning."""
+
+    def _get_help_string(self, action):
+        text = action.help or ""
+        # None, an empty list and False of a switch: the text says what they mean.
+        if action.default in (None, False, "", [], argparse.SUPPRESS):
+            return text
+        return text if "default" in text else f"{text} (default: %(default)s)"
+
+
 class Parser(argparse.ArgumentParser):
-    """For launchers without --config: what is wrong with the line is an InputError."""
+    """For launchers without --config: what is wrong with the line is an InputError.
+
+    --help ends with the exit codes.
+    """
 
     def __init__(self, prog: str, description: str | None = None, **options):
-        raw = argparse.RawDescriptionHelpFormatter
-        options = {"formatter_class": raw, "allow_abbrev": False} | options
+        options = {"formatter_class": _Help, "allow_abbrev": False} | options
+        options = {"epilog": exit_codes()} | options
         typed = platform.as_launched(f"python {prog}")
         super().__init__(
             prog=prog if typed == f"python {prog}" else typed,
@@ -143,7 +163,7 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
             platform.check_compiler_flags()
             code = main(sys.argv[1:])
         except KeyboardInterrupt:
-            print("error: interrupted", file=sys.stderr)
+            console.error("interrupted")
             code = 130  # 128 + SIGINT, as shells have it
         except Exception as error:
             if isinstance(error, InputError):
@@ -152,7 +172,7 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
                 line = platform.complaint(error) or platform.refusal(error)
             if line is None:
                 raise  # a fault of ours: its traceback is wanted
-            print(f"error: {console.shown(line)}", file=sys.stderr)
+            console.error(console.shown(line))
             code = 2
     if own and code == 2:
         # As a daemon it goes on while the interpreter waits for the other threads.
@@ -296,9 +316,22 @@ def stem(config: str) -> str:
     return name + ("-" + re.sub(r"[^\w.,=+-]", "_", argument) if argument else "")
 
 
-def _usage(description: str, defaults: Mapping[str, Any]) -> str:
-    flags = "\n".join(
-        f"  --{name} (default {value!r})" for name, value in defaults.items()
-    )
-    fields = "--config.FIELD=VALUE overrides a field; configs/base.py lists them all."
-    return f"{platform.as_launched(description.strip())}\n\n{flags}\n  {fields}"
+def _usage(description: str, defaults: Mapping[str, Any], short: Mapping) -> str:
+    shown = {
+        # -1 of a number that is 0 or more: none is given.
+        name: "none" if value in ("", (), -1) else f"{value!r}"
+        for name, value in defaults.items()
+    }
+    longest = max(len(name) for name in [*defaults, *short])
+    flags = [
+        f"  --{name:<{longest}}  {_MEANINGS.get(name, 'see above')} (default: {text})"
+        for name, text in shown.items()
+    ]
+    flags += [
+        f"  --{name:<{longest}}  the same as --config.{field}"
+        for name, field in short.items()
+    ]
+    fields = "  --config.FIELD=VALUE overrides a field; configs/base.py lists them all."
+    parts = [platform.as_launched(description.strip())]
+    parts += ["\n".join(["flags:", *flags, fields]), exit_codes()]
+    return "\n\n".join(parts)

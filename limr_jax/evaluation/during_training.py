@@ -47,6 +47,12 @@ class DuringTraining:
         if self.eval_set and not self.log.evaluated(step):
             self._log(step, self._figures(self.evaluator, params, self.greedy))
 
+    def accuracy(self) -> dict[str, float | None]:
+        """{"accuracy": the newest one logged}, None before the first; {}: no set."""
+        if not self.eval_set:
+            return {}
+        return {"accuracy": (self.log.newest_evaluation() or {}).get("accuracy")}
+
     def _figures(self, evaluator: Evaluator, params, sampling: Sampling) -> dict:
         start, problems = time.perf_counter(), len(self.eval_set)
         with console.progress("evaluate", problems, unit="problem") as advance:

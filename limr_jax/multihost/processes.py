@@ -230,7 +230,8 @@ def _leave(reason: str) -> None:
 
 
 def _complain(line: str) -> None:
-    print(console.shown(line), file=sys.stderr, flush=True)
+    with console.above_bar():
+        print(console.shown(line), file=sys.stderr, flush=True)
 
 
 def _exit(code: int) -> NoReturn:

@@ -176,7 +176,8 @@ class Lenient:
             error = error.__cause__ or error
             cause = getattr(error, "strerror", None) or error
             line = f"{self._what} cannot be written ({cause}); {self._consequence}"
-            print(f"warning: {console.shown(line)}", file=sys.stderr, flush=True)
+            with console.above_bar():
+                print(f"warning: {console.shown(line)}", file=sys.stderr, flush=True)
         self._complained = True
         return True
 

@@ -8,13 +8,14 @@ In the workdir (local, or gs://…), written by process 0 alone:
                            only where there is one
     tensorboard/           the same numbers as train/<name> and eval/<name>
 
+METRICS.md says what each of them means.
+
 A resumed run cuts them back to its checkpoint's step, so that no step stands
 twice. The event file is not cut but written anew from the JSON lines. A number that is
 not finite is null in JSON.
 """
 
 import contextlib
-import hashlib
 import io
 import json
 import os
@@ -36,12 +37,11 @@ from limr_jax.errors import InputError
 from limr_jax.multihost import agree
 from limr_jax.storage import files, gcs
 from limr_jax.storage.gcs_mirror import Mirror
+from limr_jax.storage.metric_names import EVALS, METRICS, TAGS, tagged
 from limr_jax.storage.rollout_dump import is_of_a_step
 
-METRICS, EVALS, WARNINGS = "metrics.jsonl", "evals.jsonl", "warnings.jsonl"
+WARNINGS = "warnings.jsonl"
 _LONGEST = 2**24  # bytes of a line
-_LONGEST_TAG = 200  # characters
-_TAGS = {METRICS: "train/", EVALS: "eval/"}
 _EVENTS, _COPY, _EVENT_PREFIX = "tensorboard", "", "events.out.tfevents."
 # Where a log cannot be written: what becomes of it.
 _CONSEQUENCES = {
@@ -74,7 +74,10 @@ class Metrics:
     def __init__(self, workdir, *, step: int = 0, write: bool | None = None):
         self._write = jax.process_index() == 0 if write is None else write
         if self._write:
-            self._mirror = Mirror(workdir, METRICS, EVALS, WARNINGS, "tensorboard/*")
+            # What wandb_sink.py keeps there too, so that it goes on elsewhere.
+            wandb = ("wandb.json", "wandb/sent.json", "wandb/*/*.wandb")
+            logs = (METRICS, EVALS, WARNINGS, "tensorboard/*")
+            self._mirror = Mirror(workdir, *logs, *wandb)
             self._lenient = {
                 name: files.Lenient(f"{workdir}/{name}", consequence)
                 for name, consequence in _CONSEQUENCES.items()
@@ -131,6 +134,11 @@ class Metrics:
             ]
             files.append(self._events, _first_event() + b"".join(rows))
 
+    @property
+    def folder(self):
+        """Where this process writes: the workdir, or the local copy of a gs:// one."""
+        return self._workdir
+
     def step(self, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
         """Write one step's numbers; returns the line as a dict."""
         return self._append(METRICS, step, values)
@@ -149,6 +157,10 @@ class Metrics:
     def evaluated(self, step: int) -> dict[str, Any] | None:
         """The evaluation of this step, where one stands: it need not be repeated."""
         return self._evaluated.get(step)
+
+    def newest_evaluation(self) -> dict[str, Any] | None:
+        """The evaluation of the latest step that has one."""
+        return self._evaluated.get(max(self._evaluated, default=-1))
 
     def close(self) -> None:
         """Write what waits; lines that find no room are lost, with a warning."""
@@ -176,7 +188,7 @@ class Metrics:
             self.last = shown
         if self._write:
             self._waiting.append((name, json.dumps(shown, allow_nan=False) + "\n"))
-            if name in _TAGS:
+            if name in TAGS:
                 with self._lenient[_EVENTS]:
                     files.append(self._events, _event(name, row))
             self._flush()
@@ -205,21 +217,11 @@ def _first_event() -> bytes:
 def _event(name: str, row: Mapping[str, Any]) -> bytes:
     """All numbers of a line as one of TensorBoard's events."""
     values = [
-        Summary.Value(tag=_tag(name, key), simple_value=value)
-        for key, value in _numbers(row)
-        if key != "step"  # TensorBoard's own axis
+        Summary.Value(tag=tag, simple_value=value)
+        for tag, value in tagged(name, row).items()
     ]
     summary = Summary(value=values)
     return _record(Event(wall_time=time.time(), step=row["step"], summary=summary))
-
-
-def _tag(name: str, key: str) -> str:
-    """TensorBoard's name of a number; what a data set calls a level may be anything."""
-    tag = _TAGS[name] + console.shown(" ".join(key.split()))
-    if len(tag) <= _LONGEST_TAG:
-        return tag
-    digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
-    return f"{tag[:_LONGEST_TAG]}… {digest[:8]}"  # two that begin alike stay two
 
 
 def _record(event: Event) -> bytes:
@@ -321,14 +323,3 @@ def _cut_lines(path: pathlib.Path, step: int) -> None:
     else:
         with files.replacing(path) as temporary:
             temporary.write_bytes(kept)
-
-
-def _numbers(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """(a/b, number) of every number in a nested row, lists left out."""
-    for key, value in row.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value, f"{prefix}{key}/")
-        elif isinstance(value, (bool, int, float)):
-            # A float has no room for an integer of hundreds of digits.
-            with contextlib.suppress(OverflowError):
-                yield prefix + key, float(value)

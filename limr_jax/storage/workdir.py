@@ -26,6 +26,8 @@ _RUN, _RESULT, _LOCK = "run.json", "result.json", ".lock"
 KERNELS = "kernels.json"  # what a run's start has found of its kernels
 # What a start that was killed early, or a look at a bucket's rights, leaves of ours.
 _OURS = re.compile(r"\.lock|\.run\.\d+\.tmp\.json|\.probe-.*")
+# Fields that may change under a run: they say where its numbers are shown as well.
+_FREE = ("config.wandb.",)
 _AGAIN = "mend it, then give the same command again"
 _locks: dict[str, IO] = {}  # workdirs that this process writes: the open, locked file
 
@@ -57,7 +59,8 @@ def claim(
     itself) to digests of what they name. A folder that is not there, or is empty,
     becomes the run's and gets the identity as run.json. One that holds a run must hold
     this one: the identities are the same, except that `config.num_steps` may have grown
-    (then the old result goes), and that a field of `content` may name another place.
+    (then the old result goes), that a field of `content` may name another place, and
+    that `config.wandb` may be another.
     Raises InputError, which names `flag`, for another run's folder, for one that holds
     other files and no run, and while another process writes there (seen on a disk;
     gs:// has no locks); the folder is then as it was. The claim holds until `release`
@@ -209,6 +212,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         old, new = ({**x, "config": None} for x in (old, new))
     # The lines of `content.…` stay: content that differs is named by them.
     places = tuple(f"{place}{x}: " for x in by_content for place in ("config.", ""))
+    places += _FREE
     lines = sorted(lines + differences(old, new))
     return [line for line in lines if not line.startswith(places)]
 

@@ -42,7 +42,7 @@ def test_each_program_stands_beside_its_bound(tmp_path, capsys):
     said = capsys.readouterr().out
     path = tmp_path / "run.first_contact.json"
     assert said.endswith(
-        f"all of it lies in {path}: please send it back (launch/README.md)\n"
+        f"all of it lies in {path}: please send it back (launch/CHIPS.md)\n"
     )
     assert [*tmp_path.iterdir()] == [path]  # the workdir is not begun
     found = json.loads(path.read_text())

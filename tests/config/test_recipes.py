@@ -161,7 +161,7 @@ def test_a_recipe_is_set_up(problems, name):
     argv += [f"--config.{field}={value}" for field, value in given.items()]
     config, _ = config_lib.load(argv)
     made = set_up(config)
-    told = setup.describe(made, config)
+    told = setup.describe(made, config, whole=True)
     assert f"prompts_per_step: {config.prompts_per_step}" in told
     assert ("loaded" in told) == (config.kl.coefficient > 0)
     rows = config.prompts_per_step * config.group_size

@@ -775,9 +775,9 @@ def test_a_kernel_that_fails_on_one_host_is_taken_by_none(
     print_model = (
         "from limr_jax import setup",
         "describe = setup.describe",
-        "def told(run, config):",
+        "def told(run, config, **options):",
         "    print('refused', run.compute.model.refused_kernels, flush=True)",
-        "    return describe(run, config)",
+        "    return describe(run, config, **options)",
         "setup.describe = told",
     )
     well = ran_with(tmp_path / "well.py", *KERNEL, *print_model)

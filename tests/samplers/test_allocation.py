@@ -1,7 +1,6 @@
 """A step's budget, divided: what is written, learned and kept, in the loop."""
 
 import collections
-import pathlib
 import sys
 from types import SimpleNamespace
 
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from metric_table import RL, row_of
 from tiny_run import (
     configure,
     run_records,
@@ -140,12 +140,11 @@ def test_invalid_rollouts_are_those_that_were_asked_for(ran):
 
 
 def test_the_page_says_what_each_number_is(ran):
-    page = pathlib.Path(allocation.__file__).with_name("METRICS.md").read_text()
     row = run_records(ran.workdir)["metrics"][0]
     own = [x for x in row if x.startswith(("allocation/", "ada/", "signal_"))]
     assert len(own) == 5
     for name in own:
-        assert f"`{name}`" in page, name
+        assert row_of(name, RL), name
 
 
 # ---- ada's rounds, replayed from the dump by plain Python

@@ -261,3 +261,19 @@ def test_a_pipe_in_a_files_place_is_not_waited_for(tmp_path, name):
     assert str(raised.value) == (
         f"{tmp_path / name} is no file, but a pipe or a device; remove it"
     )
+
+
+def test_where_numbers_are_shown_may_change(folder):
+    """W&B is no part of what a run computes: on, off, or another project."""
+    run = folder / "run"
+    workdir.claim(run, of_folder(folder))
+    workdir.write_result(run, {"steps": 6})
+    for fields in ({"wandb__project": "a"}, {"wandb__mode": "online"}, {}):
+        workdir.claim(run, of_folder(folder, **fields))
+        assert workdir.read_run(run)["config"]["wandb"]["project"] == fields.get(
+            "wandb__project", ""
+        )
+    assert workdir.read_result(run) == {"steps": 6}
+    with pytest.raises(InputError, match="differs in config.seed: 0 → 1: start it"):
+        workdir.claim(run, of_folder(folder, wandb__project="a", seed=1))
+    workdir.release(run)
