@@ -83,6 +83,8 @@ def log_of(workdir, file: str) -> str | None:
         config = json.loads((workdir / "run.json").read_text())["config"]
     except (OSError, KeyError, ValueError):
         return None
+    if file == metrics.WARNINGS:  # no numbers: what alarms say
+        return None
     if file == metrics.EVALS:
         return EVALS
     return SFT if "log_every" in config else RL
