@@ -191,7 +191,7 @@ def _event(name: str, row: Mapping[str, Any]) -> bytes:
     """All numbers of a line as one of TensorBoard's events."""
     values = [
         Summary.Value(tag=_TAGS[name] + key, simple_value=value)
-        for key, value in _numbers(row)
+        for key, value in numbers(row)
         if key != "step"  # TensorBoard's own axis
     ]
     summary = Summary(value=values)
@@ -299,10 +299,10 @@ def _cut_lines(path: pathlib.Path, step: int) -> None:
             temporary.write_bytes(kept)
 
 
-def _numbers(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+def numbers(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
     """(a/b, number) of every number in a nested row, lists left out."""
     for key, value in row.items():
         if isinstance(value, Mapping):
-            yield from _numbers(value, f"{prefix}{key}/")
+            yield from numbers(value, f"{prefix}{key}/")
         elif isinstance(value, (bool, int, float)):
             yield prefix + key, float(value)
