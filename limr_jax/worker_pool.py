@@ -237,6 +237,8 @@ class WorkerPool:
             process, worker.process = worker.process, None
             if process is not None:
                 process.returncode = 0  # whom it did not start it cannot wait for
+                process.stdin.close()
+                process.stdout.close()
 
     def map(self, jobs: Sequence[dict]) -> list[dict]:
         """The reply to every job, in order; `{"error": …}` where it killed its worker.

@@ -15,7 +15,7 @@ import subprocess
 import sys
 
 import pytest
-from tiny_run import FIELDS, ROOT
+from tiny_run import FIELDS, MODEL, ROOT
 
 HOW_TOS = {
     "reward": "rewards",
@@ -31,12 +31,59 @@ LAUNCH = """
 import sys
 import jax
 from limr_jax import jit
-from limr_jax.config.load import run_main
 jax.config.update("jax_disable_most_optimizations", True)
 jit.CPU["xla_backend_optimization_level"] = 0
 sys.path.insert(0, "launch")
 import tpu
-run_main(tpu.main)
+tpu.main(sys.argv[1:])
+"""
+
+
+# What each of the six computes, after the run's parts have been put together.
+CHECKS = """
+import jax.numpy as jnp
+import brevity, limr_jax
+from limr_jax.learner import losses
+from limr_jax.learner.batch import PackedBatch
+from limr_jax.models.hf_config import describe_config, parse_config
+
+texts = ["#### 23", "4\\n#### 23", "2"]
+rewards = brevity.right_and_short(["", "", ""], texts, ["23"] * 3)
+assert rewards[0] > rewards[1] > 1 and rewards[2] == 0
+
+sampler = limr_jax.prompt_sampler("oldest", problems=5, prompts=2, noise=0.5)
+state, drawn = sampler.init(), []
+for step in range(5):
+    state, ids_P = sampler.sample(state, jax.random.key(step))
+    drawn += ids_P.tolist()
+assert sorted(drawn[:5]) == [0, 1, 2, 3, 4]
+assert sampler.report(state, ids_P)["epoch"] == 2
+
+signs = limr_jax.advantage("sign", [[1.0, 0.0, 0.0, 0.0], [1.0] * 4], size=2.0)
+assert signs.tolist() == [[2, -2, -2, -2], [0, 0, 0, 0]]
+
+logprob_RY = jnp.log(jnp.array([[0.5, 0.25, 0.125]]))
+batch = PackedBatch(
+    None, None, jnp.array([[True, True, False]]), None,
+    advantage_RY=jnp.array([[1.0, -2.0, 5.0]]), old_logprob_RY=logprob_RY,
+)
+def slope(name):
+    clip = {"low": 0.2, "high": 0.2, "dual": 0.0}
+    bounds = {f"clip_{x}": clip[x] for x in losses.LOSSES[name].bounds}
+    of = lambda x_RY: losses.LOSSES[name].per_token(x_RY, batch, **bounds)[0].sum()
+    return jax.grad(of)(logprob_RY).tolist()
+assert slope("plain") == slope("clip") == [[-1, 2, 0]]
+
+def family(name, **more):
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
+    sizes |= {"vocab_size": 40, "intermediate_size": 24, "num_hidden_layers": 2}
+    sizes |= {"max_position_embeddings": 64, "rms_norm_eps": 1e-6}
+    return parse_config({"model_type": name, **sizes, **more})
+windowed = family("mistral", sliding_window=8)
+assert windowed.pattern == ("sliding",) and windowed.window == 8
+assert describe_config(windowed)["architectures"] == ["MistralForCausalLM"]
+assert family("mistral", sliding_window=None) == family("llama")
+print("all six")
 """
 
 
@@ -121,8 +168,8 @@ def python(tree: pathlib.Path, *words) -> str:
     return ended.stdout
 
 
-def run(tree: pathlib.Path, fields: dict) -> list[dict]:
-    """Two steps of a tiny run with these fields, as launch/tpu.py makes it."""
+def command(tree: pathlib.Path, fields: dict) -> list[str]:
+    """The arguments of launch/tpu.py for two steps of a tiny run with these fields."""
     tiny = FIELDS | {
         "model.layers": 1,
         "grader.workers": 1,
@@ -132,14 +179,12 @@ def run(tree: pathlib.Path, fields: dict) -> list[dict]:
         "mesh.data": 1,
     }
     overrides = [f"--config.{name}={x}" for name, x in (tiny | fields).items()]
-    words = ["--config", "configs/base.py", "--workdir", "run", *overrides]
-    python(tree, "-c", LAUNCH, *words)
-    lines = (tree / "run/metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    return ["--config", "configs/base.py", "--workdir", "run", *overrides]
 
 
-def test_all_six_at_once_make_a_run(copy):
-    """Each as its README says; they do not meet in any line."""
+@pytest.fixture
+def all_six(copy) -> tuple[pathlib.Path, list[str]]:
+    """The copy with all six done, and the command of a run that has all of them."""
     fields = {}
     for what in HOW_TOS:
         how = read(what)
@@ -151,11 +196,48 @@ def test_all_six_at_once_make_a_run(copy):
     shutil.copy(copy / fields["data.train"], copy / "shop.jsonl")
     places = {"data.manual_dir": copy, "data.cache_dir": copy / "cache"}
     fields |= {"data.train": "shop:train", "model.architecture": "mistral", **places}
-    python(copy, "-m", "ruff", "check", "--no-cache", ".")
-    rows = run(copy, fields)
-    assert [row["step"] for row in rows] == [1, 2]
-    kept = json.loads((copy / "run/run.json").read_text())["config"]
+    return copy, command(copy, fields)
+
+
+def test_each_does_what_its_readme_says(all_six):
+    tree, words = all_six
+    python(tree, "-m", "ruff", "check", "--no-cache", ".")
+    said = python(tree, "-c", LAUNCH + CHECKS, *words, "--dry_run")
+    assert "algorithm: sign\n" in said and "architecture: mistral\n" in said
+    assert "loss: plain, normalised as rollout" in said
+    assert "2 of shop:train" in said and said.endswith("all six\n")
+
+
+@pytest.mark.soak
+def test_all_six_at_once_make_a_run(all_six):
+    tree, words = all_six
+    python(tree, "-c", LAUNCH, *words)
+    lines = (tree / "run/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+    kept = json.loads((tree / "run/run.json").read_text())["config"]
     assert kept["algorithm"] == "sign" and kept["sign"] == {"size": 0.5}
     assert kept["loss"] == "plain" and kept["sampler"]["oldest"] == {"noise": 2.0}
     assert kept["reward"] == "brevity.right_and_short"
     assert kept["model"]["architecture"] == "mistral"
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("what", HOW_TOS)
+def test_each_alone_makes_a_run(what, copy):
+    """Of the project's own model, so that some responses are right."""
+    how = read(what)
+    apply(how, copy)
+    fields = {"data.train": "arithmetic:train[:16]", "prompts_per_step": 8}
+    fields |= {"model.init": ROOT / "limr_jax/assets/arithmetic", "group_size": 4}
+    fields |= {f"model.{name}": 0 for name in (*MODEL, "layers")}
+    fields |= {"rollout.max_prompt_length": 32, "rollout.max_response_length": 64}
+    fields |= {"data.cache_dir": copy / "cache"} | how.fields
+    if what == "model family":
+        fields |= {f"model.{name}": size for name, size in MODEL.items()}
+        fields |= {"model.init": "random", "model.architecture": "mistral"}
+    python(copy, "-c", LAUNCH, *command(copy, fields))
+    rows = (copy / "run/metrics.jsonl").read_text().splitlines()
+    last = json.loads(rows[-1])
+    assert len(rows) == 2 and (what == "model family" or last["entropy"] > 0)
+    if what not in ("model family", "data set"):
+        assert last["gradient_norm"] > 0
