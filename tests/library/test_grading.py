@@ -50,17 +50,24 @@ HOSTILE = [
 ]
 
 
-def test_hostile_texts_are_not_right_and_cost_no_more_than_the_limit():
+@pytest.mark.parametrize(
+    "texts",
+    [
+        pytest.param(HOSTILE[:3], id="some"),
+        pytest.param(HOSTILE, id="all", marks=pytest.mark.soak),
+    ],
+)
+def test_hostile_texts_are_not_right_and_cost_no_more_than_the_limit(texts):
     limr_jax.grade("x+1", "1+x")  # a worker is there
     start = time.monotonic()
-    for text in HOSTILE:
+    for text in texts:
         boxed = rf"\boxed{{{text}}}"
         assert not limr_jax.grade(text, "7", seconds=1)
         assert not limr_jax.grade(boxed, "7", response=True, seconds=1)
     # Two processes of limits 1 start again and again where an item ends them.
     assert time.monotonic() - start < 60
     # As a reference as well, which a data set may have from anywhere.
-    for verdict in limr_jax.verdicts(["7"] * len(HOSTILE), HOSTILE, seconds=1):
+    for verdict in limr_jax.verdicts(["7"] * len(texts), texts, seconds=1):
         assert verdict.correct is not True
 
 
@@ -129,6 +136,7 @@ print(worker)
 """
 
 
+@pytest.mark.soak
 def test_a_forked_child_has_processes_of_its_own_and_all_end_with_the_program():
     ended = subprocess.run(
         [sys.executable, "-W", "error", "-c", FORK],

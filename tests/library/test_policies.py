@@ -82,6 +82,7 @@ def test_what_is_written_again_is_the_same_bit_for_bit(policy, tmp_path):
         np.testing.assert_array_equal(there, here.astype(jnp.bfloat16).astype(float))
 
 
+@pytest.mark.soak
 def test_the_policy_of_a_run(tmp_path):
     workdir = checkpoints(tmp_path, 2)
     policy = limr_jax.load_policy(workdir)

@@ -12,7 +12,16 @@ from limr_jax.samplers.from_config import SAMPLERS
 COLUMNS = {"level": [4.0] * 6 + [5.0] * 6, "difficulty": [*range(0, 60, 5)]}
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+QUICK = ("lim", "greso", "adarft")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.soak)
+        for name in SAMPLERS
+    ],
+)
 def test_every_sampler_can_be_had(name):
     """Its shapes: what they draw is tested in tests/samplers/."""
     sampler = limr_jax.prompt_sampler(
