@@ -228,6 +228,18 @@ class WorkerPool:
         self._ending.note(InputError("the grading processes were ended"))
         _kill_all(self._workers)
 
+    def forget(self) -> None:
+        """Let go of the processes without ending them; for a forked child.
+
+        They are its parent's. The pool is not to be used again.
+        """
+        for worker in self._workers:
+            process, worker.process = worker.process, None
+            if process is not None:
+                process.returncode = 0  # whom it did not start it cannot wait for
+                process.stdin.close()
+                process.stdout.close()
+
     def map(self, jobs: Sequence[dict]) -> list[dict]:
         """The reply to every job, in order; `{"error": …}` where it killed its worker.
 

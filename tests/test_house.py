@@ -166,7 +166,7 @@ FLOORS = [
     "learner",
     "evaluation",
     "alarms identity programs check setup step fork train sft",
-    "compilation studies",
+    "compilation studies library",
     "launch",
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}

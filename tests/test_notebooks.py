@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tiny_run import configure, set_up, with_parity, write_problems
 
-from limr_jax.storage import metrics
+from limr_jax.storage import metrics, rollout_dump
 from limr_jax.storage.workdir import write_result
 from limr_jax.studies import jobs, tables
 from limr_jax.train import train
@@ -105,18 +105,25 @@ def test_lim_scores_reads_the_scores_of_a_run(execute, tmp_path, capsys):
     assert "released" not in capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def tiny_runs(tmp_path_factory, quick_compiler):
+    """Two runs of four steps, of samplers that differ: name → workdir."""
+    folder = tmp_path_factory.mktemp("runs")
+    problems = write_problems(folder / "train.jsonl", 8)
+    held_out = write_problems(folder / "eval.jsonl", 3, add=2)
+    runs = {name: folder / name for name in ("uniform", "prioritized")}
+    for name, workdir in runs.items():
+        config = configure(
+            problems, data__eval=held_out, num_steps=4, sampler__name=name
+        )
+        train(with_parity(set_up(config)), config, workdir)
+    return runs
+
+
 @pytest.mark.slow
-def test_quickstart_reads_a_run(execute, tmp_path, capsys, quick_compiler):
-    problems = write_problems(tmp_path / "train.jsonl", 8)
-    config = configure(
-        problems,
-        data__eval=write_problems(tmp_path / "eval.jsonl", 3, add=2),
-        num_steps=4,
-        sampler__name="uniform",
-    )
-    train(with_parity(set_up(config)), config, tmp_path / "run")
+def test_quickstart_reads_a_run(execute, tiny_runs, capsys):
     capsys.readouterr()
-    default, here = '"../runs/tiny"', repr(str(tmp_path / "run"))
+    default, here = '"../runs/tiny"', repr(str(tiny_runs["uniform"]))
     names = execute("quickstart", lambda source: source.replace(default, here))
     said = capsys.readouterr().out
     assert "4 steps of 4 problems × 2 rollouts" in said
@@ -129,6 +136,86 @@ def test_quickstart_reads_a_run(execute, tmp_path, capsys, quick_compiler):
     np.testing.assert_array_equal(advantage_PG[flat_P], 0)
     np.testing.assert_allclose(advantage_PG.sum(axis=1), 0, atol=1e-5)
     assert len(names["figure"].axes[1].lines[0].get_xdata()) == 4
+
+
+def with_runs(runs):
+    """A `replace` that names these runs in the place of compare_runs' own."""
+    default = '{"uniform": "../runs/uniform", "lim": "../runs/lim"}'
+    named = repr({name: str(run) for name, run in runs.items()})
+
+    def replace(source):
+        assert ("RUNS = {" in source) == (default in source)
+        return source.replace(default, named)
+
+    return replace
+
+
+@pytest.mark.slow
+def test_compare_runs_reads_two(execute, tiny_runs, capsys):
+    capsys.readouterr()
+    names = execute("compare_runs", with_runs(tiny_runs))
+    said = capsys.readouterr().out
+    assert names["differing"] == {
+        "prioritized": ['sampler.name: "uniform" → "prioritized"']
+    }
+    assert [len(axes.lines) for axes in names["figure"].axes] == [2, 2, 2]
+    rows = list(rollout_dump.read_dump(tiny_runs["uniform"]))
+    last = {row["id"]: row["step"] for row in rows}
+    for problem, share in names["by_problem"]["uniform"].items():
+        right = [
+            row["correct"]
+            for row in rows
+            if row["id"] == problem and row["valid"] and row["step"] == last[problem]
+        ]
+        # Without a valid rollout at its last visit it is that of the one before.
+        assert not right or share == np.mean(right)
+    count = len(names["apart"]["prioritized"])
+    assert 0 < count <= 8 and f" on {count} problems; more often right on " in said
+    assert "training problems, at the last visit" in said
+    assert said.count("  uniform, step ") == said.count("  prioritized, step ") == 3
+    # A run against itself differs in nothing.
+    same = dict.fromkeys(("a", "b", "c"), tiny_runs["uniform"])
+    names = execute("compare_runs", with_runs(same))
+    said = capsys.readouterr().out
+    assert names["differing"] == {"b": [], "c": []}
+    assert "b − a: +0.0 points [" in said and "c − a: +0.0 points [" in said
+
+
+@pytest.mark.slow
+def test_throughput_reads_a_run(execute, tiny_runs, tmp_path, capsys):
+    capsys.readouterr()
+    default, here = '"../runs/tiny"', repr(str(tiny_runs["uniform"]))
+    absent = repr(str(tmp_path / "workload.json"))
+
+    def replace(source):
+        source = source.replace(default, here)
+        return source.replace('"../../shared/bench/workload.json"', absent)
+
+    names = execute("throughput", replace)
+    said = capsys.readouterr().out
+    rows = list(metrics.read_metrics(tiny_runs["uniform"]))
+    counts = [0] + [row["compile_count"] for row in rows]
+    kept = [row for row, before in zip(rows, counts) if row["compile_count"] == before]
+    kept = kept or rows
+    assert names["steps"].tolist() == [row["step"] for row in kept]
+    assert {"generate", "update", "draw", "grade", "rest"} <= set(names["phases"])
+    np.testing.assert_allclose(sum(names["shares"].values()), 1)
+    seconds = sum(row["seconds_update"] for row in kept)
+    whole = sum(row["seconds"] for row in kept)
+    np.testing.assert_allclose(names["shares"]["update"], seconds / whole)
+    waste = np.mean([row["rollout_waste"] for row in kept])
+    assert f"slots that stood empty: {waste:.1%} of all decode steps" in said
+    assert "no step is measured" in said and names["figures"] == {}
+
+
+@pytest.mark.soak
+def test_throughput_measures_steps(execute, tiny_runs, shared, monkeypatch, capsys):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    default, here = '"../runs/tiny"', repr(str(tiny_runs["uniform"]))
+    names = execute("throughput", lambda source: source.replace(default, here))
+    assert set(names["figures"]) == {"fixed", "ragged"}
+    for figures in names["figures"].values():
+        assert figures["bench"] == "limr_jax" and figures["response_length"] == 16
 
 
 def finished(workdir, accuracy) -> None:

@@ -22,7 +22,7 @@ it does not fade either: that is MoPPS to the last bit, where the released code 
 fade. A step without a valid rollout changes nothing.
 """
 
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def expected(mean_N: jax.Array, before: jax.Array, now: jax.Array) -> jax.Array:
 
 
 def update(
-    state: NamedTuple,
+    state: Any,
     ids_P: jax.Array,
     correct_PG: jax.Array,
     valid_PG: jax.Array,
@@ -50,7 +50,7 @@ def update(
     decay: float,
     prior: float,
     rho: float,
-) -> NamedTuple:
+) -> Any:
     """The state after the rollouts of a step (arXiv:2510.26374).
 
     state: that of mopps.py, with a and b as alpha_N and beta_N. ids_P: the problems

@@ -38,6 +38,8 @@ Adaptive coefficient (arXiv:1909.08593):
 Departure: released code counts in samples; its n / horizon is K here.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -77,7 +79,7 @@ def loss_term(
     reference_BT: jax.Array,
     mask_BT: jax.Array,
     *,
-    estimator,
+    estimator: Any,
 ) -> jax.Array:
     """The KL term of a loss per token, in nats, fp32 [B, T]; 0 off the mask.
 
@@ -100,7 +102,7 @@ def loss_term(
     return value_BT + slope_BT * (logprob_BT - now_BT)
 
 
-def _bounded(log_ratio_BT):
+def _bounded(log_ratio_BT: jax.Array) -> jax.Array:
     """From −20 to 20, so that no exp of it is inf in fp32."""
     return jnp.clip(log_ratio_BT, -LOG_RATIO, LOG_RATIO)
 

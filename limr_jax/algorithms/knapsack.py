@@ -40,7 +40,7 @@ import jax
 import jax.numpy as jnp
 
 
-def value(count, pass_rate):
+def value(count: jax.Array | float, pass_rate: jax.Array) -> jax.Array:
     """V(N, p): what N rollouts of a problem of pass rate p are worth (2509.25849).
 
     count: N, at least 1. pass_rate: p, fp32, 0 to 1. Of any shapes that go together.
@@ -49,7 +49,7 @@ def value(count, pass_rate):
     return both * pass_rate * (1 - pass_rate) ** 2
 
 
-def increment(count, pass_rate):
+def increment(count: jax.Array | float, pass_rate: jax.Array) -> jax.Array:
     """V(N + 1, p) − V(N, p), without the difference of two numbers near 1."""
     p, q = pass_rate, 1 - pass_rate
     return (p**count * q + q**count * p) * p * q**2

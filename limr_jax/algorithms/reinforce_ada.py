@@ -43,13 +43,13 @@ import jax
 import jax.numpy as jnp
 
 
-def balance(right_P, wrong_P, *, taken: int):
+def balance(right_P: jax.Array, wrong_P: jax.Array, *, taken: int) -> jax.Array:
     """Which problems have half of G = `taken` of each outcome: bool (2510.04996)."""
     half = taken // 2
     return (right_P >= half) & (wrong_P >= taken - half)
 
 
-def positive(right_P, wrong_P, *, taken: int):
+def positive(right_P: jax.Array, wrong_P: jax.Array, *, taken: int) -> jax.Array:
     """Which problems have a right rollout: bool (2510.04996, "pos").
 
     wrong_P and taken are not read.
@@ -61,7 +61,13 @@ EXITS = {"balance": balance, "positive": positive}
 
 
 def ask(
-    open_P: jax.Array, begun_P: jax.Array, left, *, per_round: int, most: int, last
+    open_P: jax.Array,
+    begun_P: jax.Array,
+    left: jax.Array | int,
+    *,
+    per_round: int,
+    most: int,
+    last: jax.Array | bool,
 ) -> jax.Array:
     """Rollouts of each problem in the next round, int32 count_P (arXiv:2510.04996).
 
