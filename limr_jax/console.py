@@ -53,7 +53,7 @@ _DIM, _RED, _YELLOW = "2", "31", "33"  # SGR codes
 _CLEAR = "\r\x1b[K"  # the cursor to the line's begin, and what stands there away
 _TICK = 0.5  # seconds between two drawings of a bar
 _LATE = 0.5  # seconds that a phase takes before it gets a bar: others would flicker
-_LONG = 10.0  # seconds of a phase that is worth a plain line
+_LONG = 30.0  # seconds of a phase that is worth a plain line
 _RECENT = 32  # steps whose mean is what the next ones will take
 
 

@@ -89,8 +89,12 @@ class Sink:
     def _already_sent(self) -> dict[str, int]:
         """The last step of each file that an earlier process has handed over."""
         self._sent = {}
-        with contextlib.suppress(OSError, ValueError):
-            self._sent = json.loads(self._record.read_text())
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            # A pipe in its place would be waited for.
+            known = json.loads(
+                self._record.read_text() if self._record.is_file() else "{}"
+            )
+            self._sent = known if isinstance(known, dict) else {}
         # What the service has got is not written again for `wandb sync`.
         modes = {"online"} | {self._job.mode}
         return {
@@ -165,10 +169,10 @@ class Sink:
 
 
 def _step(sent, mode: str, file: str) -> int:
-    try:
-        return int(sent[mode][file])
-    except (KeyError, TypeError, ValueError):
-        return -1
+    """The step that the record has; −1 where it has none, or is damaged."""
+    steps = sent.get(mode)
+    step = steps.get(file) if isinstance(steps, dict) else None
+    return step if type(step) is int else -1
 
 
 def _init(job: WandbRun, mode: str):
