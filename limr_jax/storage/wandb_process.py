@@ -18,11 +18,13 @@ import json
 import os
 import pathlib
 import select
+import signal
 import sys
 import threading
 import time
 from typing import IO, Any
 
+from limr_jax.errors import shown
 from limr_jax.storage.metric_names import EVALS, METRICS, tagged
 
 LOOK_SECONDS = 1.0  # between two looks at the files
@@ -91,17 +93,13 @@ class Sink:
         self._sent = {}
         with contextlib.suppress(OSError, ValueError, RecursionError):
             # A pipe in its place would be waited for.
-            known = json.loads(
-                self._record.read_text() if self._record.is_file() else "{}"
-            )
-            self._sent = known if isinstance(known, dict) else {}
+            if self._record.is_file():
+                known = json.loads(self._record.read_text())
+                self._sent = known if isinstance(known, dict) else {}
         # What the service has got is not written again for `wandb sync`.
         modes = {"online"} | {self._job.mode}
         return {
-            file: max(
-                (_step(self._sent, mode, file) for mode in modes),
-                default=-1,
-            )
+            file: max(_step(self._sent, mode, file) for mode in modes)
             for file in (METRICS, EVALS)
         }
 
@@ -226,7 +224,7 @@ def _sync_dir(run) -> str:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return shown(error, limit=300) or type(error).__name__
 
 
 def _tell(**message: str) -> None:
@@ -311,6 +309,8 @@ def main(argv: list[str]) -> int:
 _people = sys.stdout
 
 if __name__ == "__main__":
+    # A preemption may ask every process; this one ends when its run has.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # A copy of the descriptor: whoever writes to stdout writes nowhere.
     _people = os.fdopen(os.dup(1), "w")
     with open(os.devnull, "w") as nowhere:
