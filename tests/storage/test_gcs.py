@@ -100,6 +100,7 @@ def assert_same(parts, local) -> None:
 
 def test_the_wandb_run_of_a_bucket_goes_on(held, fake):  # noqa: F811
     """Its id and what was handed over lie in the bucket: the next host has no other."""
+    gcs.check(RUN, gcs.WRITE)  # as a run does first
     run_steps(RUN, [1, 2], mode="online")
     run_steps(RUN, [2, 3], mode="online", done=1)
     calls = fake()
