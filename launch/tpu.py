@@ -144,7 +144,7 @@ def _run(config, options) -> None:
                 "which the run is to go on; raise --config.num_steps, or give an "
                 "earlier --step"
             )
-    with console.phase("setting up"):
+    with console.phase("setting up: data, programs"):
         run = set_up(config)
     if forked:
         forked.check(run.programs.state, config=config, identity=run.identity)

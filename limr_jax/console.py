@@ -341,11 +341,11 @@ class _Bar:
             self._left = left, time.monotonic()
 
     def line(self, columns: int) -> str:
-        """The bar, at most so many columns wide; total None: the label and seconds."""
+        """The bar, at most so many columns wide; of no total the label and seconds."""
         import tqdm
 
         spent = time.monotonic() - self.began
-        if self.total is None:
+        if not self.total:
             counted = f" {self.done}" if self.done else ""
             return fitted(f"{self.label}{counted}  {duration(spent)}", columns)
         left = None

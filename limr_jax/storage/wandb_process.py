@@ -18,11 +18,13 @@ import json
 import os
 import pathlib
 import select
+import signal
 import sys
 import threading
 import time
 from typing import IO, Any
 
+from limr_jax.errors import shown
 from limr_jax.storage.metric_names import EVALS, METRICS, tagged
 
 LOOK_SECONDS = 1.0  # between two looks at the files
@@ -89,15 +91,15 @@ class Sink:
     def _already_sent(self) -> dict[str, int]:
         """The last step of each file that an earlier process has handed over."""
         self._sent = {}
-        with contextlib.suppress(OSError, ValueError):
-            self._sent = json.loads(self._record.read_text())
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            # A pipe in its place would be waited for.
+            if self._record.is_file():
+                known = json.loads(self._record.read_text())
+                self._sent = known if isinstance(known, dict) else {}
         # What the service has got is not written again for `wandb sync`.
         modes = {"online"} | {self._job.mode}
         return {
-            file: max(
-                (_step(self._sent, mode, file) for mode in modes),
-                default=-1,
-            )
+            file: max(_step(self._sent, mode, file) for mode in modes)
             for file in (METRICS, EVALS)
         }
 
@@ -165,10 +167,10 @@ class Sink:
 
 
 def _step(sent, mode: str, file: str) -> int:
-    try:
-        return int(sent[mode][file])
-    except (KeyError, TypeError, ValueError):
-        return -1
+    """The step that the record has; −1 where it has none, or is damaged."""
+    steps = sent.get(mode)
+    step = steps.get(file) if isinstance(steps, dict) else None
+    return step if type(step) is int else -1
 
 
 def _init(job: WandbRun, mode: str):
@@ -222,7 +224,7 @@ def _sync_dir(run) -> str:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return shown(error, limit=300) or type(error).__name__
 
 
 def _tell(**message: str) -> None:
@@ -307,6 +309,8 @@ def main(argv: list[str]) -> int:
 _people = sys.stdout
 
 if __name__ == "__main__":
+    # A preemption may ask every process; this one ends when its run has.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # A copy of the descriptor: whoever writes to stdout writes nowhere.
     _people = os.fdopen(os.dup(1), "w")
     with open(os.devnull, "w") as nowhere:

@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import threading
@@ -26,7 +27,7 @@ import jax
 from limr_jax import console
 from limr_jax.errors import InputError, shown
 from limr_jax.multihost import preemption
-from limr_jax.storage import files
+from limr_jax.storage import files, gcs
 from limr_jax.storage.wandb_process import INIT_SECONDS
 
 RECORD = "wandb.json"
@@ -112,10 +113,12 @@ def following(
 def _run_id(folder: pathlib.Path, project: str) -> str:
     """The id of the workdir's W&B run; a new one where it has none in this project."""
     path = folder / RECORD
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+    gcs.refuse_pipe(path)
+    faults = OSError, ValueError, TypeError, KeyError, RecursionError
+    with contextlib.suppress(*faults):
         known = json.loads(path.read_text())
-        if known["project"] == project and str(known["id"]).isalnum():
-            return str(known["id"])
+        if known["project"] == project and re.fullmatch("[0-9a-f]{12}", known["id"]):
+            return known["id"]
     # Of another project, or damaged: what was handed over then is not there now.
     with contextlib.suppress(OSError):
         (folder / "wandb" / "sent.json").unlink(missing_ok=True)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from fake_gcs import environment, serving
 from multihost.test_processes import QUICK, REWARD, assert_same_numbers, start
+from storage.test_wandb_sink import fake, logged, run_steps  # noqa: F401 (a fixture)
 from tiny_run import (
     ROOT,
     arguments,
@@ -95,6 +96,19 @@ def assert_same(parts, local) -> None:
     ):
         states = [saver.restore(STEPS, template)[0] for saver in (here, there)]
     jax.tree.map(np.testing.assert_array_equal, *jax.device_get(states))
+
+
+def test_the_wandb_run_of_a_bucket_goes_on(held, fake):  # noqa: F811
+    """Its id and what was handed over lie in the bucket: the next host has no other."""
+    gcs.check(RUN, gcs.WRITE)  # as a run does first
+    run_steps(RUN, [1, 2], mode="online")
+    run_steps(RUN, [2, 3], mode="online", done=1)
+    calls = fake()
+    assert len({x[1]["id"] for x in calls if x[0] == "init"}) == 1
+    steps = [row["step"] for row in logged(calls) if "train/reward" in row]
+    assert steps == [1, 2, 3]
+    names = {name.removeprefix("deep/run/") for name in held.files()}
+    assert {"wandb.json", "wandb/sent.json", "metrics.jsonl"} <= names
 
 
 @pytest.mark.slow
