@@ -2,16 +2,9 @@
 
     python launch/drafts.py runs/tiny --k 1,2,4,8 --n 3
 
-RUN              a run with a dump of whole rollouts (dump.rows_per_step=0)
---k A,B          tokens that a draft proposes at most (default 1,2,4,8)
---n A,B          last tokens of a row that are looked up (default 3)
---sources A,B    where: visit, siblings, prompt, all (default: all of them)
---groups N       only the first N groups (problem and step); 0: all (default 0)
-
 A token never changes by a draft, so that only decode steps are counted: tokens a step
 and row, by the number of a problem's visit. `longest` is the same of each group's
 longest rollout, which a loop waits for. The last line on stdout is one JSON object.
-Exit code 2: the input is wrong.
 """
 
 import json
@@ -27,11 +20,36 @@ from limr_jax.errors import InputError
 def main(argv: list[str]) -> None:
     """Parse, read the dump, simulate, print a table."""
     parser = Parser("launch/drafts.py", __doc__)
-    parser.add_argument("run", metavar="RUN")
-    parser.add_argument("--k", metavar="A,B", default="1,2,4,8")
-    parser.add_argument("--n", metavar="A,B", default="3")
-    parser.add_argument("--sources", metavar="A,B", default="visit,siblings,prompt,all")
-    parser.add_argument("--groups", type=int, metavar="N", default=0)
+    parser.add_argument(
+        "run",
+        metavar="RUN",
+        help="a run with a dump of whole rollouts (dump.rows_per_step=0)",
+    )
+    parser.add_argument(
+        "--k",
+        metavar="A,B",
+        default="1,2,4,8",
+        help="tokens that a draft proposes at most",
+    )
+    parser.add_argument(
+        "--n",
+        metavar="A,B",
+        default="3",
+        help="last tokens of a row that are looked up",
+    )
+    parser.add_argument(
+        "--sources",
+        metavar="A,B",
+        default="visit,siblings,prompt,all",
+        help="where they are looked up",
+    )
+    parser.add_argument(
+        "--groups",
+        type=int,
+        metavar="N",
+        default=0,
+        help="only the first N groups (problem and step); 0: all",
+    )
     options = parser.parse_args(argv)
     ks, ns = (_numbers(options, name) for name in ("k", "n"))
     if options.groups < 0:
