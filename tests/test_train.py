@@ -5,6 +5,7 @@ import errno
 import gc
 import json
 import os
+import pkgutil
 import shutil
 import signal
 import time
@@ -421,6 +422,56 @@ def test_a_stop_before_an_evaluation(examined, tmp_path, capsys):
             f"evaluation after step {row['step']}: accuracy {accuracy} of 5 held-out "
             f"problems, {formed} well formed, {ungradable} ungradable"
         ) in lines
+
+
+def by_hand(*values):
+    """A moment that other tests have in CI."""
+    return pytest.param(*values, marks=pytest.mark.soak)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [
+        by_hand("limr_jax.train", "_first_state", 1),
+        by_hand("limr_jax.evaluation.evaluator.Evaluator", "__call__", 1),
+        ("limr_jax.evaluation.evaluator.Evaluator", "__call__", 2),
+        by_hand("limr_jax.step", "draw", 2),
+        by_hand("limr_jax.step", "generate", 2),
+        by_hand("limr_jax.step", "queue_scores", 2),
+        by_hand("limr_jax.step", "grade", 2),
+        by_hand("limr_jax.step", "observe", 2),
+        by_hand("limr_jax.step", "score", 2),
+        ("limr_jax.step", "update", 2),
+        by_hand("limr_jax.storage.rollout_dump.Dump", "add", 2),
+        by_hand("limr_jax.storage.metrics.Metrics", "step", 2),
+        ("limr_jax.storage.checkpoint.Checkpointer", "save", 1),
+        by_hand("limr_jax.storage.checkpoint.Checkpointer", "save", 2),
+        by_hand("limr_jax.evaluation.evaluator.Evaluator", "__call__", 3),
+        ("limr_jax.evaluation.evaluator.Evaluator", "__call__", 4),
+        by_hand("limr_jax.train", "write_result", 1),
+    ],
+)
+def test_sigterm_in_any_phase(examined, tmp_path, monkeypatch, owner, name, call):
+    """As that phase begins: the last update is saved, and the run goes on."""
+    made, config, workdir = examined
+    place, calls = pkgutil.resolve_name(owner), []
+    function = getattr(place, name)
+
+    def struck(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == call:
+            terminate()
+        return function(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, struck)
+        ended = train(made, config, tmp_path)
+    # Once the last checkpoint is whole nothing is left to stop.
+    assert (ended is None) == (name != "write_result")
+    assert len(calls) >= call
+    train(made, config, tmp_path)
+    assert run_records(tmp_path) == run_records(workdir)
 
 
 def test_without_held_out_problems(whole):
