@@ -36,6 +36,14 @@ from limr_jax.storage.workdir import release, workdir_path
 # Orbax logs what is normal here (a read-only directory) and what it raises besides.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
+# Orbax logs how many bytes TensorStore has written. TensorStore never frees the lists
+# that it tells this by: some 8 KB a save.
+with contextlib.suppress(ImportError):
+    from orbax.checkpoint._src.serialization import tensorstore_utils
+
+    if hasattr(tensorstore_utils, "get_tensorstore_raw_bytes"):
+        tensorstore_utils.get_tensorstore_raw_bytes = lambda *_, **__: 0
+
 _STEPS, _STATE, _META = "checkpoints", "state", "meta"
 # Arrays that older versions have under other names: how these begin, today and before.
 # Of 0.3's sampler.name=dynamic, which is uniform with a filter of groups.

@@ -44,7 +44,7 @@ class Lost(InputError):
     """The workdir is another process's now, or was removed: nothing more is written."""
 
 
-class Seen(NamedTuple):
+class Standing(NamedTuple):
     """A lease as it stands in the workdir."""
 
     owner: Mapping[str, Any]  # as `_owner` makes it; empty where nobody can read it
@@ -59,10 +59,10 @@ class _Changed(Exception):
 class _Place(Protocol):
     """Where a lease lies: on a disk or on gs://."""
 
-    def read(self) -> Seen | None:
+    def read(self) -> Standing | None:
         """The lease that stands there; None without one."""
 
-    def age(self, seen: Seen) -> float:
+    def age(self, seen: Standing) -> float:
         """Seconds since its last heartbeat, by the clock of the disk or bucket."""
 
     def is_over(self, owner: Mapping[str, Any]) -> bool:
@@ -87,19 +87,23 @@ class _Disk:
     def __init__(self, folder: epath.Path):
         self._folder, self._path = folder, folder / LEASE
 
-    def read(self) -> Seen | None:
+    def read(self) -> Standing | None:
         gcs.refuse_pipe(self._path)
         try:
             # Opened, as a network's disk then asks for the newest.
             with open(self._path, "rb") as file:
                 text, status = file.read(_LARGEST), os.fstat(file.fileno())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise InputError(
+                f"{self._path} cannot be read ({error.strerror}); mend or remove it"
+            ) from error
         owner = _parse(text)
         mark = owner.get("id"), status.st_mtime_ns
-        return Seen(owner, mark, status.st_mtime)
+        return Standing(owner, mark, status.st_mtime)
 
-    def age(self, seen: Seen) -> float:
+    def age(self, seen: Standing) -> float:
         # That clock may be another machine's, and a file that is written now shows it.
         probe = self._folder / f".probe-{socket.gethostname()}"
         try:
@@ -144,24 +148,24 @@ class _Bucket:
         self._bucket, self._prefix = gcs.bucket_of(folder)
         self._blob = self._bucket.blob(f"{self._prefix}{LEASE}")
 
-    def read(self) -> Seen | None:
+    def read(self) -> Standing | None:
         from google.api_core.exceptions import NotFound, PreconditionFailed
 
-        while blob := self._bucket.get_blob(self._blob.name, timeout=_ASK_SECONDS):
+        while blob := self._bucket.get_blob(self._blob.name, **_patience()):
             # It may change between the two requests.
             with contextlib.suppress(NotFound, PreconditionFailed):
                 text = blob.download_as_bytes(
-                    if_generation_match=blob.generation, timeout=_ASK_SECONDS
+                    if_generation_match=blob.generation, **_patience()
                 )
                 owner = _parse(text[:_LARGEST])
-                return Seen(owner, blob.generation, blob.updated.timestamp())
+                return Standing(owner, blob.generation, blob.updated.timestamp())
         return None
 
-    def age(self, seen: Seen) -> float:
+    def age(self, seen: Standing) -> float:
         # An object that was made now has the time of the bucket's clock.
         probe = self._bucket.blob(f"{self._prefix}.probe-{socket.gethostname()}")
-        probe.upload_from_string(b"", timeout=_ASK_SECONDS)
-        self._bucket.delete_blobs([probe], on_error=lambda _: None)
+        probe.upload_from_string(b"", **_patience())
+        self._bucket.delete_blobs([probe], on_error=lambda _: None, **_patience())
         return probe.updated.timestamp() - seen.when
 
     def is_over(self, owner) -> bool:
@@ -181,7 +185,7 @@ class _Bucket:
                 json.dumps(owner),
                 content_type="application/json",
                 if_generation_match=mark or 0,  # 0: there is none
-                timeout=_ASK_SECONDS,
+                **_patience(),
             )
         except PreconditionFailed as error:
             # After an answer that was lost a second try finds the first one's object.
@@ -198,9 +202,19 @@ class _Bucket:
         from google.api_core.exceptions import NotFound, PreconditionFailed
 
         try:
-            self._blob.delete(if_generation_match=mark, timeout=_ASK_SECONDS)
+            self._blob.delete(if_generation_match=mark, **_patience())
         except (NotFound, PreconditionFailed) as error:
             raise _Changed from error
+
+
+def _patience() -> dict[str, Any]:
+    """The retries and the time-out of a request to gs:// about a lease.
+
+    Each change names what it changes, so that to ask for it again does no harm.
+    """
+    from google.cloud.storage.retry import DEFAULT_RETRY
+
+    return {"retry": DEFAULT_RETRY.with_timeout(_ASK_SECONDS), "timeout": _ASK_SECONDS}
 
 
 class _Lease:
@@ -272,6 +286,8 @@ class _Lease:
 
     def release(self) -> None:
         """Let another process have the workdir at once."""
+        if self.owner["pid"] != os.getpid():  # a fork of this process, as it ends
+            return
         with self._turn:
             self._over.set()
             if self.mark is not None and not self.lost:
@@ -330,7 +346,7 @@ def _claim(lease: _Lease, flag: str) -> None:
         console.warn(f"{error}; no other machine sees that this run writes there")
 
 
-def _wait_until_over(lease: _Lease, seen: Seen | None, flag: str) -> Any:
+def _wait_until_over(lease: _Lease, seen: Standing | None, flag: str) -> Any:
     """The mark of the lease that is to be replaced; None: there is none.
 
     Raises InputError where it is alive.
@@ -342,7 +358,7 @@ def _wait_until_over(lease: _Lease, seen: Seen | None, flag: str) -> Any:
     # At every start after a kill, of which the lock tells: that is nothing to say.
     if over and (lease.lock is not None or seen.owner.get("pid") == os.getpid()):
         return seen.mark
-    age = place.age(seen)
+    age = max(0.0, place.age(seen))  # a time that is to come is no older than now
     if not over and age < DEAD_SECONDS:
         console.warn(
             f"{path} was being written by {name} {_ago(age)}; waiting up to "
@@ -490,7 +506,9 @@ def lost(path) -> bool:
 def _of(path) -> _Lease | None:
     """This process's lease of a workdir, or of one that the path lies in."""
     key = _key(path)
-    return next((_held[x] for x in _held if f"{key}/".startswith(f"{x}/")), None)
+    found = (_held[x] for x in [*_held] if f"{key}/".startswith(f"{x}/"))
+    # A fork of this process has a copy of it, and no thread that beats.
+    return next((x for x in found if x.owner["pid"] == os.getpid()), None)
 
 
 def _key(path) -> str:

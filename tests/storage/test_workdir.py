@@ -248,6 +248,12 @@ def test_a_lock_that_is_not_to_be_had(tmp_path, monkeypatch, number, said):
         workdir.claim(tmp_path / "run", {"config": {}})
 
 
+def test_a_lease_that_is_a_folder_is_named(tmp_path):
+    (tmp_path / ".lease").mkdir()
+    with pytest.raises(InputError, match=r"\.lease cannot be read \(Is a directory\)"):
+        workdir.claim(tmp_path, {"config": {}})
+
+
 @pytest.mark.parametrize("name", ["run.json", "result.json", ".lock", ".lease"])
 def test_a_pipe_in_a_files_place_is_not_waited_for(tmp_path, name):
     if name == "result.json":
