@@ -125,7 +125,7 @@ class _Worker:
         The clock starts when the job is handed to a process that is ready for it.
         Raises InputError as `start` does.
         """
-        if self.process is None or self.process.poll() is not None:
+        if self.process is None or _ended_by(self.process) is not None:
             self.kill()
             self.start(ending)
         deadline = time.monotonic() + self.wall_seconds
@@ -142,9 +142,10 @@ class _Worker:
 
     def _out_of_time(self) -> bool:
         """Whether the kernel has ended the process for its processor time."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return self.process.wait(timeout=1.0) == -signal.SIGXCPU
-        return False
+        end = time.monotonic() + 1.0
+        while _ended_by(self.process) is None and time.monotonic() < end:
+            time.sleep(0.01)
+        return _ended_by(self.process) == signal.SIGXCPU
 
     def _write(self, data: bytes, deadline: float) -> bool:
         pipe = self.process.stdin.fileno()
@@ -182,9 +183,26 @@ class _Worker:
             _end(process)
 
 
+def _ended_by(process: subprocess.Popen) -> int | None:
+    """The signal that ended a process, 0 where none did; None while it runs.
+
+    It is not reaped, so that its number, its group's too, stays its own.
+    """
+    if process.returncode is not None:
+        return max(0, -process.returncode)
+    how = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    ended = os.waitid(os.P_PID, process.pid, how)
+    if ended is None:
+        return None
+    return 0 if ended.si_code == os.CLD_EXITED else ended.si_status
+
+
 def _end(process: subprocess.Popen) -> None:
-    """Kill a worker's process, and close our ends of its pipes."""
-    process.kill()
+    """Kill a worker's process with all that it has started, and close our pipes."""
+    # Its session is its own, so the group's number is its own. Before it is reaped.
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     for pipe in (process.stdin, process.stdout):
         with contextlib.suppress(OSError):

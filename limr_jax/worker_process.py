@@ -35,6 +35,9 @@ def serve(
     size = memory_mib * 2**20
     # The hard limit as well: nothing in this process can raise it again.
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    # No item starts a process that could outlive its own. (Root's have no such limit,
+    # and go with the worker's group.)
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
     signal.signal(signal.SIGPROF, time_limit.stop)
     # The parent waits for this line, so that no job's clock runs during the imports.
     print(json.dumps({"ready": True}), file=replies, flush=True)

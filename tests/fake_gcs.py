@@ -7,12 +7,14 @@ there as long as an object lies in it. `python tests/fake_gcs.py PORT BUCKET` se
 
 import contextlib
 import dataclasses
+import datetime
 import itertools
 import json
 import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -35,12 +37,14 @@ class Refused(Exception):
 class Bucket:
     """name → (generation, bytes) of its objects, and what nobody may do there.
 
-    denied: permissions without `storage.`, as objects.create.
+    updated: when each was written, in seconds since 1970; one that is not there: long
+    ago. denied: permissions without `storage.`, as objects.create.
     before: the objects as they were before each change, if that is asked for: what a
     process leaves that is killed then.
     """
 
     objects: dict[str, tuple[int, bytes]] = dataclasses.field(default_factory=dict)
+    updated: dict[str, float] = dataclasses.field(default_factory=dict)
     denied: set[str] = dataclasses.field(default_factory=set)
     before: list[dict[str, tuple[int, bytes]]] | None = None
 
@@ -81,18 +85,22 @@ class Cloud:
             if name in bucket.objects:  # which is deleted thereby
                 bucket.allow("objects.delete")
             bucket.changes()[name] = (next(self._generations), data)
+            bucket.updated[name] = time.time()
             return resource(bucket, name)
 
 
 def resource(bucket: Bucket, name: str) -> dict:
     generation, data = bucket.objects[name]
+    updated = datetime.datetime.fromtimestamp(
+        bucket.updated.get(name, 0.0), datetime.UTC
+    )
     return {
         "kind": "storage#object",
         "name": name,
         "size": str(len(data)),
         "generation": str(generation),
         "metageneration": "1",
-        "updated": "2026-01-01T00:00:00.000Z",
+        "updated": f"{updated:%Y-%m-%dT%H:%M:%S.%fZ}",
         "timeCreated": "2026-01-01T00:00:00.000Z",
     }
 

@@ -5,8 +5,10 @@ import errno
 import gc
 import json
 import os
+import pkgutil
 import shutil
 import signal
+import subprocess
 import time
 
 import jax
@@ -273,6 +275,114 @@ def test_logs_that_cannot_be_written_end_nothing(
     assert here["rollouts"] == kept
 
 
+def mount(place, *options) -> None:
+    """Mount, or mount anew, a disk in memory; skips where that is not allowed."""
+    command = ["mount", "-t", "tmpfs", "-o", ",".join(options), "limr_jax", str(place)]
+    made = subprocess.run(command, capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"no disk may be mounted here ({made.stderr.strip()})")
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A folder in which a test may mount."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    yield place
+    if os.path.ismount(place):
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+# What TensorStore had under way ends when Orbax listens no more.
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_disk_that_is_full_within_a_save(made, config, whole, disk, tmp_path):
+    """Not whole, but one line; with more room the run goes on from the one before."""
+    files = [path for path in (whole / "checkpoints/6").rglob("*") if path.is_file()]
+    one = sum(-(-path.stat().st_size // 4096) * 4096 for path in files)
+    # For a checkpoint, half of the next one, and the logs.
+    mount(disk, f"size={int(1.5 * one) + 100_000}")
+    workdir = disk / "run"
+    with pytest.raises(InputError) as raised:
+        train(made, config, workdir)
+    line = str(raised.value)
+    assert line.startswith("a checkpoint could not be written: ") and "\n" not in line
+    assert line.endswith("make room or mend it, then give the same command again")
+    with checkpoint.Checkpointer(workdir, read_only=True) as saver:
+        assert saver.steps() == [2]
+    mount(disk, "remount", "size=64m")
+    train(made, config, workdir)
+    assert run_records(workdir) == run_records(whole)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_read_only(made, config, disk):
+    mount(disk, "size=8m")
+    with pytest.raises(KeyboardInterrupt):
+        train(stopping(made, 4), config, disk / "run")
+    kept = {x: x.read_bytes() for x in disk.rglob("*") if x.is_file()}
+    mount(disk, "remount", "ro")
+    with pytest.raises(InputError) as raised:
+        train(made, config, disk / "run")
+    assert str(raised.value) == (
+        f"{disk / 'run'} cannot be written (Read-only file system); give a folder of "
+        "your own"
+    )
+    assert kept == {x: x.read_bytes() for x in disk.rglob("*") if x.is_file()}
+
+
+def wait_for_save(workdir) -> None:
+    """Wait until the checkpoint of step 2 is whole, and none is under way."""
+    end = time.monotonic() + 60
+    while [x.name for x in (workdir / "checkpoints").iterdir()] != ["2"]:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("again", [False, True])
+def test_a_workdir_that_is_removed_under_the_run(made, config, tmp_path, again):
+    """It ends at its next line, not its next checkpoint, and puts nothing there.
+
+    again: in its place the same command has begun by then.
+    """
+    workdir, kept = tmp_path / "run", tmp_path / "kept"
+
+    def remove():
+        wait_for_save(workdir)
+        workdir.rename(kept)
+        if again:
+            shutil.copytree(kept, workdir)
+            owner = json.loads((workdir / ".lease").read_text())
+            changed = owner | {"id": "another", "pid": 1}
+            (workdir / ".lease").write_text(json.dumps(changed))
+
+    with pytest.raises(InputError) as raised:
+        train(at_step(made, 3, remove), config, workdir)
+    said = "has been taken over by process 1" if again else "was removed while this run"
+    assert f"{workdir} {said}" in str(raised.value)
+    assert workdir.exists() == again
+    if again:
+        assert [x["step"] for x in metrics.read_metrics(workdir)] == [1, 2]
+        assert [x.name for x in (workdir / "checkpoints").iterdir()] == ["2"]
+    # Whoever finds it where it was moved goes on there.
+    assert train(made, config, kept)["steps"] == STEPS
+
+
+@pytest.mark.slow
+def test_checkpoints_that_are_removed_under_the_run(made, config, whole, tmp_path):
+    """The state is in memory: the next ones are saved anew."""
+
+    def remove():
+        wait_for_save(tmp_path)
+        shutil.rmtree(tmp_path / "checkpoints")
+
+    train(at_step(made, 4, remove), config, tmp_path)
+    assert run_records(tmp_path) == run_records(whole)
+    saved = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert saved == ["6", str(STEPS)]
+
+
 @pytest.mark.slow
 def test_a_finished_run_has_its_last_checkpoint(made, config, tmp_path, monkeypatch):
     """However long the saving takes: a kill between the two would leave a result."""
@@ -458,6 +568,56 @@ def test_a_stop_before_an_evaluation(examined, tmp_path, capsys):
             f"evaluation after step {row['step']}: accuracy {accuracy} of 5 held-out "
             f"problems, {formed} well formed, {ungradable} ungradable"
         ) in lines
+
+
+def by_hand(*values):
+    """A moment that other tests have in CI."""
+    return pytest.param(*values, marks=pytest.mark.soak)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [
+        by_hand("limr_jax.train", "_first_state", 1),
+        by_hand("limr_jax.evaluation.evaluator.Evaluator", "__call__", 1),
+        ("limr_jax.evaluation.evaluator.Evaluator", "__call__", 2),
+        by_hand("limr_jax.step", "draw", 2),
+        by_hand("limr_jax.step", "generate", 2),
+        by_hand("limr_jax.step", "queue_scores", 2),
+        by_hand("limr_jax.step", "grade", 2),
+        by_hand("limr_jax.step", "observe", 2),
+        by_hand("limr_jax.step", "score", 2),
+        ("limr_jax.step", "update", 2),
+        by_hand("limr_jax.storage.rollout_dump.Dump", "add", 2),
+        by_hand("limr_jax.storage.metrics.Metrics", "step", 2),
+        ("limr_jax.storage.checkpoint.Checkpointer", "save", 1),
+        by_hand("limr_jax.storage.checkpoint.Checkpointer", "save", 2),
+        by_hand("limr_jax.evaluation.evaluator.Evaluator", "__call__", 3),
+        ("limr_jax.evaluation.evaluator.Evaluator", "__call__", 4),
+        by_hand("limr_jax.train", "write_result", 1),
+    ],
+)
+def test_sigterm_in_any_phase(examined, tmp_path, monkeypatch, owner, name, call):
+    """As that phase begins: the last update is saved, and the run goes on."""
+    made, config, workdir = examined
+    place, calls = pkgutil.resolve_name(owner), []
+    function = getattr(place, name)
+
+    def struck(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == call:
+            terminate()
+        return function(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, struck)
+        ended = train(made, config, tmp_path)
+    # Once the last checkpoint is whole nothing is left to stop.
+    assert (ended is None) == (name != "write_result")
+    assert len(calls) >= call
+    train(made, config, tmp_path)
+    assert run_records(tmp_path) == run_records(workdir)
 
 
 def test_without_held_out_problems(whole):

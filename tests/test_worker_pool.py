@@ -15,7 +15,7 @@ from limr_jax import worker_pool
 from limr_jax.errors import InputError
 
 TEST_WORKER = """
-    import json, os, signal, sys, time
+    import json, os, resource, signal, sys, time
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         job = json.loads(line)
@@ -23,6 +23,16 @@ TEST_WORKER = """
             time.sleep(600)
         if job["do"] == "die":
             os._exit(3)
+        if job["do"] == "fork" and os.fork() == 0:
+            open(job["x"], "w").write(str(os.getpid()))
+            time.sleep(600)  # with the worker's pipes open
+        if job["do"] == "fork":
+            while not os.path.exists(job["x"]):
+                time.sleep(0.01)
+            os._exit(3)
+        if job["do"] == "memory":
+            resource.setrlimit(resource.RLIMIT_AS, (2**28, 2**28))
+            bytearray(2**29)
         if job["do"] == "xcpu":
             os.kill(os.getpid(), signal.SIGXCPU)
         print(json.dumps({"pid": os.getpid(), "echo": job.get("x")}), flush=True)
@@ -48,15 +58,68 @@ def test_order_is_kept_and_workers_are_reused(pool):
 
 @pytest.mark.slow
 def test_hanging_and_dying_workers_are_replaced_and_the_batch_goes_on(pool):
-    deeds = ["echo", "hang", "die", "echo", "xcpu", "echo"]
+    deeds = ["echo", "hang", "die", "echo", "xcpu", "echo", "memory", "echo"]
     jobs = [{"do": deed, "x": k} for k, deed in enumerate(deeds)]
     start = time.monotonic()
     replies = pool.map(jobs)
     assert time.monotonic() - start < 30
     assert [r.get("error") for r in replies] == [
-        None, "timeout", "died", None, "timeout", None
+        None, "timeout", "died", None, "timeout", None, "died", None
     ]  # fmt: skip
-    assert [replies[k]["echo"] for k in (0, 3, 5)] == [0, 3, 5]
+    assert [replies[k]["echo"] for k in (0, 3, 5, 7)] == [0, 3, 5, 7]
+
+
+@pytest.mark.slow
+def test_what_a_worker_starts_ends_with_it(pool, tmp_path):
+    """A child that holds the pipes open is no worker's answer, and goes with it."""
+    child = tmp_path / "child"
+    start = time.monotonic()
+    replies = pool.map([{"do": "fork", "x": str(child)}, {"do": "echo", "x": 1}])
+    assert time.monotonic() - start < 30
+    assert replies[0]["error"] in ("died", "timeout") and replies[1]["echo"] == 1
+    wait_for_end(int(child.read_text()))
+
+
+def test_no_item_of_the_grader_starts_a_process():
+    """For users other than root; root's children end with the worker's group."""
+    program = """
+        import json, os, sys
+        from limr_jax import worker_process
+
+        def fork(line, seconds):
+            if os.geteuid() == 0:
+                os.setuid(65534)
+            try:
+                if os.fork() == 0:
+                    os._exit(0)
+                return {"forked": True}
+            except BlockingIOError:
+                return {"forked": False}
+
+        worker_process.serve(fork)
+    """
+    made = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), "3", "1024"],
+        input="{}\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert made.stdout.splitlines()[1:] == ['{"forked": false}'], made.stderr
+
+
+def wait_for_end(pid: int) -> None:
+    """Wait until a process of this number is gone, or dead and nobody's."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                if file.read().rsplit(")", 1)[1].split()[0] in "ZX":
+                    return
+        except OSError:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{pid} still runs")
 
 
 def test_a_worker_that_cannot_start_says_why(tmp_path, monkeypatch):

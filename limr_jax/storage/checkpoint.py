@@ -28,13 +28,21 @@ from etils import epath
 from limr_jax.errors import InputError
 from limr_jax.multihost import agree
 from limr_jax.multihost.arrays import put
-from limr_jax.storage import array_digest, checkpoint_record, gcs
+from limr_jax.storage import array_digest, checkpoint_record, gcs, lease
 from limr_jax.storage.array_digest import named
 from limr_jax.storage.checkpoint_record import Damaged
 from limr_jax.storage.workdir import release, workdir_path
 
 # Orbax logs what is normal here (a read-only directory) and what it raises besides.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+
+# Orbax logs how many bytes TensorStore has written. TensorStore never frees the lists
+# that it tells this by: some 8 KB a save.
+with contextlib.suppress(ImportError):
+    from orbax.checkpoint._src.serialization import tensorstore_utils
+
+    if hasattr(tensorstore_utils, "get_tensorstore_raw_bytes"):
+        tensorstore_utils.get_tensorstore_raw_bytes = lambda *_, **__: 0
 
 _STEPS, _STATE, _META = "checkpoints", "state", "meta"
 # Arrays that older versions have under other names: how these begin, today and before.
@@ -79,13 +87,16 @@ class Checkpointer:
             exists = self._directory.exists()
         if read_only and not exists:
             raise InputError(f"{self.workdir} has no checkpoints; give a run's workdir")
-        if not read_only and jax.process_index() == 0:
-            gcs.make_folder(self._directory, stays=True)
+        self._make_folder(stays=True)
         # Orbax does not make it (create=False), and no host may look for it before.
         agree.barrier("checkpoints: folder made")
         checkpoint_record.silence_unheard()
         self._manager: ocp.CheckpointManager | None = None  # made by the first save
         self._beyond: list[int] = []  # steps newer than the one that was restored
+
+    def _make_folder(self, *, stays: bool = False) -> None:
+        if not self.read_only and jax.process_index() == 0:
+            gcs.make_folder(self._directory, stays=stays)
 
     def due(self, step: int) -> bool:
         """Whether this step is one of every `every`, which end with a checkpoint."""
@@ -104,14 +115,18 @@ class Checkpointer:
         the writing goes on behind. An earlier save is waited for; if it failed, that
         is an InputError. meta: what JSON can hold. digests: `array_digest.queue` of
         the state, where the devices may be busy by now; None: it is called here.
+        Raises lease.Lost where the workdir is another process's by now.
         """
         arrays = named(state)
         for name, array in arrays.items():
             if not isinstance(array, jax.Array):
                 raise TypeError(f"state's {name} is {type(array)}, not a jax.Array")
         self.wait()
+        lease.require(self.workdir, sure=True)
+        if not gcs.remote(self._directory):
+            self._make_folder()  # somebody may have removed it
         # Orbax reads the devices' memory implicitly, which the hot loop forbids.
-        with jax.transfer_guard("allow"), _writing(self._directory):
+        with jax.transfer_guard("allow"), _writing(self.workdir):
             manager = self._writer()
             if step in manager.all_steps():
                 return False
@@ -160,7 +175,7 @@ class Checkpointer:
     def wait(self) -> None:
         """Wait for the save in flight; InputError if it could not be completed."""
         if self._manager is not None:
-            with _writing(self._directory):
+            with _writing(self.workdir):
                 self._manager.wait_until_finished()
 
     def steps(self) -> list[int]:
@@ -263,7 +278,7 @@ class Checkpointer:
         try:
             self.wait()
             if self._manager is not None:
-                with _writing(self._directory):
+                with _writing(self.workdir):
                     self._manager.close()
         finally:
             if not self.read_only:
@@ -366,11 +381,16 @@ def _read_arrays(path: epath.Path, places: Mapping, partial: bool) -> dict:
 
 
 @contextlib.contextmanager
-def _writing(directory: epath.Path) -> Iterator[None]:
+def _writing(workdir: epath.Path) -> Iterator[None]:
     """A full disk, or one that fails, is the user's to mend: one line."""
+    directory = workdir / _STEPS
     try:
         yield
+    except InputError:
+        raise
     except (*gcs.failures(), ValueError) as error:  # TensorStore's are ValueError.
+        # That the folder is gone says more than what TensorStore has missed in it.
+        lease.require(workdir, sure=True)
         cause = str(error).split(" [")[0]  # without its source locations
         raise InputError(
             f"a checkpoint could not be written: {cause}; those before it in "

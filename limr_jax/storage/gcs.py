@@ -134,13 +134,25 @@ def _client():
     return storage.Client()
 
 
+def bucket_of(folder):
+    """(Google's client of the bucket, the prefix of its objects) of a gs:// folder.
+
+    The prefix ends in "/", but a whole bucket's is "".
+    """
+    name, _, prefix = str(folder).removeprefix("gs://").partition("/")
+    return _client().bucket(name), _prefix(prefix)
+
+
+def _prefix(text: str) -> str:
+    return f"{text.strip('/')}/".lstrip("/")
+
+
 def _questions(client, name: str, prefix: str) -> dict[str, Callable]:
     """Of each right a call that needs it; in the order of `WRITE`."""
     from google.cloud.storage.retry import DEFAULT_RETRY
 
     retry = DEFAULT_RETRY.with_timeout(_SECONDS)
-    # "a/b" → "a/b/", but a whole bucket's "" stays "".
-    bucket, prefix = client.bucket(name), f"{prefix.strip('/')}/".lstrip("/")
+    bucket, prefix = client.bucket(name), _prefix(prefix)
     # It need not be there: `exists` then says False, and raises where it may not look.
     run_json = bucket.blob(f"{prefix}run.json")
     # One name a host: where it may not be removed, no second one comes beside it.

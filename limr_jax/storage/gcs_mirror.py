@@ -14,7 +14,7 @@ from etils import epath
 
 from limr_jax import console
 from limr_jax.errors import InputError
-from limr_jax.storage import gcs
+from limr_jax.storage import gcs, lease
 
 
 class Mirror:
@@ -55,9 +55,13 @@ class Mirror:
         return {name: (x.st_size, x.st_mtime_ns) for name, x in stats.items()}
 
     def push(self) -> None:
-        """Make the remote files like the local ones; InputError if that fails."""
+        """Make the remote files like the local ones; InputError if that fails.
+
+        Raises lease.Lost where they are another run's by now.
+        """
         if self._remote is None:
             return
+        lease.require(self._remote)
         now = self._stamps()
         try:
             for name in now:

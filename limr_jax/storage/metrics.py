@@ -35,7 +35,7 @@ from tensorboardX.record_writer import masked_crc32c
 from limr_jax import console
 from limr_jax.errors import InputError
 from limr_jax.multihost import agree
-from limr_jax.storage import files, gcs
+from limr_jax.storage import files, gcs, lease
 from limr_jax.storage.gcs_mirror import Mirror
 from limr_jax.storage.metric_names import EVALS, METRICS, TAGS, tagged
 from limr_jax.storage.rollout_dump import is_of_a_step
@@ -65,6 +65,7 @@ class Metrics:
       InputError: the files cannot be read or written as it begins.
       agree.Diverged, preemption.Stopped: as `agree.exchange`.
 
+    `step` and `evaluation` raise lease.Lost where the workdir is another run's by then.
     A log that cannot be written later on (a full disk) ends nothing; it is said once.
     Lines of the .jsonl files then wait in memory until there is room, at
     the latest until `close`. TensorBoard's events are lost: whoever takes the run up
@@ -73,6 +74,7 @@ class Metrics:
 
     def __init__(self, workdir, *, step: int = 0, write: bool | None = None):
         self._write = jax.process_index() == 0 if write is None else write
+        self._home = str(workdir)
         if self._write:
             # What wandb_sink.py keeps there too, so that it goes on elsewhere.
             wandb = ("wandb.json", "wandb/sent.json", "wandb/*/*.wandb")
@@ -181,6 +183,8 @@ class Metrics:
         self.close()
 
     def _append(self, name: str, step: int, values: Mapping[str, Any]):
+        if self._write:
+            lease.require(self._home)
         row = {"step": int(step)} | files.plain(values)
         # What is returned is what a resumed run reads: None where there is no number.
         shown = files.finite(row)
@@ -196,6 +200,8 @@ class Metrics:
 
     def _flush(self) -> None:
         """Write what waits, as far as there is room."""
+        if lease.lost(self._home):  # as a run ends: the files are another's
+            return
         for name in (METRICS, EVALS, WARNINGS):
             with self._lenient[name]:
                 # Dropped one by one: where the disk is full the rest waits, in order.

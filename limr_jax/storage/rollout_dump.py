@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from limr_jax.storage import files, gcs
+from limr_jax.storage import files, gcs, lease
 from limr_jax.storage.gcs_mirror import Mirror
 
 _LARGEST = 2**30  # bytes of a step's text; more is none that was written here
@@ -47,6 +47,7 @@ class Dump:
         self._max_bytes, self._rows = max_bytes, rows_per_step or None
         self.keeps = max_bytes > 0  # else rows need not be gathered
         self._write = jax.process_index() == 0 if write is None else write
+        self._home = str(workdir)
         if self._write:
             self._mirror = Mirror(workdir, "rollouts/*.jsonl.gz")
             self._folder = self._mirror.folder / "rollouts"
@@ -82,9 +83,13 @@ class Dump:
         self._mirror.push()
 
     def add(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append one step's rows: id, sample, prompt, response, reward, and more."""
+        """Append one step's rows: id, sample, prompt, response, reward, and more.
+
+        Raises lease.Lost where the workdir is another run's by now.
+        """
         if not (self._write and self.keeps):
             return
+        lease.require(self._home)
         lines = [
             files.json_line(files.finite({"step": int(step)} | files.plain(row)))
             # Where `rows` is lazy no text beyond the limit is decoded.

@@ -6,13 +6,12 @@ compared by their digests, so that a run goes on after its data, its tokenizer o
 first model has moved.
 """
 
-import errno
-import fcntl
+import contextlib
 import json
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import IO, Any
+from typing import Any
 
 import jax
 from etils import epath
@@ -20,16 +19,17 @@ from etils import epath
 from limr_jax.config.diff import config_differences, differences, plain
 from limr_jax.errors import InputError
 from limr_jax.multihost import agree
-from limr_jax.storage import files, gcs
+from limr_jax.storage import files, gcs, lease
 
-_RUN, _RESULT, _LOCK = "run.json", "result.json", ".lock"
+_RUN, _RESULT = "run.json", "result.json"
 KERNELS = "kernels.json"  # what a run's start has found of its kernels
 # What a start that was killed early, or a look at a bucket's rights, leaves of ours.
-_OURS = re.compile(r"\.lock|\.run\.\d+\.tmp\.json|\.probe-.*")
+_OURS = re.compile(r"\.lock|\.lease|\.probe-.*|\.(run|\.lease)\.\d+\.tmp(\.json)?")
+# What a kill leaves of a file that was about to be replaced (`files.replacing`).
+_HALF = re.compile(r"\.[\w.]+\.\d+\.tmp(\.\w+)?")
 # Fields that may change under a run: they say where its numbers are shown as well.
 _FREE = ("config.wandb.",)
 _AGAIN = "mend it, then give the same command again"
-_locks: dict[str, IO] = {}  # workdirs that this process writes: the open, locked file
 
 
 def workdir_path(workdir: str | epath.PathLike, rights=gcs.READ) -> epath.Path:
@@ -62,9 +62,8 @@ def claim(
     (then the old result goes), that a field of `content` may name another place, and
     that `config.wandb` may be another.
     Raises InputError, which names `flag`, for another run's folder, for one that holds
-    other files and no run, and while another process writes there (seen on a disk;
-    gs:// has no locks); the folder is then as it was. The claim holds until `release`
-    or until the process ends.
+    other files and no run, and while another process writes there (lease.py); the
+    folder is then as it was. The claim holds until `release` or until the process ends.
     """
     path = workdir_path(workdir, gcs.WRITE)
     identity = plain(identity)
@@ -77,7 +76,9 @@ def claim(
     agree.barrier("claim: compared")
     if jax.process_index() == 0:
         gcs.make_folder(path)
-        _lock(path)
+        lease.take(path, flag)
+        old = _look_again(path, old, identity, flag)
+        _remove_halves(path)
         # Before run.json: after a kill between the two no old result may stand beside
         # the new num_steps, or the run would pass for finished.
         if old is not None and _steps(old) != _steps(identity):
@@ -96,9 +97,7 @@ def claim(
 
 def release(workdir: str | epath.PathLike) -> None:
     """Let another process claim the workdir; no error where it was not claimed."""
-    file = _locks.pop(str(workdir_path(workdir)), None)
-    if file is not None:
-        file.close()
+    lease.release(workdir_path(workdir, ()))
 
 
 def read_run(workdir: str | epath.PathLike, *, missing_ok: bool = False):
@@ -110,8 +109,9 @@ def read_run(workdir: str | epath.PathLike, *, missing_ok: bool = False):
 
 
 def write_result(workdir: str | epath.PathLike, result: Mapping[str, Any]) -> None:
-    """Keep a finished run's result (process 0 writes)."""
+    """Keep a finished run's result (process 0 writes); Lost where it is another's."""
     if jax.process_index() == 0:
+        lease.require(workdir_path(workdir, ()), sure=True)
         write_json(workdir_path(workdir) / _RESULT, plain(result))
 
 
@@ -154,6 +154,8 @@ def _refuse_foreign(path: epath.Path, flag: str) -> None:
     """InputError where the folder holds what no run of ours has put there."""
     try:
         entries = [*path.iterdir()] if path.exists() else []
+    except FileNotFoundError:  # it has gone since: on gs:// with its last object
+        entries = []
     except NotADirectoryError as error:
         raise InputError(f"{flag}={path} is a file; give a folder") from error
     except gcs.failures() as error:
@@ -171,6 +173,29 @@ def content(identity: Mapping[str, Any]) -> Mapping[str, Any]:
     """Field of the config → digest of what it names; empty where there are none."""
     digests = identity.get("content")
     return digests if isinstance(digests, Mapping) else {}
+
+
+def _look_again(path: epath.Path, old, new: Mapping[str, Any], flag: str):
+    """The identity that stands there now that nobody else writes; as `claim` raises.
+
+    Another run may have begun there since, and ended, or this one by another process.
+    """
+    now = read_run(path, missing_ok=True)
+    if now is not None and now != old:
+        try:
+            _check_same(path, old=now, new=new, flag=flag)
+        except InputError:
+            lease.release(path)
+            raise
+    return now
+
+
+def _remove_halves(path: epath.Path) -> None:
+    """Drop what kills have left; nobody else writes there now."""
+    if not gcs.remote(path):
+        for entry in [x for x in path.iterdir() if _HALF.fullmatch(x.name)]:
+            with contextlib.suppress(OSError):
+                entry.unlink()
 
 
 def _steps(identity: Mapping[str, Any]):
@@ -215,34 +240,3 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     places += _FREE
     lines = sorted(lines + differences(old, new))
     return [line for line in lines if not line.startswith(places)]
-
-
-def _lock(path: epath.Path) -> None:
-    """One writing process a workdir. The kernel lets go when the process dies.
-
-    POSIX locks, since a forked grader's copy of the file does not hold them.
-    """
-    if gcs.remote(path) or str(path) in _locks:
-        return
-    gcs.refuse_pipe(path / _LOCK)
-    try:
-        file = open(path / _LOCK, "a")  # noqa: SIM115 (held for the run's life)
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written ({error.strerror}); give a folder of your own"
-        ) from error
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        # POSIX has two numbers for a lock that another process holds.
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            raise InputError(
-                f"{path} is being written by another process; wait for it or stop it"
-            ) from None
-        raise InputError(
-            f"{path / _LOCK} cannot be locked ({error.strerror}), as on a network's "
-            "disk without locks: two processes could write there; give a folder of "
-            "another disk"
-        ) from error
-    _locks[str(path)] = file

@@ -8,7 +8,7 @@ from limr_jax.storage import gcs
 # Names in a workdir, each a file or a folder (storage/README.md).
 _KEPT = ("run.json", "result.json", "metrics.jsonl", "evals.jsonl", "left_out.json")
 _KEPT += ("warnings.jsonl", "kernels.json", "divergence", "rollouts", "checkpoints")
-_KEPT += ("tensorboard", "model", ".lock")
+_KEPT += ("tensorboard", "model", ".lock", ".lease")
 
 
 def refuse(out, workdir) -> None:

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ from tiny_run import ROOT, arguments, configure, run_records, set_up, write_prob
 
 import limr_jax
 from limr_jax.errors import InputError
-from limr_jax.storage import checkpoint, rollout_dump
+from limr_jax.storage import checkpoint, metrics, rollout_dump
 from limr_jax.storage.workdir import claim
 
 STEPS = 8
@@ -61,25 +62,21 @@ class Outcome(str):
     out: str
 
 
-def launch(folder, workdir, *moment, devices=1) -> Outcome:
+def launch(folder, workdir, *moment, devices=1, seconds=None, **more) -> Outcome:
     """Run launch/tpu.py to its end, or to that moment of kill_at.py.
 
     What one process compiled, the next one loads, but a process that is killed writes
-    nothing where they look: half of a file would stay there.
+    nothing where they look: half of a file would stay there. seconds: after so many its
+    whole process group is killed. more: fields of the config, a__b for a.b.
     """
+    given = fields(folder) | {n.replace("__", "."): value for n, value in more.items()}
     script = str(ROOT / "launch/tpu.py")
     if moment:
         script = [str(ROOT / "tests/kill_at.py"), *map(str, moment), script]
     else:
         script = [script]
-    made = subprocess.run(
-        [
-            sys.executable,
-            *script,
-            *arguments(fields(folder)),
-            "--workdir",
-            str(workdir),
-        ],
+    made = subprocess.Popen(
+        [sys.executable, *script, *arguments(given), "--workdir", str(workdir)],
         cwd=folder,
         env=os.environ
         | {
@@ -88,16 +85,28 @@ def launch(folder, workdir, *moment, devices=1) -> Outcome:
             # The compiler's time is most of these tests'.
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9" if moment else "0",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9"
+            if moment or seconds
+            else "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         },
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
+        start_new_session=True,
     )
-    said = Outcome(made.stdout + made.stderr)
-    said.code, said.out = made.returncode, made.stdout
+    try:
+        out, err = made.communicate(timeout=seconds or 300)
+    except subprocess.TimeoutExpired:
+        os.killpg(made.pid, signal.SIGKILL)
+        out, err = made.communicate()
+        assert seconds, out + err
+    said = Outcome(out + err)
+    said.code, said.out = made.returncode, out
     return said
+
+
+LONGER = {"num_steps": 200, "checkpoint__every": 3}
 
 
 def parts(folder, changes=()):
@@ -245,3 +254,38 @@ def test_killed_at_any_change_of_a_file(folder, whole, template, tmp_path):
         assert said.code == 0, said
         assert_same(workdir, whole, template)
     print(f"\n{len(moments)} kills, {changes} changes of files in an unbroken run")
+
+
+@pytest.mark.soak
+def test_killed_at_twenty_random_times(folder, tmp_path, capsys):
+    """kill -9 of the process group after a random time, again and again.
+
+    Of start-up, steps and saves. A run that comes to its end before is compared, and
+    another one begins; so is the last one.
+    """
+    begun = time.monotonic()
+    unbroken = tmp_path / "unbroken"
+    assert launch(folder, unbroken, **LONGER).code == 0
+    longest = time.monotonic() - begun
+    expected = run_records(unbroken)
+    assert len(expected["metrics"]) == LONGER["num_steps"]
+    choose, kills, runs, reached = random.Random(20), 0, 0, []
+    while kills < 20 or runs == 0:
+        workdir, finished = tmp_path / f"run-{runs}", False
+        while not finished:
+            seconds = choose.uniform(0.1, 1.0) * longest if kills < 20 else None
+            said = launch(folder, workdir, seconds=seconds, **LONGER)
+            assert said.code in (0, -signal.SIGKILL), said
+            assert "Traceback" not in said and "is damaged" not in said, said
+            finished = said.code == 0
+            kills += not finished
+            rows = metrics.read_metrics(workdir) if workdir.exists() else ()
+            reached.append(max((row["step"] for row in rows), default=0))
+        runs += 1
+        assert run_records(workdir) == expected
+        left = {path.name for path in workdir.iterdir()} - {".lock"}
+        assert left == {path.name for path in unbroken.iterdir()} - {".lock"}
+        kept = sorted(path.name for path in workdir.glob("checkpoints/*"))
+        assert kept == sorted(path.name for path in unbroken.glob("checkpoints/*"))
+    with capsys.disabled():
+        print(f"\n{kills} kills, {runs} runs of {longest:.0f} s; steps: {reached}")

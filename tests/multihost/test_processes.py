@@ -283,6 +283,28 @@ def test_a_host_that_is_killed_ends_all_and_four_go_on(folder, tmp_path):
     assert len(run_records(workdir)["rollouts"]) == STEPS * 16
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("killed", [(1, 3), (0, 2)])
+def test_two_of_four_that_are_killed_end_all(folder, alone, tmp_path, killed):
+    """Process 0 is the coordinator; the same command goes on from the checkpoint."""
+    workdir = tmp_path / "run"
+    moment = "generate", 3, "SIGKILL"
+    moments = [moment if process in killed else NEVER for process in range(4)]
+    commands = [command(folder, workdir, *moment) for moment in moments]
+    said = start(folder, commands, DEAD_SECONDS="15").wait(900)
+    for process, (code, words) in enumerate(said):
+        if process in killed:
+            assert code == -signal.SIGKILL, said
+        else:
+            assert code not in (0, 2), said
+        assert "the last checkpoint stands, and the same command goes on" in words
+    assert latest(workdir) == 2
+    said = run(folder, workdir, processes=4)
+    assert [code for code, _ in said] == [0] * 4, said
+    assert "going on after step 2 of 5" in said[0][1], said
+    assert_same_run(workdir, alone)
+
+
 @pytest.mark.slow
 def test_rollouts_given_out_in_rounds(folder, tmp_path, quick_compiler):
     """What each host grades of a round says what all of them write in the next."""

@@ -352,8 +352,13 @@ def test_the_digest_sees_names_shapes_dtypes_and_bits():
 @contextlib.contextmanager
 def untouched(path):
     def contents():
-        # Not the lock: to close a file that a process has locked is to unlock it.
-        files = [f for f in path.rglob("*") if f.is_file() and f.name != ".lock"]
+        # Not the lock: to close a file that a process has locked is to unlock it. Nor
+        # the lease, whose time is the heartbeat.
+        files = [
+            f
+            for f in path.rglob("*")
+            if f.is_file() and f.name not in (".lock", ".lease")
+        ]
         return {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
 
     before = contents()
@@ -450,7 +455,9 @@ def test_two_processes_do_not_write_one_workdir(tmp_path):
     claim(tmp_path, IDENTITY)
     with untouched(tmp_path):
         code, complaint = claim_elsewhere()
-    assert code == 2 and "another process" in complaint
+    name = f"process {os.getpid()} on {socket.gethostname()}"
+    assert code == 2 and complaint.count("\n") == 1
+    assert f"is being written by {name}, whose last sign of life came" in complaint
     release(tmp_path)
     assert claim_elsewhere() == (0, "")
 

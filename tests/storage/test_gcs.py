@@ -118,7 +118,8 @@ def test_a_run_in_a_bucket_is_that_in_a_folder(held, parts, local, monkeypatch):
     gcs.check(f"{RUN}/", gcs.WRITE)
     result = train(*parts, RUN)
     assert result["workdir"] == RUN
-    assert len(clients) == 1  # what may be done there is asked once, at the start
+    # What may be done there is asked once, at the start; the other has the lease.
+    assert len(clients) == 2
     assert_same(parts, local)
     # Nothing else is left there, of deletions or of what was tried.
     places = {name.removeprefix("deep/run/").split("/")[0] for name in held.files()}

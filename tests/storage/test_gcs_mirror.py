@@ -19,7 +19,7 @@ from limr_jax.compilation import calls, compile
 from limr_jax.compilation import report as compile_report
 from limr_jax.errors import InputError
 from limr_jax.storage import gcs as bucket_lib
-from limr_jax.storage import metrics, rollout_dump
+from limr_jax.storage import lease, metrics, rollout_dump
 from limr_jax.storage.gcs_mirror import Mirror
 from limr_jax.storage.workdir import claim, read_result, release, write_result
 
@@ -39,6 +39,7 @@ def bucket(tmp_path, monkeypatch):
     files = Bucket(str(tmp_path / "gs"), fsspec.filesystem("file", auto_mkdir=True))
     monkeypatch.setattr(backend._FileSystemSpecBackend, "fs", lambda self, path: files)
     monkeypatch.setattr(bucket_lib, "check", lambda folder, rights=(): None)
+    monkeypatch.setattr(lease, "take", lambda path, flag: None)  # needs generations
     (tmp_path / "gs/bucket/run").mkdir(parents=True)
     return tmp_path / "gs/bucket/run"
 

@@ -12,7 +12,7 @@ from limr_jax import identity
 from limr_jax.data import problems as data
 from limr_jax.data.tokenizer import load_tokenizer
 from limr_jax.errors import InputError
-from limr_jax.storage import workdir
+from limr_jax.storage import lease, workdir
 from limr_jax.studies import jobs
 
 ASSETS = ROOT / "limr_jax/assets/arithmetic"
@@ -243,12 +243,18 @@ def test_a_lock_that_is_not_to_be_had(tmp_path, monkeypatch, number, said):
     def refused(*_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(workdir.fcntl, "lockf", refused)
+    monkeypatch.setattr(lease.fcntl, "lockf", refused)
     with pytest.raises(InputError, match=said):
         workdir.claim(tmp_path / "run", {"config": {}})
 
 
-@pytest.mark.parametrize("name", ["run.json", "result.json", ".lock"])
+def test_a_lease_that_is_a_folder_is_named(tmp_path):
+    (tmp_path / ".lease").mkdir()
+    with pytest.raises(InputError, match=r"\.lease cannot be read \(Is a directory\)"):
+        workdir.claim(tmp_path, {"config": {}})
+
+
+@pytest.mark.parametrize("name", ["run.json", "result.json", ".lock", ".lease"])
 def test_a_pipe_in_a_files_place_is_not_waited_for(tmp_path, name):
     if name == "result.json":
         workdir.claim(tmp_path, {"version": "0"})
