@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from limr_jax import console
+
 
 class InputError(ValueError):
     """Something that the user gave is wrong: one line with value, limit and remedy.
@@ -35,13 +37,13 @@ _LONGEST = 2_000  # characters of the line that a program ends with
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception says, on one line that a person can read.
+    """What an exception says, on one line, with nothing that a terminal would obey.
 
     Of a longer one the middle is left out, as its end says what to do. An exception of
     a user's own class may fail to say anything.
     """
     try:
-        line = " ".join(str(error).split())
+        line = console.shown(" ".join(str(error).split()))
     except Exception:
         return f"{type(error).__name__}, which cannot be printed"
     if len(line) > _LONGEST:
