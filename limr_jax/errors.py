@@ -5,6 +5,8 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
+from limr_jax import console
+
 # What a launch script's exit code means; launch/README.md has the same table, and each
 # --help.
 EXIT_CODES = {
@@ -49,13 +51,13 @@ _LONGEST = 2_000  # characters of the line that a program ends with
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception says, on one line that a person can read.
+    """What an exception says, on one line, with nothing that a terminal would obey.
 
     Of a longer one the middle is left out, as its end says what to do. An exception of
     a user's own class may fail to say anything.
     """
     try:
-        line = " ".join(str(error).split())
+        line = console.shown(" ".join(str(error).split()))
     except Exception:
         return f"{type(error).__name__}, which cannot be printed"
     if len(line) > _LONGEST:

@@ -20,9 +20,9 @@ import hypothesis.strategies as st
 import jax
 
 from limr_jax import console
-from limr_jax.errors import InputError, one_line
+from limr_jax.config import load
 
-LONGEST_LINE = 2_000  # characters of an error
+LONGEST_LINE = 2_100  # characters of an error
 SECONDS = 60  # an input may take; as a rule it takes milliseconds
 MEMORY = 2**30  # bytes that an input may need beside what there is
 
@@ -300,8 +300,11 @@ def survives(call, folder: pathlib.Path, *, seconds: float = SECONDS):
         with _clock(seconds):
             try:
                 result = call()
-            except InputError as error:
-                line = printed(error)
+            except Exception as error:
+                # None: a traceback, and so a fault.
+                if (line := load.line_of(error)) is None:
+                    raise
+                line = printed(line)
     finally:
         written, _WRITES.paths = _WRITES.paths, None
     grown = _peak() - start
@@ -321,12 +324,12 @@ def survives(call, folder: pathlib.Path, *, seconds: float = SECONDS):
     return result, line
 
 
-def printed(error: InputError) -> str:
+def printed(line: str) -> str:
     """The line as `config.load.run_main` prints it; fails where nobody can read it."""
-    line = console.shown(one_line(error))
+    line = console.shown(line)
     assert line.strip() and line == line.strip(), "no line"
     assert len(line) <= LONGEST_LINE, f"{len(line):,} characters: {line[:300]}"
-    assert line.isprintable() or "\ufffd" in line or not re.search(r"[\x00-\x1f]", line)
+    assert not console.UNSHOWN.search(line), ascii(line)
     return line
 
 

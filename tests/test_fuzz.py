@@ -4,6 +4,7 @@ CI tries some cases of each kind, the same each time; `-m soak` tries 10,000 in 
 others each time. tests/fuzz.py says what must hold.
 """
 
+import dataclasses
 import gzip
 import itertools
 import json
@@ -44,7 +45,15 @@ from limr_jax.data import chat_template
 from limr_jax.data.problems import load_problems, tokenize
 from limr_jax.data.tokenizer import load_tokenizer
 from limr_jax.evaluation import trained_policy
-from limr_jax.models import gguf_checkpoint, gguf_files, hf_config, hf_weights
+from limr_jax.models import (
+    gguf_checkpoint,
+    gguf_files,
+    hf_config,
+    hf_weights,
+    lora,
+    peft,
+)
+from limr_jax.models.config import Lora
 from limr_jax.models.hf_config import parse_config
 from limr_jax.models.transformer import init_params
 from limr_jax.rewards import user_reward
@@ -561,6 +570,37 @@ def test_an_index_of_safetensors(folders, weights, mesh, examples):
     search(st.tuples(CHANGES, st.just([]) | EDITS), check_case, examples=examples)
 
 
+@cases(20, 300)
+def test_adapters_of_peft(folders, tmp_path, mesh, examples):
+    """Their adapter_config.json, and their safetensors."""
+    config = dataclasses.replace(parse_config(WRITTEN), lora=Lora(2, 4.0, ("q", "v")))
+    learned = lora.split(init_params(config, jax.random.key(0)))[1]
+    peft.save(tmp_path / "whole", learned, config, base_name="base", base=None)
+    about = json.loads((tmp_path / "whole" / peft.CONFIG).read_text())
+    whole = (tmp_path / "whole" / peft.WEIGHTS).read_bytes()
+
+    def read(folder):
+        peft.check_fits(folder, config)
+        peft.load(folder, config, mesh)
+
+    assert survives(lambda: read(tmp_path / "whole"), tmp_path) == (None, None)
+
+    def check_case(case):
+        changes, of_weights, edits = case
+        folder = folders()
+        changed = edited_json(about, changes)
+        (folder / peft.CONFIG).write_bytes(edited(json_bytes(changed), edits))
+        weights = with_header(whole, lambda h: edited_json(h, of_weights))
+        (folder / peft.WEIGHTS).write_bytes(weights)
+        survives(lambda: read(folder), folder)
+
+    search(
+        st.tuples(CHANGES, CHANGES | st.just([]), EDITS | st.just([])),
+        check_case,
+        examples=examples,
+    )
+
+
 # --- GGUF -----------------------------------------------------------------------------
 
 QWEN2_LAYER = {
@@ -798,11 +838,19 @@ def test_checkpoints(folders, run, examples):
     search(DAMAGE, check_case, examples=examples)
 
 
+def go_on(folder):
+    with metrics.Metrics(folder, step=2) as log:
+        log.step(3, {"reward": 0.5})
+    dump = rollout_dump.Dump(folder, step=2)
+    dump.add(3, [ROLLOUT])
+    dump.close()
+
+
 REPORT = runpy.run_path(str(ROOT / "launch/report.py"))["main"]
 OF_A_RUN = ("run.json", "result.json", "metrics.jsonl", "evals.jsonl")
 
 
-@cases(12, 300)
+@cases(4, 150)
 def test_what_a_run_has_left_for_people(folders, run, examples):
     """Read by launch/report.py, by launch/lim.py and by an evaluation."""
 
@@ -825,6 +873,8 @@ def test_what_a_run_has_left_for_people(folders, run, examples):
         survives(lambda: REPORT([str(copy), "--out", f"{out}.html"]), folder)
         survives(lambda: LIM(["score", "--run", str(copy), "--out", out]), folder)
         survives(lambda: trained_policy.read_config(copy), folder)
+        # As the run that goes on from step 2 cuts its logs back.
+        survives(lambda: go_on(copy), folder)
 
     search(
         st.tuples(DAMAGE, st.sampled_from(OF_A_RUN), CHANGES | st.just([])),
@@ -837,7 +887,7 @@ ROLLOUT = {"step": 1, "id": "a", "sample": 0, "prompt": "1+1=", "response": "2"}
 ROLLOUT |= {"reward": 1.0, "correct": 1, "valid": True, "epoch": 0, "length": 2}
 
 
-@cases(12, 300)
+@cases(3, 120)
 def test_dumps_of_rollouts(folders, run, examples):
     def check_case(case):
         changes, edits = case
@@ -955,6 +1005,13 @@ def test_through_the_launchers(folders, run, weights):
             whole = (folder / "whole.gguf").read_bytes()
             (folder / "a.gguf").write_bytes(edited(whole, edits, near=2_200))
             argv = ["launch/gguf.py", folder / "a.gguf", "--out", folder / "out"]
+        elif kind == "grade":
+            rows = [{"prediction": "\\frac12", "reference": ".5", "expected": True}]
+            rows += [{"response": "\\boxed{2}", "answer": "2"}]
+            content = edited(jsonl(edited_json(rows, changes)), edits)
+            (folder / "a.jsonl").write_bytes(content)
+            argv = ["launch/grade.py", folder / "a.jsonl", "--workers", "1"]
+            argv += ["--out", folder / "out.jsonl"]
         elif kind == "data":
             (folder / "a.jsonl").write_bytes(
                 edited(jsonl(edited_json(ROWS, changes)), edits)
@@ -989,11 +1046,11 @@ def test_through_the_launchers(folders, run, weights):
 
     search(
         st.tuples(
-            st.sampled_from(["report", "lim", "gguf", "data", "export"]),
+            st.sampled_from(["report", "lim", "gguf", "grade", "data", "export"]),
             CHANGES,
             EDITS,
             DAMAGE,
         ),
         check_case,
-        examples=100,
+        examples=60,
     )

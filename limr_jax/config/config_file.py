@@ -170,7 +170,9 @@ def _call(spec: str) -> tuple[ConfigDict, dict[str, str]]:
             get_config = _get_config(module, path, takes_argument=bool(suffix))
             config = get_config(argument) if suffix else get_config()
             if isinstance(config, ConfigDict):
-                config.to_dict()  # what was left without a value shows now
+                # What was left without a value shows now, and a section that is within
+                # itself.
+                dict(leaves(config.to_dict()))
     except InputError as error:
         raise InputError(f"--config={spec}: {one_line(error)}") from error
     except KeyboardInterrupt:

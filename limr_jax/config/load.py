@@ -166,10 +166,7 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
             console.error("interrupted")
             code = 130  # 128 + SIGINT, as shells have it
         except Exception as error:
-            if isinstance(error, InputError):
-                line = one_line(error)
-            else:
-                line = platform.complaint(error) or platform.refusal(error)
+            line = line_of(error)
             if line is None:
                 raise  # a fault of ours: its traceback is wanted
             console.error(console.shown(line))
@@ -180,6 +177,16 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
         late.daemon = True
         late.start()
     sys.exit(code)
+
+
+def line_of(error: Exception) -> str | None:
+    """The one line for what a program has raised; None where it is a fault of ours."""
+    if not isinstance(error, InputError):
+        line = platform.complaint(error) or platform.refusal(error)
+        if line is None:
+            return None
+        error = InputError(line)
+    return one_line(error)
 
 
 def _end(code: int) -> None:
