@@ -91,7 +91,7 @@ def numbers(groups: Sequence[RunGroup], name: str) -> list[dict]:
     return [
         series
         for number, group in enumerate(groups)
-        if (series := _together(group, lambda run: run.curve(name), number))
+        for series in _with_seeds(group, lambda run: run.curve(name), number)
     ]
 
 
@@ -141,8 +141,12 @@ def _by_group(
     help: str,
     share: bool = False,
 ) -> dict:
-    series = [_together(group, curve, number) for number, group in enumerate(groups)]
-    return chart(title, [x for x in series if x], help=help, share=share)
+    series = [
+        each
+        for number, group in enumerate(groups)
+        for each in _with_seeds(group, curve, number, share=share)
+    ]
+    return chart(title, series, help=help, share=share)
 
 
 def _prefixed(
@@ -168,23 +172,27 @@ def _prefixed(
     if len(groups) == 1:
         apart = False
 
-    def series(group, name, number):
-        return _together(group, lambda run: run.curve(name, evals=evals), number)
+    def curve_of(name):
+        return lambda run: run.curve(name, evals=evals)
 
     if apart:
         return [
-            chart(
-                name.removeprefix(prefix),
-                [x for n, group in enumerate(groups) if (x := series(group, name, n))],
-                share=share,
+            _by_group(
+                groups,
+                curve_of(name),
+                title=name.removeprefix(prefix),
                 help=name,
+                share=share,
             )
             for name in names
             if any(any(run.curve(name).values()) for g in groups for run in g.runs)
         ][:_MOST_SERIES]
     charts = []
     for group in groups:
-        lines = [series(group, name, n) for n, name in enumerate(names)]
+        lines = [
+            _together(group, curve_of(name), n, share=share)
+            for n, name in enumerate(names)
+        ]
         lines = [
             line | {"label": name.removeprefix(prefix), "group": None}
             for name, line in zip(names, lines)
@@ -202,29 +210,62 @@ def _by_number(name: str) -> tuple:
     return name.rstrip("0123456789"), number, name
 
 
-def _together(group: RunGroup, curve, number: int) -> dict | None:
-    """A group's series: the mean of its runs, and the t interval of two and more."""
+def _together(
+    group: RunGroup,
+    curve: Callable[[ReportRun], Mapping[int, float]],
+    number: int,
+    *,
+    share: bool = False,
+) -> dict | None:
+    """A group's series: the mean of its runs, and the t interval of two and more.
+
+    Of windows of steps, where there are many. The interval of a share ends at 0 and 1.
+    """
     curves = [c for run in group.runs if (c := curve(run))]
-    if not curves:
-        return None
-    steps = sorted(set.intersection(*map(set, curves)))
+    steps = sorted(set.intersection(*map(set, curves))) if curves else []
     if not steps:
         return None
+    x_X, value_RX = _in_windows(steps, curves)
+    series = {"label": group.label, "group": number, "x": rounded(x_X)}
+    if len(curves) == 1:
+        return series | {"y": rounded(value_RX[0])}
+    estimates = [statistics.mean(value_R) for value_R in value_RX.T]
+    low_X, high_X = (np.array([x[k] for x in estimates]) for k in (1, 2))
+    if share:
+        low_X, high_X = np.maximum(low_X, 0), np.minimum(high_X, 1)
+    return series | {
+        "y": rounded(each.value for each in estimates),
+        "low": rounded(low_X),
+        "high": rounded(high_X),
+    }
+
+
+def _with_seeds(group, curve, number: int, *, share: bool = False) -> list[dict]:
+    """A group's series, behind those of its runs where there are several."""
+    together = _together(group, curve, number, share=share)
+    if together is None:
+        return []
+    lines = []
+    if len(group.runs) > 1:
+        for run in group.runs:
+            if own := curve(run):
+                x_X, value_RX = _in_windows(sorted(own), [own])
+                lines.append(
+                    {"label": "each seed", "group": number, "thin": True}
+                    | {"x": rounded(x_X), "y": rounded(value_RX[0])}
+                )
+    return [*lines, together]
+
+
+def _in_windows(steps: Sequence[int], curves) -> tuple[np.ndarray, np.ndarray]:
+    """(last step of each window, mean of each run there); windows hold all steps."""
     windows = np.array_split(np.array(steps, float), min(len(steps), _POINTS))
     values = np.array([[c[step] for step in steps] for c in curves], float)
     parts = np.split(values, np.cumsum([len(w) for w in windows])[:-1], axis=1)
-    value_RX = np.array([part.mean(axis=1) for part in parts]).T
-    estimates = [statistics.mean(value_R) for value_R in value_RX.T]
-    series = {
-        "label": group.label,
-        "group": number,
-        "x": rounded(w[-1] for w in windows),
-        "y": rounded(each.value for each in estimates),
-    }
-    if len(curves) > 1:
-        series["low"] = rounded(each.low for each in estimates)
-        series["high"] = rounded(each.high for each in estimates)
-    return series
+    return (
+        np.array([w[-1] for w in windows]),
+        np.array([part.mean(axis=1) for part in parts]).T,
+    )
 
 
 def rounded(values: Iterable[float]) -> list[float | None]:

@@ -3,12 +3,15 @@
 All is computed from the run's dump, for any sampler: what LIM's rule says of the
 problems' own reward curves (arXiv:2502.11886). Cells that an epoch lacks are carried
 forward, as the online sampler does, so that the scores after the last epoch that has
-ended are that sampler's, where the dump is whole.
+ended are that sampler's, where the dump is whole. The scores of an epoch that is under
+way are what they would be if it ended there.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from limr_jax.algorithms import lim
@@ -58,27 +61,44 @@ def history(run: ReportRun, rollouts: RunRollouts) -> LimHistory | str:
         )
     curves = reward_curves.of_cells(cells)
     fields = _fields(run.config)
-    value_NE, known_NE = (
-        np.asarray(x) for x in lim.carry(curves.value_NE, curves.seen_NE)
+    value_NE, known_NE, score_EN, weight_EN = (
+        np.asarray(x) for x in _as_it_went(curves.value_NE, curves.seen_NE, fields)
     )
-    apart_N = room_N = np.zeros(len(cells), np.float32)
-    scores, weights = [], []
-    for k in range(value_NE.shape[1]):
-        # Of one column each, so that all epochs are one compiled shape.
-        apart, room = lim.terms(value_NE[:, k : k + 1], known_NE[:, k : k + 1])
-        apart_N, room_N = apart_N + apart, room_N + room
-        seen_N = known_NE[:, : k + 1].any(axis=1)
-        score_N = lim.score_of_terms(apart_N, room_N)
-        weights.append(np.asarray(_weights(fields, score_N, seen_N)))
-        scores.append(np.where(seen_N, np.asarray(score_N), -np.inf))
     return LimHistory(
         ids=curves.ids,
         value_NE=value_NE,
         known_NE=known_NE,
-        score_NE=np.array(scores).T,
-        weight_NE=np.array(weights).T,
+        score_NE=score_EN.T,
+        weight_NE=weight_EN.T,
         threshold=fields["threshold"],
     )
+
+
+def _as_it_went(value_NE, seen_NE, fields: Mapping):
+    """(curves, which cells they have, scores [E, N], weights [E, N]) by epoch."""
+
+    def end_epoch(carried, column):
+        apart_N, room_N, ever_N = carried
+        value_N, known_N = column
+        apart, room = lim.terms(value_N[:, None], known_N[:, None])
+        apart_N, room_N, ever_N = apart_N + apart, room_N + room, ever_N | known_N
+        score_N = lim.score_of_terms(apart_N, room_N)
+        weight_N = _weights(fields, score_N, ever_N)
+        score_N = jnp.where(ever_N, score_N, -jnp.inf)
+        return (apart_N, room_N, ever_N), (score_N, weight_N)
+
+    @jax.jit
+    def run(value_NE, seen_NE):
+        value_NE, known_NE = lim.carry(value_NE, seen_NE)
+        zeros_N = jnp.zeros(value_NE.shape[0], value_NE.dtype)
+        start = zeros_N, zeros_N, zeros_N > 0
+        _, (score_EN, weight_EN) = jax.lax.scan(
+            end_epoch, start, (value_NE.T, known_NE.T)
+        )
+        return value_NE, known_NE, score_EN, weight_EN
+
+    # As the online sampler has them, so that a score at the threshold falls likewise.
+    return run(value_NE.astype(np.float32), seen_NE)
 
 
 def _fields(config: Mapping) -> dict:
@@ -123,8 +143,8 @@ def _histogram(found: LimHistory) -> dict:
     return chart(
         "Scores after the last epoch",
         [
-            {"label": "dropped", "group": None, "x": x, "y": rounded(counts - keep[0])},
-            {"label": "kept", "group": None, "x": x, "y": rounded(keep[0])},
+            {"label": name, "tone": name, "group": None, "x": x, "y": rounded(y)}
+            for name, y in (("dropped", counts - keep[0]), ("kept", keep[0]))
         ],
         help=f"problems by LIM score; kept from {found.threshold:g} on; scores below "
         f"{_LOWEST:g} are in the first bar",
@@ -200,8 +220,9 @@ def _moves(found: LimHistory) -> dict:
     keep_NE = found.keep_NE
     entered = (keep_NE[:, 1:] & ~keep_NE[:, :-1]).sum(axis=0)
     left = (~keep_NE[:, 1:] & keep_NE[:, :-1]).sum(axis=0)
-    x = rounded(np.arange(2.0, keep_NE.shape[1] + 1))
-    kept = keep_NE[:, 1:].sum(axis=0)
+    x = rounded(np.arange(1.0, keep_NE.shape[1] + 1))
+    kept = keep_NE.sum(axis=0)
+    entered, left = (np.append(np.nan, moves) for moves in (entered, left))
     return chart(
         "Problems kept, entered and left",
         [
@@ -215,7 +236,7 @@ def _moves(found: LimHistory) -> dict:
 
 def _drift(found: LimHistory) -> dict:
     """How far weights move from one epoch's end to the next."""
-    x = rounded(np.arange(2.0, found.weight_NE.shape[1] + 1))
+    x = rounded(np.arange(1.0, found.weight_NE.shape[1] + 1))
     moved_E = np.abs(np.diff(found.weight_NE, axis=1)).mean(axis=0)
     share_NE = found.weight_NE / found.weight_NE.sum(axis=0)
     # Half the sum of absolute differences: the share of draws that goes elsewhere.
@@ -225,8 +246,8 @@ def _drift(found: LimHistory) -> dict:
         [
             {"label": name, "group": None, "x": x, "y": rounded(y)}
             for name, y in (
-                ("mean |change of a weight|", moved_E),
-                ("share of draws that moves to other problems", shifted_E),
+                ("mean |change of a weight|", np.append(np.nan, moved_E)),
+                ("draws that move to other problems", np.append(np.nan, shifted_E)),
             )
         ],
         help="from one epoch's end to the next",
@@ -242,9 +263,11 @@ def summary(found: LimHistory, run: ReportRun) -> list[str]:
     kept = int(found.keep_NE[:, -1].sum())
     never = found.keep_NE[:, -1] & (found.value_NE.max(axis=1) <= 0)
     epochs = found.score_NE.shape[1]
+    done = metrics.number(run.rows[-1], "epoch")
+    under_way = ", the last of them under way" * (done is not None and done < epochs)
     lines = [
         f"{kept:,} of {scored:,} problems score {found.threshold:g} or more after "
-        f"{epochs} epoch{'s' * (epochs > 1)}; mean score "
+        f"{epochs} epoch{'s' * (epochs > 1)}{under_way}; mean score "
         f"{score_N[np.isfinite(score_N)].mean():.3f}."
     ]
     if never.any():

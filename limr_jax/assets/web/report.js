@@ -167,18 +167,26 @@
     };
     const { columns, options, bands } = seriesOf(chart);
     plot.replaceChildren();
+    // Means and single runs give the range; an interval of two seeds would hide them.
+    const ys = chart.series.flatMap((s) => s.y).filter((y) => y !== null);
+    const low = Math.min(...ys), high = Math.max(...ys);
+    const room = (high - low) * .12 || Math.abs(high) * .1 || 1;
+    const range = ys.length ? [low - (low < 0 || !chart.share ? room : Math.min(room, low)), high + room] : [0, 1];
+    if (low >= 0 && range[0] < 0) range[0] = 0;
+    const whole = [1, 2, 5].flatMap((n) => [...Array(15).keys()].map((k) => n * 10 ** k))
+      .sort((a, b) => a - b);
     const values = (u, splits) => splits.map((v) => v === null ? '' : shown(v, chart.share));
     const u = new uPlot({
       width: plot.clientWidth || 300, height: plot.clientHeight || 220,
       legend: { show: false }, cursor: { drag: { x: true, y: false }, y: false },
       scales: {
-        x: { time: false },
-        y: chart.kind === 'stack' ? { range: [0, 1] }
-          : chart.kind === 'bars' ? { range: (u, low, high) => [0, (high || 1) * 1.05] }
-          : {},
+        x: { time: false,
+          ...(chart.kind === 'bars' && { range: (u, low, high) => [low - .02, high + .02] }) },
+        y: { range: chart.kind === 'stack' ? [0, 1]
+          : chart.kind === 'bars' ? [0, (high || 1) * 1.05] : range },
       },
       axes: [
-        { ...axis, size: 34, label: chart.x, labelSize: 14, labelFont: axis.font,
+        { ...axis, ...(chart.kind !== 'bars' && { incrs: whole }), size: 34, label: chart.x, labelSize: 14, labelFont: axis.font,
           values: (u, splits) => splits.map((v) => v === null ? '' : `${+v.toPrecision(6)}`) },
         { ...axis, size: 54, values },
       ],
@@ -224,7 +232,7 @@
         below = y;
       }
       const option = {
-        of: n, stroke: color, width: series.thin ? 1 : 2, spanGaps: true,
+        of: n, stroke: color, width: series.thin ? 1 : 2.5, spanGaps: true,
         alpha: series.thin ? .35 : 1, points: { show: series.x.length < 40 && !series.thin, size: 5 },
       };
       if (chart.kind === 'bars') {
@@ -410,13 +418,13 @@
     const column = (id, title, get, width, more = {}) => ({ id, title, get, width, ...more });
     return [
       several && column('run', 'run', (r) => data.tables[data.run[r]].run, 16, { narrow: false }),
-      column('step', 'step', (r) => data.get(r, 'step'), 9, { narrow: true }),
+      column('step', 'step', (r) => data.get(r, 'step'), 10, { narrow: true }),
       column('problem', 'problem', (r) => data.problem(r)[0], 24, { narrow: true }),
-      leveled && column('level', 'level', (r) => levelValue(data.problem(r)[1]), 8),
-      column('sample', 'sample', (r) => data.get(r, 'sample'), 9),
-      column('grade', 'grade', (r) => GRADES[data.get(r, 'grade')], 10, { narrow: true }),
-      column('reward', 'reward', (r) => data.get(r, 'reward'), 9),
-      column('length', 'tokens', (r) => data.get(r, 'length'), 9),
+      leveled && column('level', 'level', (r) => levelValue(data.problem(r)[1]), 10),
+      column('sample', 'sample', (r) => data.get(r, 'sample'), 12),
+      column('grade', 'grade', (r) => GRADES[data.get(r, 'grade')], 12, { narrow: true }),
+      column('reward', 'reward', (r) => data.get(r, 'reward'), 12),
+      column('length', 'tokens', (r) => data.get(r, 'length'), 12),
       column('reason', 'reason', (r) => data.reason(r), 12),
       column('reference', 'reference', (r) => data.problem(r)[3], 14),
       column('end', 'ends with', (r) => data.get(r, 'end'), 22),
