@@ -156,7 +156,7 @@ class Chromium:
         self.requests.clear()
         self.call("Page.navigate", url=url)
         if ready:
-            self.wait("document.documentElement.classList.contains('done')")
+            self.wait("document.documentElement?.classList.contains('done')")
 
     def key(self, key: str) -> None:
         code, text = _KEYS.get(key, (ord(key.upper()[0]), key))

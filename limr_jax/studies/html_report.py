@@ -59,15 +59,17 @@ _EVALS = {
 
 
 def page(
-    workdirs: Sequence, *, samples: int, rollouts: int = ROLLOUTS, live: bool = False
+    workdirs: Sequence, *, samples: int, rollouts: int = ROLLOUTS, live: str = ""
 ) -> str:
     """The page of these runs, finished or going on, as HTML.
 
     The others' settings are compared with the first one's; runs that differ in the seed
-    only are one group. samples: how many rollouts of each run's first and last step
-    are there without a script. rollouts: how many there are with one, at most, evenly
-    over the steps. live: the page asks its server for a newer one of itself. Raises
-    InputError where there is no run, or it has no step yet.
+    only are one group. Raises InputError where there is no run, or it has no step yet.
+
+    samples: how many rollouts of each run's first and last step are there without a
+      script. rollouts: how many there are with one, at most, evenly over the steps.
+    live: the page's version, by which it asks its server for a newer one; empty: it
+      asks nobody.
     """
     names = [str(workdir) for workdir in workdirs]
     for name in names:
@@ -97,7 +99,7 @@ def page(
         *(_samples(run, dumps[run.name], samples) for run in runs),
         "</div>",
         _kernels(runs),
-        _contacts(runs),
+        _compiled(runs),
         _settings(runs),
     ]
     data = _data(runs, by_seed, dumps, lims=lims, rollouts=rollouts, live=live)
@@ -113,7 +115,7 @@ _ROLLOUT_TABLE = """<section id="rollouts"><h2>Rollouts</h2>
 <div id="table" class="js"></div></section>"""
 
 
-def _document(title: str, parts: Iterable[str], data: str, *, live: bool) -> str:
+def _document(title: str, parts: Iterable[str], data: str, *, live: str) -> str:
     web = importlib.resources.files("limr_jax.assets") / "web"
 
     def asset(name: str) -> str:
@@ -128,7 +130,7 @@ def _document(title: str, parts: Iterable[str], data: str, *, live: bool) -> str
     hashes = " ".join(f"'sha256-{base64.b64encode(x).decode()}'" for x in digests)
     policy = (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
-        "base-uri 'none'; form-action 'none'" + "; connect-src 'self'" * live
+        "base-uri 'none'; form-action 'none'" + "; connect-src 'self'" * bool(live)
     )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -152,7 +154,7 @@ def _data(
     *,
     lims: Mapping,
     rollouts: int,
-    live: bool,
+    live: str,
 ) -> str:
     """The page's data for its script: elements that hold base64 alone."""
     labels = short_names([run.name for run in runs])
@@ -212,9 +214,7 @@ def _end_steps(run: ReportRun) -> set[int]:
     return {run.rows[0]["step"], run.rows[-1]["step"]}
 
 
-def _verdict(
-    by_seed: Sequence[RunGroup], dumps: Mapping[str, RunRollouts]
-) -> str:
+def _verdict(by_seed: Sequence[RunGroup], dumps: Mapping[str, RunRollouts]) -> str:
     parts = ['<section id="verdict"><h2>Verdict</h2>']
     for group in by_seed:
         word, sentences = html_report_verdict.group_verdict(group, dumps)
@@ -353,18 +353,35 @@ def _kernels(runs: Sequence[ReportRun]) -> str:
     return "<h2>Kernels</h2>" + _table(head, table)
 
 
-def _contacts(runs: Sequence[ReportRun]) -> str:
-    """The first contact beside each workdir: its fields as they are."""
-    parts = []
+def _compiled(runs: Sequence[ReportRun]) -> str:
+    """The compile report beside each workdir, and what else launch/tpu.py left there.
+
+    Each is a table of programs, as far as it has them, and all fields as they are.
+    """
+    parts, table = [], []
     for run in runs:
-        if run.contact:
+        programs = run.beside.get("compile", {}).get("programs")
+        for row in programs if isinstance(programs, list) else ():
+            if isinstance(row, Mapping):
+                bounds = row.get("bound_seconds")
+                bounds = bounds if isinstance(bounds, Mapping) else {}
+                known = [x for n in bounds if (x := metrics.number(bounds, n))]
+                longest = f"{max(known):.4g}" if known else "–"
+                numbers = [_number(row, x) for x in ("total_gib", "share_of_hbm")]
+                names = [row.get(x) or "–" for x in ("limited_by", "error")]
+                table.append([run.name, row.get("name"), *numbers, longest, *names])
+        for kind, found in run.beside.items():
             fields = "\n".join(
-                f"{name} = {value!r}" for name, value in load.leaves(run.contact)
+                f"{name} = {value!r}" for name, value in load.leaves(found)
             )
             parts.append(
-                f"<details><summary>{_text(run.name)}.first_contact.json</summary>"
+                f"<details><summary>{_text(run.name)}.{kind}.json</summary>"
                 f"<pre>{_text(fields, longest=20 * _LONGEST)}</pre></details>"
             )
+    head = ["run", "program", "GiB a chip", "share of HBM", "seconds, at least"]
+    head += ["limited by", "error"]
+    if table:
+        parts.insert(0, _table(head, table))
     return "<h2>Compile report</h2>" + "\n".join(parts) if parts else ""
 
 
@@ -377,7 +394,9 @@ def _settings(runs: Sequence[ReportRun]) -> str:
         parts.append(
             f"<p>{_text(first.name)} → {_text(other.name)}:</p>{_list(fields)}"
         )
-    fields = "\n".join(f"{name} = {value!r}" for name, value in load.leaves(first.config))
+    fields = "\n".join(
+        f"{name} = {value!r}" for name, value in load.leaves(first.config)
+    )
     parts.append(
         f"<details><summary>All fields of {_text(first.name)}</summary>"
         f"<pre>{_text(fields, longest=20 * _LONGEST)}</pre></details>"

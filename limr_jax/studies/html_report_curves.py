@@ -72,7 +72,12 @@ def step_charts(groups: Sequence[RunGroup]) -> dict[str, list[dict]]:
     sections["Invalid by reason"] = _prefixed(groups, "invalid/", share=True)
     sections["Seconds a phase"] = _prefixed(groups, "seconds_")
     sections["Held-out accuracy by level"] = _prefixed(
-        groups, "accuracy_level_", share=True, evals=True, apart=False
+        groups,
+        "accuracy_level_",
+        share=True,
+        evals=True,
+        apart=False,
+        names_as="level ",
     )
     return {
         section: kept
@@ -146,7 +151,9 @@ def _by_group(
         for number, group in enumerate(groups)
         for each in _with_seeds(group, curve, number, share=share)
     ]
-    return chart(title, series, help=help, share=share)
+    if any("low" in each for each in series):
+        help += "; thin: each seed; band: 95 % interval over seeds, by Student's t"
+    return chart(title, series, help=help.removeprefix("; "), share=share)
 
 
 def _prefixed(
@@ -156,8 +163,12 @@ def _prefixed(
     share: bool = False,
     evals: bool = False,
     apart: bool = True,
+    names_as: str = "",
 ) -> list[dict]:
-    """Charts of all numbers of a prefix: one a name, or (not apart) one a group."""
+    """Charts of all numbers of a prefix: one a name, or (not apart) one a group.
+
+    names_as: what stands before the rest of a name where it labels a line.
+    """
     names = sorted(
         {
             name
@@ -194,7 +205,7 @@ def _prefixed(
             for n, name in enumerate(names)
         ]
         lines = [
-            line | {"label": name.removeprefix(prefix), "group": None}
+            line | {"label": names_as + name.removeprefix(prefix), "group": None}
             for name, line in zip(names, lines)
             # What never happened is no line.
             if line and any(line["y"])
@@ -324,9 +335,7 @@ def draw_charts(label: str, rollouts: RunRollouts) -> dict[str, list[dict]]:
         )
         charts["Pass rate of the rollouts by level"] = chart(
             label,
-            _rates(
-                window_D, level_D, levels, x=x, right_D=right_D, graded_D=graded_D
-            ),
+            _rates(window_D, level_D, levels, x=x, right_D=right_D, graded_D=graded_D),
             help="right ones of the rollouts that could be graded",
             share=True,
         )

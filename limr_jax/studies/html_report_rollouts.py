@@ -113,7 +113,8 @@ class _Columns:
 def read_rollouts(workdir, *, keep: Collection[int] = ()) -> RunRollouts:
     """The rollouts of a workdir's dump, as far as it can be read; of none, none.
 
-    keep: steps whose rows are kept whole. InputError where the folder or a file of it cannot be opened.
+    keep: steps whose rows are kept whole. InputError where the folder or a file of it
+    cannot be opened.
     """
     columns = _Columns(reward_curves.row_epochs(workdir))
     chunks, chunk_ends, texts = [], [], _Texts()
@@ -165,9 +166,7 @@ class _Texts:
         prompt = json.dumps(_messages(row.get("prompt")))
         reference = json.dumps(cut(_plain(row.get("reference"))))
         further = [
-            [_name(key), cut(_plain(row[key]), 200)]
-            for key in row
-            if key not in _KNOWN
+            [_name(key), cut(_plain(row[key]), 200)] for key in row if key not in _KNOWN
         ]
         self._rows.append(
             [

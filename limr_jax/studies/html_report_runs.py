@@ -1,4 +1,4 @@
-"""What a page shows of runs: their files as they are, and which differ in the seed only.
+"""What a page shows of runs: their files as they are, and which differ in the seed.
 
 A run may be going on, and any file but run.json may be damaged: what cannot be read is
 named, and the rest is shown.
@@ -19,6 +19,8 @@ from limr_jax.storage import gcs, metrics
 from limr_jax.storage.workdir import read_kernels, read_result, read_run
 
 WARNINGS = "warnings.jsonl"
+# What launch/tpu.py writes beside a workdir, of --compile_only and the like.
+BESIDE = ("compile", "plan", "first_contact")
 _MOST_WARNINGS = 1000  # lines of warnings.jsonl that are shown
 
 
@@ -34,7 +36,7 @@ class ReportRun:
     warnings: Sequence[Mapping[str, Any]]  # rows of warnings.jsonl
     kernels: Sequence[Mapping[str, Any]]
     kernels_fault: str | None  # why kernels.json cannot be read
-    contact: Mapping[str, Any]  # of WORKDIR.first_contact.json; empty without one
+    beside: Mapping[str, Mapping]  # BESIDE → the object in WORKDIR.BESIDE.json
     missing: Sequence[str]  # what cannot be read, a line each
 
     @property
@@ -78,7 +80,7 @@ def read_run_files(workdir) -> ReportRun:
     for file in (metrics.METRICS, metrics.EVALS, WARNINGS):
         if count := metrics.damaged_lines(workdir, file):
             missing.append(f"{name}/{file}: {count} lines cannot be read")
-    result, contact, kernels, kernels_fault = {}, {}, [], None
+    result, beside, kernels, kernels_fault = {}, {}, [], None
     try:
         result = read_result(workdir) or {}
     except InputError as error:
@@ -87,10 +89,12 @@ def read_run_files(workdir) -> ReportRun:
         kernels = read_kernels(workdir)
     except InputError as error:
         kernels_fault = str(error)
-    try:
-        contact = _read_contact(workdir)
-    except InputError as error:
-        missing.append(str(error))
+    for kind in BESIDE:
+        try:
+            if found := _read_beside(workdir, kind):
+                beside[kind] = found
+        except InputError as error:
+            missing.append(str(error))
     return ReportRun(
         name=name,
         config=stored,
@@ -100,7 +104,7 @@ def read_run_files(workdir) -> ReportRun:
         warnings=[*metrics.read_metrics(workdir, WARNINGS)][:_MOST_WARNINGS],
         kernels=kernels,
         kernels_fault=kernels_fault,
-        contact=contact,
+        beside=beside,
         missing=missing,
     )
 
@@ -110,13 +114,14 @@ def _by_step(rows: Iterator[Mapping]) -> list[Mapping]:
     return [row for _, row in sorted({row["step"]: row for row in rows}.items())]
 
 
-def _read_contact(workdir) -> Mapping[str, Any]:
-    """What `launch/tpu.py --first_contact` wrote beside the workdir; empty if nothing.
+def _read_beside(workdir, kind: str) -> Mapping[str, Any]:
+    """What `launch/tpu.py --KIND` wrote beside the workdir; empty if nothing.
 
     InputError where it cannot be read.
     """
-    path = epath.Path(f"{str(workdir).rstrip('/')}.first_contact.json")
+    path = epath.Path(f"{str(workdir).rstrip('/')}.{kind}.json")
     with gcs.reading(path):
+        gcs.refuse_pipe(path)
         text = path.read_bytes() if path.exists() else b"{}"
     try:
         value = json.loads(text)

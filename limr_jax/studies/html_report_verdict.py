@@ -63,7 +63,9 @@ def _by_accuracy(group: RunGroup, known) -> tuple[str, list[str]]:
             else "none: the number of held-out problems is known when the run ends"
         )
     steps = sorted({ends[2] for _, ends in known})
-    at = f"step {steps[0]:,}" if len(steps) == 1 else f"steps {steps[0]:,}–{steps[-1]:,}"
+    at = (
+        f"step {steps[0]:,}" if len(steps) == 1 else f"steps {steps[0]:,}–{steps[-1]:,}"
+    )
     word, claim = _claim(gain)
     lines = [
         f"{claim}: held-out accuracy {_percent(before.mean())} before, "
@@ -88,7 +90,9 @@ def _by_rollouts(group, rollouts) -> tuple[str, list[str]]:
         first_N, last_N = first_and_last(rollouts[run.name])
         if not len(first_N):
             continue
-        gains.append((first_N.mean(), last_N.mean(), statistics.paired(last_N - first_N)))
+        gains.append(
+            (first_N.mean(), last_N.mean(), statistics.paired(last_N - first_N))
+        )
     what = "No evaluation before and after (data.eval)"
     if not gains:
         return UNKNOWN, [
@@ -243,9 +247,9 @@ def _skipped(run: ReportRun) -> list[str]:
                 f"{name} is no finite number in {len(bad)} steps, first {bad[0]:,}"
             )
     for name in sorted({name for row in run.rows for name in row}):
-        if "skipped_updates" in name and (curve := run.curve(name)):
-            if count := max(curve.values()):
-                lines.append(f"{name}: {count:g}")
+        curve = run.curve(name) if "skipped_updates" in name else {}
+        if count := max(curve.values(), default=0):
+            lines.append(f"{name}: {count:g}")
     return lines
 
 

@@ -499,7 +499,7 @@
       const first = Math.max(0, Math.floor(frame.scrollTop / ROW) - 8);
       const last = Math.min(view.rows.length, first + Math.ceil(height / ROW) + 16);
       const space = (rows) => {
-        const td = make('td', { colspan: columns.length });
+        const td = make('td');
         td.style.height = `${rows * ROW}px`;
         return make('tr', { class: 'space', 'aria-hidden': 'true' }, td);
       };
