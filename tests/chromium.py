@@ -170,8 +170,11 @@ class Chromium:
 
     def click(self, selector: str) -> None:
         """A real click at the middle of the element, which is scrolled to first."""
+        # Two frames later what had to be drawn there is drawn.
         x, y = self.run(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
+            "(async () => { const frame = () => new Promise(requestAnimationFrame);"
+            f"const e = document.querySelector({json.dumps(selector)});"
+            "e.scrollIntoView({block: 'center'}); await frame(); await frame();"
             "e.scrollIntoView({block: 'center'}); const r = e.getBoundingClientRect();"
             "return [r.x + r.width / 2, r.y + r.height / 2]; })()"
         )

@@ -116,7 +116,8 @@
         return `${line(s.label)} from ${shown(known[0], chart.share)} to ` +
           shown(known[known.length - 1], chart.share);
       }).join('; '));
-    figure.draw = () => draw(chart, plot, legend);
+    const items = makeLegend(chart, legend, plot);
+    figure.draw = () => draw(chart, plot, items);
     whenSeen.observe(figure);
     return figure;
   }
@@ -158,7 +159,7 @@
     if (series.tone) return TONES[series.tone];
     return COLORS[(series.group ?? n) % COLORS.length];
   }
-  function draw(chart, plot, legend) {
+  function draw(chart, plot, items) {
     const style = getComputedStyle(root);
     const ink = style.getPropertyValue('--soft').trim();
     const axis = {
@@ -196,7 +197,7 @@
         setCursor: [(u) => readOut(u.cursor.idx)],
       },
     }, columns, plot);
-    const items = makeLegend(chart, legend, u);
+    u.chart = chart;
     function readOut(at) {
       for (const { value, series } of items) {
         const x = at === null || at === undefined ? null : columns[0][at];
@@ -206,8 +207,8 @@
     }
     plot.plot = u;
     whenSized.observe(plot);
-    drawn.add({ plot, again: () => { u.destroy(); draw(chart, plot, legend); } });
-    showGroups();
+    drawn.add({ plot, again: () => { u.destroy(); draw(chart, plot, items); } });
+    showSeries(plot);
   }
   function mark(u, x, ink) {
     const at = Math.round(u.valToPos(x, 'x', true));
@@ -258,14 +259,15 @@
     const columns = tables.length ? uPlot.join(tables) : [[], []];
     return { columns, options, bands };
   }
-  function makeLegend(chart, legend, u) {
+  // There before the chart is drawn, so that nothing moves when it is.
+  function makeLegend(chart, legend, plot) {
     const items = [], byLabel = new Map();
+    plot.off = new Set(); // series that were switched off
     chart.series.forEach((series, n) => {
       const key = series.thin ? series.label : n;
       if (!byLabel.has(key)) byLabel.set(key, []);
       byLabel.get(key).push(n);
     });
-    legend.replaceChildren();
     for (const members of byLabel.values()) {
       const series = chart.series[members[0]];
       const swatch = make('i');
@@ -277,29 +279,24 @@
       button.addEventListener('click', () => {
         const on = button.getAttribute('aria-pressed') !== 'true';
         button.setAttribute('aria-pressed', on);
-        u.series.forEach((each, i) => {
-          if (i && members.includes(each.of)) u.setSeries(i, { show: on });
-        });
+        members.forEach((n) => plot.off[on ? 'delete' : 'add'](n));
+        showSeries(plot);
       });
       legend.append(button);
       if (!series.thin) items.push({ value, series });
     }
-    u.chart = chart;
     return items;
   }
-  function showGroups() {
-    for (const each of drawn) {
-      const u = each.plot.plot;
-      if (!u || !u.chart) continue;
-      u.series.forEach((series, i) => {
-        const group = i && u.chart.series[series.of].group;
-        if (i && group !== null && group !== undefined) {
-          const show = !hiddenGroups.has(group);
-          if (series.show !== show) u.setSeries(i, { show });
-        }
-      });
-    }
+  function showSeries(plot) {
+    const u = plot.plot;
+    u?.series.forEach((series, i) => {
+      if (!i) return; // x
+      const show = !plot.off.has(series.of) &&
+        !hiddenGroups.has(u.chart.series[series.of].group);
+      if (series.show !== show) u.setSeries(i, { show });
+    });
   }
+  const showGroups = () => drawn.forEach((each) => showSeries(each.plot));
   matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => {
     const all = [...drawn];
     drawn.clear();
@@ -861,10 +858,11 @@
         selects: Object.fromEntries(Object.entries(selects).map(([id, x]) => [id, x.value])) };
       try { sessionStorage.setItem('limr_jax', JSON.stringify(kept)); } catch { /* none */ }
     }
-    function recall() {
-      if (!live) return;
-      let kept = null;
-      try { kept = JSON.parse(sessionStorage.getItem('limr_jax')); } catch { /* none */ }
+    function remembered() {
+      if (!live) return null;
+      try { return JSON.parse(sessionStorage.getItem('limr_jax')); } catch { return null; }
+    }
+    function recall(kept) {
       if (!kept) return;
       if (kept.sorting) table.setSorting(kept.sorting.filter((s) => columns.some((c) => c.id === s.id)));
       for (const [id, value] of Object.entries(kept.selects || {})) {
@@ -879,8 +877,9 @@
       if (kept.search) { search.value = kept.search; runSearch(); }
     }
     holder.append(controls, status, frame, detail, past);
+    const before = remembered(); // to refresh is to remember what is now
     refresh();
-    recall();
+    recall(before);
     busy = () => !detail.hidden || !past.hidden || document.activeElement === search;
   }
 
