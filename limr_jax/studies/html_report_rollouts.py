@@ -18,7 +18,7 @@ from limr_jax.studies import reward_curves
 
 LONGEST = 20_000  # characters of a text that are on the page
 _LONGEST_NAME = 200  # of an id, a level or a reason
-_SNIPPET = 80  # characters of a prompt or of a response's end in the table
+_SNIPPET, _END = 80, 28  # characters of a prompt, and of a response's end, in a table
 _CHUNK, _LARGEST_CHUNK = 256, 1024  # rollouts: from so many on a chunk is full
 _MOST_BYTES = 2**26  # of all packed texts of a page
 _MOST_FIELDS = 20  # further fields of a row that are shown
@@ -97,7 +97,8 @@ class _Columns:
                 self.reasons.setdefault(reason, len(self.reasons)),
             )
         )
-        self.ends.append(_plain(row.get("response"))[-_SNIPPET:])
+        response = _plain(row.get("response")).rstrip()
+        self.ends.append("…" * (len(response) > _END) + response[-_END:])
         if isinstance(row.get("id"), str):
             self._add_cell(name, row, grade)
 

@@ -794,7 +794,7 @@
         });
         const [, level, , reference] = table.problems[place];
         const lim = table.lim && table.lim[place];
-        const facts = [`${visits.size} visits`, `reference ${line(reference)}`];
+        const facts = [`${visits.size} visit${visits.size > 1 ? 's' : ''}`, `reference ${line(reference)}`];
         if (level !== null) facts.push(`level ${line(level)}`);
         if (lim && lim.length) {
           facts.push(`LIM score ${shown(lim[0])}`, `weight ${shown(lim[1])}`);
