@@ -1,10 +1,11 @@
-"""One HTML page of a run, or of several compared: curves, evaluations, rollouts.
+"""One HTML page of a run, or of several compared: a verdict, curves, LIM, rollouts.
 
     python launch/report.py runs/tiny                     # runs/tiny/report.html
     python launch/report.py runs/a runs/b --out ab.html
 
 The page is one file and loads nothing. The first run is what the others' settings are
-compared with. Runs may still be going on.
+compared with; runs that differ in the seed only are one line with an interval. Runs may
+still be going on: launch/watch.py shows them as they do.
 """
 
 import os
@@ -29,11 +30,20 @@ def main(argv: list[str]) -> None:
         type=int,
         metavar="N",
         default=4,
-        help="rollouts on the page, of each step that is shown",
+        help="rollouts of each run's first and last step that are shown without a "
+        "script",
+    )
+    parser.add_argument(
+        "--rollouts",
+        type=int,
+        metavar="N",
+        default=50_000,
+        help="rollouts in the page's table, of all runs together, evenly by step",
     )
     options = parser.parse_args(argv)
-    if options.samples < 0:
-        raise InputError(f"--samples={options.samples} must be 0 or more")
+    for name in ("samples", "rollouts"):
+        if getattr(options, name) < 0:
+            raise InputError(f"--{name}={getattr(options, name)} must be 0 or more")
     if len(options.runs) > 1 and not options.out:
         raise InputError("a page of several runs has no folder; give --out FILE.html")
     out = files.local(options.out or f"{options.runs[0]}/report.html", "--out")
@@ -41,7 +51,10 @@ def main(argv: list[str]) -> None:
 
     for run in options.runs:
         run_files.refuse(out, run)
-    files.write_text(out, html_report.page(options.runs, samples=options.samples))
+    text = html_report.page(
+        options.runs, samples=options.samples, rollouts=options.rollouts
+    )
+    files.write_text(out, text)
     print(f"{out}: {out.stat().st_size:,} bytes")
 
 

@@ -74,6 +74,8 @@ ALLOWED = {
     ("limr_jax/rewards/user_reward.py", "import_module"),
     # Our own builders of public sets, by the names of their folders.
     ("limr_jax/data/datasets/tfds.py", "import_module"),
+    # The public face's names, each with its module in a literal table.
+    ("limr_jax/__init__.py", "import_module"),
     # Our own scripts of launch/, started as a person starts them.
     ("limr_jax/studies/child_process.py", "run_path"),
     ("launch/gpu_parts.py", "run_path"),

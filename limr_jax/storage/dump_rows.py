@@ -41,6 +41,7 @@ def dump_rows(
     """
     group = reward_PG.shape[1]
     length_B = mask_BT.sum(axis=1)
+    levels = problems.columns.get("level")
     for b, row_T in enumerate(response_BT):
         if asked_B is not None and not asked_B[b]:
             continue
@@ -54,6 +55,8 @@ def dump_rows(
             "prompt": problems.messages[index] or problems.prompts[index],
             "response": decode(row_T[: length_B[b]]),
             "reference": problems.answers[index],
+            # Of a set that has levels: a report shows them, and reads no problems.
+            **({"level": levels[index]} if levels else {}),
             "reward": reward_PG[p, g],
             **{f"reward/{name}": x_PG[p, g] for name, x_PG in parts.items()},
             "correct": correct_PG[p, g],

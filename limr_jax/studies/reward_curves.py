@@ -113,7 +113,7 @@ def read_run(workdir, *, value: str) -> Curves:
     """
     rows_at: collections.Counter = collections.Counter()  # step → rows
     cells: dict[str, dict[int, list[float]]] = {}  # id → epoch → [sum, count]
-    epoch_of = _epochs(workdir)
+    epoch_of = row_epochs(workdir)
     for row in rollout_dump.read_dump(workdir):
         if not isinstance(row.get("id"), str):
             raise InputError(
@@ -249,7 +249,7 @@ def _check_whole(workdir, rows_at: Mapping[int, int]) -> None:
             )
 
 
-def _epochs(workdir) -> Callable[[Mapping], int]:
+def row_epochs(workdir) -> Callable[[Mapping], int]:
     """The epoch of each row of a dump, which are asked for in the dump's order.
 
     It is the row's own `epoch`, or else the epochs that metrics.jsonl has finished

@@ -1,30 +1,48 @@
 """The page of a run: whole, alone, and safe from what a policy wrote."""
 
+import base64
 import gzip
+import hashlib
 import html.parser
 import json
+import re
 import runpy
 import subprocess
 import sys
+import zlib
+from functools import partial
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from tiny_run import ROOT
 
+from limr_jax.algorithms import lim
 from limr_jax.errors import InputError
+from limr_jax.samplers.lim import online_lim
 from limr_jax.storage import metrics, rollout_dump
 from limr_jax.storage.workdir import claim, release, write_result
-from limr_jax.studies import html_report
+from limr_jax.studies import (
+    html_report,
+    html_report_lim,
+    html_report_rollouts,
+    html_report_runs,
+    html_report_verdict,
+)
 
-EVIL = "</pre><script>alert('x')</script>&lt; \x00\x1b[31m \ud800"
+EVIL = "</pre><script>alert('x')</script>&lt; \x00\x1b[31m \ud800 <!-- \u202e"
+WEB = ROOT / "limr_jax/assets/web"
+SCRIPTS = ("uplot.js", "tanstack_table.js", "temml.js", "report.js")
 
 
 @pytest.fixture
 def run(tmp_path):
-    """(name, learning rate) → the workdir of a run of three steps."""
+    """(name, learning rate, …) → the workdir of a run of three steps."""
 
-    def make(name="run", rate=0.01, response="1 + 1 = 2"):
+    def make(name="run", rate=0.01, response="1 + 1 = 2", seed=0, after=0.625):
         path = tmp_path / name
-        config = {"num_steps": 3, "optimizer": {"learning_rate": rate}}
+        config = {"num_steps": 3, "optimizer": {"learning_rate": rate}, "seed": seed}
         claim(path, {"config": config})
         release(path)
         dump = rollout_dump.Dump(path)
@@ -37,29 +55,37 @@ def run(tmp_path):
                     step,
                     [row | {"id": f"p{i}", "reward": i / 4} for i in range(9)],
                 )
-            for step, accuracy in ((0, 0.25), (3, 0.625)):
+            for step, accuracy in ((0, 0.25), (3, after)):
                 log.evaluation(
                     step,
                     {"accuracy": accuracy, "well_formed": 1.0, "response_length": 7.5}
                     | {"accuracy_level_1": accuracy / 2},
                 )
-        write_result(path, {"seconds": 12.5})
+        write_result(path, {"seconds": 12.5, "eval_problems": 200})
         return path
 
     return make
 
 
 class Page(html.parser.HTMLParser):
-    """The elements, the cells of tables, the texts in <pre>, what is loaded."""
+    """The elements, the cells of tables, the texts in <pre>, what is loaded.
+
+    `scripts` are those that run, `data` the packed values of those that do not.
+    """
 
     def __init__(self, text):
         super().__init__()
         self.tags, self.cells, self.pre, self.loads = [], [], [], []
+        self.scripts, self.data, self.policy, self._name = [], {}, "", None
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         attrs = dict(attrs)
+        if attrs.get("http-equiv") == "Content-Security-Policy":
+            self.policy = attrs["content"]
+        if tag == "script":
+            self._name = attrs.get("id") if attrs.get("type") else ""
         self.loads += [x for x in (attrs.get("src"), attrs.get("href")) if x]
 
     def handle_data(self, data):
@@ -68,12 +94,20 @@ class Page(html.parser.HTMLParser):
             self.cells.append(data)
         elif last == "pre":
             self.pre.append(data)
+        elif last == "script" and self._name == "":
+            self.scripts.append(data)
+            self._name = None
+        elif last == "script" and self._name:
+            self.data[self._name] = json.loads(zlib.decompress(base64.b64decode(data)))
+            self._name = None
 
 
 def test_a_page_says_what_the_run_came_to(run):
-    text = html_report.page([run()], samples=4)
+    path = run()
+    text = html_report.page([path], samples=4)
     page = Page(text)
-    assert len(text) < 150_000
+    assert len(text) < 450_000
+    assert html_report.page([path], samples=4) == text  # nothing of a clock
     assert [x for x in page.loads if not x.startswith("#")] == []
     assert page.tags.count("svg") == 1
     row = page.cells[page.cells.index("3 of 3") :]
@@ -98,10 +132,15 @@ def test_runs_are_compared_with_the_first(run):
 def test_what_a_policy_wrote_is_text(run):
     path = run("$\\evil$<b>", response=EVIL)
     text = html_report.page([path], samples=2)
-    assert "script" not in Page(text).tags and "b" not in Page(text).tags
-    for character in ("\x00", "\x1b", "\ud800"):
+    parsed = Page(text)
+    assert len(parsed.scripts) == len(SCRIPTS) and "b" not in parsed.tags
+    for character in ("\x00", "\x1b", "\ud800", "\u202e"):
         assert character not in text
+        assert f'<span class="u">U+{ord(character):04X}</span>' in text
     assert "&lt;/pre&gt;&lt;script&gt;alert(&#x27;x&#x27;)" in text
+    # The data is base64 alone; the whole text is in it, as it was.
+    assert re.findall(r"alert\('x'\)", text) == []
+    assert parsed.data["texts-0-0"]["rows"][0][1] == EVIL
     long = html_report.page([run("long", response="x" * 5000)], samples=1)
     assert "x" * 2000 + "… (3,000 characters more)" in long
     assert "x" * 2001 not in long
@@ -291,3 +330,218 @@ def test_links_that_lead_nowhere(run, tmp_path):
     (path / "rollouts/00000009.jsonl.gz").symlink_to(tmp_path / "gone")
     with pytest.raises(InputError, match="00000009.jsonl.gz cannot be read"):
         html_report.page([path], samples=1)
+
+
+def test_the_policy_lets_these_scripts_run_and_nothing_else(run):
+    text = html_report.page([run()], samples=1)
+    page = Page(text)
+    rules = dict(x.strip().split(" ", 1) for x in page.policy.split(";"))
+    assert rules["default-src"] == "'none'" and "connect-src" not in rules
+    hashes = [
+        f"'sha256-{base64.b64encode(hashlib.sha256(x.encode()).digest()).decode()}'"
+        for x in page.scripts
+    ]
+    assert rules["script-src"].split() == hashes and len(hashes) == len(SCRIPTS)
+    # Each library is below its licence, and is what its sum says.
+    for name, script in zip(SCRIPTS, page.scripts):
+        assert script.endswith((WEB / name).read_text())
+        assert ("Permission is hereby granted" in script) == (name != "report.js")
+    sums = [line.split() for line in (WEB / "SHA256SUMS").read_text().splitlines()]
+    assert {name for _, name in sums} == {*SCRIPTS[:-1], "uplot.css"}
+    for digest, name in sums:
+        assert hashlib.sha256((WEB / name).read_bytes()).hexdigest() == digest
+    assert not [
+        path
+        for path in WEB.glob("*.[jc]s*")
+        if re.search(r"</script|<!--|\r", path.read_text(), re.I)
+    ]
+    ours = (WEB / "report.js").read_text()
+    assert not re.search("innerHTML|outerHTML|insertAdjacentHTML|document.write", ours)
+
+
+def test_runs_that_differ_in_the_seed_are_one_group(run):
+    paths = [run("a"), run("b", seed=1, after=0.645), run("c", rate=0.5, after=0.2)]
+    text = html_report.page(paths, samples=0)
+    # By hand: gains .375 and .395, t = 12.706, s / sqrt(2) = .01.
+    assert "held-out accuracy 25.0 % before, 63.5 % at step 3" in text
+    assert "+38.5 points [25.8, 51.2]" in text and "over 2 seeds" in text
+    assert "Not shown that it learned: the interval holds 0" in text
+    assert "c − a, b (2 seeds), accuracy after: -42.5 points, one seed" in text
+    data = Page(text).data["summary"]
+    assert data["groups"] == ["a, b (2 seeds)", "c"]
+    (chart,) = (
+        x
+        for x in data["sections"][0]["charts"]
+        if x["title"] == "Pass rate of the rollouts"
+    )
+    whole = [x for x in chart["series"] if not x.get("thin")]
+    assert [x["y"] for x in whole] == [[0.25, 0.5, 0.75]] * 2
+    assert whole[0]["low"] == [0.25, 0.5, 0.75] and "low" not in whole[1]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "count", "word", "said"),
+    [
+        (0.25, 0.625, 200, "learned", "+37.5 points [28.1, 45.9]"),
+        (0.625, 0.25, 200, "worse", "-37.5 points [-45.9, -28.1]"),
+        (0.25, 0.28, 200, "unknown", "+3.0 points [-5.6, 11.6]"),
+        (0.25, 0.625, 0, "unknown", "+37.5 points (95 %"),
+    ],
+)
+def test_the_verdict_of_one_run(run, before, after, count, word, said):
+    """The interval is Newcombe's tenth (1998), of two independent shares."""
+    path = run(after=after)
+    evals = (path / "evals.jsonl").read_text().replace("0.25,", f"{before},", 1)
+    (path / "evals.jsonl").write_text(evals)
+    write_result(path, {"seconds": 1.0} | ({"eval_problems": count} if count else {}))
+    (group,) = html_report_runs.groups([html_report_runs.read_run_files(path)])
+    found, lines = html_report_verdict.group_verdict(group, {})
+    assert found == word and said in lines[0]
+
+
+def test_without_an_evaluation_the_verdict_is_of_problems_met_twice(tmp_path):
+    path = tmp_path / "run"
+    claim(path, {"config": {"num_steps": 2}})
+    release(path)
+    dump = rollout_dump.Dump(path)
+    with metrics.Metrics(path) as log:
+        for step, right in ((1, 5), (2, 15)):
+            log.step(step, {"pass_rate": right / 20})
+            dump.add(step, [graded(f"p{i}", i < right) for i in range(20)])
+    text = html_report.page([path], samples=0)
+    # Bonett and Price of 10 won and 10 equal: 10 / 22 ± 1.96 · .1241.
+    assert "It learned on its own training problems" in text
+    assert (
+        "25.0 % at first visits, 75.0 % at last ones, +50.0 points [21.1, 69.8]" in text
+    )
+    assert "not finished: step 2 of 2" in text
+
+
+def graded(name, right, **more):
+    row = {"id": name, "sample": 0, "prompt": name, "response": "r", "reference": "1"}
+    row |= {"reward": float(right), "correct": float(right), "valid": True}
+    return row | {"reason": "graded", "truncated": False, "length": 1} | more
+
+
+def test_what_went_wrong_is_said(run):
+    path = run()
+    lines = [json.loads(x) for x in (path / "metrics.jsonl").read_text().splitlines()]
+    for row, more in zip(
+        lines,
+        (
+            {"loss": None, "drift": 0.01},
+            {"loss": 1.0, "drift": 0.02, "skipped_updates": 2},
+            {"truncated_share": 0.5, "invalid_share": 0.06},
+        ),
+    ):
+        row |= more
+    (path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    text = html_report.page([path], samples=0)
+    assert "drift above 0.005 in 2 steps, first 1; most 0.02 at step 2" in text
+    assert "truncated_share above 0.3 in 1 steps" in text
+    assert "invalid_share above 0.05 in 1 steps" in text
+    assert "loss is no finite number in 1 steps, first 1" in text
+    assert "skipped_updates: 2" in text
+    # What the run itself has warned of, and that alone.
+    warning = {"step": 2, "name": "drift", "text": "<b>too far</b> \u202e"}
+    (path / "warnings.jsonl").write_text(json.dumps(warning) + "\n{\n")
+    text = html_report.page([path], samples=0)
+    assert "step 2, warning drift: &lt;b&gt;too far&lt;/b&gt; <span" in text
+    assert "drift above" not in text.partition("<h2>Missing")[0]
+    assert f"{path}/warnings.jsonl: 1 lines cannot be read" in text
+
+
+def test_lim_on_the_page_is_the_samplers_own(tmp_path):
+    """Scores and weights after each epoch, from a dump, are those of the online one."""
+    problems, prompts, group, path = 10, 4, 4, tmp_path / "run"
+    weights = partial(lim.threshold_weight, threshold=0.6, floor=0.05)
+    sampler = online_lim(
+        problems=problems,
+        prompts=prompts,
+        key=jax.random.key(0),
+        warmup_epochs=1,
+        weights=weights,
+    )
+    sample, update = jax.jit(sampler.sample), jax.jit(sampler.update)
+    report = jax.jit(sampler.report)
+    config = {"num_steps": 9, "sampler": {"name": "lim", "lim": {"threshold": 0.6}}}
+    claim(path, {"config": config})
+    release(path)
+    dump, random = rollout_dump.Dump(path), np.random.default_rng(0)
+    state, ends = sampler.init(), {}
+    with metrics.Metrics(path) as log:
+        for step in range(1, 10):
+            state, ids_P = sample(state, jax.random.key(step))
+            chance_P = (np.asarray(ids_P) + step) / (problems + 10)
+            correct_PG = random.random((prompts, group)) < chance_P[:, None]
+            valid_PG = random.random((prompts, group)) < 0.8
+            epoch = float(report(state, ids_P)["epoch"])
+            dump.add(
+                step,
+                [
+                    graded(f"p{n}", right, sample=g, valid=bool(valid))
+                    for n, *both in zip(ids_P, correct_PG, valid_PG)
+                    for g, (right, valid) in enumerate(zip(*both))
+                ],
+            )
+            log.step(step, {"epoch": epoch, "rollouts": prompts * group})
+            state = update(state, ids_P, jnp.float32(correct_PG), jnp.array(valid_PG))
+            ends[int(state.scored_epochs)] = jax.device_get(state)
+    run = html_report_runs.read_run_files(path)
+    found = html_report_lim.history(run, html_report_rollouts.read_rollouts(path))
+    order = [int(name[1:]) for name in found.ids]
+    assert len(ends) == 4 and found.score_NE.shape == (problems, 3)
+    for epoch in (1, 2, 3):
+        state = ends[epoch]
+        score_N = np.where(state.seen_N, state.score_N, -np.inf)[order]
+        np.testing.assert_allclose(found.score_NE[:, epoch - 1], score_N, rtol=1e-5)
+        np.testing.assert_array_equal(
+            found.weight_NE[:, epoch - 1], state.weight_N[order]
+        )
+    page = html_report.page([path], samples=0)
+    kept = int((ends[3].score_N[ends[3].seen_N] >= 0.6).sum())
+    assert f"{kept} of 10 problems score 0.6 or more after 3 epochs" in page
+    charts = [
+        chart["title"]
+        for section in Page(page).data["summary"]["sections"]
+        for chart in section["charts"]
+    ]
+    for title in ("Scores after the last epoch", "Drift of the weights"):
+        assert f"run: {title}" in charts
+
+
+def test_a_page_holds_so_many_rollouts_evenly(tmp_path):
+    path = tmp_path / "run"
+    claim(path, {"config": {"num_steps": 10}})
+    release(path)
+    dump = rollout_dump.Dump(path)
+    with metrics.Metrics(path) as log:
+        for step in range(1, 11):
+            log.step(step, {"pass_rate": 0.5})
+            level = {"level": step % 2 + 1}
+            rows = [graded(f"p{i}", i % 3 == 0, **level) for i in range(300)]
+            rows[0]["response"] = "x" * 10**6
+            dump.add(step, rows)
+    text = html_report.page([path], samples=0, rollouts=1000)
+    data = Page(text).data
+    (table,) = data["rollout-columns"]
+    assert table["of"] == 3000 and sorted(set(table["step"])) == [1, 5, 10]
+    assert len(table["step"]) == 900 == sum(table["chunk"])
+    whole = data["texts-0-0"]["rows"][0][1]
+    assert whole == "x" * 20_000 + "… (980,000 characters more)"
+    titles = [section["title"] for section in data["summary"]["sections"]]
+    for title in ("By pass rate", "By level", "Pass rate of the rollouts by level"):
+        assert f"What was drawn: {title}" in titles
+    assert "<h2>Rollouts" in html_report.page([path], samples=0, rollouts=0)
+
+
+def test_the_compile_report_is_on_the_page(run):
+    path = run()
+    report = {"programs": [{"name": "generate<b>", "total_gib": 7.5}, 3], "fits": True}
+    path.with_name("run.compile.json").write_text(json.dumps(report))
+    path.with_name("run.plan.json").write_text("{")
+    text = html_report.page([path], samples=0)
+    cells = Page(text).cells
+    assert cells[cells.index("generate<b>") + 1] == "7.5"
+    assert "fits = True" in text
+    assert "run.plan.json cannot be read" in text.partition("<h2>Compile")[0]
