@@ -55,7 +55,7 @@ from limr_jax.models import (
 )
 from limr_jax.models.config import Lora
 from limr_jax.models.hf_config import parse_config
-from limr_jax.models.transformer import init_params
+from limr_jax.models.hf_names import param_shapes
 from limr_jax.rewards import user_reward
 from limr_jax.samplers import score_file
 from limr_jax.sharding import make_mesh
@@ -94,7 +94,7 @@ OVERRIDES = st.lists(
 )
 
 
-@cases(60, 1_500)
+@cases(20, 1_500)
 def test_overrides_of_every_field(tmp_path, examples):
     base = ["--config", str(ROOT / "configs/base.py")]
 
@@ -105,7 +105,7 @@ def test_overrides_of_every_field(tmp_path, examples):
     search(OVERRIDES, check_case, examples=examples)
 
 
-@cases(40, 400)
+@cases(10, 400)
 def test_one_value_for_every_field(tmp_path, examples):
     """Through the launcher's dry run, which reads data and asks for the devices."""
     main = runpy.run_path(str(ROOT / "launch/tpu.py"))["main"]
@@ -153,7 +153,7 @@ BODIES = st.one_of(
 HEAD = "from configs import base\nnan = inf = 1e999\ndef get_config():\n"
 
 
-@cases(60, 900)
+@cases(25, 900)
 def test_config_files(folders, examples):
     def check_case(case):
         folder = folders()
@@ -201,7 +201,7 @@ def file_of(rows, case) -> bytes:
     return edited(content, edits)
 
 
-@cases(60, 1_200)
+@cases(25, 1_200)
 def test_problem_files(folders, examples):
     tokenizer = load_tokenizer(ASSETS)
 
@@ -227,7 +227,7 @@ CURVES = [{"id": "a", "rewards": [0, 0.5, 1], "lim_score": 0.5}, {"id": "b"}]
 CURVES[1] |= {"rewards": [1, None, 0.25], "lim_score": None}
 
 
-@cases(30, 500)
+@cases(12, 500)
 def test_files_of_scores_and_curves(folders, examples):
     def check_case(case):
         folder = folders()
@@ -254,7 +254,7 @@ FOREIGN = {
 }
 
 
-@cases(30, 500)
+@cases(12, 500)
 def test_dumps_of_other_frameworks(folders, examples):
     def check_case(case):
         framework, files = case
@@ -271,7 +271,7 @@ def test_dumps_of_other_frameworks(folders, examples):
     search(st.tuples(st.sampled_from([*FOREIGN]), FILES), check_case, examples=examples)
 
 
-@cases(15, 250)
+@cases(8, 250)
 def test_parquet(folders, examples):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
@@ -347,7 +347,7 @@ TOKENIZERS = st.tuples(
 )
 
 
-@cases(40, 800)
+@cases(20, 800)
 def test_tokenizer_jsons(folders, examples):
     base = {"tokenizer.json": tokenizer_json(), **BESIDE}
     del base["added_tokens.json"]
@@ -364,7 +364,7 @@ def test_tokenizer_jsons(folders, examples):
     search(TOKENIZERS, check_case, examples=examples)
 
 
-@cases(20, 300)
+@cases(10, 300)
 def test_sentencepiece_models(folders, shared, examples):
     models = [
         (ASSETS / "tokenizer.model").read_bytes(),
@@ -447,7 +447,7 @@ SNIPPETS = [
 TEMPLATES = st.lists(st.sampled_from(SNIPPETS) | TEXTS, min_size=1, max_size=3)
 
 
-@cases(25, 400)
+@cases(10, 400)
 def test_chat_templates(tmp_path, examples):
     chats = [[{"role": "user", "content": "a <|x|> b"}]]
 
@@ -492,17 +492,23 @@ def mesh():
     return make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
 
 
+def params_of(shapes):
+    """Parameters without a compilation."""
+    return jax.device_put(
+        jax.tree.map(lambda x: np.full(x.shape, 0.5, x.dtype), shapes)
+    )
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory, mesh):
     """A folder with a checkpoint of Qwen2's kind, of some ten kilobytes."""
     folder = tmp_path_factory.mktemp("weights") / "model"
     config = parse_config(WRITTEN)
-    params = init_params(config, jax.random.key(0))
-    hf_weights.save_params(folder, params, config)
+    hf_weights.save_params(folder, params_of(param_shapes(config)), config)
     return folder
 
 
-@cases(60, 900)
+@cases(30, 900)
 def test_config_jsons(folders, examples):
     def check_case(case):
         changes, edits = case
@@ -522,7 +528,7 @@ def with_header(data: bytes, change, length=None) -> bytes:
     return struct.pack("<Q", written % 2**64) + header + data[8 + size :]
 
 
-@cases(40, 800)
+@cases(15, 800)
 def test_safetensors(folders, weights, mesh, examples):
     whole = (weights / "model.safetensors").read_bytes()
     config = parse_config(WRITTEN)
@@ -550,7 +556,7 @@ def test_safetensors(folders, weights, mesh, examples):
 INDEX = {"metadata": {"total_size": 9}, "weight_map": {}}
 
 
-@cases(15, 200)
+@cases(8, 200)
 def test_an_index_of_safetensors(folders, weights, mesh, examples):
     config = parse_config(WRITTEN)
     whole = (weights / "model.safetensors").read_bytes()
@@ -570,11 +576,11 @@ def test_an_index_of_safetensors(folders, weights, mesh, examples):
     search(st.tuples(CHANGES, st.just([]) | EDITS), check_case, examples=examples)
 
 
-@cases(20, 300)
+@cases(4, 300)
 def test_adapters_of_peft(folders, tmp_path, mesh, examples):
     """Their adapter_config.json, and their safetensors."""
     config = dataclasses.replace(parse_config(WRITTEN), lora=Lora(2, 4.0, ("q", "v")))
-    learned = lora.split(init_params(config, jax.random.key(0)))[1]
+    learned = params_of(lora.split(param_shapes(config))[1])
     peft.save(tmp_path / "whole", learned, config, base_name="base", base=None)
     about = json.loads((tmp_path / "whole" / peft.CONFIG).read_text())
     whole = (tmp_path / "whole" / peft.WEIGHTS).read_bytes()
@@ -679,7 +685,7 @@ def convert(path, out):
         gguf_checkpoint.convert(gguf_files.GgufModel(files), out, "float32")
 
 
-@cases(40, 700)
+@cases(15, 700)
 def test_gguf_bytes(folders, tmp_path, examples):
     write_gguf(tmp_path / "whole.gguf", METADATA)
     whole = (tmp_path / "whole.gguf").read_bytes()
@@ -704,7 +710,7 @@ def _writable(value) -> bool:
     return True
 
 
-@cases(40, 500)
+@cases(15, 500)
 def test_gguf_metadata(folders, examples):
     changes = st.tuples(
         st.sampled_from([*METADATA, "general.architecture"]),
@@ -809,7 +815,7 @@ def damage(folder, faults) -> None:
                 path.mkdir()
 
 
-@cases(25, 400)
+@cases(8, 400)
 def test_checkpoints(folders, run, examples):
     """As a run goes on from them, and as a tool reads them."""
 
@@ -850,7 +856,7 @@ REPORT = runpy.run_path(str(ROOT / "launch/report.py"))["main"]
 OF_A_RUN = ("run.json", "result.json", "metrics.jsonl", "evals.jsonl")
 
 
-@cases(4, 150)
+@cases(3, 150)
 def test_what_a_run_has_left_for_people(folders, run, examples):
     """Read by launch/report.py, by launch/lim.py and by an evaluation."""
 
@@ -945,7 +951,7 @@ def reward(prompts, completions, answer, **columns):
 """
 
 
-@cases(40, 350)
+@cases(20, 350)
 def test_rewards_of_a_users_own(folders, monkeypatch, examples):
     numbers = itertools.count()
     texts = TEXTS.filter(lambda text: "\0" not in text)
