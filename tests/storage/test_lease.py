@@ -372,18 +372,17 @@ def test_a_network_that_fails_for_a_while_loses_nothing(held):
     lease.require(RUN)
 
 
-@pytest.mark.filterwarnings("ignore:.*fork")
-def test_a_fork_that_ends_lets_nothing_go(tmp_path):
+def test_a_fork_that_ends_lets_nothing_go(place, monkeypatch):
     """As a user's reward function may make one; its exit handlers run."""
-    workdir.claim(tmp_path, IDENTITY)
-    child = os.fork()
-    if child == 0:
-        lease.require(tmp_path)
-        lease._release_all()
-        os._exit(0)
-    os.waitpid(child, 0)
-    lease.require(tmp_path)
-    assert standing(tmp_path)["pid"] == os.getpid()
+    path, put = place
+    workdir.claim(path, IDENTITY)
+    mine, pid = lease._of(path), os.getpid()
+    with monkeypatch.context() as patch:
+        patch.setattr(lease.os, "getpid", lambda: pid + 1)
+        assert lease._of(path) is None
+        mine.release()
+    lease.require(path, sure=True)
+    assert standing(path)["pid"] == pid
 
 
 def test_one_from_the_future_is_as_old_as_this_moment(place):
