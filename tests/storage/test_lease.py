@@ -301,6 +301,30 @@ def test_in_a_bucket_too_and_it_is_said(held, capsys):
     assert f"taking over {RUN} from process {died.pid} on " in capsys.readouterr().err
 
 
+def test_who_is_alive_here_is_known_before_anything_is_loaded(place):
+    """But not of another machine: only its heartbeat says it, of which `take` waits."""
+    path, put = place
+    path = workdir.workdir_path(path)
+    lease.refuse_alive(path, "--workdir")
+    alive = subprocess.Popen(["sleep", "60"])
+    owner = lease._owner() | {"pid": alive.pid, "began": lease._began(alive.pid)}
+    try:
+        put(owner | {"machine": "another"})
+        lease.refuse_alive(path, "--workdir")
+        put(owner | {"began": 1})  # its number is another process's by now
+        lease.refuse_alive(path, "--workdir")
+        put(owner)
+        name = f"process {alive.pid} on {socket.gethostname()}"
+        with pytest.raises(InputError, match=f"is being written by {name}"):
+            lease.refuse_alive(path, "--workdir")
+    finally:
+        alive.kill()
+    # Killed, and not waited for yet.
+    wait_for(lambda: lease._began(alive.pid) is None)
+    lease.refuse_alive(path, "--workdir")
+    alive.wait()
+
+
 @pytest.mark.parametrize("field", ["machine", "space"])
 def test_a_number_of_another_machine_or_container_says_nothing(held, field):
     mine = lease._owner() | {"pid": os.getpid(), field: "another"}
