@@ -118,7 +118,7 @@ def _run(config, options) -> None:
     from limr_jax import console, fork
     from limr_jax.compilation import warm_up
     from limr_jax.setup import describe, set_up
-    from limr_jax.storage import files, gcs, wandb_sink
+    from limr_jax.storage import files, gcs, lease, wandb_sink
     from limr_jax.storage.workdir import workdir_path
     from limr_jax.train import train
 
@@ -130,6 +130,7 @@ def _run(config, options) -> None:
     options.workdir = str(workdir_path(options.workdir, rights))
     if not options.dry_run:
         files.check_writable(f"{options.workdir}/run.json")
+        lease.refuse_alive(workdir_path(options.workdir, rights), "--workdir")
     wandb_sink.check(**config.wandb)
     forked = identity_of = None
     if options.fork:

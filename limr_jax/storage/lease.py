@@ -169,13 +169,11 @@ class _Bucket:
         return probe.updated.timestamp() - seen.when
 
     def is_over(self, owner) -> bool:
-        mine = _owner()
-        # A process of another container has its number there, not here.
-        if any(owner.get(x) != mine[x] for x in ("machine", "space")):
-            return False
-        pid, itself = owner.get("pid"), mine["pid"]
         # This very process has let it go without being heard, as after a failure.
-        return pid == itself or _began(pid) != owner.get("began")
+        return _is_here(owner) and (
+            owner.get("pid") == os.getpid()
+            or _began(owner.get("pid")) != owner.get("began")
+        )
 
     def write(self, owner, mark):
         from google.api_core.exceptions import PreconditionFailed
@@ -299,6 +297,22 @@ class _Lease:
 
 
 _held: dict[str, _Lease] = {}  # workdir → what this process has of it
+
+
+def refuse_alive(path: epath.Path, flag: str) -> None:
+    """InputError where a process of this machine writes the workdir.
+
+    A look before anything that takes long; `take` decides. Nothing is written.
+    """
+    place = _Bucket(path) if gcs.remote(path) else _Disk(path)
+    with gcs.reading(path):
+        seen = place.read()
+    owner = seen.owner if seen else {}
+    pid = owner.get("pid")
+    alive = _is_here(owner) and _began(pid) is not None
+    if alive and pid != os.getpid() and _began(pid) == owner.get("began"):
+        age = None if gcs.remote(path) else time.time() - seen.when
+        raise _refusal(path, owner, age, flag)
 
 
 def take(path: epath.Path, flag: str) -> None:
@@ -437,6 +451,11 @@ def _owner() -> dict[str, Any]:
     }
 
 
+def _is_here(owner: Mapping[str, Any]) -> bool:
+    """Whether its process has its number on this machine, and in this container."""
+    return owner.get("machine") == _machine() and owner.get("space") == _space()
+
+
 def _machine() -> str:
     """This machine since it was started; a container's is that of its host."""
     with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
@@ -455,8 +474,10 @@ def _began(pid) -> int | None:
     """When a process of this machine began, in ticks; None: there is no such one."""
     try:
         with open(f"/proc/{int(pid)}/stat", encoding="ascii", errors="replace") as file:
-            # Field 22; the second, a name, may hold blanks and ")" itself.
-            return int(file.read().rsplit(")", 1)[1].split()[19])
+            # From field 3; the second, a name, may hold blanks and ")" itself.
+            fields = file.read().rsplit(")", 1)[1].split()
+        # One that nobody has waited for has ended all the same.
+        return None if fields[0] in "ZX" else int(fields[19])
     except (OSError, ValueError, TypeError, IndexError):
         return None
 

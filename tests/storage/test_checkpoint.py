@@ -530,7 +530,7 @@ def test_two_processes_save_and_restore_together(tmp_path):
         for process in (0, 1)
     ]
     try:
-        told = [process.communicate(timeout=60) for process in processes]
+        told = [process.communicate(timeout=300) for process in processes]
     finally:
         for process in processes:
             process.kill()

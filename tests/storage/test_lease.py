@@ -304,6 +304,30 @@ def test_in_a_bucket_too_and_it_is_said(held, capsys):
     assert f"taking over {RUN} from process {died.pid} on " in capsys.readouterr().err
 
 
+def test_who_is_alive_here_is_known_before_anything_is_loaded(place):
+    """But not of another machine: only its heartbeat says it, of which `take` waits."""
+    path, put = place
+    path = workdir.workdir_path(path)
+    lease.refuse_alive(path, "--workdir")
+    alive = subprocess.Popen(["sleep", "60"])
+    owner = lease._owner() | {"pid": alive.pid, "began": lease._began(alive.pid)}
+    try:
+        put(owner | {"machine": "another"})
+        lease.refuse_alive(path, "--workdir")
+        put(owner | {"began": 1})  # its number is another process's by now
+        lease.refuse_alive(path, "--workdir")
+        put(owner)
+        name = f"process {alive.pid} on {socket.gethostname()}"
+        with pytest.raises(InputError, match=f"is being written by {name}"):
+            lease.refuse_alive(path, "--workdir")
+    finally:
+        alive.kill()
+    # Killed, and not waited for yet.
+    wait_for(lambda: lease._began(alive.pid) is None)
+    lease.refuse_alive(path, "--workdir")
+    alive.wait()
+
+
 @pytest.mark.parametrize("field", ["machine", "space"])
 def test_a_number_of_another_machine_or_container_says_nothing(held, field):
     mine = lease._owner() | {"pid": os.getpid(), field: "another"}
@@ -375,18 +399,17 @@ def test_a_network_that_fails_for_a_while_loses_nothing(held):
     lease.require(RUN)
 
 
-@pytest.mark.filterwarnings("ignore:.*fork")
-def test_a_fork_that_ends_lets_nothing_go(tmp_path):
+def test_a_fork_that_ends_lets_nothing_go(place, monkeypatch):
     """As a user's reward function may make one; its exit handlers run."""
-    workdir.claim(tmp_path, IDENTITY)
-    child = os.fork()
-    if child == 0:
-        lease.require(tmp_path)
-        lease._release_all()
-        os._exit(0)
-    os.waitpid(child, 0)
-    lease.require(tmp_path)
-    assert standing(tmp_path)["pid"] == os.getpid()
+    path, put = place
+    workdir.claim(path, IDENTITY)
+    mine, pid = lease._of(path), os.getpid()
+    with monkeypatch.context() as patch:
+        patch.setattr(lease.os, "getpid", lambda: pid + 1)
+        assert lease._of(path) is None
+        mine.release()
+    lease.require(path, sure=True)
+    assert standing(path)["pid"] == pid
 
 
 def test_one_from_the_future_is_as_old_as_this_moment(place):
