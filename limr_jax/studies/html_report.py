@@ -8,10 +8,12 @@ load or to send anything.
 """
 
 import base64
+import collections
 import hashlib
 import html
 import importlib.resources
 import io
+import math
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -87,7 +89,7 @@ def page(
         f"<h1>{_text(title)}</h1>",
         _NAVIGATION,
         _verdict(by_seed, dumps),
-        _missing(runs),
+        _missing(runs, dumps),
         _overview(runs),
         _levels(runs),
         f'<div class="nojs">{_curves(by_seed)}</div>',
@@ -230,7 +232,7 @@ def _verdict(by_seed: Sequence[RunGroup], dumps: Mapping[str, RunRollouts]) -> s
     fine = []
     for group in by_seed:
         for run in group.runs:
-            if lines := html_report_verdict.troubles(run, dumps[run.name]):
+            if lines := html_report_verdict.troubles(run):
                 parts.append(f"<p>{_text(run.name)}</p>{_list(lines)}")
             else:
                 fine.append(run.name)
@@ -246,9 +248,29 @@ def _list(lines: Iterable[str]) -> str:
     return "<ul>" + "".join(f"<li>{_text(line)}</li>" for line in lines) + "</ul>"
 
 
-def _missing(runs: Sequence[ReportRun]) -> str:
-    """A list of what in the runs' files cannot be read; empty where all can be."""
-    unreadable = [line for run in runs for line in run.missing]
+def _missing(runs: Sequence[ReportRun], dumps: Mapping[str, RunRollouts]) -> str:
+    """A list of what in the runs' files cannot be read; empty where all can be.
+
+    And of rollouts that the dump lacks: damaged, or more than `dump.max_bytes`.
+    """
+    unreadable = []
+    for run in runs:
+        unreadable += run.missing
+        asked = metrics.number(dict(load.leaves(run.config)), "dump.rows_per_step")
+        there = collections.Counter(dumps[run.name].step_R.tolist())
+        short = [
+            row["step"]
+            for row in run.rows
+            # A line that does not say how many asks for one at least.
+            if there[row["step"]]
+            < min(metrics.number(row, "rollouts") or 1, asked or math.inf)
+        ]
+        if short:
+            unreadable.append(
+                f"{run.name}/rollouts: lacks rollouts of {len(short):,} of "
+                f"{len(run.rows):,} steps, first {short[0]:,}; what is below, LIM's "
+                "scores too, is of those that are there"
+            )
     return f"<h2>Missing</h2>{_list(unreadable)}" if unreadable else ""
 
 

@@ -19,6 +19,7 @@ from limr_jax.studies.html_report_runs import ReportRun, RunGroup
 
 _POINTS = 200  # of a curve; more steps are shown as means of windows
 _MOST_SERIES = 12  # of a chart that has one a name
+_MOST_NAMES = 500  # numbers of a line; no run of this project has as many
 # Title → (number of metrics.jsonl, whether it is a share, what it is).
 _STEP_CHARTS = {
     "Pass rate of the rollouts": ("pass_rate", True, "of the problems drawn"),
@@ -88,7 +89,8 @@ def step_charts(groups: Sequence[RunGroup]) -> dict[str, list[dict]]:
 
 def every_number(runs: Sequence[ReportRun]) -> list[str]:
     """The names of all numbers in the runs' lines, for who looks for one."""
-    return sorted({name for run in runs for row in run.rows for name in row} - {"step"})
+    names = {name for run in runs for row in run.rows for name in row} - {"step"}
+    return sorted(names)[:_MOST_NAMES]
 
 
 def numbers(groups: Sequence[RunGroup], name: str) -> list[dict]:
@@ -179,7 +181,7 @@ def _prefixed(
             if name.startswith(prefix)
         },
         key=_by_number,
-    )
+    )[:_MOST_NAMES]
     if len(groups) == 1:
         apart = False
 
@@ -237,7 +239,7 @@ def _together(
     if not steps:
         return None
     x_X, value_RX = _in_windows(steps, curves)
-    series = {"label": group.label, "group": number, "x": rounded(x_X)}
+    series = {"label": group.label, "group": number, "x": x_X}
     if len(curves) == 1:
         return series | {"y": rounded(value_RX[0])}
     estimates = [statistics.mean(value_R) for value_R in value_RX.T]
@@ -263,18 +265,18 @@ def _with_seeds(group, curve, number: int, *, share: bool = False) -> list[dict]
                 x_X, value_RX = _in_windows(sorted(own), [own])
                 lines.append(
                     {"label": "each seed", "group": number, "thin": True}
-                    | {"x": rounded(x_X), "y": rounded(value_RX[0])}
+                    | {"x": x_X, "y": rounded(value_RX[0])}
                 )
     return [*lines, together]
 
 
-def _in_windows(steps: Sequence[int], curves) -> tuple[np.ndarray, np.ndarray]:
+def _in_windows(steps: Sequence[int], curves) -> tuple[list[int], np.ndarray]:
     """(last step of each window, mean of each run there); windows hold all steps."""
-    windows = np.array_split(np.array(steps, float), min(len(steps), _POINTS))
+    windows = np.array_split(np.array(steps), min(len(steps), _POINTS))
     values = np.array([[c[step] for step in steps] for c in curves], float)
     parts = np.split(values, np.cumsum([len(w) for w in windows])[:-1], axis=1)
     return (
-        np.array([w[-1] for w in windows]),
+        [int(w[-1]) for w in windows],
         np.array([part.mean(axis=1) for part in parts]).T,
     )
 
@@ -298,7 +300,7 @@ def draw_charts(label: str, rollouts: RunRollouts) -> dict[str, list[dict]]:
     graded_D = right_D + wrong_D
     rate_D = right_D / np.maximum(graded_D, 1)
     window_S = _window_of(len(steps))
-    x = rounded(steps[np.flatnonzero(np.diff(window_S, append=-1))].astype(float))
+    x = steps[np.flatnonzero(np.diff(window_S, append=-1))].tolist()
     window_D = window_S[step_D]
     charts = {}
     class_D = np.where(

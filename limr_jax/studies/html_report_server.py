@@ -89,6 +89,9 @@ class _Server(http.server.ThreadingHTTPServer):
     # Else a second server could share the port of one that is going.
     allow_reuse_port = False
 
+    def handle_error(self, *_):
+        """Nothing: a browser that leaves in the midst is no fault of anybody's."""
+
 
 def _handler(page: LivePage) -> type[http.server.BaseHTTPRequestHandler]:
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -167,9 +170,11 @@ def serving(page: LivePage, port: int) -> Iterator[str]:
 
 
 def follow(page: LivePage, every: float) -> None:
-    """Look for changes every so many seconds, without an end."""
+    """Look for changes every so many seconds, without an end.
+
+    A page that takes long to make takes a quarter of a core at the most.
+    """
     while True:
         begun = time.monotonic()
         page.refresh()
-        # A page that takes long to make takes no more than half of a core.
-        time.sleep(max(every, time.monotonic() - begun))
+        time.sleep(max(every, 3 * (time.monotonic() - begun)))

@@ -6,6 +6,7 @@ more than its sentence does.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -21,6 +22,8 @@ LEARNED, WORSE, UNKNOWN = "learned", "worse", "unknown"
 _DRIFT, _INVALID, _TRUNCATED = 0.005, 0.05, 0.30
 _NO_SIGNAL = 5  # steps in a row in which all groups are alike
 _ENTROPY_LEFT = 0.1  # of the first steps' entropy
+# Counters of updates that were left out; `skipped_share` is DASH's filter.
+_SKIPPED = re.compile("skipped_update|updates?_skipped|non_?finite")
 _WHOLE_RUN = 0.05  # of the steps that are its beginning, and its end
 
 
@@ -51,7 +54,7 @@ def _by_accuracy(group: RunGroup, known) -> tuple[str, list[str]]:
     before = np.array([ends[0] for _, ends in known])
     after = np.array([ends[1] for _, ends in known])
     if len(known) > 1:
-        gain = statistics.mean(after - before)
+        gain = _over_seeds(after - before)
         over = f"Student's t over {len(known)} seeds"
     else:
         _, _, _, count = known[0][1]
@@ -104,7 +107,7 @@ def _by_rollouts(group, rollouts) -> tuple[str, list[str]]:
         over = "over the problems met at least twice (Bonett and Price)"
     else:
         first, last = (float(np.mean([x[k] for x in gains])) for k in (0, 1))
-        gain = statistics.mean(np.array([x[2].value for x in gains]))
+        gain = _over_seeds(np.array([x[2].value for x in gains]))
         over = f"Student's t over {len(gains)} seeds"
     word, claim = _claim(gain)
     lines = [
@@ -157,10 +160,21 @@ def _share(value: float, count: int) -> Estimate:
     return statistics.proportion(part_N, np.ones(count))
 
 
+def _over_seeds(gain_X: np.ndarray) -> Estimate:
+    """The mean and its t interval; none where all are the same number.
+
+    Accuracies are multiples of 1 / N: two seeds may well come out equal, which does not
+    say that all do.
+    """
+    gain = statistics.mean(gain_X)
+    if gain.high - gain.low <= 1e-12:
+        return Estimate(gain.value, math.nan, math.nan)
+    return gain
+
+
 def _claim(gain: Estimate) -> tuple[str, str]:
     if not math.isfinite(gain.low):
-        side = "rose" if gain.value > 0 else "fell" if gain.value < 0 else "stayed"
-        return UNKNOWN, f"Not shown, as there is no interval, but the number {side}"
+        return UNKNOWN, "Not shown that it learned, as there is no interval"
     if gain.low > 0:
         return LEARNED, "It learned"
     if gain.high < 0:
@@ -202,7 +216,7 @@ def comparisons(groups: Sequence[RunGroup]) -> list[str]:
         if not len(difference_X):
             lines.append(f"{name}: no seed has one in both.")
             continue
-        text = f"{name}: {points(statistics.mean(difference_X))}"
+        text = f"{name}: {points(_over_seeds(difference_X))}"
         if not math.isfinite(p):
             lines.append(f"{text}, one seed in common: no interval over seeds.")
             continue
@@ -215,7 +229,7 @@ def comparisons(groups: Sequence[RunGroup]) -> list[str]:
     return lines
 
 
-def troubles(run: ReportRun, rollouts: RunRollouts) -> list[str]:
+def troubles(run: ReportRun) -> list[str]:
     """What went wrong in a run, a line each; none where nothing was found."""
     lines = []
     for row in run.warnings:
@@ -232,8 +246,6 @@ def troubles(run: ReportRun, rollouts: RunRollouts) -> list[str]:
     last, steps = run.rows[-1]["step"], run.config.get("num_steps")
     if not run.finished:
         lines.append(f"not finished: step {last:,} of {steps}; stopped, or going on")
-    if not len(rollouts):
-        lines.append("the dump holds no rollouts")
     return lines
 
 
@@ -247,9 +259,12 @@ def _skipped(run: ReportRun) -> list[str]:
                 f"{name} is no finite number in {len(bad)} steps, first {bad[0]:,}"
             )
     for name in sorted({name for row in run.rows for name in row}):
-        curve = run.curve(name) if "skipped_updates" in name else {}
-        if count := max(curve.values(), default=0):
-            lines.append(f"{name}: {count:g}")
+        curve = run.curve(name) if _SKIPPED.search(name) else {}
+        if steps := [step for step, count in curve.items() if count > 0]:
+            lines.append(
+                f"{name}: above 0 in {len(steps):,} steps, first {steps[0]:,}; at most "
+                f"{max(curve.values()):g}"
+            )
     return lines
 
 

@@ -295,7 +295,7 @@ def test_tampered_files_are_one_line_or_named_on_the_page(run, every):
             assert text.endswith("</html>\n"), (name, how)
             if name == "result.json" and how not in ("other types", "odd fields"):
                 # An object of other fields is a result without seconds.
-                missing = "result.json" in text.partition("<h2>Results")[0]
+                missing = "result.json" in text.partition('<h2 id="results">')[0]
                 assert missing == (how != "a huge number"), how
         except InputError as error:
             ends["line"] += 1
@@ -314,7 +314,8 @@ def test_a_damaged_file_is_named_on_the_page(run):
     segment = path / "rollouts/00000001.jsonl.gz"
     segment.write_bytes(segment.read_bytes()[:-40])
     text = html_report.page([path], samples=1)
-    missing = text.partition("<h2>Missing</h2>")[2].partition("<h2>Results")[0]
+    missing = text.partition("<h2>Missing</h2>")[2].partition('<h2 id="results">')[0]
+    assert "/rollouts: lacks rollouts of 1 of 3 steps, first 3;" in missing
     assert f"<li>{path}/metrics.jsonl: 2 lines cannot be read</li>" in missing
     assert f"<li>{path}/result.json cannot be read (Expecting property" in missing
     assert "The dump holds no rollouts of step 3." in text
@@ -441,7 +442,7 @@ def test_what_went_wrong_is_said(run):
     assert "truncated_share above 0.3 in 1 steps" in text
     assert "invalid_share above 0.05 in 1 steps" in text
     assert "loss is no finite number in 1 steps, first 1" in text
-    assert "skipped_updates: 2" in text
+    assert "skipped_updates: above 0 in 1 steps, first 2; at most 2" in text
     # What the run itself has warned of, and that alone.
     warning = {"step": 2, "name": "drift", "text": "<b>too far</b> \u202e"}
     (path / "warnings.jsonl").write_text(json.dumps(warning) + "\n{\n")
