@@ -6,11 +6,12 @@ more than its sentence does.
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from limr_jax import alarms
+from limr_jax.config.config_file import defaults
 from limr_jax.evaluation import statistics
 from limr_jax.evaluation.statistics import Estimate
 from limr_jax.storage import metrics
@@ -18,13 +19,8 @@ from limr_jax.studies.html_report_rollouts import RIGHT, WRONG, RunRollouts
 from limr_jax.studies.html_report_runs import ReportRun, RunGroup
 
 LEARNED, WORSE, UNKNOWN = "learned", "worse", "unknown"
-# Where a run has no warnings.jsonl these are looked for in its numbers.
-_DRIFT, _INVALID, _TRUNCATED = 0.005, 0.05, 0.30
-_NO_SIGNAL = 5  # steps in a row in which all groups are alike
-_ENTROPY_LEFT = 0.1  # of the first steps' entropy
-# Counters of updates that were left out; `skipped_share` is DASH's filter.
-_SKIPPED = re.compile("skipped_update|updates?_skipped|non_?finite")
-_WHOLE_RUN = 0.05  # of the steps that are its beginning, and its end
+# Counters of updates that were left out.
+_LEFT_OUT = ("nonfinite_share", "critic/nonfinite_share")
 
 
 def accuracies(run: ReportRun) -> tuple[float, float, int, int] | None:
@@ -235,9 +231,8 @@ def troubles(run: ReportRun) -> list[str]:
     for row in run.warnings:
         text, name = row.get("text"), row.get("name")
         lines.append(f"step {row['step']:,}, warning {name}: {text}")
-    if not run.warnings:
-        lines += _alarms(run)
-    lines += _skipped(run)
+    lines += _alarms(run)
+    lines += _left_out(run)
     lines += [
         f"kernel {row.get('kernel')}: {row['fault']}"
         for row in run.kernels
@@ -249,8 +244,8 @@ def troubles(run: ReportRun) -> list[str]:
     return lines
 
 
-def _skipped(run: ReportRun) -> list[str]:
-    """Lines with a loss or a gradient that is none, and counters of skipped updates."""
+def _left_out(run: ReportRun) -> list[str]:
+    """Lines with a loss or a gradient that is none, and of updates left out for it."""
     lines = []
     for name in ("loss", "gradient_norm"):
         bad = [row["step"] for row in run.rows if name in row and row[name] is None]
@@ -258,64 +253,26 @@ def _skipped(run: ReportRun) -> list[str]:
             lines.append(
                 f"{name} is no finite number in {len(bad)} steps, first {bad[0]:,}"
             )
-    for name in sorted({name for row in run.rows for name in row}):
-        curve = run.curve(name) if _SKIPPED.search(name) else {}
-        if steps := [step for step, count in curve.items() if count > 0]:
-            lines.append(
-                f"{name}: above 0 in {len(steps):,} steps, first {steps[0]:,}; at most "
-                f"{max(curve.values()):g}"
-            )
+    for name in _LEFT_OUT:
+        if steps := [step for step, share in run.curve(name).items() if share > 0]:
+            lines.append(f"{name}: above 0 in {len(steps):,} steps, first {steps[0]:,}")
     return lines
 
 
 def _alarms(run: ReportRun) -> list[str]:
-    """What the numbers themselves say of a run that wrote no warnings."""
-    lines = []
-    for name, limit, what in (
-        ("drift", _DRIFT, "mean drift between rollout and learner"),
-        ("invalid_share", _INVALID, "invalid rollouts"),
-        ("truncated_share", _TRUNCATED, "truncated rollouts"),
-    ):
-        above = {step: x for step, x in run.curve(name).items() if x > limit}
-        if above:
-            worst = max(above, key=lambda step: above[step])
-            lines.append(
-                f"{what}: {name} above {limit:g} in {len(above):,} steps, first "
-                f"{min(above):,}; most {above[worst]:.3g} at step {worst:,}"
-            )
-    run_length, since = _longest_zero(run.curve("signal_groups"))
-    if run_length >= _NO_SIGNAL:
-        lines.append(
-            f"no signal: all groups alike in {run_length:,} steps in a row, from step "
-            f"{since:,}"
-        )
-    entropy = [*run.curve("rollout_entropy").values()]
-    part = max(1, int(len(entropy) * _WHOLE_RUN))
-    if len(entropy) >= 10:
-        start, end = np.mean(entropy[:part]), np.mean(entropy[-part:])
-        if 0 <= end < _ENTROPY_LEFT * start:
-            lines.append(
-                f"entropy collapse: rollout_entropy from {start:.3g} to {end:.3g}"
-            )
+    """What the numbers of a run say that is older than alarms, by today's limits."""
+    if run.warnings or "alarms" in run.config:
+        return []
+    watch, lines = alarms.Alarms(defaults("base").alarms), []
+    for row in run.rows:
+        # A number that such a run has not, but nearly.
+        flat = {"flat_reward_share": row.get("zero_variance_share")}
+        found = watch.judge(row["step"], {**flat, **row})
+        lines += [f"step {alarm.step:,}, {alarm.text}" for alarm in found]
     return lines
 
 
-def _longest_zero(curve: Mapping[int, float]) -> tuple[int, int]:
-    """(how many steps in a row are 0 at the most, the first of them)."""
-    best, since, count, start = 0, 0, 0, 0
-    for step, value in curve.items():
-        if value:
-            count = 0
-            continue
-        start = start if count else step
-        count += 1
-        if count > best:
-            best, since = count, start
-    return best, since
-
-
 CHECKED = (
-    "a loss or gradient that is no number, drift above .005, invalid rollouts above "
-    "5 %, truncated ones above 30 %, no signal for 5 steps, entropy below a tenth of "
-    "the first"
+    "a loss or gradient that is no number, and what raises the alarms of "
+    "configs/base.py"
 )
