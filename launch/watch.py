@@ -48,7 +48,6 @@ def main(argv: list[str]) -> None:
         raise InputError(f"--every {options.every:g} must be from 1 to 3600 seconds")
     if options.rollouts < 0:
         raise InputError(f"--rollouts={options.rollouts} must be 0 or more")
-    os.nice(10)  # the run goes first
     from limr_jax.studies import html_report, html_report_server
 
     html_report_server.check_port(options.port)
