@@ -18,7 +18,7 @@ from limr_jax.errors import InputError
 from limr_jax.storage import gcs, metrics
 from limr_jax.storage.workdir import read_kernels, read_result, read_run
 
-WARNINGS = "warnings.jsonl"
+WARNINGS = metrics.WARNINGS
 # What launch/tpu.py writes beside a workdir, of --compile_only and the like.
 BESIDE = ("compile", "plan", "first_contact")
 _MOST_WARNINGS = 1000  # lines of warnings.jsonl that are shown
