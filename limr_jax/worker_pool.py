@@ -188,6 +188,9 @@ def _ended_by(process: subprocess.Popen) -> int | None:
 
     It is not reaped, so that its number, its group's too, stays its own.
     """
+    if not hasattr(os, "waitid"):  # macOS before Python 3.13: there it is reaped
+        process.poll()
+        return None if process.returncode is None else max(0, -process.returncode)
     if process.returncode is not None:
         return max(0, -process.returncode)
     how = os.WEXITED | os.WNOHANG | os.WNOWAIT
