@@ -188,10 +188,11 @@ def _ended_by(process: subprocess.Popen) -> int | None:
 
     It is not reaped, so that its number, its group's too, stays its own.
     """
-    if process.returncode is not None:
-        return max(0, -process.returncode)
     how = os.WEXITED | os.WNOHANG | os.WNOWAIT
-    ended = os.waitid(os.P_PID, process.pid, how)
+    try:
+        ended = os.waitid(os.P_PID, process.pid, how)
+    except ChildProcessError:  # reaped by now, as by a `close` meanwhile
+        return max(0, -(process.returncode or 0))
     if ended is None:
         return None
     return 0 if ended.si_code == os.CLD_EXITED else ended.si_status
