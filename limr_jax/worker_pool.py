@@ -191,10 +191,11 @@ def _ended_by(process: subprocess.Popen) -> int | None:
     if not hasattr(os, "waitid"):  # macOS before Python 3.13: there it is reaped
         process.poll()
         return None if process.returncode is None else max(0, -process.returncode)
-    if process.returncode is not None:
-        return max(0, -process.returncode)
     how = os.WEXITED | os.WNOHANG | os.WNOWAIT
-    ended = os.waitid(os.P_PID, process.pid, how)
+    try:
+        ended = os.waitid(os.P_PID, process.pid, how)
+    except ChildProcessError:  # reaped by now, as by a `close` meanwhile
+        return max(0, -(process.returncode or 0))
     if ended is None:
         return None
     return 0 if ended.si_code == os.CLD_EXITED else ended.si_status
