@@ -67,7 +67,10 @@ ENDS = ["raise InputError(HOSTILE * 10**5)", "raise ValueError(HOSTILE)", "retur
 
 def in_a_terminal(script: str) -> tuple[int, str]:
     """(exit code, all that the terminal got) of a Python script."""
-    mine, its = pty.openpty()
+    try:
+        mine, its = pty.openpty()
+    except OSError as error:  # a folder that is another system's root has none
+        pytest.skip(f"this machine gives no terminal ({error})")
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 200, 0, 0))
     child = subprocess.Popen(
         [sys.executable, "-c", script],
