@@ -93,14 +93,22 @@ class Alarms:
                 found.append(Alarm(step, name, f"{name}: {text}"))
         return found
 
-    def refuse_drift(self, step: int, numbers: Mapping[str, Any]) -> None:
-        """Raise InputError where this step's drift is above alarms.drift_stop."""
+    def refuse_drift(
+        self,
+        step: int,
+        numbers: Mapping[str, Any],
+        latest: Callable[[], int | None] = lambda: None,
+    ) -> None:
+        """Raise InputError where this step's drift is above alarms.drift_stop.
+
+        latest: () → the step of the newest checkpoint, or None.
+        """
         limit, value = self._limits["drift_stop"], drift(numbers)
         if limit and value is not None and value > limit:
             raise InputError(
                 f"step {step}: rollout and learner differ by {value:.3g} nats a token, "
-                f"above alarms.drift_stop={limit:g}, and the step is not saved; the "
-                f"checkpoint before it stands. {_DRIFT_REMEDY}, or "
+                f"above alarms.drift_stop={limit:g}, and the step is not saved; "
+                f"{_last_save(latest)}. {_DRIFT_REMEDY}, or "
                 "--config.alarms.drift_stop=0 in a new --workdir to go on regardless"
             )
 
@@ -270,14 +278,10 @@ class Divergence:
         """
         if self.in_a_row < self._patience:
             return
-        saved_step = latest()
-        last_save = "there is no checkpoint yet"
-        if saved_step is not None:
-            last_save = f"the checkpoint of step {saved_step} stands"
         raise InputError(
             f"step {step} has {_not_finite(numbers)}, {self.in_a_row} in a row "
-            f"(divergence.patience={self._patience}), and is not saved; {last_save}, "
-            f"and {batch} holds the batch. The same command would come here again: "
+            f"(divergence.patience={self._patience}), and is not saved; "
+            f"{_last_save(latest)}, and {batch} holds the batch. The same command would come here again: "
             "give another --workdir a lower optimizer.learning_rate or an "
             "optimizer.clip_norm, and as model.init what launch/export.py makes of a "
             "checkpoint"
@@ -291,6 +295,13 @@ class Divergence:
         # Not every step of fine-tuning has a line.
         self.in_a_row = self.in_a_row + 1 if step == self._newest_bad + 1 else 1
         self._newest_bad = step
+
+
+def _last_save(latest: Callable[[], int | None]) -> str:
+    step = latest()
+    if step is None:
+        return "there is no checkpoint yet"
+    return f"the checkpoint of step {step} stands"
 
 
 def _not_finite(numbers: Mapping[str, Any]) -> str:

@@ -124,7 +124,7 @@ def train(
                 batch = batch_file.save(workdir, step, learned)
                 log.warning(alarm.step, alarm.name, alarm.text)
                 divergence.refuse(step, numbers, latest=saver.latest, batch=batch)
-            watch.refuse_drift(step, numbers)
+            watch.refuse_drift(step, numbers, saver.latest)
 
         try:
             preemption.obey()

@@ -81,13 +81,13 @@ def log_of(workdir, file: str) -> str | None:
     """Which table a file of a workdir is of; None: no run has claimed the folder."""
     try:
         config = json.loads((workdir / "run.json").read_text())["config"]
-    except (OSError, KeyError, ValueError):
+    except (OSError, KeyError, ValueError, TypeError):  # damaged on purpose
         return None
     if file == metrics.WARNINGS:  # no numbers: what alarms say
         return None
     if file == metrics.EVALS:
         return EVALS
-    return SFT if "log_every" in config else RL
+    return SFT if isinstance(config, dict) and "log_every" in config else RL
 
 
 def watch() -> None:

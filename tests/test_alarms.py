@@ -4,11 +4,11 @@ import math
 
 import pytest
 
-from configs import base
 from limr_jax.alarms import Alarms, Divergence, drift, kept
+from limr_jax.config.config_file import defaults
 from limr_jax.errors import InputError
 
-LIMITS = base.get_config().alarms
+LIMITS = defaults("base").alarms
 CALM = {
     "mismatch/log_weight": 1e-7,
     "flat_reward_share": 0.5,

@@ -97,6 +97,7 @@ SCRIPTS = {
     "bench": "--workload SHARED/bench/workload.json",
     "check_weights": "absent",
     "data": "list",
+    "drafts": "absent",
     "evaluate": f"{TINY} --dry_run",
     "export": "--workdir absent --out OUT",
     "gguf": "absent --out OUT",
@@ -112,6 +113,7 @@ SCRIPTS = {
     "texts": "right --run absent --out OUT",
     "tokenizer": "OUT",
     "tpu": f"{TINY} --dry_run",
+    "watch": "absent",
 }
 
 

@@ -117,6 +117,8 @@ def one_step(folder, workdir, reward, devices=1, prompts=4, **fields):
         rollout__max_response_length=16,
         reward=reward,
         checkpoint__every=1,
+        # What is planted is not what the policy would have written.
+        alarms__drift_stop=0.0,
         **fields,
     )
     made = writing(set_up(config, devices))
@@ -268,6 +270,7 @@ def test_hostile_text_in_the_loop(tmp_path, monkeypatch):
         reward="limr",
         grader__cpu_seconds=1.0,
         checkpoint__every=1,
+        alarms__drift_stop=0.0,  # texts that no policy has written
     )
     made = writing(set_up(config), [lambda i, t=t: (t, True) for t in texts])
     monkeypatch.setattr(tokenizer.Tokenizer, "encode", lambda _, t: [texts.index(t)])

@@ -48,6 +48,7 @@ def test_two_rounds_by_hand():
         "invalid_share": 1 / 6,
         "truncated_share": 3 / 6,
         "zero_variance_share": 2 / 3,  # all right, and one valid rollout alone
+        "flat_reward_share": 2 / 3,
         "rollout_entropy": 0.5,
         "rollout_waste": (20 - (12 - 6)) / 20,
     }

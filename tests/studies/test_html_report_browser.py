@@ -54,7 +54,8 @@ def write_run(path, *, seed=0, steps=6, problems=20, group=4, response="1 + 1 = 
                         }
                     )
             dump.add(step, rows)
-            numbers = {"pass_rate": step / 8, "reward": step / 8, "tokens": 100.0}
+            numbers = {"pass_rate": min(1.0, step / 8), "reward": step / 8}
+            numbers |= {"tokens": 100.0}
             log.step(step, numbers | {"signal_groups": 3, "epoch": step / 2})
         for step, accuracy in ((0, 0.2), (steps, 0.5)):
             log.evaluation(step, {"accuracy": accuracy, "accuracy_level_1": accuracy})
