@@ -281,8 +281,8 @@ class Divergence:
         raise InputError(
             f"step {step} has {_not_finite(numbers)}, {self.in_a_row} in a row "
             f"(divergence.patience={self._patience}), and is not saved; "
-            f"{_last_save(latest)}, and {batch} holds the batch. The same command would come here again: "
-            "give another --workdir a lower optimizer.learning_rate or an "
+            f"{_last_save(latest)}, and {batch} holds the batch. The same command "
+            "would come here again: give another --workdir a lower optimizer.learning_rate or an "
             "optimizer.clip_norm, and as model.init what launch/export.py makes of a "
             "checkpoint"
         )
