@@ -282,9 +282,9 @@ class Divergence:
             f"step {step} has {_not_finite(numbers)}, {self.in_a_row} in a row "
             f"(divergence.patience={self._patience}), and is not saved; "
             f"{_last_save(latest)}, and {batch} holds the batch. The same command "
-            "would come here again: give another --workdir a lower optimizer.learning_rate or an "
-            "optimizer.clip_norm, and as model.init what launch/export.py makes of a "
-            "checkpoint"
+            "would come here again: give another --workdir a lower "
+            "optimizer.learning_rate or an optimizer.clip_norm, and as model.init what "
+            "launch/export.py makes of a checkpoint"
         )
 
     def _count(self, step: int, numbers) -> None:
