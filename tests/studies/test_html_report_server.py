@@ -109,6 +109,9 @@ def test_it_is_made_anew_where_the_run_went_on_and_kept_where_it_cannot(run, cap
     assert said.count("the page stays as it is") == 1 and "run.json" in said
     assert b"2 of 3" in page.current[1]
     (run / "run.json").write_text(whole)
+    # As it was, in the same second: only the clock of the disk could tell.
+    with metrics.Metrics(run, step=2) as log:
+        log.step(3, {"pass_rate": 0.75})
     assert page.refresh()
 
 
