@@ -26,7 +26,7 @@ from limr_jax.models.from_config import (
     read_model_config,
 )
 from limr_jax.multihost.arrays import on_host
-from limr_jax.platform import resolve
+from limr_jax.platform import resolve, spare_libtpu
 from limr_jax.prng import stream_key
 from limr_jax.rollout.sampling import put_sampling
 from limr_jax.rollout.types import GenerateConfig
@@ -93,7 +93,11 @@ def load_policy(
     >>> policy.config.layers, policy.config.width, policy.dtype
     (3, 96, 'float32')
     """
-    devices = list(jax.devices()[:1] if devices is None else devices)
+    if devices is None:
+        # As the launchers: a compiler for TPUs is no device.
+        spare_libtpu()
+        devices = jax.devices()[:1]
+    devices = list(devices)
     mesh = sharding.make_mesh(data=1, fsdp=-1, tensor=1, devices=devices)
     name = jnp.dtype(compute_dtype(dtype, devices)).name
     if (pathlib.Path(path) / "run.json").is_file():
