@@ -99,7 +99,8 @@ def loss_term(
     slope_BT = ratio_BT * _bounded(now_BT - reference_BT)
     value_BT = ratio_BT * estimator(now_BT, reference_BT)
     # The bracket is 0 in value and ∇log π in gradient.
-    return value_BT + slope_BT * (logprob_BT - now_BT)
+    surrogate_BT: jax.Array = value_BT + slope_BT * (logprob_BT - now_BT)
+    return surrogate_BT
 
 
 def _bounded(log_ratio_BT: jax.Array) -> jax.Array:

@@ -48,4 +48,4 @@ def wrong() -> None:
     limr_jax.prompt_sampler("lim", 8, prompts=2)  # type: ignore[call-arg]
     limr_jax.advantage("grpo", [[1.0]], epsilon="0")  # type: ignore[arg-type]
     _ = limr_jax.read_curves("run")["eval/accuracy"].step  # type: ignore[attr-defined]
-    lim.keep(score_N=0, limit=0.6)  # type: ignore[call-arg]
+    lim.keep(limit=0.6)  # type: ignore[call-arg]
