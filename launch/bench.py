@@ -99,7 +99,7 @@ def _parse(argv):
     )
     parser.add_argument(
         "--variant", default="", help="fixed or ragged; default: fixed, without --model"
-    )  # fixed, where there is no --model
+    )
     parser.add_argument(
         "--kl", type=float, default=0.0, help="kl.coefficient; 0: no reference"
     )

@@ -85,13 +85,13 @@ class Alarms:
         numbers: the step's metrics by name; None or nan is no number.
         """
         self._see(numbers)
-        found = []
+        new = []
         for name, rule in _RULES.items():
             text = None if name in self._raised else rule(self, numbers)
             if text:
                 self._raised.add(name)
-                found.append(Alarm(step, name, f"{name}: {text}"))
-        return found
+                new.append(Alarm(step, name, f"{name}: {text}"))
+        return new
 
     def refuse_drift(
         self,

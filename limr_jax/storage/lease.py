@@ -245,10 +245,10 @@ class _Lease:
         with self._turn:
             if self.lost or self._over.is_set():
                 return
-            asked = _clock()
+            began = _clock()
             try:
                 self.mark = self.place.beat(self.owner, self.mark)
-                self._beaten = asked
+                self._beaten = began
             except _Changed:
                 self.lost = self._why_lost()
             # A disk or a network that fails. The next beat may be heard again, and who
@@ -527,9 +527,9 @@ def lost(path) -> bool:
 def _of(path) -> _Lease | None:
     """This process's lease of a workdir, or of one that the path lies in."""
     key = _key(path)
-    found = (_held[x] for x in [*_held] if f"{key}/".startswith(f"{x}/"))
+    leases = (_held[x] for x in [*_held] if f"{key}/".startswith(f"{x}/"))
     # A fork of this process has a copy of it, and no thread that beats.
-    return next((x for x in found if x.owner["pid"] == os.getpid()), None)
+    return next((x for x in leases if x.owner["pid"] == os.getpid()), None)
 
 
 def _key(path) -> str:

@@ -260,9 +260,9 @@ def _ending(seconds: float) -> int | None:
     ready, _, _ = select.select([sys.stdin.fileno()], [], [], seconds)
     if not ready:
         return None
-    said = os.read(sys.stdin.fileno(), 64).split()
+    words = os.read(sys.stdin.fileno(), 64).split()
     # Killed, it could say nothing.
-    return int(said[1]) if len(said) == 2 and said[0] == b"end" else 1
+    return int(words[1]) if len(words) == 2 and words[0] == b"end" else 1
 
 
 def _locked(folder: pathlib.Path) -> IO:

@@ -67,9 +67,9 @@ class _Index:
     def draft(self, tokens: Sequence[int], k: int) -> Sequence[int]:
         """At most k tokens that followed the end of these; longest match first."""
         for n in range(min(self._n, len(tokens)), 0, -1):
-            found = self._after.get(tuple(tokens[-n:]))
-            if found:
-                source, at = found
+            place = self._after.get(tuple(tokens[-n:]))
+            if place:
+                source, at = place
                 return source[at : at + k]
         return ()
 

@@ -169,8 +169,8 @@ def _data(
         charts = html_report_curves.draw_charts(label, dumps[run.name])
         for title, each in charts.items():
             drawn.setdefault(title, []).extend(each)
-        if not isinstance(found := lims[run.name], str):
-            for each in html_report_lim.charts(found):
+        if not isinstance(past := lims[run.name], str):
+            for each in html_report_lim.charts(past):
                 each["title"] = f"{label}: {each['title']}"
                 into = {"title": "", "into": f"lim-{labels.index(label)}"}
                 sections.append(into | {"charts": [each]})
@@ -183,10 +183,10 @@ def _data(
     for run, label, chunks in zip(runs, labels, chosen):
         dump = dumps[run.name]
         table = html_report_rollouts.table(dump, chunks) | {"run": label}
-        found = lims[run.name]
-        if not isinstance(found, str):
+        past = lims[run.name]
+        if not isinstance(past, str):
             ids = [problem[0] for problem in table["problems"]]
-            table["lim"] = html_report_lim.by_problem(found, ids)
+            table["lim"] = html_report_lim.by_problem(past, ids)
         tables.append(table)
     names = html_report_curves.every_number(runs)
     numbers = {name: html_report_curves.numbers(by_seed, name) for name in names}
@@ -256,14 +256,16 @@ def _missing(runs: Sequence[ReportRun], dumps: Mapping[str, RunRollouts]) -> str
     unreadable = []
     for run in runs:
         unreadable += run.missing
-        asked = metrics.number(dict(load.leaves(run.config)), "dump.rows_per_step")
+        rows_per_step = metrics.number(
+            dict(load.leaves(run.config)), "dump.rows_per_step"
+        )
         there = collections.Counter(dumps[run.name].step_R.tolist())
         short = [
             row["step"]
             for row in run.rows
             # A line that does not say how many asks for one at least.
             if there[row["step"]]
-            < min(metrics.number(row, "rollouts") or 1, asked or math.inf)
+            < min(metrics.number(row, "rollouts") or 1, rows_per_step or math.inf)
         ]
         if short:
             unreadable.append(
@@ -332,13 +334,13 @@ def _lim(runs: Sequence[ReportRun], lims: Mapping) -> str:
     parts = ['<section id="lim"><h2>LIM</h2>']
     for at, run in enumerate(runs):
         parts.append(f"<h3>{_text(run.name)}</h3>")
-        found = lims[run.name]
-        if isinstance(found, str):
-            parts.append(f"<p>{_text(found)}</p>")
+        past = lims[run.name]
+        if isinstance(past, str):
+            parts.append(f"<p>{_text(past)}</p>")
             continue
-        parts += [f"<p>{_text(x)}</p>" for x in html_report_lim.summary(found, run)]
+        parts += [f"<p>{_text(x)}</p>" for x in html_report_lim.summary(past, run)]
         parts.append(f'<div id="lim-{at}" class="charts js"></div>')
-        rows, more = html_report_lim.moved(found)
+        rows, more = html_report_lim.moved(past)
         if rows:
             shown = [
                 [f"{epoch}", word, name, _score(before), _score(after)]
@@ -392,9 +394,9 @@ def _compiled(runs: Sequence[ReportRun]) -> str:
                 numbers = [_number(row, x) for x in ("total_gib", "share_of_hbm")]
                 names = [row.get(x) or "–" for x in ("limited_by", "error")]
                 table.append([run.name, row.get("name"), *numbers, longest, *names])
-        for kind, found in run.beside.items():
+        for kind, record in run.beside.items():
             fields = "\n".join(
-                f"{name} = {value!r}" for name, value in load.leaves(found)
+                f"{name} = {value!r}" for name, value in load.leaves(record)
             )
             parts.append(
                 f"<details><summary>{_text(run.name)}.{kind}.json</summary>"

@@ -49,7 +49,7 @@ class LimHistory:
 
 
 def history(run: ReportRun, rollouts: RunRollouts) -> LimHistory | str:
-    """The run's LIM history, or why there is none."""
+    """The run's LIM past, or why there is none."""
     cells = rollouts.cells
     epochs = {epoch for cell in cells.values() for epoch in cell}
     if not any(count for cell in cells.values() for _, count in cell.values()):
@@ -124,21 +124,21 @@ def _weights(fields: Mapping, score_N, seen_N):
     return lim.threshold_weight(score_N, seen_N, **own)
 
 
-def charts(found: LimHistory) -> list[dict]:
+def charts(past: LimHistory) -> list[dict]:
     """The histogram of scores, the kept and dropped curves, the weights' drift."""
     return [
-        _histogram(found),
-        _curves(found),
-        *([_moves(found), _drift(found)] if found.score_NE.shape[1] > 1 else []),
+        _histogram(past),
+        _curves(past),
+        *([_moves(past), _drift(past)] if past.score_NE.shape[1] > 1 else []),
     ]
 
 
-def _histogram(found: LimHistory) -> dict:
-    score_N = found.score_NE[:, -1]
+def _histogram(past: LimHistory) -> dict:
+    score_N = past.score_NE[:, -1]
     score_N = score_N[np.isfinite(score_N)]
     edges = np.linspace(_LOWEST, 1, _BINS + 1)
     counts, _ = np.histogram(np.clip(score_N, _LOWEST, 1), edges)
-    keep = np.histogram(np.clip(score_N[score_N >= found.threshold], _LOWEST, 1), edges)
+    keep = np.histogram(np.clip(score_N[score_N >= past.threshold], _LOWEST, 1), edges)
     x = rounded((edges[:-1] + edges[1:]) / 2)
     return chart(
         "Scores after the last epoch",
@@ -146,20 +146,20 @@ def _histogram(found: LimHistory) -> dict:
             {"label": name, "tone": name, "group": None, "x": x, "y": rounded(y)}
             for name, y in (("dropped", counts - keep[0]), ("kept", keep[0]))
         ],
-        help=f"problems by LIM score; kept from {found.threshold:g} on; scores below "
+        help=f"problems by LIM score; kept from {past.threshold:g} on; scores below "
         f"{_LOWEST:g} are in the first bar",
         x="LIM score",
         kind="bars",
-        marks=[found.threshold],
+        marks=[past.threshold],
     )
 
 
-def _curves(found: LimHistory) -> dict:
+def _curves(past: LimHistory) -> dict:
     """The paper's second figure: curves of problems beside the mean curve."""
-    epochs = found.value_NE.shape[1]
+    epochs = past.value_NE.shape[1]
     x = rounded(np.arange(1.0, epochs + 1))
-    keep_N = found.keep_NE[:, -1]
-    seen_N = found.known_NE.any(axis=1)
+    keep_N = past.keep_NE[:, -1]
+    seen_N = past.known_NE.any(axis=1)
     series = []
     for label, of_N, tone in (
         ("a dropped problem", seen_N & ~keep_N, "dropped"),
@@ -167,7 +167,7 @@ def _curves(found: LimHistory) -> dict:
     ):
         index = np.flatnonzero(of_N)
         # Evenly by score, so that both ends of it are seen.
-        index = index[np.argsort(found.score_NE[index, -1], kind="stable")]
+        index = index[np.argsort(past.score_NE[index, -1], kind="stable")]
         places = np.linspace(0, len(index) - 1, min(_DRAWN, len(index))).round()
         series += [
             {
@@ -175,9 +175,9 @@ def _curves(found: LimHistory) -> dict:
                 "group": None,
                 "tone": tone,
                 "thin": True,
-                "title": found.ids[n],
+                "title": past.ids[n],
                 "x": x,
-                "y": _masked(found.value_NE[n], found.known_NE[n]),
+                "y": _masked(past.value_NE[n], past.known_NE[n]),
             }
             for n in index[places.astype(int)]
         ]
@@ -193,7 +193,7 @@ def _curves(found: LimHistory) -> dict:
                     "group": None,
                     "tone": tone,
                     "x": x,
-                    "y": _means(found, of_N),
+                    "y": _means(past, of_N),
                 }
             )
     return chart(
@@ -209,15 +209,15 @@ def _masked(values, known) -> list:
     return rounded(np.where(known, values, np.nan))
 
 
-def _means(found: LimHistory, of_N) -> list:
-    count_E = found.known_NE[of_N].sum(axis=0)
-    total_E = np.where(found.known_NE[of_N], found.value_NE[of_N], 0).sum(axis=0)
+def _means(past: LimHistory, of_N) -> list:
+    count_E = past.known_NE[of_N].sum(axis=0)
+    total_E = np.where(past.known_NE[of_N], past.value_NE[of_N], 0).sum(axis=0)
     return rounded(np.where(count_E > 0, total_E / np.maximum(count_E, 1), np.nan))
 
 
-def _moves(found: LimHistory) -> dict:
+def _moves(past: LimHistory) -> dict:
     """How many problems are kept after each epoch, entered and left."""
-    keep_NE = found.keep_NE
+    keep_NE = past.keep_NE
     entered = (keep_NE[:, 1:] & ~keep_NE[:, :-1]).sum(axis=0)
     left = (~keep_NE[:, 1:] & keep_NE[:, :-1]).sum(axis=0)
     x = rounded(np.arange(1.0, keep_NE.shape[1] + 1))
@@ -234,11 +234,11 @@ def _moves(found: LimHistory) -> dict:
     )
 
 
-def _drift(found: LimHistory) -> dict:
+def _drift(past: LimHistory) -> dict:
     """How far weights move from one epoch's end to the next."""
-    x = rounded(np.arange(1.0, found.weight_NE.shape[1] + 1))
-    moved_E = np.abs(np.diff(found.weight_NE, axis=1)).mean(axis=0)
-    share_NE = found.weight_NE / found.weight_NE.sum(axis=0)
+    x = rounded(np.arange(1.0, past.weight_NE.shape[1] + 1))
+    moved_E = np.abs(np.diff(past.weight_NE, axis=1)).mean(axis=0)
+    share_NE = past.weight_NE / past.weight_NE.sum(axis=0)
     # Half the sum of absolute differences: the share of draws that goes elsewhere.
     shifted_E = np.abs(np.diff(share_NE, axis=1)).sum(axis=0) / 2
     return chart(
@@ -256,17 +256,17 @@ def _drift(found: LimHistory) -> dict:
     )
 
 
-def summary(found: LimHistory, run: ReportRun) -> list[str]:
+def summary(past: LimHistory, run: ReportRun) -> list[str]:
     """What the scores come to, in words."""
-    score_N = found.score_NE[:, -1]
+    score_N = past.score_NE[:, -1]
     scored = int(np.isfinite(score_N).sum())
-    kept = int(found.keep_NE[:, -1].sum())
-    never = found.keep_NE[:, -1] & (found.value_NE.max(axis=1) <= 0)
-    epochs = found.score_NE.shape[1]
+    kept = int(past.keep_NE[:, -1].sum())
+    never = past.keep_NE[:, -1] & (past.value_NE.max(axis=1) <= 0)
+    epochs = past.score_NE.shape[1]
     done = metrics.number(run.rows[-1], "epoch")
     under_way = ", the last of them under way" * (done is not None and done < epochs)
     lines = [
-        f"{kept:,} of {scored:,} problems score {found.threshold:g} or more after "
+        f"{kept:,} of {scored:,} problems score {past.threshold:g} or more after "
         f"{epochs} epoch{'s' * (epochs > 1)}{under_way}; mean score "
         f"{score_N[np.isfinite(score_N)].mean():.3f}."
     ]
@@ -290,34 +290,39 @@ def summary(found: LimHistory, run: ReportRun) -> list[str]:
     return lines
 
 
-def moved(found: LimHistory) -> tuple[list[list], int]:
+def moved(past: LimHistory) -> tuple[list[list], int]:
     """(rows, how many more): which problems entered or left, by epoch, as texts.
 
     A row: epoch, "entered" or "left", id, the score before and after.
     """
     rows = []
-    for k in range(1, found.score_NE.shape[1]):
+    for k in range(1, past.score_NE.shape[1]):
         for word, of_N in (
-            ("entered", found.keep_NE[:, k] & ~found.keep_NE[:, k - 1]),
-            ("left", ~found.keep_NE[:, k] & found.keep_NE[:, k - 1]),
+            ("entered", past.keep_NE[:, k] & ~past.keep_NE[:, k - 1]),
+            ("left", ~past.keep_NE[:, k] & past.keep_NE[:, k - 1]),
         ):
             rows += [
-                [k + 1, word, found.ids[n], *rounded(found.score_NE[n, k - 1 : k + 1])]
+                [
+                    k + 1,
+                    word,
+                    past.ids[n],
+                    *rounded(past.score_NE[n, k - 1 : k + 1]),
+                ]
                 for n in np.flatnonzero(of_N)
             ]
     return rows[:_MOST_LISTED], max(0, len(rows) - _MOST_LISTED)
 
 
-def by_problem(found: LimHistory, ids: Sequence[str]) -> list[list]:
+def by_problem(past: LimHistory, ids: Sequence[str]) -> list[list]:
     """[score, weight, first and last known reward] of each id; empty of an unknown."""
-    place = {name: n for n, name in enumerate(found.ids)}
+    place = {name: n for n, name in enumerate(past.ids)}
     rows = []
     for name in ids:
         n = place.get(name)
-        if n is None or not found.known_NE[n].any():
+        if n is None or not past.known_NE[n].any():
             rows.append([])
             continue
-        known = found.value_NE[n][found.known_NE[n]]
-        ends = [found.score_NE[n, -1], found.weight_NE[n, -1], known[0], known[-1]]
+        known = past.value_NE[n][past.known_NE[n]]
+        ends = [past.score_NE[n, -1], past.weight_NE[n, -1], known[0], known[-1]]
         rows.append(rounded(map(float, ends)))
     return rows

@@ -91,8 +91,8 @@ def read_run_files(workdir) -> ReportRun:
         kernels_fault = str(error)
     for kind in BESIDE:
         try:
-            if found := _read_beside(workdir, kind):
-                beside[kind] = found
+            if record := _read_beside(workdir, kind):
+                beside[kind] = record
         except InputError as error:
             missing.append(str(error))
     return ReportRun(

@@ -267,8 +267,8 @@ def _alarms(run: ReportRun) -> list[str]:
     for row in run.rows:
         # A number that such a run has not, but nearly.
         flat = {"flat_reward_share": row.get("zero_variance_share")}
-        found = watch.judge(row["step"], {**flat, **row})
-        lines += [f"step {alarm.step:,}, {alarm.text}" for alarm in found]
+        raised = watch.judge(row["step"], {**flat, **row})
+        lines += [f"step {alarm.step:,}, {alarm.text}" for alarm in raised]
     return lines
 
 

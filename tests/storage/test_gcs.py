@@ -12,7 +12,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-from fake_gcs import environment, serving
 from multihost.test_processes import QUICK, REWARD, assert_same_numbers, start
 from storage.test_wandb_sink import fake, logged, run_steps  # noqa: F401 (a fixture)
 from tiny_run import (
@@ -35,23 +34,6 @@ from limr_jax.train import train
 
 RUN = "gs://bucket/deep/run"
 STEPS = 4
-
-
-@pytest.fixture(scope="module")
-def cloud():
-    """TensorStore reads its address once a process; so one server serves them all."""
-    with pytest.MonkeyPatch.context() as patch, serving("bucket") as (cloud, address):
-        for name, value in environment(address).items():
-            patch.setenv(name, value)
-        yield cloud
-
-
-@pytest.fixture
-def held(cloud):
-    """An empty bucket."""
-    cloud.buckets["bucket"] = found = type(cloud.buckets["bucket"])()
-    gcs._granted.clear()
-    return found
 
 
 @pytest.fixture(scope="module")

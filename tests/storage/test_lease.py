@@ -17,10 +17,9 @@ import threading
 import time
 
 import pytest
-from fake_gcs import environment, serving
 
 from limr_jax.errors import InputError, shown
-from limr_jax.storage import checkpoint, gcs, lease, metrics, rollout_dump, workdir
+from limr_jax.storage import checkpoint, lease, metrics, rollout_dump, workdir
 
 RUN = "gs://bucket/deep/run"
 IDENTITY = {"config": {"num_steps": 3}}
@@ -35,24 +34,6 @@ def quick(monkeypatch):
     monkeypatch.setattr(lease, "DEAD_SECONDS", 0.6)
     monkeypatch.setattr(lease, "_LOOK_SECONDS", 0.02)
     yield
-    for path in [*lease._held]:
-        lease.release(path)
-
-
-@pytest.fixture(scope="module")
-def cloud():
-    with pytest.MonkeyPatch.context() as patch, serving("bucket") as (cloud, address):
-        for name, value in environment(address).items():
-            patch.setenv(name, value)
-        yield cloud
-
-
-@pytest.fixture
-def held(cloud):
-    """An empty bucket."""
-    cloud.buckets["bucket"] = found = type(cloud.buckets["bucket"])()
-    gcs._granted.clear()
-    yield found
     for path in [*lease._held]:
         lease.release(path)
 
