@@ -10,11 +10,11 @@ resumed run warns as an unbroken one does.
 
 import collections
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from limr_jax.errors import InputError
+from limr_jax.storage.metrics import finite_number, nonfinite
 
 # Steps whose mean is compared, so that no single step of few rollouts raises an alarm.
 WINDOW = 5
@@ -30,7 +30,8 @@ _READ = (
     "invalid_share",
     "truncated_share",
 )
-_NONFINITE = "nonfinite_share"
+# Beside these, what `nonfinite` reads.
+_OF_UPDATES = ("nonfinite_share", "critic/nonfinite_share")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,30 +49,33 @@ def drift(numbers: Mapping[str, Any]) -> float | None:
     None where groups of the step before were learned from: what the policy has moved
     since is in it, as it is in all but the first of several updates.
     """
-    if _number(numbers, "dynamic/carried_groups"):
+    if finite_number(numbers, "dynamic/carried_groups"):
         return None
-    first = _number(numbers, "mismatch/log_weight_first")
-    return first if first is not None else _number(numbers, "mismatch/log_weight")
+    first = finite_number(numbers, "mismatch/log_weight_first")
+    return first if first is not None else finite_number(numbers, "mismatch/log_weight")
 
 
 class Alarms:
     """The alarms of one run, of which each is raised once.
 
-    limits: the config's section `alarms`. learns_rewards: whether the algorithm learns
-    from rewards, so that groups without a difference in them teach nothing. before: the
-    run's metrics of earlier steps, in order, or those that `kept` leaves of them.
-    raised: names of the alarms that were raised in them.
+    limits: the config's section `alarms`. by_group: whether the algorithm compares the
+    rewards of a problem's rollouts, so that groups without a difference in them teach
+    nothing. graded: whether anything grades; else no rollout has a valid grade, and
+    that is as it should be. before: the run's metrics of earlier steps, in order, or
+    those that `kept` leaves of them. raised: names of the alarms that were raised in
+    them.
     """
 
     def __init__(
         self,
         limits: Mapping[str, Any],
         *,
-        learns_rewards: bool = True,
+        by_group: bool = True,
+        graded: bool = True,
         before: Iterable[Mapping[str, Any]] = (),
         raised: Iterable[str] = (),
     ):
-        self._limits, self._learns_rewards = limits, learns_rewards
+        self._limits, self._by_group, self._graded = limits, by_group, graded
         self._raised = {name for name in raised if isinstance(name, str)}
         self._first: list[float] = []  # entropies of the run's first steps
         self._recent = collections.deque(maxlen=WINDOW)
@@ -113,26 +117,26 @@ class Alarms:
             )
 
     def _see(self, numbers) -> None:
-        self._recent.append({name: _number(numbers, name) for name in _READ})
-        entropy = _number(numbers, "rollout_entropy")
+        self._recent.append({name: finite_number(numbers, name) for name in _READ})
+        entropy = finite_number(numbers, "rollout_entropy")
         if entropy is not None and len(self._first) < WINDOW:
             self._first.append(entropy)
-        flat = _number(numbers, "flat_reward_share") == 1
+        flat = finite_number(numbers, "flat_reward_share") == 1
         self._flat = self._flat + 1 if flat else 0
 
     def _mean(self, name: str) -> float | None:
-        """The mean over the last steps; None where one of them has no such number."""
-        values = [row[name] for row in self._recent]
-        return None if None in values else sum(values) / len(values)
+        """The mean over those of the last steps that have such a number; None: none."""
+        values = [x for row in self._recent if (x := row[name]) is not None]
+        return sum(values) / len(values) if values else None
 
     def _above(self, name: str, limit: float) -> float | None:
         """The mean over the last steps, where it is above the limit; else None.
 
-        Steps before the first count as 0 for this: one bad rollout of a few is no
-        alarm, and a first step of nothing else is.
+        Steps before the first count as 0 for this, so that one bad rollout of a few is
+        no alarm; nor is a bad first step alone, unless it is above WINDOW limits.
         """
         value = self._mean(name)
-        if not limit or value is None or value * len(self._recent) <= limit * WINDOW:
+        if value is None or not limit or value * len(self._recent) <= limit * WINDOW:
             return None
         return value
 
@@ -147,7 +151,7 @@ class Alarms:
 
     def _reward_collapse(self, _) -> str | None:
         limit = self._limits["flat_steps"]
-        if not (limit and self._learns_rewards) or self._flat < limit:
+        if not (limit and self._by_group) or self._flat < limit:
             return None
         rate = self._mean("pass_rate")
         if rate is not None and rate > 0.5:
@@ -159,7 +163,7 @@ class Alarms:
             )
         return (
             f"no group of the last {self._flat} steps (alarms.flat_steps={limit}) had "
-            f"two different rewards, so that nothing was learned; {remedy}"
+            f"two different rewards, so that they taught nothing; {remedy}"
         )
 
     def _entropy_collapse(self, _) -> str | None:
@@ -182,12 +186,12 @@ class Alarms:
     def _invalid(self, numbers) -> str | None:
         limit = self._limits["invalid_share"]
         value = self._above("invalid_share", limit)
-        if value is None:
+        if value is None or not self._graded:
             return None
         reasons = {
             name.removeprefix("invalid/"): share
             for name in numbers
-            if name.startswith("invalid/") and (share := _number(numbers, name))
+            if name.startswith("invalid/") and (share := finite_number(numbers, name))
         }
         most = max(reasons, key=reasons.get, default=None)
         mostly = f" (mostly {most})" if most else ""
@@ -205,8 +209,8 @@ class Alarms:
             return None
         return (
             f"{value:.1%} of the rollouts were cut at rollout.max_response_length, "
-            f"above alarms.truncated_share={limit:g}; raise it, or give overlong.buffer"
-            " or mask_truncated=true"
+            f"above alarms.truncated_share={limit:g}; raise it, or, unless they are on,"
+            " give overlong.buffer or mask_truncated=true"
         )
 
 
@@ -226,19 +230,23 @@ _RULES: dict[str, Callable] = {
 def kept(rows: Iterable[Mapping[str, Any]], last: int) -> list[dict[str, Any]]:
     """Of a run's metrics what `Alarms` and `Divergence` need to go on from.
 
-    The first and the last lines, and of each the numbers that are read: little enough
-    to be sent to every process. last: the larger of flat_steps and patience.
+    The first lines with an entropy and the last ones, and of each the numbers that are
+    read: little enough to be sent to every process. last: the larger of flat_steps and
+    patience.
     """
-    read = (*_READ, _NONFINITE, f"critic/{_NONFINITE}")
-    rows = [{name: row.get(name) for name in read} for row in rows]
-    last = max(WINDOW, last)
-    return rows if len(rows) <= WINDOW + last else rows[:WINDOW] + rows[-last:]
+    read, last = (*_READ, *_OF_UPDATES), max(WINDOW, last)
+    # A name that a line lacks stays absent: null is a number that is none.
+    rows = [{name: row[name] for name in read if name in row} for row in rows]
+    first = [x for x in rows if finite_number(x, "rollout_entropy") is not None]
+    first = [x for x in first[:WINDOW] if x not in rows[-last:]]
+    return first + rows[-last:]
 
 
 class Divergence:
     """Counts the steps in a row of which an update was no finite number.
 
-    Such an update is left out by the learner: the parameters stay as they are.
+    Such an update is left out by the learner: the parameters stay as they are. A policy
+    whose rollouts have no finite entropy counts as well.
 
     patience: the so-manieth step in a row ends the run. before: as of `Alarms`.
     """
@@ -288,8 +296,7 @@ class Divergence:
         )
 
     def _count(self, step: int, numbers) -> None:
-        shares = (_number(numbers, x) for x in (_NONFINITE, f"critic/{_NONFINITE}"))
-        if not any(share is not None and share > 0 for share in shares):
+        if not nonfinite(numbers):
             self.in_a_row = 0
             return
         # Not every step of fine-tuning has a line.
@@ -305,21 +312,11 @@ def _last_save(latest: Callable[[], int | None]) -> str:
 
 
 def _not_finite(numbers: Mapping[str, Any]) -> str:
-    """The losses and gradient norms of a step that are no finite numbers, as text."""
-    checked = ("loss", "gradient_norm")
+    """The losses, norms and entropy of a step that are no finite numbers, as text."""
+    checked = ("loss", "gradient_norm", "rollout_entropy")
     return ", ".join(
         f"{name}={'nan' if x is None else float(x)}"
         for name, x in numbers.items()
         # Of "critic/loss" the last part, so that the critic is named as well.
-        if name.rpartition("/")[2] in checked and _number(numbers, name) is None
+        if name.rpartition("/")[2] in checked and finite_number(numbers, name) is None
     )
-
-
-def _number(row: Mapping[str, Any], name: str) -> float | None:
-    """The finite number of this name; None where there is none."""
-    try:
-        value = float(row[name])
-    # A damaged line may hold anything that JSON can.
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return None
-    return value if math.isfinite(value) else None

@@ -247,7 +247,12 @@ def _alarms(config, log: metrics.Metrics):
     )
     watch = alarms.Alarms(
         config.alarms,
-        learns_rewards=algorithm.needs_verifier or config.jepo.semi_verifiable,
+        by_group=(
+            (algorithm.needs_verifier or config.jepo.semi_verifiable)
+            and algorithm.needs_group
+            and config.group_size > 1
+        ),
+        graded=config.reward != "none",
         before=before,
         raised=raised,
     )

@@ -61,6 +61,19 @@ CASES = {
         steps(*[{}] * 5, *[{"rollout_entropy": 0.01}] * 6),
         [(10, "entropy_collapse")],
     ),
+    # What is no number says nothing, and hides nothing.
+    "entropy, one of them unknown": (
+        steps(*[{}] * 5, *[{"rollout_entropy": 0.01}] * 4, {"rollout_entropy": None}),
+        [(10, "entropy_collapse")],
+    ),
+    "entropy, the first unknown": (
+        steps(
+            *[{"rollout_entropy": None}] * 2,
+            *[{}] * 5,
+            *[{"rollout_entropy": 0.04}] * 9,
+        ),
+        [(12, "entropy_collapse")],
+    ),
     "entropy of a solved set": (
         steps(*[{}] * 5, *[{"rollout_entropy": 0.01, "pass_rate": 0.97}] * 6),
         [],
@@ -109,7 +122,12 @@ def test_0_switches_an_alarm_off(field, case):
 
 def test_groups_alike_are_no_alarm_where_rewards_are_not_learned_from():
     rows, _ = CASES["flat"]
-    assert raised(rows, learns_rewards=False) == []
+    assert raised(rows, by_group=False) == []
+
+
+def test_where_nothing_grades_no_grade_is_missing():
+    rows, _ = CASES["all invalid"]
+    assert raised(rows, graded=False) == []
 
 
 def test_an_alarm_says_value_limit_and_what_to_do():
@@ -148,7 +166,7 @@ def judged(divergence, rows):
 
 @pytest.mark.parametrize("value", ["a", [1], {"b": 2}, 10**400, True, None])
 def test_damaged_lines_are_no_numbers(value):
-    row = dict.fromkeys(CALM, value) | {"step": 1}
+    row = dict.fromkeys(CALM, value) | {"step": 1, "rollout_entropy": 0.1}
     before = kept([row, {"step": 2}], 3)
     alarms = Alarms(LIMITS, before=before, raised=[None, ["drift"], {"a": 1}])
     assert not Divergence(3, [row | {"nonfinite_share": "x"}]).in_a_row
@@ -172,6 +190,20 @@ def test_steps_in_a_row_end_a_run():
     # Two of them before a stop count as well, but not those with a gap.
     assert Divergence(3, kept(rows[:4], 3)).in_a_row == 2
     assert Divergence(3, [rows[0], rows[2]]).in_a_row == 1
+
+
+def test_a_policy_that_writes_no_numbers_counts():
+    """Its rollouts are all alike and filtered out, so that the loss is 0 and whole."""
+    wrecked = {"loss": 0.0, "nonfinite_share": 0.0, "rollout_entropy": math.nan}
+    rows = steps({}, *[wrecked] * 3)
+    divergence = Divergence(3)
+    assert judged(divergence, rows) == [False, True, True, True]
+    with pytest.raises(InputError, match="step 4 has rollout_entropy=nan, 3 in a row"):
+        divergence.refuse(4, rows[-1], latest=lambda: None, batch="F")
+    # As metrics.jsonl has it, where a line without the name says nothing.
+    lines = [{**row, "rollout_entropy": None} for row in rows[1:]]
+    assert Divergence(9, kept(lines, 9)).in_a_row == 3
+    assert Divergence(9, kept([{"step": 1, "loss": 1.0}], 9)).in_a_row == 0
 
 
 def test_the_critics_updates_count():

@@ -1,5 +1,6 @@
 """The whole loop, in this process: what it leaves behind, and through interruptions."""
 
+import copy
 import dataclasses
 import errno
 import gc
@@ -212,6 +213,33 @@ def test_a_run_that_diverges_ends_and_keeps_its_last_checkpoint(
     shutil.rmtree(tmp_path / "checkpoints/4")
     train(made, config, tmp_path)
     assert run_records(tmp_path) == run_records(whole)
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_at_once_says_the_same_again(made, config, tmp_path):
+    """Checkpoints are put off, so that none is there: nothing was lost."""
+    longer = copy.deepcopy(config)
+    with longer.unlocked():
+        longer.divergence.patience = 6
+    spoilt = set(range(1, STEPS + 1))
+    for _ in range(2):
+        with pytest.raises(InputError, match="step 6 has .* there is no checkpoint"):
+            train(spoiling(made, spoilt), longer, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_policy_that_writes_no_numbers_ends_the_run(folder, tmp_path):
+    """A first step of size 1e30: with filter.tau=0 the loss is 0 from then on."""
+    wild = configure(
+        folder / "train.jsonl",
+        num_steps=9,
+        filter__tau=0.0,
+        optimizer__learning_rate=1e30,
+        optimizer__warmup_steps=0,
+        optimizer__clip_norm=0.0,
+    )
+    with pytest.raises(InputError, match="rollout_entropy=nan, 3 in a row"):
+        train(with_parity(set_up(wild)), wild, tmp_path)
 
 
 @pytest.mark.slow

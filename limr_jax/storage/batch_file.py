@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from limr_jax.multihost.arrays import on_host
-from limr_jax.storage import files, gcs
+from limr_jax.storage import files, gcs, lease
 from limr_jax.storage.workdir import workdir_path
 
 FOLDER = "divergence"
@@ -23,13 +23,15 @@ def save(workdir, step: int, batch) -> str:
     """Write the arrays of a pytree as one .npz file; returns where it lies.
 
     All processes call it, process 0 writes. Of more than three such files the oldest
-    goes. A file that cannot be written ends nothing: that is said on stderr.
+    goes. A file that cannot be written ends nothing: that is said on stderr. Raises
+    lease.Lost where the workdir is another run's by now.
     """
     arrays = on_host(batch)
     folder = workdir_path(workdir) / FOLDER
     path = folder / f"step_{step:08d}.npz"
     if jax.process_index() > 0:
         return str(path)
+    lease.require(workdir, sure=True)
     leaves = jax.tree_util.tree_leaves_with_path(arrays)
     data = io.BytesIO()
     named = {_name(at): np.asarray(leaf) for at, leaf in leaves}

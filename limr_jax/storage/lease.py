@@ -218,13 +218,15 @@ def _patience() -> dict[str, Any]:
 class _Lease:
     """The lease of a workdir that this process has, and the thread that beats for it.
 
-    mark: None where it could not be written, on a disk. lock: the locked file of a
+    mark: None where it could not be written, on a disk; `stale` is then that of the
+    lease in whose place it was to come, if there was one. lock: the locked file of a
     disk. lost: why nothing more may be written; empty while all is well.
     """
 
     def __init__(self, path: epath.Path, place: _Place, owner: Mapping[str, Any]):
         self.path, self.place, self.owner = path, place, owner
         self.mark: Any = None
+        self.stale: Any = None
         self.lock: IO | None = None
         self.lost = ""
         self._over = threading.Event()
@@ -247,7 +249,7 @@ class _Lease:
                 return
             began = _clock()
             try:
-                self.mark = self.place.beat(self.owner, self.mark)
+                self.mark = self._beat_once()
                 self._beaten = began
             except _Changed:
                 self.lost = self._why_lost()
@@ -255,6 +257,14 @@ class _Lease:
             # writes there meanwhile is told.
             except (*gcs.failures(), InputError):
                 pass
+
+    def _beat_once(self) -> Any:
+        if self.mark is None and self.stale is not None:
+            seen = self.place.read()
+            if seen is not None and seen.mark == self.stale:
+                # The disk was full as this run began; the dead owner's still stands.
+                return self.place.write(self.owner, self.stale)
+        return self.place.beat(self.owner, self.mark)
 
     def _why_lost(self) -> str:
         try:
@@ -346,7 +356,7 @@ def take(path: epath.Path, flag: str) -> None:
 def _claim(lease: _Lease, flag: str) -> None:
     """Write the lease, once there is none that is alive."""
     place = lease.place
-    mark = _wait_until_over(lease, place.read(), flag)
+    lease.stale = mark = _wait_until_over(lease, place.read(), flag)
     try:
         lease.mark = place.write(lease.owner, mark)
     except _Changed:
@@ -478,7 +488,7 @@ def _began(pid) -> int | None:
             fields = file.read().rsplit(")", 1)[1].split()
         # One that nobody has waited for has ended all the same.
         return None if fields[0] in "ZX" else int(fields[19])
-    except (OSError, ValueError, TypeError, IndexError):
+    except (OSError, ValueError, TypeError, IndexError, OverflowError):
         return None
 
 

@@ -18,6 +18,7 @@ not finite is null in JSON.
 import contextlib
 import io
 import json
+import math
 import os
 import pathlib
 import socket
@@ -42,6 +43,7 @@ from limr_jax.storage.rollout_dump import is_of_a_step
 
 WARNINGS = "warnings.jsonl"
 _LONGEST = 2**24  # bytes of a line
+_NONFINITE = ("nonfinite_share", "critic/nonfinite_share")
 _EVENTS, _COPY, _EVENT_PREFIX = "tensorboard", "", "events.out.tfevents."
 # Where a log cannot be written: what becomes of it.
 _CONSEQUENCES = {
@@ -253,16 +255,44 @@ def read_metrics(workdir, name: str = METRICS) -> Iterator[dict[str, Any]]:
         yield row
 
 
+def nonfinite(row: Mapping[str, Any]) -> bool:
+    """Whether a step's update, or what its policy wrote, was no finite number.
+
+    row: the step's metrics by name, on the host or as a line has them (null for nan).
+    The entropy of rollouts is a number unless their logits are none; the update may
+    then look whole, as rollouts that are all alike can be filtered out.
+    """
+    shares = (finite_number(row, name) for name in _NONFINITE)
+    if any(share is not None and share > 0 for share in shares):
+        return True
+    return "rollout_entropy" in row and finite_number(row, "rollout_entropy") is None
+
+
+def finite_number(row: Mapping[str, Any], name: str) -> float | None:
+    """The finite number of this name, of whatever type; None where there is none."""
+    if isinstance(row.get(name), bool):  # float() would take it
+        return None
+    try:
+        value = float(row[name])
+    # A damaged line may hold anything that JSON can.
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    return value if math.isfinite(value) else None
+
+
 def refuse_lost(workdir, every: int) -> None:
     """InputError where a run without a checkpoint has logged more than it can have.
 
     every: steps from one checkpoint to the next. A run waits for each of them before it
-    begins the next, so that without one it has logged two intervals at most. To start
-    anew would drop what is logged. All processes call it, process 0 reads; raises as
+    begins the next, so that without one it has logged two intervals at most, beside the
+    steps that were no finite numbers, which put a checkpoint off. To start anew would
+    drop what is logged. All processes call it, process 0 reads; raises as
     `agree.exchange` too.
     """
-    rows = read_metrics(workdir) if jax.process_index() == 0 else ()
-    logged = agree.broadcast("steps logged", max((x["step"] for x in rows), default=0))
+    rows = [*read_metrics(workdir)] if jax.process_index() == 0 else []
+    logged = max((row["step"] for row in rows), default=0)
+    logged -= sum(map(nonfinite, rows))
+    logged = agree.broadcast("steps logged", logged)
     if logged > 2 * every:
         raise InputError(
             f"{workdir} has logged {logged} steps, with a checkpoint every {every}, "

@@ -72,7 +72,12 @@ def read_run_files(workdir) -> ReportRun:
     rows = _by_step(metrics.read_metrics(workdir))
     stored = read_run(workdir).get("config")
     # An evaluation's run.json has no config.
-    if not rows or not isinstance(stored, Mapping):
+    if not isinstance(stored, Mapping):
+        raise InputError(
+            f"{name}/run.json has no config of a run: it is damaged, or of an "
+            "evaluation; give the workdir of a run"
+        )
+    if not rows:
         raise InputError(
             f"{name} has no step of a run yet that can be read; wait for one"
         )

@@ -7,6 +7,7 @@ reach this one. Two real processes are in test_checkpoint.py and, on gs://, at t
 import contextlib
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -263,6 +264,36 @@ def test_a_full_disk_has_the_lock_alone(tmp_path, capsys, monkeypatch):
         lease.take(workdir.workdir_path(tmp_path), "--workdir")
     assert "no other machine sees that this run writes there" in capsys.readouterr().err
     lease.release(tmp_path)
+
+
+def test_a_full_disk_with_the_lease_of_one_that_died(tmp_path, capsys, monkeypatch):
+    """It is written once there is room; until then the lock alone guards the run."""
+    (tmp_path / "run.json").write_text("{}")
+    died = lease._owner() | {"id": "0", "pid": 2**22 + 1, "began": 5}
+    (tmp_path / ".lease").write_text(json.dumps(died))
+
+    def full(path, *_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("etils.epath.gpath.PosixGPath.write_text", full)
+        lease.take(workdir.workdir_path(tmp_path), "--workdir")
+        lease.require(tmp_path)
+        assert standing(tmp_path) == died
+    lease.require(tmp_path)
+    assert standing(tmp_path)["pid"] == os.getpid()
+    # Whoever else writes it from now on has it.
+    (tmp_path / ".lease").write_text(json.dumps(OTHER))
+    with pytest.raises(lease.Lost, match="process 7 on far"):
+        lease.require(tmp_path)
+
+
+@pytest.mark.parametrize("pid", [math.inf, 10**400, 1.5, [1], "x", None])
+def test_a_lease_of_a_process_that_is_none(tmp_path, pid):
+    mine = lease._owner() | {"id": "0", "pid": pid}
+    (tmp_path / ".lease").write_text(json.dumps(mine))
+    lease.refuse_alive(workdir.workdir_path(tmp_path), "--workdir")
+    workdir.claim(tmp_path, IDENTITY)
 
 
 def test_on_its_own_machine_one_that_died_is_over_at_once(tmp_path, capsys):
