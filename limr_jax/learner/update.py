@@ -19,7 +19,8 @@ from limr_jax.learner import critic, losses, packing
 from limr_jax.learner.batch import Batch, PackedBatch, weigh
 from limr_jax.models import lora
 from limr_jax.models.config import ComputeConfig
-from limr_jax.sharding import ROWS, constrain, constrain_params
+from limr_jax.models.summed import add_gradient
+from limr_jax.sharding import ROWS, constrain
 
 
 @jax.tree_util.register_dataclass
@@ -147,25 +148,21 @@ def gradients(
 
     # Differentiated within the loop: backward through one of traced length JAX cannot
     # go, and it would keep every micro-batch's activations.
-    def gradient_of(i):
-        (_, (sums, highs)), grads = jax.value_and_grad(weighted_loss, has_aux=True)(
-            params, micro_batches.take(i)
-        )
-        # As the parameters lie, else the loop keeps them whole on each device of fsdp.
-        return constrain_params(grads), sums, highs
-
     def add(i, so_far):
         so_far_grads, so_far_sums, so_far_highs = so_far
-        grads, sums, highs = gradient_of(i)
+        micro = micro_batches.take(i)
+        (_, (sums, highs)), grads = add_gradient(
+            partial(weighted_loss, micro=micro), params, so_far_grads
+        )
         return (
-            constrain_params(jax.tree.map(jnp.add, so_far_grads, grads)),
+            grads,
             jax.tree.map(jnp.add, so_far_sums, sums),
             jax.tree.map(jnp.maximum, so_far_highs, highs),
         )
 
     # The number of micro-batches is traced and may be 0, so the sums begin with zeros.
-    shapes = jax.eval_shape(lambda: gradient_of(0))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    _, shapes = jax.eval_shape(lambda: weighted_loss(params, micro_batches.take(0)))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (params, *shapes))
     count = micro_batches.count
     # False itself, not an array of it: a run that freezes nothing compiles no test.
     if frozen is not False:

@@ -35,6 +35,7 @@ from limr_jax.models.kv_cache import (
     write_column,
 )
 from limr_jax.models.layers import Block, RMSNorm
+from limr_jax.models.summed import Summed, begin_sum, read_layer
 from limr_jax.sharding import ROWS, constrain, device_count, param_rows, platform
 
 __all__ = [
@@ -293,9 +294,23 @@ def _read(
             x_BTD, kept[key] = step(x_BTD, weights[key], kind)
         return x_BTD, kept
 
+    def summed_group(carry, weights_and_index):
+        x_BTD, so_far = carry
+        weights, index = weights_and_index
+        weights, so_far = read_layer(weights, so_far, index)
+        x_BTD, kept = group(x_BTD, weights)
+        return (x_BTD, so_far), kept
+
     # Few layers too (decode's are unrolled: `_scanned`). 3 and 6 train as quickly on a
     # CPU, and the compiler takes half as long for 6.
-    x_BTD, kept = jax.lax.scan(group, x_BTD, params["blocks"])
+    blocks = params["blocks"]
+    if isinstance(blocks, Summed):
+        total = jax.lax.stop_gradient(blocks.so_far)
+        over = blocks.weights, jnp.arange(config.groups)
+        (x_BTD, so_far), kept = jax.lax.scan(summed_group, (x_BTD, blocks.so_far), over)
+        x_BTD = begin_sum(x_BTD, so_far, total)
+    else:
+        x_BTD, kept = jax.lax.scan(group, x_BTD, blocks)
     tail_kept = {}
     for key, kind in _keyed(config.tail):
         weights = params["tail"][key]
