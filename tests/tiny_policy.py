@@ -30,7 +30,7 @@ QWEN = ModelConfig(
     mlp_width=24,
     qkv_bias=True,
 )
-# A window shorter than a prompt, so that rings turn in prefill and in decode.
+# A window shorter than a prompt: its rings turn in prefill and in decode.
 GEMMA = ModelConfig(
     vocab_size=40,
     width=16,
@@ -193,10 +193,12 @@ def decode_greedily(params, token_B, cache, steps, *, first, config, dtype):
 
     def step(i, token_B_and_cache):
         token_B, cache = token_B_and_cache
-        hidden_BD, cache = transformer.decode(
-            params, token_B, token_B, cache, first + i, **how
+        token_B1 = token_B[:, None]
+        column_B = jnp.full_like(token_B, first + i)
+        hidden_B1D, cache = transformer.decode(
+            params, token_B1, token_B1, cache, column_B, **how
         )
-        logits_BV = transformer.unembed(params, hidden_BD, **how)
+        logits_BV = transformer.unembed(params, hidden_B1D[:, 0], **how)
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32), cache
 
     return jax.lax.fori_loop(0, steps, step, (token_B, cache))

@@ -80,7 +80,6 @@ class DecodeState:
     slots: Slots
     slot_state: SlotState
     cache: kv.KVCache  # a row for each slot
-    column: jax.Array  # int32: where the next step writes, all rows alike
     out: dict  # [B, T] arrays: what has been written
 
 
@@ -93,6 +92,7 @@ class Batcher:
     config: ModelConfig
     length: int  # L, columns of a prompt
     longest: int  # tokens of a rollout at most
+    step_tokens: int  # J, tokens of a row in a decode step at most
     shares: bool  # rows read their prompts where these are, and get no copy
     rows_over: tuple | None  # the mesh axes that rows lie over
     # int32: the first so many rollouts of each device are to be written; None: all.
@@ -100,10 +100,21 @@ class Batcher:
 
     @classmethod
     def of(
-        cls, prompts, pending, asked_M=None, *, config, length, longest, rows_over
+        cls,
+        prompts,
+        pending,
+        asked_M=None,
+        *,
+        config,
+        length,
+        longest,
+        rows_over,
+        step_tokens=1,
     ) -> "Batcher":
         """Of the prompts' cache, as `transformer.prefill` leaves it."""
-        shares = ragged_decode.shares(config, length=length, columns=longest)
+        shares = ragged_decode.shares(
+            config, length=length, columns=longest, step_tokens=step_tokens
+        )
         if shares:
             # The kernel counts a prompt's columns from its end, so its last has to be
             # last.
@@ -114,6 +125,7 @@ class Batcher:
             config=config,
             length=length,
             longest=longest,
+            step_tokens=step_tokens,
             shares=shares,
             rows_over=rows_over,
             asked_M=asked_M,
@@ -127,8 +139,22 @@ class Batcher:
 
     @property
     def start(self) -> int:
-        """The column that the first step writes."""
+        """The column of a response's first token in its row."""
         return 0 if self.shares else self.length
+
+    def column(self, slot_state: SlotState) -> jax.Array:
+        """int32 [Z]: the column of each row's last chosen token, not yet written."""
+        return self.start + slot_state.t_Z - 1
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Columns of a row for each kind of attention."""
+        if self.shares:
+            # Its kernel drops what would be written behind a row's last column.
+            return ragged_decode.row_counts(self.config, self.longest, self.step_tokens)
+        # Behind the longest response's last token a step may have others still.
+        columns = self.length + self.longest + self.step_tokens - 1
+        return kv.column_counts(self.config, columns, self.step_tokens)
 
     @property
     def rows(self) -> int:
@@ -151,19 +177,17 @@ class Batcher:
 
         def first(prompts, pending, slots, asked_M):
             pending = jax.tree.map(lambda x: x[:size], pending)
-            columns = self.start + self.longest
+            config, counts = self.config, self.counts
             if self.shares:
-                cache = kv.ring(prompts, self.config, rows=size, columns=columns)
+                cache = kv.empty_rows(prompts, config, rows=size, counts=counts)
             elif asked_M is None:
                 # Rows are in the order of the prompts, G of each.
                 cache = kv.repeat(
-                    prompts, self.config, group=self.group, rows=size, columns=columns
+                    prompts, config, group=self.group, rows=size, counts=counts
                 )
             else:
                 # Where some of a group are not asked for, each row names its prompt.
-                cache = kv.copies(
-                    prompts, self.config, pending.prompt_B, columns=columns
-                )
+                cache = kv.copies(prompts, config, pending.prompt_B, counts=counts)
             # A rollout whose first token was its last has nothing to decode.
             live_Z = ~pending.ended_B
             if asked_M is not None:
@@ -183,7 +207,6 @@ class Batcher:
             slots=slots,
             slot_state=slot_state,
             cache=cache,
-            column=jnp.int32(self.start),
             out=out,
         )
 
@@ -198,7 +221,7 @@ class Batcher:
         A rollout whose first token was its last leaves its slot empty again.
         """
 
-        def local(slots, slot_state, cache, turn, prompts, pending, asked_M):
+        def local(slots, slot_state, cache, prompts, pending, asked_M):
             # M is 1 here: this device's own number.
             rows = len(pending.last_B) if asked_M is None else asked_M[0]
             slots, fresh_Z = slots_lib.refill(slots, rows)
@@ -210,40 +233,28 @@ class Batcher:
                 slot_state,
             )
             if not self.shares:
-                cache = self._with_prompts(
-                    cache, prompts, slot_state.prompt_Z, fresh_Z, turn
-                )
+                cache = self._with_prompts(cache, prompts, slot_state.prompt_Z, fresh_Z)
             live_Z = slots.live_Z & ~(fresh_Z & first.ended_B)
             return dataclasses.replace(slots, live_Z=live_Z), slot_state, cache
 
         rows = (state.slots, state.slot_state, state.cache)
-        # Every row writes the same column, so a late row's prompt has to lie as many
-        # columns further round the ring as there were steps before it.
-        turn = state.column - self.start
         slots, slot_state, cache = self._each(
             local,
-            (*rows, turn, self.prompts, self.pending, self.asked_M),
+            (*rows, self.prompts, self.pending, self.asked_M),
             like=rows,
         )
         return dataclasses.replace(
             state, slots=slots, slot_state=slot_state, cache=cache
         )
 
-    def _with_prompts(self, cache, prompts, prompt_Z, fresh_Z, turn) -> kv.KVCache:
+    def _with_prompts(self, cache, prompts, prompt_Z, fresh_Z) -> kv.KVCache:
         """The cache with a copy of their prompts in the fresh rows."""
         # Fresh slots first, so that the loop copies as many prompts as are wanted.
         order_Z = first_where(fresh_Z)
 
         def copy(i, cache):
             row = order_Z[i]
-            return kv.put(
-                cache,
-                prompts,
-                self.config,
-                row=row,
-                prompt=prompt_Z[row],
-                turn=turn,
-            )
+            return kv.put(cache, prompts, self.config, row=row, prompt=prompt_Z[row])
 
         return jax.lax.fori_loop(0, jnp.sum(fresh_Z), copy, cache)
 

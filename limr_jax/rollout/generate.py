@@ -113,7 +113,14 @@ def _write(
     # Keys are by problem and sample, so the order of the prompts draws nothing else.
     key_B = prng.rollout_keys(key, problem_B, sample_B)
     first, cache = _first_tokens(
-        params, prompt_PL, position_PL, key_B, sampling, asked_PG, compute=compute
+        params,
+        prompt_PL,
+        position_PL,
+        key_B,
+        sampling,
+        asked_PG,
+        config=config,
+        compute=compute,
     )
     token_B = first["response_BT"]
     columns = _first_column(first, asked_B, config)
@@ -130,6 +137,7 @@ def _write(
         config=compute.model,
         length=L,
         longest=config.response_length,
+        step_tokens=config.step_tokens,
         rows_over=ROWS if slots.devices > 1 else None,
     )
     step = partial(
@@ -182,20 +190,21 @@ def _step(
 ) -> DecodeState:
     """The state after one more token of every live row."""
     live_Z, t_Z = state.slots.live_Z, state.slot_state.t_Z
-    hidden_ZD, cache = transformer.decode(
+    # token_Z is number t − 1 of the response, so at last + 1 + (t − 1). An ended row
+    # has -1: nobody sees the column that it writes.
+    position_Z = jnp.where(live_Z, state.slot_state.last_Z + t_Z, -1)
+    hidden_ZJD, cache = transformer.decode(
         params,
-        state.slot_state.token_Z,
-        # token_Z is number t − 1 of the response, so at last + 1 + (t − 1). An ended
-        # row has -1: nobody sees the column that it writes.
-        jnp.where(live_Z, state.slot_state.last_Z + t_Z, -1),
+        state.slot_state.token_Z[:, None],
+        position_Z[:, None],
         state.cache,
-        state.column,
+        batcher.column(state.slot_state),
         batcher.shared(state.slot_state),
         config=compute.model,
         dtype=compute.dtype,
     )
     logits_ZV = transformer.unembed(
-        params, hidden_ZD, config=compute.model, dtype=compute.dtype
+        params, hidden_ZJD[:, 0], config=compute.model, dtype=compute.dtype
     )
     key_Z = jax.random.wrap_key_data(state.slot_state.key_Z2, impl=key_impl)
     token_Z, logprob_Z, entropy_Z = choose(logits_ZV, key_Z, t_Z, sampling)
@@ -205,21 +214,28 @@ def _step(
         slots=replace(state.slots, live_Z=live_Z & ~_ends(token_Z, t_Z, config)),
         slot_state=replace(state.slot_state, token_Z=token_Z, t_Z=t_Z + 1),
         cache=cache,
-        column=state.column + 1,
         # By the slots before the step: a row that ends with this token writes it too.
         out=batcher.write(state.out, state.slots, t_Z, column),
     )
 
 
 def _first_tokens(
-    params, prompt_PL, position_PL, key_B, sampling, asked_PG, *, compute: ComputeConfig
+    params,
+    prompt_PL,
+    position_PL,
+    key_B,
+    sampling,
+    asked_PG,
+    *,
+    config: GenerateConfig,
+    compute: ComputeConfig,
 ):
     """The first column of every rollout, and the prompts' cache.
 
     The logits of a prompt's last token are made once for all its rollouts. asked_PG:
     as of `generate`; what is not asked for may be anything.
     """
-    hidden_PD, prompts = _prefill(params, prompt_PL, position_PL, compute)
+    hidden_PD, prompts = _prefill(params, prompt_PL, position_PL, config, compute)
     logits_PV = transformer.unembed(
         params, hidden_PD, config=compute.model, dtype=compute.dtype
     )
@@ -242,7 +258,9 @@ def _first_tokens(
     return _column(token_B, logprob_B, entropy_B), prompts
 
 
-def _prefill(params, prompt_PL, position_PL, compute: ComputeConfig):
+def _prefill(
+    params, prompt_PL, position_PL, config: GenerateConfig, compute: ComputeConfig
+):
     """The prompts' last hidden states and cache, in parts where one would be large."""
 
     def some(prompt_XL, position_XL):
@@ -253,6 +271,7 @@ def _prefill(params, prompt_PL, position_PL, compute: ComputeConfig):
             columns=L,
             config=compute.model,
             dtype=compute.dtype,
+            step_tokens=config.step_tokens,
         )
         # Prompts are left-padded, so each one's last token is in the last column.
         return hidden_XLD[:, -1], cache

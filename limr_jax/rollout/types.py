@@ -78,6 +78,7 @@ class GenerateConfig:
     compactions: int = LOOPS - 1  # moves of the live rows into fewer slots, at most
     # Rollouts a prompt that a step may ask for on average; None: all G of each.
     mean_group: int | None = None
+    step_tokens: int = 1  # J, tokens of a rollout in a decode step at most
 
     @property
     def paid_group(self) -> int:

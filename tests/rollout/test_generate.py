@@ -192,7 +192,7 @@ def test_other_problems_in_the_batch_change_nothing():
 
 @pytest.mark.slow
 def test_prompt_padding_changes_nothing():
-    """Three columns more: the ring of a window begins at another column."""
+    """Three columns more: a row and a window's ring begin at another column."""
     written = generate(config=GEMMA)
     wider = generate(config=GEMMA, L=LENGTH + 3)
     same(written, wider)
@@ -304,7 +304,9 @@ def test_prompts_a_few_at_a_time(monkeypatch, config, layers):
     found = []
     for parts in (1, 2):
         monkeypatch.setattr(rollout, "row_parts", lambda *_, parts=parts: parts)
-        prefill = functools.partial(rollout._prefill, compute=fp32(config))
+        prefill = functools.partial(
+            rollout._prefill, config=SHAPE, compute=fp32(config)
+        )
         prefill = jax.jit(prefill, compiler_options=QUICK)
         found.append(jax.tree.leaves(prefill(*given)))
     for whole, parted in zip(*found, strict=True):

@@ -103,14 +103,24 @@ def _numbers(config) -> int:
     return config.kv_heads // parts * max(config.head_dim, 128)
 
 
-def shares(config, *, length: int, columns: int) -> bool:
-    """Whether decode reads prompts and rings by this kernel, in all layers.
+def row_counts(config, columns: int, step_tokens: int = 1) -> dict[str, int]:
+    """Columns that each kind of attention keeps of a row's own: whole blocks of a ring.
 
-    config: the ModelConfig. length: columns of a prompt. columns: of a row's ring.
-    Where it does, the rollouts of a prompt share its columns; where not, each begins
-    with a copy of them.
+    The arguments are those of `kv_cache.column_counts`.
     """
-    counts = column_counts(config, length), column_counts(config, columns)
+    counts = column_counts(config, columns, step_tokens)
+    ring = -(-counts["sliding"] // min(BLOCKS)) * min(BLOCKS)
+    return counts | {"sliding": min(ring, columns)}
+
+
+def shares(config, *, length: int, columns: int, step_tokens: int = 1) -> bool:
+    """Whether decode reads prompts and rows by this kernel, in all layers.
+
+    config: the ModelConfig. length: columns of a prompt. columns: of a response.
+    step_tokens: tokens of a row in a decode step at most. Where it does, the rollouts
+    of a prompt share its columns; where not, each begins with a copy of them.
+    """
+    counts = column_counts(config, length), row_counts(config, columns, step_tokens)
     return all(fits(kinds[kind], config) for kinds in counts for kind in config.pattern)
 
 
