@@ -422,21 +422,20 @@ def _loops(
 
     rounds: of refilling, as `_rounds` has them. Turns are these, then decode steps of
     one; the loops over fewer slots do not turn where all rows end together. Shares are
-    of the widths of the cache that attention reads: prompts fill `length` columns, and
-    once the ring has turned all are read. Two widths would be taken for a conditional
-    that is on or off: then nothing is said.
+    of the widths of the cache that attention reads: prompts fill `length` columns. Two
+    widths would be taken for a conditional that is on or off: then nothing is said.
     """
     # A rollout's first token comes from its prompt, without a decode step.
     steps = generation.response_length - 1
-    turns, times = (*rounds, steps, 0), rounds[0] if rounds else 1
-    choices = kv_cache.widths(length + generation.response_length)
+    turns = (*rounds, steps, 0)
+    columns = length + generation.response_length + generation.step_tokens - 1
+    choices = kv_cache.widths(columns)
     if not steps:
         return {"turns": turns}
-    decoded = ragged_decode.Rounds(length, steps, times, generation.paid_group)
+    decoded = ragged_decode.Rounds(length, steps, generation.paid_group)
     loops = {"turns": turns, "decoded": decoded}
     if len(choices) < 3:
         return loops
-    steps *= times
     # Prompts of 500, responses of 100, widths 256, 512 and 600: no step reads the
     # first, 12 read the second, and 87 the last.
     ends = (max(0, min(width - length, steps)) for width in choices[:-1])

@@ -150,10 +150,11 @@ def _decode_bytes(call: Call, text: str, jaxpr, parts) -> tuple[float, ...]:
     """HBM bytes on a chip of a decode step, of each part's number of slots.
 
     The program's with one turn of that loop, less those without. Rows have as many
-    columns as they have in the mean; XLA's own attention reads all of a turned ring.
+    columns as they have in the mean; XLA's own attention reads as many of each as of a
+    row that is nearly full.
     """
     refills = len(call.turns) - 2  # the loops around the first part's
-    # Every step reads the widest cache, as it does once the ring has turned.
+    # Every step reads the widest cache, as it does with one such row among many.
     widest = (*(0.0 for _ in call.shares[1:]), 1.0)[: len(call.shares)]
 
     def moved(columns, turns):

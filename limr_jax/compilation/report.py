@@ -105,9 +105,9 @@ def _waves(config, plan: Plan, programs: list[Compiled], limit: float) -> dict:
 def decode(plan: Plan, programs: list[Compiled]) -> dict | None:
     """Bytes that a decode step moves over weights and live cache, lengths simulated.
 
-    By number of slots, and of all steps. `scheduled`: the weights and what attention
-    reads, by arithmetic; `compiled`: all that the compiled program moves. None where
-    nothing is decoded, or the schedule is not known.
+    By number of slots, and of all steps. `scheduled`: the weights, and what attention
+    reads and writes back, by arithmetic; `compiled`: all that the compiled program
+    moves. None where nothing is decoded, or the schedule is not known.
     """
     if not any(part.steps for part in plan.decoded):
         return None
@@ -190,7 +190,9 @@ def _whole(shapes) -> list[int]:
 def slot_columns(plan: Plan) -> int:
     """Columns of a rollout's row in the cache; a shared prompt's are not of them."""
     own = plan.generation.response_length
-    return own if plan.shared else plan.prompt_length + own
+    if plan.shared:
+        return own
+    return plan.prompt_length + own + plan.generation.step_tokens - 1
 
 
 def column_bytes(plan: Plan) -> float:

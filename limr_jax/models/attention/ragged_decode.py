@@ -720,16 +720,16 @@ def _add(q_KQC, held, k, v_KSC, start, sees, *, own, scale, softcap, channels=1)
 # --- What it costs ----------------------------------------------------------------
 
 
-def columns_read(own_B, seen_B, prompt_B, column, prompt: Cut, own: Cut):
+def columns_read(column_B, seen_B, prompt_B, prompt: Cut, own: OwnCut):
     """Columns of the cache that each row reads, by `list_entries`: whole blocks.
 
-    Of the ring one block at least. Prompts of one block are read by the first row that
+    Of its own one block at least. Prompts of one block are read by the first row that
     has them. The arguments are those of `list_entries`.
     """
     read_B = prompt_read(seen_B, prompt)
     if prompt.blocks == 1:
         read_B *= first_of_each(prompt_B, read_B > 0)
-    return own_read(own_B, column, own) + read_B
+    return own_read(column_B, own) + read_B
 
 
 def prompt_read(seen_B, prompt: Cut):
@@ -737,10 +737,16 @@ def prompt_read(seen_B, prompt: Cut):
     return (prompt.blocks - _prompt_from(seen_B, prompt) // prompt.size) * prompt.size
 
 
-def own_read(own_B, column, own: Cut):
-    """Columns of the ring that each row reads, whole blocks."""
-    own_from_B = _own_from(own_B, column, own)
-    return (_last(own_from_B, column, own) - own_from_B // own.size + 1) * own.size
+def own_read(column_B, own: OwnCut):
+    """Columns of its own that each row reads, whole blocks."""
+    blocks_B = own.last_block(column_B) - own.first_block(column_B) + 1
+    return blocks_B * own.size
+
+
+def columns_written(own: OwnCut) -> int:
+    """Columns that a row writes back at a step, in the mean of all places in a part."""
+    # J columns lie in two parts if they begin at the last J − 1 places of one.
+    return own.part + own.tokens - 1
 
 
 def first_of_each(prompt_B, is_B):
@@ -762,18 +768,17 @@ class ColumnsRead:
         """Columns of its prompt that a row reads at a step: 0, all count as its own."""
         return 0.0
 
-    def own_columns(self, own: Cut) -> float:
+    def own_columns(self, own: OwnCut) -> float:
         """Columns that a row reads at a step, those of its prompt among them."""
         return self.columns
 
 
 @dataclasses.dataclass(frozen=True)
 class Rounds:
-    """Rows that all begin and end together, in rounds of so many decode steps."""
+    """Rows that all begin and end together, in so many decode steps."""
 
     length: int  # of every prompt
-    steps: int  # of a round: one column more each
-    rounds: int = 1
+    steps: int  # one column more each
     group: int = 1  # rows of a prompt, which follow one another
 
     def prompt_columns(self, prompt: Cut) -> float:
@@ -783,10 +788,9 @@ class Rounds:
             seen = prompt.columns - 1 - np.arange(self.steps)
         return _mean(prompt_read(seen, prompt))
 
-    def own_columns(self, own: Cut) -> float:
-        """Columns of the ring that a row reads at a step, in the mean."""
-        column = np.arange(self.rounds * self.steps)
-        return _mean(own_read(1 + column % self.steps, column, own))
+    def own_columns(self, own: OwnCut) -> float:
+        """Columns of its own that a row reads at a step, in the mean."""
+        return _mean(own_read(np.arange(self.steps), own))
 
 
 def _mean(columns) -> float:
@@ -795,24 +799,35 @@ def _mean(columns) -> float:
 
 @kernel_cost.of(NAME)
 def cost(launch: Launch, rows: Rounds | ColumnsRead | None = None) -> Cost:
-    """The cost of a step in which rows read as `rows` says; None: all of both parts."""
-    queries, prompt_keys, _, own_keys, _, _ = launch.operands
-    prompt, own = (Cut(x.shape[-1], x.block[-1]) for x in (prompt_keys, own_keys))
+    """The cost of a step in which rows read as `rows` says; None: all of both parts.
+
+    A launch does not show its window: a ring is read whole once it has turned.
+    """
+    queries, prompt_keys, _, own_keys, _, new_keys, _, out, _, _ = launch.operands
+    prompt = Cut(prompt_keys.shape[-1], prompt_keys.block[-1])
+    (_, K, J, C), columns = new_keys.block, own_keys.shape[-1]
+    own = OwnCut(columns, own_keys.block[-1], tokens=J)
     prompt_columns, own_columns = prompt.columns, own.columns
     if rows is not None:
         prompt_columns, own_columns = rows.prompt_columns(prompt), rows.own_columns(own)
     count = queries.shape[0]
-    # By the keys and by the values, a multiplication and an addition each.
-    flops = 2 * 2.0 * math.prod(queries.block) * count * (prompt_columns + own_columns)
-    prompt_blocks = count * prompt_columns / prompt.size
-    own_blocks = count * own_columns / own.size
+    # By the keys and by the values, a multiplication and an addition each: of all
+    # queries with what they read and with the step's tokens, and of these with their
+    # places in the parts that are written back.
+    written = columns_written(own)
+    flops = 2 * 2.0 * math.prod(queries.block) * (prompt_columns + own_columns + J)
+    flops += 2 * 2.0 * K * J * C * written
+    prompt_blocks = prompt_columns / prompt.size
     if prompt.blocks == 1 and rows is not None:
         prompt_blocks /= rows.group  # read by the first of its rows
-    # Queries; keys and values of prompts and of the ring; what comes of them.
-    moved = (count, prompt_blocks, prompt_blocks, own_blocks, own_blocks, count)
-    return Cost(
-        flops=flops,
-        hbm_bytes=sum(
-            n * x.block_bytes for n, x in zip(moved, launch.operands, strict=True)
-        ),
-    )
+    own_blocks = (own_columns + written) / own.size
+    # Of a row: queries, and what comes of them; of prompts, of its own and of the new
+    # tokens keys and values, which have as many bytes.
+    row_bytes = queries.block_bytes + out.block_bytes
+    for blocks, keys in (
+        (prompt_blocks, prompt_keys),
+        (own_blocks, own_keys),
+        (1, new_keys),
+    ):
+        row_bytes += 2 * blocks * keys.block_bytes
+    return Cost(flops=count * flops, hbm_bytes=count * row_bytes)
