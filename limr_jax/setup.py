@@ -190,6 +190,8 @@ def make_programs(
         # 0: every rollout of the step has its own slot.
         slots=config.rollout.slots or config.prompts_per_step * config.group_size,
         compactions=config.rollout.compactions,
+        step_tokens=1 + config.rollout.drafts,
+        drafts_kept=config.rollout.drafts_kept,
         stop_ids=special_tokens.stop_ids,
         pad_id=special_tokens.pad_id,
     )

@@ -1,6 +1,7 @@
 """Small random policies, their prompts, and programs of them that several tests run."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ from limr_jax.models.config import ComputeConfig
 from limr_jax.models.transformer import ModelConfig
 from limr_jax.rollout import generate as rollout
 from limr_jax.rollout.sampling import Sampling
-from limr_jax.rollout.types import GenerateConfig
+from limr_jax.rollout.types import GenerateConfig, Rollout
+from limr_jax.sharding import BATCH, make_mesh, param_shardings
 
 # For programs that run a few times: the compiler's time is most of a test's.
 QUICK = jit.EVERY | jit.known(
@@ -170,6 +172,7 @@ def generate(
     key=None,
     expected_P=None,
     asked_PG=None,
+    draft_PDT=None,
     **changes,
 ):
     """A Rollout of these problems; `changes` of SHAPE compile anew, others do not."""
@@ -182,9 +185,47 @@ def generate(
         drawn,
         expected_P,
         asked_PG,
+        draft_PDT,
         config=dataclasses.replace(SHAPE, **changes),
         compute=fp32(config),
     )
+
+
+def generate_on_mesh(shape, expected_P=None, asked_PG=None, draft_PDT=None, **changes):
+    """As the loop runs it: rows and parameters over the devices, under its mesh."""
+    mesh = make_mesh(*shape, devices=jax.devices()[: math.prod(shape)])
+    params = random_params(QWEN)
+    rows = jax.NamedSharding(mesh, BATCH)
+    with jax.set_mesh(mesh):
+        # A jit of its own: a compiled program is of one mesh.
+        program = jax.jit(
+            rollout.generate,
+            static_argnames=("config", "compute"),
+            out_shardings=rows,
+            compiler_options=QUICK,
+        )
+        return program(
+            jax.device_put(params, param_shardings(mesh, params)),
+            *jax.device_put(prompts_of(range(PROMPTS)), rows),
+            jax.device_put(np.arange(PROMPTS, dtype=np.int32), rows),
+            key_of(),
+            sampling(),
+            expected_P if expected_P is None else jax.device_put(expected_P, rows),
+            asked_PG if asked_PG is None else jax.device_put(asked_PG, rows),
+            draft_PDT if draft_PDT is None else jax.device_put(draft_PDT, rows),
+            config=dataclasses.replace(SHAPE, **changes),
+            compute=fp32(QWEN),
+        )
+
+
+def same(a: Rollout, b: Rollout, rows=slice(None)):
+    """The same tokens and masks; the same numbers but for rounding."""
+    for name in ("response_BT", "mask_BT", "truncated_B"):
+        x, y = np.asarray(getattr(a, name)), np.asarray(getattr(b, name))
+        np.testing.assert_array_equal(x[rows], y, err_msg=name)
+    for name in ("logprob_BT", "entropy_BT"):
+        x, y = np.asarray(getattr(a, name)), np.asarray(getattr(b, name))
+        np.testing.assert_allclose(x[rows], y, atol=1e-5, err_msg=name)
 
 
 def with_wrong_drafts(tokens: int):

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec
 from limr_jax.models import kv_cache as kv
 from limr_jax.models.attention import ragged_decode
 from limr_jax.models.config import ModelConfig
+from limr_jax.rollout import drafts
 from limr_jax.rollout import slots as slots_lib
 from limr_jax.rollout.slots import Slots, first_where
 from limr_jax.sharding import REPLICATED, on_each, row_shards
@@ -32,20 +33,27 @@ class Pending:
     key_B2: jax.Array  # uint32: its random key's data
     last_B: jax.Array  # int32: position of its prompt's last token
     prompt_B: jax.Array  # int32: its prompt, counted on its device
+    # int32: the last tokens of prompt and response; None: no drafts are looked up.
+    end_Bn: jax.Array | None
 
     @classmethod
-    def of(cls, token_B, ended_B, key_B, position_PL) -> "Pending":
-        """Of random keys, and of the positions of the prompts."""
+    def of(cls, token_B, ended_B, key_B, position_PL, end_Pn=None) -> "Pending":
+        """Of random keys, and of the positions and the last tokens of the prompts."""
         prompts, group = len(position_PL), len(token_B) // len(position_PL)
         prompt_P = jnp.arange(prompts, dtype=jnp.int32)
         # Prompts are dealt to devices in order, as many to each.
         prompt_P %= prompts // row_shards(prompts)
+        end_Bn = None
+        if end_Pn is not None:
+            end_Bn = jnp.repeat(end_Pn, group, axis=0)
+            end_Bn = jnp.concatenate([end_Bn[:, 1:], token_B[:, None]], axis=1)
         return cls(
             token_B=token_B,
             ended_B=ended_B,
             key_B2=jax.random.key_data(key_B),
             last_B=jnp.repeat(position_PL[:, -1], group),
             prompt_B=jnp.repeat(prompt_P, group),
+            end_Bn=end_Bn,
         )
 
 
@@ -59,6 +67,8 @@ class SlotState:
     key_Z2: jax.Array  # uint32: the random key's data
     last_Z: jax.Array  # int32: position of the prompt's last token
     prompt_Z: jax.Array  # int32: the prompt, counted on its device
+    # int32: the last tokens of prompt and response; None: no drafts are looked up.
+    end_Zn: jax.Array | None
 
     @classmethod
     def of(cls, pending: Pending) -> "SlotState":
@@ -69,6 +79,7 @@ class SlotState:
             key_Z2=pending.key_B2,
             last_Z=pending.last_B,
             prompt_Z=pending.prompt_B,
+            end_Zn=pending.end_Bn,
         )
 
 
@@ -81,6 +92,8 @@ class DecodeState:
     slot_state: SlotState
     cache: kv.KVCache  # a row for each slot
     out: dict  # [B, T] arrays: what has been written
+    steps_M: jax.Array  # int32: decode steps of each device
+    row_steps_M: jax.Array  # int32: its live rows, summed over them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +106,9 @@ class Batcher:
     length: int  # L, columns of a prompt
     longest: int  # tokens of a rollout at most
     step_tokens: int  # J, tokens of a row in a decode step at most
+    source_PW: (
+        jax.Array | None
+    )  # int32: where drafts are looked up; None: there is none
     shares: bool  # rows read their prompts where these are, and get no copy
     rows_over: tuple | None  # the mesh axes that rows lie over
     # int32: the first so many rollouts of each device are to be written; None: all.
@@ -110,6 +126,7 @@ class Batcher:
         longest,
         rows_over,
         step_tokens=1,
+        source_PW=None,
     ) -> "Batcher":
         """Of the prompts' cache, as `transformer.prefill` leaves it."""
         shares = ragged_decode.shares(
@@ -126,6 +143,7 @@ class Batcher:
             length=length,
             longest=longest,
             step_tokens=step_tokens,
+            source_PW=source_PW,
             shares=shares,
             rows_over=rows_over,
             asked_M=asked_M,
@@ -173,7 +191,7 @@ class Batcher:
 
     def init(self, slots: Slots, out: dict) -> DecodeState:
         """The state in which the slots hold the first rollouts of each device."""
-        size = slots.row_Z.shape[0] // slots.begun_M.shape[0]
+        size = slots.per_device
 
         def first(prompts, pending, slots, asked_M):
             pending = jax.tree.map(lambda x: x[:size], pending)
@@ -208,6 +226,39 @@ class Batcher:
             slot_state=slot_state,
             cache=cache,
             out=out,
+            steps_M=jnp.zeros_like(slots.begun_M),
+            row_steps_M=jnp.zeros_like(slots.begun_M),
+        )
+
+    def draft(self, state: DecodeState) -> jax.Array:
+        """int32 [Z, K]: what each row may write behind its next token, drafts.NONE.
+
+        K is what pays for so many slots; 0 where there are no drafts.
+        """
+        slots, slot_state = state.slots, state.slot_state
+        size = slots.per_device
+        tokens = drafts.step_tokens(size, self.step_tokens) - 1
+        if self.source_PW is None or tokens == 0:
+            return jnp.zeros((len(slots.live_Z), 0), jnp.int32)
+
+        def local(slot_state, out, pending, source_PW):
+            # Rollouts that go on beside this one come behind those of the last visit.
+            written_BT = jnp.where(out["mask_BT"], out["response_BT"], drafts.NONE)
+            rows_PG = jnp.argsort(pending.prompt_B, stable=True)
+            rows_PG = rows_PG.reshape(len(source_PW), -1)
+            prompt_Z = slot_state.prompt_Z
+            visit_ZW, end_Zn = source_PW[prompt_Z], slot_state.end_Zn
+            siblings_ZW = drafts.sources(
+                written_BT[rows_PG[prompt_Z]],
+                visit_ZW[:, : end_Zn.shape[1]],  # begins with the prompt's end
+            )
+            source_ZW = jnp.concatenate([visit_ZW, siblings_ZW], axis=1)
+            return drafts.look_up(source_ZW, end_Zn, tokens)
+
+        return self._each(
+            local,
+            (slot_state, state.out, self.pending, self.source_PW),
+            like=slot_state.end_Zn,
         )
 
     def refill(self, state: DecodeState) -> DecodeState:
@@ -284,18 +335,26 @@ class Batcher:
             state, slots=slots, slot_state=slot_state, cache=cache
         )
 
-    def write(self, out: dict, slots: Slots, t_Z, column: dict) -> dict:
-        """`out` with one column of each live row put at its response position `t_Z`."""
+    def write(self, out: dict, slots: Slots, t_Z, count_Z, columns: dict) -> dict:
+        """`out` with the first `count` of the new columns of each live row.
 
-        def local(out, slots, t_Z, column):
+        They are put at its response positions from `t_Z` on. columns: [Z, J] arrays.
+        """
+
+        def local(out, slots, t_Z, count_Z, columns):
             nowhere = out["mask_BT"].shape[0]
-            # Ended rows write out of bounds, which drops them: the rest of `out` is
-            # padding.
-            row_Z = jnp.where(slots.live_Z, slots.row_Z, nowhere)
-            put = lambda x, value_Z: x.at[row_Z, t_Z].set(value_Z, mode="drop")  # noqa: E731
-            return jax.tree.map(put, out, column)
+            for j in range(columns["mask_BT"].shape[1]):
+                # Ended rows write out of bounds, which drops them: the rest of `out`
+                # is padding. So do columns that a row does not keep.
+                keeps_Z = slots.live_Z & (j < count_Z)
+                row_Z = jnp.where(keeps_Z, slots.row_Z, nowhere)
+                out = {
+                    name: x.at[row_Z, t_Z + j].set(columns[name][:, j], mode="drop")
+                    for name, x in out.items()
+                }
+            return out
 
-        return self._each(local, (out, slots, t_Z, column), like=out)
+        return self._each(local, (out, slots, t_Z, count_Z, columns), like=out)
 
     def _each(self, function, args: tuple, *, like):
         """`function(*args)` of what each device holds; what it returns is `like`."""

@@ -30,6 +30,18 @@ class Slots:
     live_Z: jax.Array  # bool: it has not ended
     begun_M: jax.Array  # int32: rollouts of the device that have or had a slot
 
+    @property
+    def per_device(self) -> int:
+        """Slots of a device."""
+        return self.row_Z.shape[0] // self.begun_M.shape[0]
+
+    @property
+    def live_M(self) -> jax.Array:
+        """int32: live rows of each device."""
+        # A device's slots follow one another along Z.
+        live_MZ = self.live_Z.reshape(len(self.begun_M), -1)
+        return jnp.sum(live_MZ, axis=1, dtype=jnp.int32)
+
 
 @dataclasses.dataclass(frozen=True)
 class SlotPlan:
@@ -131,8 +143,7 @@ def drive(state, step, batcher, plan: SlotPlan):
     def counts(state):
         """Live rows of the fullest device; slots to refill; pending rollouts."""
         slots = state.slots
-        # A device's slots follow one another along Z.
-        live_M = jnp.sum(slots.live_Z.reshape(devices, -1), axis=1)
+        live_M = slots.live_M
         pending_M = batcher.quota - slots.begun_M
         empty_M = slots.live_Z.shape[0] // devices - live_M
         # An empty slot of a device without pending rollouts is of no use to another's:
