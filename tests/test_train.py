@@ -538,7 +538,8 @@ def test_slots_and_evaluations_change_nothing(examined, whole):
     for row, expected in zip(here["metrics"], there["metrics"]):
         assert row.keys() == expected.keys()
         for name, value in expected.items():
-            if name == "rollout_waste":  # what slots are there for
+            # What slots are there for, and what fewer of them take.
+            if name in ("rollout_waste", "decode_steps"):
                 continue
             near = None if value is None else pytest.approx(value, rel=1e-4, abs=1e-5)
             assert row[name] == near, name
