@@ -146,20 +146,22 @@ def write_columns(kv, new, column_B, index, *, kind: str):
 
 def write_positions(position_BS, position_BJ, column_B, *, kind: str):
     """The positions of a kind's columns with the new ones', as `write_columns` does."""
-    rows = divided(position_BS.shape, ROWS, None)
+    size = position_BS.shape[1]
+    ahead_BS = jnp.arange(size, dtype=jnp.int32)[None] - column_B[:, None]
+    if kind == "sliding":
+        ahead_BS %= size
+    # Few numbers: read and chosen from, they take less than a scatter.
+    for j in range(position_BJ.shape[1]):
+        new_B1 = position_BJ[:, j : j + 1]
+        position_BS = jnp.where(ahead_BS == j, new_B1, position_BS)
+    return position_BS
 
-    def local(position_BS, position_BJ, column_B):
-        return _write_rows(position_BS, position_BJ, column_B, axis=-1, kind=kind)
 
-    specs = rows, rows, divided(column_B.shape, ROWS)
-    return on_each(local, specs, rows)(position_BS, position_BJ, column_B)
-
-
-def _write_rows(x, new, column_B, layer=0, *, axis: int, kind: str):
+def _write_rows(x, new, column_B, layer, *, axis: int, kind: str):
     """x with `new` at each row's columns.
 
-    x: an array of the cache. new: its rows first, then the other axes of x, of which
-    `axis` has J columns. layer: of a stack; its axis has size 1 in `new`.
+    x: keys or values. new: its rows first, then the other axes of x, of which `axis`
+    has J columns. layer: of a stack, whose axis has size 1 in `new`; else 0.
     """
     new = new.astype(x.dtype)
     tokens, size = new.shape[axis], x.shape[axis]
