@@ -224,10 +224,10 @@ def advice(config, plan: Plan, programs: list[Compiled], limit: float) -> list[d
     learning = {"update", "reference", "old", "values", "thoughts"} & over
     rows, kept, without_remat = _activations(config, plan) if learning else (0, 0, 0)
     writing = {"generate", "evaluate", "evaluate sampled"} & over
-    ring = column_bytes(plan) * own * slots / by_rows if writing else 0
+    cache = column_bytes(plan) * own * slots / by_rows if writing else 0
     # Half of what is kept for the response's share of the columns, and half of what
     # slots hold for it.
-    shorter = (kept / columns + ring / own) * response / 2
+    shorter = (kept / columns + cache / own) * response / 2
     options = [
         (f"--config.rollout.max_response_length={response // 2}", shorter),
         ("twice the chips, on mesh.fsdp", _bytes((state, base)) / 2),
@@ -238,7 +238,7 @@ def advice(config, plan: Plan, programs: list[Compiled], limit: float) -> list[d
     if learning and not config.model.remat:
         options.append(("--config.model.remat=true", without_remat))
     if writing and slots % (2 * by_rows) == 0:
-        options.append((f"--config.rollout.slots={slots // 2}", ring / 2))
+        options.append((f"--config.rollout.slots={slots // 2}", cache / 2))
     # Whose reference is the base has no copy that a KL of 0 would free.
     if config.kl.coefficient and base is None:
         options.append(("--config.kl.coefficient=0", _bytes(arguments["reference"][0])))
@@ -329,7 +329,7 @@ def _decoded(ratios: dict | None) -> list[str]:
     lines = []
     for kind, what in (
         ("compiled", "moves, as it is compiled,"),
-        ("scheduled", "must, and its attention reads, by arithmetic,"),
+        ("scheduled", "moves, by arithmetic,"),
     ):
         if ratios[kind] is None:
             continue  # it did not compile
