@@ -228,30 +228,6 @@ def same(a: Rollout, b: Rollout, rows=slice(None)):
         np.testing.assert_allclose(x[rows], y, atol=1e-5, err_msg=name)
 
 
-def with_wrong_drafts(tokens: int):
-    """`transformer.decode` with tokens behind the one given, of which nothing comes.
-
-    They are written into the cache, behind what the row has.
-    """
-    original = transformer.decode
-
-    def decode(params, token_B1, position_B1, cache, column_B, *shared, **how):
-        ahead = jnp.arange(tokens, dtype=jnp.int32)[None]
-        position_BJ = jnp.where(position_B1 < 0, -1, position_B1 + ahead)
-        hidden_BJD, cache = original(
-            params,
-            (token_B1 + 17 * ahead) % 40,
-            position_BJ,
-            cache,
-            column_B,
-            *shared,
-            **how,
-        )
-        return hidden_BJD[:, :1], cache
-
-    return decode
-
-
 def decode_greedily(params, token_B, cache, steps, *, first, config, dtype):
     """(the last tokens, the cache) after decode steps from column `first` on."""
     how = {"config": config, "dtype": dtype}

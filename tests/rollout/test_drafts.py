@@ -130,7 +130,7 @@ def test_remembered_by_hand():
 
 def tokens_of(written: Rollout) -> np.ndarray:
     tokens_BT = np.where(written.mask_BT, written.response_BT, N)
-    return tokens_BT.reshape(PROMPTS, -1, T).astype(np.int32)
+    return tokens_BT.reshape(PROMPTS, -1, tokens_BT.shape[1]).astype(np.int32)
 
 
 def wrong_at_the_end(draft_PDT) -> np.ndarray:
@@ -158,6 +158,13 @@ def steps(written: Rollout) -> int:
     return int(np.sum(written.row_steps_M))
 
 
+LONG = {
+    "slots": 5,
+    "config": dataclasses.replace(GEMMA, layers=10),
+    "response_length": 40,
+}
+
+
 @pytest.mark.parametrize(
     "K, changes",
     [
@@ -166,6 +173,8 @@ def steps(written: Rollout) -> int:
         pytest.param(2, {"slots": 5, "config": GEMMA}, marks=pytest.mark.slow),
         pytest.param(8, {"response_length": T}, marks=pytest.mark.slow),
         pytest.param(4, {"temperature": 0.0}, marks=pytest.mark.slow),
+        # Scanned layers, a window passed several times, fewer and fewer slots.
+        pytest.param(4, LONG, marks=pytest.mark.slow),
         pytest.param(3, {"temperature": 1.2, "top_p": 0.8}, marks=pytest.mark.slow),
         *(pytest.param(K, {}, marks=pytest.mark.soak) for K in (2, 3, 4, 5, 6, 7)),
         *(

@@ -26,7 +26,6 @@ from tiny_policy import (
     random_params,
     same,
     sampling,
-    with_wrong_drafts,
 )
 
 from limr_jax import prng
@@ -133,34 +132,6 @@ def test_fewer_and_fewer_slots_change_nothing():
     assert whole.slot_steps_M[0] < 16 * (max(length_B) - 1)
     same(whole, generate(config=GEMMA, response_length=40, slots=5))
     same(generate(config=GEMMA), head(whole))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("config, layers", [(QWEN, 2), (GEMMA, 2), (GEMMA, 10)])
-@pytest.mark.parametrize("tokens", [2, 5])
-def test_wrong_drafts_change_nothing(monkeypatch, config, layers, tokens):
-    """Steps of several tokens, all but the first wrong; rows come, move and go.
-
-    Up to the last column of a row, whose drafts lie behind its limit.
-    """
-    config = dataclasses.replace(config, layers=layers)
-    whole = generate(config=config, response_length=40)
-    monkeypatch.setattr(transformer, "decode", with_wrong_drafts(tokens))
-    drafted = jax.jit(
-        functools.partial(
-            rollout.generate,
-            config=dataclasses.replace(
-                SHAPE, response_length=40, slots=5, step_tokens=tokens
-            ),
-            compute=fp32(config),
-        ),
-        compiler_options=QUICK,
-    )
-    problem_P = np.arange(PROMPTS, dtype=np.int32)
-    found = drafted(
-        random_params(config), *prompts_of(problem_P), problem_P, key_of(), sampling()
-    )
-    same(whole, found)
 
 
 def head(written: Rollout) -> Rollout:
