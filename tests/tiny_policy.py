@@ -13,6 +13,7 @@ from limr_jax.learner.batch import Batch, PackedBatch
 from limr_jax.models import transformer
 from limr_jax.models.config import ComputeConfig
 from limr_jax.models.transformer import ModelConfig
+from limr_jax.rollout import drafts
 from limr_jax.rollout import generate as rollout
 from limr_jax.rollout.sampling import Sampling
 from limr_jax.rollout.types import GenerateConfig, Rollout
@@ -226,6 +227,21 @@ def same(a: Rollout, b: Rollout, rows=slice(None)):
     for name in ("logprob_BT", "entropy_BT"):
         x, y = np.asarray(getattr(a, name)), np.asarray(getattr(b, name))
         np.testing.assert_allclose(x[rows], y, atol=1e-5, err_msg=name)
+
+
+def tokens_of(written: Rollout) -> np.ndarray:
+    """The rollouts of each problem as drafts have them, int32 [P, G, T]."""
+    tokens_BT = np.where(written.mask_BT, written.response_BT, drafts.NONE)
+    return tokens_BT.reshape(PROMPTS, -1, tokens_BT.shape[1]).astype(np.int32)
+
+
+def wrong_at_the_end(draft_PDT) -> np.ndarray:
+    """Each rollout as it will be but for its last token."""
+    wrong = draft_PDT.copy()
+    last_PD = (draft_PDT >= 0).sum(axis=2) - 1
+    p, d = np.indices(last_PD.shape)
+    wrong[p, d, last_PD] = (wrong[p, d, last_PD] + 1) % 40
+    return wrong
 
 
 def decode_greedily(params, token_B, cache, steps, *, first, config, dtype):

@@ -13,6 +13,8 @@ from tiny_policy import (
     generate,
     generate_on_mesh,
     same,
+    tokens_of,
+    wrong_at_the_end,
 )
 
 from limr_jax.rollout import drafts
@@ -126,20 +128,6 @@ def test_remembered_by_hand():
 
 
 # --- Rollouts ---------------------------------------------------------------------
-
-
-def tokens_of(written: Rollout) -> np.ndarray:
-    tokens_BT = np.where(written.mask_BT, written.response_BT, N)
-    return tokens_BT.reshape(PROMPTS, -1, tokens_BT.shape[1]).astype(np.int32)
-
-
-def wrong_at_the_end(draft_PDT) -> np.ndarray:
-    """Each rollout as it will be but for its last token."""
-    wrong = draft_PDT.copy()
-    last_PD = (draft_PDT >= 0).sum(axis=2) - 1
-    p, d = np.indices(last_PD.shape)
-    wrong[p, d, last_PD] = (wrong[p, d, last_PD] + 1) % QWEN.vocab_size
-    return wrong
 
 
 def kinds_of(written: Rollout) -> dict[str, np.ndarray]:
