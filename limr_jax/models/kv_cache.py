@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from limr_jax.models.config import ModelConfig
-from limr_jax.sharding import ROWS, constrain, divided, on_each
+from limr_jax.sharding import ROWS, constrain, divided, on_each, platform
 
 # Columns that attention reads at least; up to so many there is nothing to choose.
 NARROWEST = 256
@@ -163,26 +163,31 @@ def _write_rows(x, new, column_B, layer, *, axis: int, kind: str):
     x: keys or values. new: its rows first, then the other axes of x, of which `axis`
     has J columns. layer: of a stack, whose axis has size 1 in `new`; else 0.
     """
-    new = new.astype(x.dtype)
+    new, at = new.astype(x.dtype), _rows_axis(x)
     tokens, size = new.shape[axis], x.shape[axis]
+    # In a ring one by one, for they may lie round its end.
+    width = tokens if kind == "full" else 1
 
-    def write(row, new_row, column):
-        place = [jnp.int32(0)] * row.ndim
-        # The first axis of anything but a stack is whole in `new`, and stays at 0.
-        place[0] = jnp.int32(layer)
-        if kind == "full":
-            place[axis] = column
-            return jax.lax.dynamic_update_slice(row, new_row, place)
-        # One by one, for they may lie round the ring's end.
-        for j in range(tokens):
-            place[axis] = (column + j) % size
-            one = jax.lax.slice_in_dim(new_row, j, j + 1, axis=new_row.ndim + axis)
-            row = jax.lax.dynamic_update_slice(row, one, place)
-        return row
+    def write(x, one_row, column, *place):
+        for j in range(0, tokens, width):
+            there = [*place, *[jnp.int32(0)] * (x.ndim - len(place))]
+            there[axis] = column if kind == "full" else (column + j) % size
+            one = jax.lax.slice_in_dim(one_row, j, j + width, axis=one_row.ndim + axis)
+            x = jax.lax.dynamic_update_slice(x, one, there)
+        return x
 
-    # A slice whose place depends on the row becomes a scatter of windows, in place.
-    at = _rows_axis(x)
-    return jax.vmap(write, in_axes=(at, 0, 0), out_axes=at)(x, new, column_B)
+    stack = (jnp.int32(layer),) * at
+    if platform() == "tpu":
+        # Its compiler scatters into copies of all of x. A row's axis has size 1 in the
+        # rows' `new`, as the layer's has: their order does not matter.
+        def write_row(b, x):
+            one_row = jax.lax.dynamic_slice_in_dim(new, b, 1, axis=0)
+            return write(x, one_row, column_B[b], *stack, b)
+
+        return jax.lax.fori_loop(0, len(column_B), write_row, x)
+    # Slices whose places depend on the row become one scatter, in place.
+    write_rows = jax.vmap(write, in_axes=(at, 0, 0) + (None,) * at, out_axes=at)
+    return write_rows(x, new, column_B, *stack)
 
 
 def read_columns(kv, width: int, index):

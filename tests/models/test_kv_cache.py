@@ -71,8 +71,10 @@ COLUMN_B = np.array([0, 9, 4], np.int32)
 @pytest.mark.parametrize("kind", ["full", "sliding"])
 @pytest.mark.parametrize("tokens", [1, 2, 5])
 @pytest.mark.parametrize("index", [None, 1])
-def test_each_row_writes_its_own_columns(kind, tokens, index):
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_each_row_writes_its_own_columns(monkeypatch, kind, tokens, index, platform):
     """A ring's go on at its beginning; what else there is stays as it was."""
+    monkeypatch.setattr(kv_cache, "platform", lambda: platform)
     size, random = 14 if kind == "full" else 6, np.random.default_rng(tokens)
     stack = () if index is None else (3,)
     shapes = (*stack, 3, 2, 4, size), (*stack, 3, 2, size, 4)
