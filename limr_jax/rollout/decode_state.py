@@ -94,6 +94,8 @@ class DecodeState:
     out: dict  # [B, T] arrays: what has been written
     steps_M: jax.Array  # int32: decode steps of each device
     row_steps_M: jax.Array  # int32: its live rows, summed over them
+    # fp32: the share of a device's live rows whose draft began right, lately.
+    hits_M: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +108,10 @@ class Batcher:
     length: int  # L, columns of a prompt
     longest: int  # tokens of a rollout at most
     step_tokens: int  # J, tokens of a row in a decode step at most
-    source_PW: (
-        jax.Array | None
-    )  # int32: where drafts are looked up; None: there is none
+    # int32: where drafts are looked up, and the rollouts of each prompt, counted on its
+    # device. None: there are no drafts.
+    source_PW: jax.Array | None
+    rows_PG: jax.Array | None
     shares: bool  # rows read their prompts where these are, and get no copy
     rows_over: tuple | None  # the mesh axes that rows lie over
     # int32: the first so many rollouts of each device are to be written; None: all.
@@ -136,7 +139,7 @@ class Batcher:
             # The kernel counts a prompt's columns from its end, so its last has to be
             # last.
             prompts = kv.in_order(prompts, config, length=length)
-        return cls(
+        batcher = cls(
             prompts=prompts,
             pending=pending,
             config=config,
@@ -147,7 +150,16 @@ class Batcher:
             shares=shares,
             rows_over=rows_over,
             asked_M=asked_M,
+            rows_PG=None,
         )
+        if source_PW is None:
+            return batcher
+
+        def rows_of(prompt_B, source_PW):
+            return jnp.argsort(prompt_B, stable=True).reshape(len(source_PW), -1)
+
+        rows_PG = batcher._each(rows_of, (pending.prompt_B, source_PW), like=source_PW)
+        return dataclasses.replace(batcher, rows_PG=rows_PG)
 
     def shared(self, slot_state: SlotState) -> kv.Shared | None:
         """What the rows read beside their own columns."""
@@ -228,7 +240,43 @@ class Batcher:
             out=out,
             steps_M=jnp.zeros_like(slots.begun_M),
             row_steps_M=jnp.zeros_like(slots.begun_M),
+            hits_M=self._expected_hits(slots),
         )
+
+    def _expected_hits(self, slots: Slots) -> jax.Array:
+        """Before the first step: the share of prompts that have been visited."""
+        if self.source_PW is None:
+            return jnp.zeros(slots.begun_M.shape, jnp.float32)
+
+        def local(source_PW):
+            # A rollout begins behind the end of its prompt, which is there anyway.
+            visited_P = source_PW[:, drafts.LOOKED_UP] >= 0
+            return jnp.mean(visited_P, dtype=jnp.float32, keepdims=True)
+
+        return self._each(local, (self.source_PW,), like=slots.begun_M)
+
+    def has_drafts(self, size: int) -> bool:
+        """Whether a loop of so many slots of a device has drafts."""
+        return self.source_PW is not None and self._draft_tokens(size) > 0
+
+    def _draft_tokens(self, size: int) -> int:
+        return drafts.step_tokens(size, self.step_tokens) - 1
+
+    def drafts_pay(self, state: DecodeState) -> jax.Array:
+        """Whether a step with drafts gives more than it costs, as far as is known."""
+        return jnp.mean(state.hits_M) >= drafts.PAYS_FROM
+
+    def hits(self, state: DecodeState, draft_ZK, drawn_ZJ) -> jax.Array:
+        """`DecodeState.hits_M` after a step that drew these."""
+        if draft_ZK.shape[1] == 0:
+            return state.hits_M
+        M, live_Z = len(state.hits_M), state.slots.live_Z
+        right_Z = live_Z & (draft_ZK[:, 0] == drawn_ZJ[:, 0])
+        right_M = jnp.sum(right_Z.reshape(M, -1), axis=1, dtype=jnp.float32)
+        live_M = state.slots.live_M
+        share_M = right_M / jnp.maximum(live_M, 1)
+        moved_M = state.hits_M + (share_M - state.hits_M) / drafts.STEPS
+        return jnp.where(live_M > 0, moved_M, state.hits_M)
 
     def draft(self, state: DecodeState) -> jax.Array:
         """int32 [Z, K]: what each row may write behind its next token, drafts.NONE.
@@ -236,16 +284,13 @@ class Batcher:
         K is what pays for so many slots; 0 where there are no drafts.
         """
         slots, slot_state = state.slots, state.slot_state
-        size = slots.per_device
-        tokens = drafts.step_tokens(size, self.step_tokens) - 1
-        if self.source_PW is None or tokens == 0:
+        if not self.has_drafts(slots.per_device):
             return jnp.zeros((len(slots.live_Z), 0), jnp.int32)
+        tokens = self._draft_tokens(slots.per_device)
 
-        def local(slot_state, out, pending, source_PW):
+        def local(slot_state, out, rows_PG, source_PW):
             # Rollouts that go on beside this one come behind those of the last visit.
             written_BT = jnp.where(out["mask_BT"], out["response_BT"], drafts.NONE)
-            rows_PG = jnp.argsort(pending.prompt_B, stable=True)
-            rows_PG = rows_PG.reshape(len(source_PW), -1)
             prompt_Z = slot_state.prompt_Z
             visit_ZW, end_Zn = source_PW[prompt_Z], slot_state.end_Zn
             siblings_ZW = drafts.sources(
@@ -257,7 +302,7 @@ class Batcher:
 
         return self._each(
             local,
-            (slot_state, state.out, self.pending, self.source_PW),
+            (slot_state, state.out, self.rows_PG, self.source_PW),
             like=slot_state.end_Zn,
         )
 

@@ -160,7 +160,8 @@ def _write(
         compute=compute,
     )
     state = batcher.init(slots_lib.init(slots), columns)
-    state, held = slots_lib.drive(state, step, batcher, slots)
+    drafted = None if draft_PDT is None else partial(step, drafted=True)
+    state, held = slots_lib.drive(state, step, batcher, slots, drafted)
     # Only what was written was reordered; the prompts are returned as they came. The
     # rollouts were reordered last, so they go back first.
     out = back(rows_back(state.out))
@@ -199,11 +200,14 @@ def _step(
     key_impl: str,
     config: GenerateConfig,
     compute: ComputeConfig,
+    drafted: bool = False,
 ) -> DecodeState:
-    """The state after one more token of every live row, or as many as its draft has."""
+    """The state after one more token of every live row; drafted: or of several."""
     slots, slot_state = state.slots, state.slot_state
     live_Z, t_Z = slots.live_Z, slot_state.t_Z
-    draft_ZK = batcher.draft(state)
+    looked_up_ZK = batcher.draft(state)
+    # One that is not tried still says whether drafts would pay.
+    draft_ZK = looked_up_ZK if drafted else looked_up_ZK[:, :0]
     # What a row has chosen and not read yet, and what may come behind it.
     token_ZJ = jnp.concatenate([slot_state.token_Z[:, None], draft_ZK], axis=1)
     Z, J = token_ZJ.shape
@@ -257,6 +261,7 @@ def _step(
         ),
         steps_M=state.steps_M + 1,
         row_steps_M=state.row_steps_M + slots.live_M,
+        hits_M=batcher.hits(state, looked_up_ZK, drawn_ZJ),
     )
 
 

@@ -9,6 +9,7 @@ Axes: M devices, Z slots (of all devices, or of one where a function says so).
 """
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -123,11 +124,14 @@ def first_where(is_Z: jax.Array) -> jax.Array:
     return jnp.argsort(~is_Z, stable=True)
 
 
-def drive(state, step, batcher, plan: SlotPlan):
+def drive(state, step, batcher, plan: SlotPlan, drafted=None):
     """All rollouts from the first to the last: (state, slots × steps of a device).
 
     state: anything with `slots`, its `Slots`, as `init` makes them.
     step(state): the state after a token of every live row; it ends some.
+    drafted(state): likewise of several tokens, in loops of so many slots a device that
+    batcher.has_drafts(size); it takes turns with `step` by batcher.drafts_pay(state).
+    None: in no loop.
     batcher.rows: rollouts of each device at most.
     batcher.quota: those of them that are to be written; traced and of each device
     (int32 [M]) where that depends on data.
@@ -165,10 +169,28 @@ def drive(state, step, batcher, plan: SlotPlan):
             # The last that are pending are not kept waiting for more of them.
             return busy & (useful < jnp.clip(pending, 1, enough))
 
-        def one(carry):
+        def one(step, carry):
             state, held = carry
             # Empty slots are computed too, so they count as held.
             return step(state), held + size
+
+        def walk(carry):
+            """Steps until something else has to be done."""
+            if drafted is None or not batcher.has_drafts(size):
+                return jax.lax.while_loop(goes_on, partial(one, step), carry)
+
+            def pays(carry):
+                return goes_on(carry) & batcher.drafts_pay(carry[0])
+
+            def does_not(carry):
+                return goes_on(carry) & ~batcher.drafts_pay(carry[0])
+
+            # Two loops and no branch: XLA would copy the cache for one.
+            def turns(carry):
+                carry = jax.lax.while_loop(pays, partial(one, drafted), carry)
+                return jax.lax.while_loop(does_not, partial(one, step), carry)
+
+            return jax.lax.while_loop(goes_on, turns, carry)
 
         def unfinished(carry):
             most, _, pending = counts(carry[0])
@@ -177,11 +199,11 @@ def drive(state, step, batcher, plan: SlotPlan):
         def round_(carry):
             state, held = carry
             # A refill and then steps until the next one pays.
-            return jax.lax.while_loop(goes_on, one, (batcher.refill(state), held))
+            return walk((batcher.refill(state), held))
 
         if refills:
             return jax.lax.while_loop(unfinished, round_, carry)
-        return jax.lax.while_loop(goes_on, one, carry)
+        return walk(carry)
 
     carry = (state, jnp.int32(0))
     for i, size in enumerate(plan.sizes):
