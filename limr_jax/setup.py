@@ -154,6 +154,7 @@ def settle_kernels(
             rollout.max_prompt_length,
             rollout.max_response_length,
             row_responses=config.row_responses,
+            step_tokens=1 + rollout.drafts,
         ),
         attention=config.model.attention,
     )

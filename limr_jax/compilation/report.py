@@ -136,6 +136,7 @@ def decode(plan: Plan, programs: list[Compiled]) -> dict | None:
         "weights_bytes": weights,
         "weights_of_compute": weights / as_compute,
         "compiled_bytes": moved and sum(p.steps * size for p, size in measured) / steps,
+        "drafts": _drafts(plan, programs, by_rows),
         "parts": [
             {
                 "slots": part.slots * by_rows,
@@ -144,6 +145,30 @@ def decode(plan: Plan, programs: list[Compiled]) -> dict | None:
             }
             for part, size in measured
         ],
+    }
+
+
+def _drafts(plan: Plan, programs: list[Compiled], by_rows: int) -> dict | None:
+    """What a decode step with drafts takes of one without, by the chip's bounds.
+
+    So many tokens of each row a step must give on average to pay. None: no loop has
+    drafts, or it did not compile.
+    """
+    generate = next(p for p in programs if p.name == "generate")
+    if not generate.drafted:
+        return None
+    call = next(call for call in plan.calls if call.name == "generate")
+    number = next(i for i, tokens in enumerate(call.step_tokens) if tokens > 1)
+    seconds = [
+        max(flops / plan.chip.flops, size / plan.chip.hbm_bandwidth)
+        for flops, size in (generate.drafted[:2], generate.drafted[2:])
+    ]
+    return {
+        "slots": plan.slots.sizes[number] * by_rows,
+        "tokens": call.step_tokens[number],
+        "seconds": seconds[0],
+        "drafted_seconds": seconds[1],
+        "pays_from": seconds[1] / seconds[0],
     }
 
 
@@ -347,6 +372,12 @@ def _decoded(ratios: dict | None) -> list[str]:
     if ratios["compiled_bytes"]:
         line += f", and moves {ratios['compiled_bytes'] / 1e9:.3f} GB as it is compiled"
     lines.append(f"{line}, a chip")
+    if found := ratios["drafts"]:
+        lines.append(
+            f"a decode step of up to {found['tokens']} tokens a row takes at least "
+            f"{found['pays_from']:.2f} times as long as one of one, in "
+            f"{found['slots']:,} slots: drafts pay where it gives more tokens than that"
+        )
     return lines
 
 

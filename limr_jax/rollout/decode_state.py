@@ -290,11 +290,16 @@ class Batcher:
 
         def local(slot_state, out, rows_PG, source_PW):
             # Rollouts that go on beside this one come behind those of the last visit.
-            written_BT = jnp.where(out["mask_BT"], out["response_BT"], drafts.NONE)
             prompt_Z = slot_state.prompt_Z
+            siblings_ZG = rows_PG[prompt_Z]
+            written_ZGT = jnp.where(
+                out["mask_BT"][siblings_ZG],
+                out["response_BT"][siblings_ZG],
+                drafts.NONE,
+            )
             visit_ZW, end_Zn = source_PW[prompt_Z], slot_state.end_Zn
             siblings_ZW = drafts.sources(
-                written_BT[rows_PG[prompt_Z]],
+                written_ZGT,
                 visit_ZW[:, : end_Zn.shape[1]],  # begins with the prompt's end
             )
             source_ZW = jnp.concatenate([visit_ZW, siblings_ZW], axis=1)

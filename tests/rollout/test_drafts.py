@@ -148,7 +148,7 @@ def steps(written: Rollout) -> int:
 
 LONG = {
     "slots": 5,
-    "config": dataclasses.replace(GEMMA, layers=10),
+    "config": GEMMA,
     "response_length": 40,
 }
 
@@ -161,7 +161,7 @@ LONG = {
         pytest.param(2, {"slots": 5, "config": GEMMA}, marks=pytest.mark.slow),
         pytest.param(8, {"response_length": T}, marks=pytest.mark.slow),
         pytest.param(4, {"temperature": 0.0}, marks=pytest.mark.slow),
-        # Scanned layers, a window passed several times, fewer and fewer slots.
+        # A window passed several times, fewer and fewer slots.
         pytest.param(4, LONG, marks=pytest.mark.slow),
         pytest.param(3, {"temperature": 1.2, "top_p": 0.8}, marks=pytest.mark.slow),
         *(pytest.param(K, {}, marks=pytest.mark.soak) for K in (2, 3, 4, 5, 6, 7)),

@@ -124,7 +124,8 @@ def of_generation(length: int, response: int, step_tokens: int = 1) -> list[Rows
     """The rows of a generation: prefill's and decode's."""
     return [
         TextRows(length, "padded", learned=False),
-        DecodeRows(length, response, step_tokens),
+        # With drafts some loops are of one token all the same.
+        *(DecodeRows(length, response, tokens) for tokens in sorted({1, step_tokens})),
     ]
 
 
