@@ -172,6 +172,11 @@ def get_config() -> ConfigDict:
     # Times that the last live rows move into fewer slots, 0 to 6: less waste, and a
     # loop more to compile.
     c.rollout.compactions = 6
+    # Tokens at most that a decode step tries beside a row's next one, as the problem's
+    # other rollouts have them; no rollout changes. As many as pay for so many rows. 0:
+    # none. It takes problems visited again: a first visit has hardly any to gain.
+    c.rollout.drafts = 0
+    c.rollout.drafts_kept = 8  # rollouts of each problem's last visit, in the state
     # Generations a step, one after another; 1: preemptive sampling (arXiv:2505.17218).
     # Of several the hosts grade one while the devices write the next. Trainers that
     # generate for each micro-batch have rollouts / micro_batch_rows.

@@ -222,16 +222,16 @@ def continue_greedily(params, tokens_BL, position_BL, *, config, steps):
     def step(carry, i):
         token_B, cache = carry
         position_B = position_BL[:, -1] + 1 + i
-        hidden_BD, cache = transformer.decode(
+        hidden_BJD, cache = transformer.decode(
             params,
-            token_B,
-            position_B,
+            token_B[:, None],
+            position_B[:, None],
             cache=cache,
-            column=L + i,
+            column_B=jnp.full_like(position_B, L + i),
             config=config,
             dtype=dtype,
         )
-        return (choose(hidden_BD), cache), token_B
+        return (choose(hidden_BJD[:, 0]), cache), token_B
 
     hidden_BLD, cache = transformer.prefill(
         params,

@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--sources",
         metavar="A,B",
-        default="visit,siblings,prompt,all",
+        default="visit,siblings,prompt,both",
         help="where they are looked up",
     )
     parser.add_argument(

@@ -209,6 +209,8 @@ def first_state(
     draw_fields = (*_DRAW_FIELDS, f"sampler.{config.sampler.name}.")
     if any(field.startswith(draw_fields) for field in changed):
         anew |= {*_DRAWS}
+    if {"data.train", "tokenizer"} & changed.keys():
+        anew |= {"drafts"}  # other problems' rollouts, or other words
     for name, place in places.items():
         part = name.split("/")[0]
         if part not in _LEARNED and place.size and not _fits(saved.get(name), place):

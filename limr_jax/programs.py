@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from limr_jax.algorithms import grpo, jepo
 from limr_jax.data.prompts import PromptBatch, Prompts, prompt_batch
@@ -39,7 +39,7 @@ from limr_jax.prng import stream_key
 from limr_jax.rewards import in_graph
 from limr_jax.rewards.stats import rollout_stats
 from limr_jax.rewards.types import Graded
-from limr_jax.rollout import length_order
+from limr_jax.rollout import drafts, length_order
 from limr_jax.rollout.generate import generate as generate_rollouts
 from limr_jax.rollout.sampling import Sampling
 from limr_jax.rollout.types import GenerateConfig, Rollout
@@ -66,6 +66,9 @@ class State:
     # The reference's parameters, with LoRA its adapters, where it is reset; else they
     # are the first policy's, which is no part of the state. None: no KL, or no reset.
     reference: Any = None
+    # Rollouts of each problem's last visit, in which drafts are looked up, as
+    # drafts.empty_table has them. None: no drafts.
+    drafts: Any = None
 
 
 class Programs(NamedTuple):
@@ -74,7 +77,8 @@ class Programs(NamedTuple):
     init: Callable  # (params, donated) → State
     draw: Callable  # (State, Prompts, seed) → sampler state, PromptBatch
     split: Callable | None  # (PromptBatch) → that of each call; None: there is one call
-    generate: Callable  # (params, step, PromptBatch, Sampling, seed) → Rollout
+    # (params, step, PromptBatch, Sampling, seed, the state's drafts) → Rollout
+    generate: Callable
     join: Callable | None  # (Rollouts of all calls) → Rollout
     join_grades: Callable | None  # (Graded of all calls) → Graded
     grade: Callable  # (Rollout, PromptBatch) → Graded
@@ -100,10 +104,12 @@ class Programs(NamedTuple):
     base: Any  # likewise of LoRA's base, which is no part of it; None: no LoRA
 
 
-def observe(length_N, drawn: PromptBatch, rollout: Rollout, graded: Graded):
+def observe(
+    length_N, drawn: PromptBatch, rollout: Rollout, graded: Graded, *, drafted: bool
+):
     """A round's rollouts: `State.length_N` with their lengths, and RolloutStats."""
     length_N = length_order.remember(length_N, drawn.ids_P, rollout.mask_BT)
-    return length_N, rollout_stats(rollout, graded)
+    return length_N, rollout_stats(rollout, graded, drafted=drafted)
 
 
 def observed(sampler: PromptSampler, state, drawn: PromptBatch, graded: Graded):
@@ -154,8 +160,11 @@ def _writing(
             jax.tree.structure(drawn), jax.tree.structure([0] * calls), pieces
         )
 
-    def generate(params, step, drawn, sampling, seed):
+    def generate(params, step, drawn, sampling, seed, table_NDT=None):
         key = stream_key(seed, "rollout", step)
+        draft_PDT = None
+        if table_NDT is not None:
+            draft_PDT = drafts.of_problems(table_NDT, drawn.ids_P)
         return generate_rollouts(
             params,
             drawn.prompt_PL,
@@ -165,14 +174,16 @@ def _writing(
             sampling,
             drawn.expected_P,
             drawn.asked_PG,
+            draft_PDT,
             config=generation,
             compute=compute,
         )
 
     def join(parts):
         # One entry a device (M): calls are added up, not put one after another.
-        slot_steps_M = sum(part.slot_steps_M for part in parts)
-        return dataclasses.replace(join_grades(parts), slot_steps_M=slot_steps_M)
+        names = "slot_steps_M", "steps_M", "row_steps_M"
+        sums = {name: sum(getattr(part, name) for part in parts) for name in names}
+        return dataclasses.replace(join_grades(parts), **sums)
 
     def join_grades(parts):
         return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
@@ -240,12 +251,14 @@ def _learning(
     problems: int,
     learning: learner_update.Learning,
     surplus: Callable,
+    draft_table: Callable,
     reset_every: int,
     problems_alike: bool,
 ) -> tuple[Callable, Callable]:
     """(init, update) of `Programs`; not jitted yet.
 
-    surplus: () → what waits before the first step. reset_every: steps after which the
+    surplus: () → what waits before the first step. draft_table: () → the state's drafts
+    before it. reset_every: steps after which the
     policy becomes the reference, again and again; 0: the state has no reference.
     problems_alike: as `build` has it.
     """
@@ -268,6 +281,7 @@ def _learning(
             length_N=jnp.zeros(problems, jnp.float32),
             surplus=surplus(),
             reference=first_reference(params),
+            drafts=draft_table(),
         )
 
     def update(state, drawn, rollout, graded, scores, sampling, seed, base=None):
@@ -312,6 +326,12 @@ def _learning(
                 lambda: _reference(policy.params, learning),
                 lambda: state.reference,
             )
+        table_NDT = state.drafts
+        if table_NDT is not None:
+            # In the update, which takes the old table's memory.
+            table_NDT = drafts.remember(
+                table_NDT, drawn.ids_P, rollout.response_BT, rollout.mask_BT
+            )
         following = dataclasses.replace(
             state,
             step=state.step + 1,
@@ -320,6 +340,7 @@ def _learning(
             kl_coefficient=kl_coefficient,
             sampler=sampler_state,
             reference=reference,
+            drafts=table_NDT,
         )
         return following, metrics
 
@@ -422,6 +443,8 @@ def _placed(mesh, shapes: State, layout: _Layout) -> State:
         length_N=whole,
         surplus=shapes.surplus and jax.tree.broadcast(pooled, shapes.surplus),
         reference=param_shardings(mesh, shapes.reference),
+        # Its problems are spread over all devices, as the prompts are.
+        drafts=shapes.drafts and NamedSharding(mesh, PartitionSpec(mesh.axis_names)),
     )
     return _at(shapes, shardings)
 
@@ -485,6 +508,12 @@ def build(
         problems=problems,
         learning=learning,
         surplus=empty if sampler.keep else lambda: None,
+        draft_table=partial(
+            drafts.table_of,
+            generation,
+            problems=problems,
+            vocab_size=learning.compute.model.vocab_size,
+        ),
         reset_every=reset_every,
         problems_alike=problems_alike,
     )
@@ -512,7 +541,7 @@ def build(
         join_grades=jitted(join_grades) if several else None,
         grade=grade_eval if with_reward else _grader(rows, phrase=phrase, known=False),
         grade_eval=grade_eval,
-        observe=jitted(observe, whole),
+        observe=jitted(partial(observe, drafted=generation.step_tokens > 1), whole),
         empty=jitted(empty, pooled) if sampler.take else None,
         collect=_collector(
             sampler,

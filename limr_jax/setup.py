@@ -154,6 +154,7 @@ def settle_kernels(
             rollout.max_prompt_length,
             rollout.max_response_length,
             row_responses=config.row_responses,
+            step_tokens=1 + rollout.drafts,
         ),
         attention=config.model.attention,
     )
@@ -190,6 +191,8 @@ def make_programs(
         # 0: every rollout of the step has its own slot.
         slots=config.rollout.slots or config.prompts_per_step * config.group_size,
         compactions=config.rollout.compactions,
+        step_tokens=1 + config.rollout.drafts,
+        drafts_kept=config.rollout.drafts_kept,
         stop_ids=special_tokens.stop_ids,
         pad_id=special_tokens.pad_id,
     )

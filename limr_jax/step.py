@@ -136,6 +136,7 @@ def generate(
             part,
             run.sampling,
             run.seed,
+            state.drafts,
         )
 
     parts = [drawn]

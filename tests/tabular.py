@@ -72,4 +72,6 @@ def rollout_of(table, rows: list[tuple[int, ...]], T: int, group: int) -> Rollou
         entropy_BT=jnp.zeros((B, T)),
         truncated_B=jnp.array([EOS not in row for row in rows]),
         slot_steps_M=None,
+        steps_M=None,
+        row_steps_M=None,
     )

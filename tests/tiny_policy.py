@@ -1,6 +1,7 @@
 """Small random policies, their prompts, and programs of them that several tests run."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,11 @@ from limr_jax.learner.batch import Batch, PackedBatch
 from limr_jax.models import transformer
 from limr_jax.models.config import ComputeConfig
 from limr_jax.models.transformer import ModelConfig
+from limr_jax.rollout import drafts
 from limr_jax.rollout import generate as rollout
 from limr_jax.rollout.sampling import Sampling
-from limr_jax.rollout.types import GenerateConfig
+from limr_jax.rollout.types import GenerateConfig, Rollout
+from limr_jax.sharding import BATCH, make_mesh, param_shardings
 
 # For programs that run a few times: the compiler's time is most of a test's.
 QUICK = jit.EVERY | jit.known(
@@ -30,7 +33,7 @@ QWEN = ModelConfig(
     mlp_width=24,
     qkv_bias=True,
 )
-# A window shorter than a prompt, so that rings turn in prefill and in decode.
+# A window shorter than a prompt: its rings turn in prefill and in decode.
 GEMMA = ModelConfig(
     vocab_size=40,
     width=16,
@@ -170,6 +173,7 @@ def generate(
     key=None,
     expected_P=None,
     asked_PG=None,
+    draft_PDT=None,
     **changes,
 ):
     """A Rollout of these problems; `changes` of SHAPE compile anew, others do not."""
@@ -182,9 +186,62 @@ def generate(
         drawn,
         expected_P,
         asked_PG,
+        draft_PDT,
         config=dataclasses.replace(SHAPE, **changes),
         compute=fp32(config),
     )
+
+
+def generate_on_mesh(shape, expected_P=None, asked_PG=None, draft_PDT=None, **changes):
+    """As the loop runs it: rows and parameters over the devices, under its mesh."""
+    mesh = make_mesh(*shape, devices=jax.devices()[: math.prod(shape)])
+    params = random_params(QWEN)
+    rows = jax.NamedSharding(mesh, BATCH)
+    with jax.set_mesh(mesh):
+        # A jit of its own: a compiled program is of one mesh.
+        program = jax.jit(
+            rollout.generate,
+            static_argnames=("config", "compute"),
+            out_shardings=rows,
+            compiler_options=QUICK,
+        )
+        return program(
+            jax.device_put(params, param_shardings(mesh, params)),
+            *jax.device_put(prompts_of(range(PROMPTS)), rows),
+            jax.device_put(np.arange(PROMPTS, dtype=np.int32), rows),
+            key_of(),
+            sampling(),
+            expected_P if expected_P is None else jax.device_put(expected_P, rows),
+            asked_PG if asked_PG is None else jax.device_put(asked_PG, rows),
+            draft_PDT if draft_PDT is None else jax.device_put(draft_PDT, rows),
+            config=dataclasses.replace(SHAPE, **changes),
+            compute=fp32(QWEN),
+        )
+
+
+def same(a: Rollout, b: Rollout, rows=slice(None)):
+    """The same tokens and masks; the same numbers but for rounding."""
+    for name in ("response_BT", "mask_BT", "truncated_B"):
+        x, y = np.asarray(getattr(a, name)), np.asarray(getattr(b, name))
+        np.testing.assert_array_equal(x[rows], y, err_msg=name)
+    for name in ("logprob_BT", "entropy_BT"):
+        x, y = np.asarray(getattr(a, name)), np.asarray(getattr(b, name))
+        np.testing.assert_allclose(x[rows], y, atol=1e-5, err_msg=name)
+
+
+def tokens_of(written: Rollout) -> np.ndarray:
+    """The rollouts of each problem as drafts have them, int32 [P, G, T]."""
+    tokens_BT = np.where(written.mask_BT, written.response_BT, drafts.NONE)
+    return tokens_BT.reshape(PROMPTS, -1, tokens_BT.shape[1]).astype(np.int32)
+
+
+def wrong_at_the_end(draft_PDT) -> np.ndarray:
+    """Each rollout as it will be but for its last token."""
+    wrong = draft_PDT.copy()
+    last_PD = (draft_PDT >= 0).sum(axis=2) - 1
+    p, d = np.indices(last_PD.shape)
+    wrong[p, d, last_PD] = (wrong[p, d, last_PD] + 1) % 40
+    return wrong
 
 
 def decode_greedily(params, token_B, cache, steps, *, first, config, dtype):
@@ -193,10 +250,12 @@ def decode_greedily(params, token_B, cache, steps, *, first, config, dtype):
 
     def step(i, token_B_and_cache):
         token_B, cache = token_B_and_cache
-        hidden_BD, cache = transformer.decode(
-            params, token_B, token_B, cache, first + i, **how
+        token_B1 = token_B[:, None]
+        column_B = jnp.full_like(token_B, first + i)
+        hidden_B1D, cache = transformer.decode(
+            params, token_B1, token_B1, cache, column_B, **how
         )
-        logits_BV = transformer.unembed(params, hidden_BD, **how)
+        logits_BV = transformer.unembed(params, hidden_B1D[:, 0], **how)
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32), cache
 
     return jax.lax.fori_loop(0, steps, step, (token_B, cache))

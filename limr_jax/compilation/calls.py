@@ -31,6 +31,7 @@ from limr_jax.prng import stream_key
 from limr_jax.rewards import host, host_grader
 from limr_jax.rewards.from_config import make_judge
 from limr_jax.rewards.types import Graded
+from limr_jax.rollout import drafts
 from limr_jax.rollout.sampling import sampling_of
 from limr_jax.rollout.slots import SlotPlan
 from limr_jax.rollout.types import GenerateConfig, Rollout
@@ -56,6 +57,8 @@ class Call:
     # often an update stays as it is, and learns.
     shares: tuple[float, ...] = ()
     decoded: ragged_decode.Rounds | None = None  # steps of decode's kernel, likewise
+    # Of the loops over decode, one for each number of slots: tokens that a step tries.
+    step_tokens: tuple[int, ...] = ()
     times: int = 1  # of a step
 
 
@@ -269,7 +272,8 @@ def calls(
         prompts,
         evaluators=evaluators or {},
         eval_prompts=eval_prompts,
-        evaluation_loops=_loops(length, generation),
+        # Without a table of drafts.
+        evaluation_loops=_loops(length, dataclasses.replace(generation, step_tokens=1)),
         judge_params=judge and judge[0][2][0],
     )
     recording = Recording()
@@ -282,7 +286,8 @@ def calls(
         if called.name == "generate":
             rows = len(called.args[2].ids_P)
             rounds = _rounds(mesh, rows, length, generation, compute.model)
-            loops["generate"] = _loops(length, generation, rounds)
+            tokens = _step_tokens(mesh, rows, generation)
+            loops["generate"] = _loops(length, generation, rounds, tokens)
         if called.name == "observe" and judge:  # the hosts' grades are there by then
             (own_mesh, ask, args), times = judge
             in_step.append(
@@ -415,28 +420,49 @@ def _loops_of_learning(micro_batches: int, minibatches: int) -> dict[str, dict]:
     }
 
 
+def _step_tokens(mesh, prompts: int, generation: GenerateConfig) -> tuple[int, ...]:
+    """Tokens of a row that a decode step tries, by number of slots."""
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    with jax.set_mesh(mesh):
+        return tuple(
+            drafts.step_tokens(size, generation.step_tokens)
+            for size in generation.slot_plan(prompts, devices).sizes
+        )
+
+
+def decode_turns(step_tokens: int, *, steps: int = 0, drafted: int = 0):
+    """The turns of one loop over decode: of steps of one token, and of several.
+
+    Where a step tries one token alone there is one loop; else one around those two.
+    """
+    return (steps,) if step_tokens == 1 else (1, drafted, steps)
+
+
 def _loops(
-    length: int, generation: GenerateConfig, rounds: tuple[int, ...] = ()
+    length: int,
+    generation: GenerateConfig,
+    rounds: tuple[int, ...] = (),
+    step_tokens: tuple[int, ...] = (1,),
 ) -> dict:
     """How often `generate.generate`'s loops turn, every response as long as allowed.
 
     rounds: of refilling, as `_rounds` has them. Turns are these, then decode steps of
-    one; the loops over fewer slots do not turn where all rows end together. Shares are
-    of the widths of the cache that attention reads: prompts fill `length` columns, and
-    once the ring has turned all are read. Two widths would be taken for a conditional
-    that is on or off: then nothing is said.
+    one token; the loops over fewer slots do not turn where all rows end together, and
+    drafts are not counted on. step_tokens: by number of slots. Shares are
+    of the widths of the cache that attention reads: prompts fill `length` columns. Two
+    widths would be taken for a conditional that is on or off: then nothing is said.
     """
     # A rollout's first token comes from its prompt, without a decode step.
     steps = generation.response_length - 1
-    turns, times = (*rounds, steps, 0), rounds[0] if rounds else 1
-    choices = kv_cache.widths(length + generation.response_length)
+    turns = (*rounds, *decode_turns(step_tokens[0], steps=steps), 0)
+    columns = length + generation.response_length + generation.step_tokens - 1
+    choices = kv_cache.widths(columns)
     if not steps:
         return {"turns": turns}
-    decoded = ragged_decode.Rounds(length, steps, times, generation.paid_group)
-    loops = {"turns": turns, "decoded": decoded}
+    decoded = ragged_decode.Rounds(length, steps, generation.paid_group)
+    loops = {"turns": turns, "decoded": decoded, "step_tokens": step_tokens}
     if len(choices) < 3:
         return loops
-    steps *= times
     # Prompts of 500, responses of 100, widths 256, 512 and 600: no step reads the
     # first, 12 read the second, and 87 the last.
     ends = (max(0, min(width - length, steps)) for width in choices[:-1])

@@ -8,6 +8,7 @@ import re
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 
@@ -35,6 +36,9 @@ class Compiled:
     kernels: list[str]  # Pallas's, by name
     # Of a decode step of the plan's lengths, with each number of slots.
     decode_bytes: tuple[float, ...] = ()
+    # FLOPs and HBM bytes of a step of one token a row, and of one with drafts, with the
+    # largest number of slots that has drafts; empty: none has.
+    drafted: tuple[float, ...] = ()
 
     @property
     def total(self) -> int:
@@ -71,7 +75,7 @@ def compile_all(plan: Plan, tell=lambda compiled: None) -> list[Compiled]:
 def compile_call(call: Call, parts: Sequence[decode_traffic.Steps] = ()) -> Compiled:
     """Compile one program. parts: decode's steps by number of slots, of generation."""
     begun, error, memory, moved = time.perf_counter(), "", None, hlo_cost.HloCost()
-    text, steps = "", ()
+    text, steps, drafted = "", (), ()
     with jax.set_mesh(call.mesh), tempfile.TemporaryDirectory() as dump:
         traced = call.program.trace(*call.args)
         try:
@@ -86,7 +90,11 @@ def compile_call(call: Call, parts: Sequence[decode_traffic.Steps] = ()) -> Comp
             memory, laid_out = compiled.memory_analysis(), _laid_out(dump)
             text = compiled.as_text()
             moved = hlo_cost.cost(text, turns=call.turns, shares=call.shares)
-            steps = _decode_bytes(call, text, jaxpr=traced.jaxpr, parts=parts)
+            step = partial(_decode_step, call, text, traced.jaxpr, parts)
+            steps = tuple(step(number)[1] for number in range(len(parts)))
+            for number, tokens in enumerate(call.step_tokens[: len(parts)]):
+                if tokens > 1 and not drafted:
+                    drafted = (*step(number), *step(number, drafted=True))
     # From the jaxpr, so both are known of a program that did not compile, too.
     computed = flops.flops(
         traced.jaxpr, turns=call.turns, shares=call.shares, decoded=call.decoded
@@ -128,6 +136,7 @@ def compile_call(call: Call, parts: Sequence[decode_traffic.Steps] = ()) -> Comp
         collectives=(call.times * moved).collectives,
         kernels=hlo_cost.kernels(text),
         decode_bytes=steps,
+        drafted=drafted,
     )
 
 
@@ -146,32 +155,40 @@ def _laid_out(dump: str | os.PathLike) -> int:
     return 0
 
 
-def _decode_bytes(call: Call, text: str, jaxpr, parts) -> tuple[float, ...]:
-    """HBM bytes on a chip of a decode step, of each part's number of slots.
+def _decode_step(
+    call: Call, text: str, jaxpr, parts, number: int, drafted: bool = False
+) -> tuple[float, float]:
+    """FLOPs and HBM bytes on a chip of a decode step in the part of that number.
 
     The program's with one turn of that loop, less those without. Rows have as many
-    columns as they have in the mean; XLA's own attention reads all of a turned ring.
+    columns as they have in the mean; XLA's own attention reads as many of each as of a
+    row that is nearly full. drafted: of a step that tries several tokens a row.
     """
-    refills = len(call.turns) - 2  # the loops around the first part's
-    # Every step reads the widest cache, as it does once the ring has turned.
+    tokens = call.step_tokens
+    # The loops around the first part's, which refill.
+    refills = len(call.turns) - len(calls.decode_turns(tokens[0])) - 1
+    # Every step reads the widest cache, as it does with one such row among many.
     widest = (*(0.0 for _ in call.shares[1:]), 1.0)[: len(call.shares)]
+    part = parts[number]
+    columns = part.read / (part.slots * part.steps) if part.steps else 0
+    read = ragged_decode.ColumnsRead(columns)
+    before = [0] * refills
+    if refills and not number:
+        before[0] = 1  # a round that refills no row
+    for earlier in tokens[:number]:
+        before += [0] * len(calls.decode_turns(earlier))
 
-    def moved(columns, turns):
-        read = ragged_decode.ColumnsRead(columns)
-        kernels = flops.kernel_bytes(jaxpr, turns=turns, shares=widest, decoded=read)
-        program = hlo_cost.cost(text, turns=turns, shares=widest)
-        return program.hbm_bytes + kernels / call.mesh.size
+    def cost(turn):
+        kind = "drafted" if drafted else "steps"
+        loop = calls.decode_turns(tokens[number], **{kind: turn})
+        how = {"turns": (*before, *loop, 0), "shares": widest}
+        computed = flops.flops(jaxpr, decoded=read, **how)
+        kernels = flops.kernel_bytes(jaxpr, decoded=read, **how)
+        moved = hlo_cost.cost(text, **how).hbm_bytes
+        return computed / call.mesh.size, moved + kernels / call.mesh.size
 
-    def bytes_of(number, part):
-        before = [0] * (refills + number)
-        if refills and not number:
-            before[0] = 1  # a round that refills no row
-        columns = part.read / (part.slots * part.steps) if part.steps else 0
-        # The other loops count the same in both: one turn of this one is left.
-        step, none = (moved(columns, (*before, turn, 0)) for turn in (1, 0))
-        return step - none
-
-    return tuple(bytes_of(number, part) for number, part in enumerate(parts))
+    # The other loops count the same in both: one turn of this one is left.
+    return tuple(one - none for one, none in zip(cost(1), cost(0)))
 
 
 def needed_temporaries(error: str, arguments: int) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 
 from limr_jax.models import kv_cache
 from limr_jax.models.attention import ragged_decode
-from limr_jax.models.attention.ragged_decode import Cut
+from limr_jax.models.attention.ragged_decode import Cut, OwnCut
 from limr_jax.models.config import ModelConfig
 from limr_jax.rollout import slots
 from limr_jax.rollout.types import GenerateConfig
@@ -35,6 +35,7 @@ class Steps:
     steps: int
     live: int  # columns of live rows
     read: int  # columns that were read
+    written: int  # columns that were written, with those beside the new ones
 
 
 def lengths(rollouts: int, longest: int) -> np.ndarray:
@@ -55,38 +56,42 @@ def planned(
     """The decode steps of a training step, by number of slots, on one device.
 
     prompts: of the training step, each of `length` tokens. Responses have the simulated
-    `lengths`. An empty list where layers have rings of several lengths.
+    `lengths`. An empty list where layers have rings of several lengths. A step is of
+    one token a row, whatever it has room for.
     """
     if set(model.pattern) != {"full"}:
         return []
     group, longest = generation.paid_group, generation.response_length
     rollouts = prompts * group // plan.devices
     shared = shares(mesh, length, generation, model)
-    read = _FilledColumns(length + longest)
+    read, written = _FilledColumns(length + longest + generation.step_tokens - 1), 1
     if shared:
         # The size of a block depends on how many heads a device has.
         with jax.set_mesh(mesh):
             prompt, own = ragged_decode.cuts(length, longest, model)
         read = _RaggedColumns(length=length, group=group, prompt=prompt, own=own)
+        written = ragged_decode.columns_written(own)
     return simulated(
         lengths(rollouts, longest),
         np.full(rollouts, length),
         sizes=plan.sizes,
         length=length,
         read=read,
+        written=written,
         group=group if shared else 1,
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class _FilledColumns:
-    """What XLA's own attention reads of each row: all that is filled of a ring."""
+    """What XLA's own attention reads of each row: all that the fullest has filled."""
 
     columns: int
 
-    def __call__(self, row_Z, count_Z, column):
+    def __call__(self, row_Z, count_Z, column_Z):
+        filled = jnp.max(jnp.where(count_Z > 0, column_Z + 1, 0))
         # Ended rows read as much: attention is one product over all of them.
-        return jnp.full(len(count_Z), kv_cache.width_read(self.columns, column))
+        return jnp.full(len(count_Z), kv_cache.width_read(self.columns, filled))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,15 +101,15 @@ class _RaggedColumns:
     length: int  # of a prompt, all of it seen
     group: int
     prompt: Cut
-    own: Cut
+    own: OwnCut
 
-    def __call__(self, row_Z, count_Z, column):
-        seen_Z = jnp.where(count_Z > 0, self.length, 0)
+    def __call__(self, row_Z, count_Z, column_Z):
+        live_Z = count_Z > 0
         return ragged_decode.columns_read(
-            own_B=count_Z - seen_Z,
-            seen_B=seen_Z,
+            # A row has its prompt's columns elsewhere.
+            column_B=jnp.where(live_Z, column_Z - self.length, 0),
+            seen_B=jnp.where(live_Z, self.length, 0),
             prompt_B=row_Z // self.group,
-            column=column - self.length,
             prompt=self.prompt,
             own=self.own,
         )
@@ -112,9 +117,13 @@ class _RaggedColumns:
 
 def shares(mesh, length: int, generation: GenerateConfig, model: ModelConfig) -> bool:
     """`ragged_decode.shares` on a mesh, of prompts so long."""
-    columns = generation.response_length
     with jax.set_mesh(mesh):
-        return ragged_decode.shares(model, length=length, columns=columns)
+        return ragged_decode.shares(
+            model,
+            length=length,
+            columns=generation.response_length,
+            step_tokens=generation.step_tokens,
+        )
 
 
 def simulated(
@@ -124,16 +133,18 @@ def simulated(
     sizes: Sequence[int],
     length: int,
     read: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    written: int = 1,
     group: int = 1,
 ) -> list[Steps]:
     """The decode steps of one device's rollouts, by number of slots.
 
     length_B, prompt_B: tokens of its rollouts, in order, and of their prompts.
     sizes: those of its `SlotPlan`.
-    length: columns of a prompt, where the first step writes.
-    read: (row_Z, count_Z, column) → columns that each row reads, traced; row_Z is the
-    rollout in each slot, count_Z its columns with the one just written, which is
-    `column`, and 0 where it has ended. A hashable `read` is compiled once.
+    length: columns of a prompt, where a rollout's first step writes.
+    read: (row_Z, count_Z, column_Z) → columns that each row reads, traced; row_Z is the
+    rollout in each slot, count_Z its tokens with the one just written, 0 where it has
+    ended, and column_Z where that is. A hashable `read` is compiled once.
+    written: columns that each row writes.
     group: rollouts of a prompt that share its columns, which are live once then.
     """
     totals = _simulated(
@@ -145,7 +156,13 @@ def simulated(
         group=group,
     )
     return [
-        Steps(size, int(total.steps), _whole(total.live_2), _whole(total.read_2))
+        Steps(
+            slots=size,
+            steps=int(total.steps),
+            live=_whole(total.live_2),
+            read=_whole(total.read_2),
+            written=size * int(total.steps) * written,
+        )
         for size, total in zip(sizes, totals, strict=True)
     ]
 
@@ -172,7 +189,6 @@ class _Lengths:
 
     slots: slots.Slots
     t_Z: jax.Array  # int32: tokens that the rollout of each slot has
-    column: jax.Array  # int32: where the next step writes
     total: _Total  # of the steps with this number of slots
     done: tuple  # the totals of larger numbers
 
@@ -191,14 +207,13 @@ class _Batcher:
     def quota(self) -> int:
         return self.rows
 
-    def init(self, first: slots.Slots, column: int) -> _Lengths:
+    def init(self, first: slots.Slots) -> _Lengths:
         """The state in which the slots hold the first rollouts."""
         # The first token came with the prompt: a rollout of one token has ended.
         live_Z = self.length_B[first.row_Z] > 1
         return _Lengths(
             slots=dataclasses.replace(first, live_Z=live_Z),
             t_Z=jnp.ones_like(first.row_Z),
-            column=jnp.int32(column),
             total=_Total.zero(),
             done=(),
         )
@@ -237,6 +252,7 @@ def _simulated(length_B, prompt_B, *, sizes, length, read, group):
     def step(state: _Lengths) -> _Lengths:
         row_Z, live_Z = state.slots.row_Z, state.slots.live_Z
         # A step reads the last of t tokens and writes its column: t of its own by then.
+        column_Z = length + state.t_Z - 1
         count_Z = jnp.where(live_Z, prompt_B[row_Z] + state.t_Z, 0)
         # Rows that share a prompt need its columns once among them.
         once_Z = ragged_decode.first_of_each(row_Z // group, live_Z)
@@ -249,18 +265,15 @@ def _simulated(length_B, prompt_B, *, sizes, length, read, group):
                 state.slots, live_Z=live_Z & (t_Z < length_B[row_Z])
             ),
             t_Z=t_Z,
-            column=state.column + 1,
             total=_Total(
                 steps=total.steps + 1,
                 live_2=_added(total.live_2, live),
-                read_2=_added(
-                    total.read_2, jnp.sum(read(row_Z, count_Z, state.column))
-                ),
+                read_2=_added(total.read_2, jnp.sum(read(row_Z, count_Z, column_Z))),
             ),
         )
 
     plan = slots.SlotPlan(1, sizes)
-    state = batcher.init(slots.init(plan), length)
+    state = batcher.init(slots.init(plan))
     state, _ = slots.drive(state, step, batcher, plan)
     return (*state.done, state.total)
 
@@ -287,9 +300,11 @@ def must(parts: list[Steps], *, weights: float, column: float) -> float:
 
 
 def ratio(parts: list[Steps], *, weights: float, column: float) -> float:
-    """Bytes that a device reads in these steps, over those that it must read.
+    """Bytes that a device moves in these steps, over those that it must read.
 
     The arguments are those of `must`. At least one of the parts has a step.
     """
-    read = sum(weights * part.steps + column * part.read for part in parts)
-    return read / must(parts, weights=weights, column=column)
+    moved = sum(
+        weights * part.steps + column * (part.read + part.written) for part in parts
+    )
+    return moved / must(parts, weights=weights, column=column)

@@ -446,6 +446,7 @@ def _read(path: pathlib.Path) -> Compiled | None:
         kept = json.loads(path.read_text())
         kept["collectives"] = {k: tuple(x) for k, x in kept["collectives"].items()}
         kept["decode_bytes"] = tuple(kept["decode_bytes"])
+        kept["drafted"] = tuple(kept["drafted"])
         return Compiled(**kept)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None  # not there, or not of this version: it is compiled again

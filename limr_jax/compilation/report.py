@@ -105,9 +105,9 @@ def _waves(config, plan: Plan, programs: list[Compiled], limit: float) -> dict:
 def decode(plan: Plan, programs: list[Compiled]) -> dict | None:
     """Bytes that a decode step moves over weights and live cache, lengths simulated.
 
-    By number of slots, and of all steps. `scheduled`: the weights and what attention
-    reads, by arithmetic; `compiled`: all that the compiled program moves. None where
-    nothing is decoded, or the schedule is not known.
+    By number of slots, and of all steps. `scheduled`: the weights, and what attention
+    reads and writes back, by arithmetic; `compiled`: all that the compiled program
+    moves. None where nothing is decoded, or the schedule is not known.
     """
     if not any(part.steps for part in plan.decoded):
         return None
@@ -136,6 +136,7 @@ def decode(plan: Plan, programs: list[Compiled]) -> dict | None:
         "weights_bytes": weights,
         "weights_of_compute": weights / as_compute,
         "compiled_bytes": moved and sum(p.steps * size for p, size in measured) / steps,
+        "drafts": _drafts(plan, programs, by_rows),
         "parts": [
             {
                 "slots": part.slots * by_rows,
@@ -144,6 +145,30 @@ def decode(plan: Plan, programs: list[Compiled]) -> dict | None:
             }
             for part, size in measured
         ],
+    }
+
+
+def _drafts(plan: Plan, programs: list[Compiled], by_rows: int) -> dict | None:
+    """What a decode step with drafts takes of one without, by the chip's bounds.
+
+    So many tokens of each row a step must give on average to pay. None: no loop has
+    drafts, or it did not compile.
+    """
+    generate = next(p for p in programs if p.name == "generate")
+    if not generate.drafted:
+        return None
+    call = next(call for call in plan.calls if call.name == "generate")
+    number = next(i for i, tokens in enumerate(call.step_tokens) if tokens > 1)
+    seconds = [
+        max(flops / plan.chip.flops, size / plan.chip.hbm_bandwidth)
+        for flops, size in (generate.drafted[:2], generate.drafted[2:])
+    ]
+    return {
+        "slots": plan.slots.sizes[number] * by_rows,
+        "tokens": call.step_tokens[number],
+        "seconds": seconds[0],
+        "drafted_seconds": seconds[1],
+        "pays_from": seconds[1] / seconds[0],
     }
 
 
@@ -190,7 +215,9 @@ def _whole(shapes) -> list[int]:
 def slot_columns(plan: Plan) -> int:
     """Columns of a rollout's row in the cache; a shared prompt's are not of them."""
     own = plan.generation.response_length
-    return own if plan.shared else plan.prompt_length + own
+    if plan.shared:
+        return own
+    return plan.prompt_length + own + plan.generation.step_tokens - 1
 
 
 def column_bytes(plan: Plan) -> float:
@@ -222,10 +249,10 @@ def advice(config, plan: Plan, programs: list[Compiled], limit: float) -> list[d
     learning = {"update", "reference", "old", "values", "thoughts"} & over
     rows, kept, without_remat = _activations(config, plan) if learning else (0, 0, 0)
     writing = {"generate", "evaluate", "evaluate sampled"} & over
-    ring = column_bytes(plan) * own * slots / by_rows if writing else 0
+    cache = column_bytes(plan) * own * slots / by_rows if writing else 0
     # Half of what is kept for the response's share of the columns, and half of what
     # slots hold for it.
-    shorter = (kept / columns + ring / own) * response / 2
+    shorter = (kept / columns + cache / own) * response / 2
     options = [
         (f"--config.rollout.max_response_length={response // 2}", shorter),
         ("twice the chips, on mesh.fsdp", _bytes((state, base)) / 2),
@@ -236,7 +263,7 @@ def advice(config, plan: Plan, programs: list[Compiled], limit: float) -> list[d
     if learning and not config.model.remat:
         options.append(("--config.model.remat=true", without_remat))
     if writing and slots % (2 * by_rows) == 0:
-        options.append((f"--config.rollout.slots={slots // 2}", ring / 2))
+        options.append((f"--config.rollout.slots={slots // 2}", cache / 2))
     # Whose reference is the base has no copy that a KL of 0 would free.
     if config.kl.coefficient and base is None:
         options.append(("--config.kl.coefficient=0", _bytes(arguments["reference"][0])))
@@ -327,7 +354,7 @@ def _decoded(ratios: dict | None) -> list[str]:
     lines = []
     for kind, what in (
         ("compiled", "moves, as it is compiled,"),
-        ("scheduled", "must, and its attention reads, by arithmetic,"),
+        ("scheduled", "moves, by arithmetic,"),
     ):
         if ratios[kind] is None:
             continue  # it did not compile
@@ -345,6 +372,12 @@ def _decoded(ratios: dict | None) -> list[str]:
     if ratios["compiled_bytes"]:
         line += f", and moves {ratios['compiled_bytes'] / 1e9:.3f} GB as it is compiled"
     lines.append(f"{line}, a chip")
+    if found := ratios["drafts"]:
+        lines.append(
+            f"a decode step of up to {found['tokens']} tokens a row takes at least "
+            f"{found['pays_from']:.2f} times as long as one of one, in "
+            f"{found['slots']:,} slots: drafts pay where it gives more tokens than that"
+        )
     return lines
 
 

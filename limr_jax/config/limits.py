@@ -138,6 +138,8 @@ LIMITS: dict[str, Row] = {
     "rollout.slots": Whole(0, COUNT),
     "rollout.compactions": Whole(0, 6),  # slots.LOOPS - 1
     "rollout.calls": Whole(1, ROWS),
+    "rollout.drafts": Whole(0, 16),
+    "rollout.drafts_kept": Whole(1, ROWS),
     "reward": Text(),
     "answer_phrase": Text(),
     "grader.workers": Whole(0, 2**12),

@@ -1,17 +1,22 @@
 """The KV cache: what a layer has computed, and how rows enter, move and leave it.
 
-Every row writes the same column at the same time: `column` counts decode steps, and a
-ring of S columns keeps it at column % S. So a step writes one slice and scatters
-nothing, wherever each row is in its text. Positions alone decide what a row may see: a
-row that enters later lies further round the ring.
+Each row has its own text in its own columns, in their order: a prompt at columns 0 to
+L − 1, its response from column L on. A decode step writes J columns of each row, behind
+those that the row has. A layer with a window keeps fewer columns than there are, column
+c at c % the number that it keeps.
+
+A decode step may be told later that some of its tokens were not the row's (a draft that
+is rejected): the row goes on at the first column that was not, and overwrites them.
+Until then they lie behind its queries. Positions decide what a query sees, and these
+columns have later ones.
 
 A row begins with its prompt's columns, which are copied into it. Where decode's kernel
-reads them (models/attention/ragged_decode.py), prompts are kept once, beside the ring,
-and shared by their rollouts; then a row's own columns are the last ones, and nothing
+reads them (models/attention/ragged_decode.py), prompts are kept once, beside the rows,
+and shared by their rollouts; then a row has its response from column 0 on, and nothing
 asks for positions.
 
-Axes: B rows, K kv heads, S columns, C channels per head, L columns of a prompt. A stack
-has groups of layers along its first axis.
+Axes: B rows, J tokens of a decode step, K kv heads, S columns, C channels per head, L
+columns of a prompt. A stack has groups of layers along its first axis.
 """
 
 import dataclasses
@@ -22,7 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from limr_jax.models.config import ModelConfig
-from limr_jax.sharding import ROWS, constrain, divided
+from limr_jax.sharding import ROWS, constrain, divided, on_each, platform
 
 # Columns that attention reads at least; up to so many there is nothing to choose.
 NARROWEST = 256
@@ -57,9 +62,17 @@ class Shared:
     row_B: jax.Array  # int32: which of them each has, counted on its device
 
 
-def column_counts(config: ModelConfig, columns: int) -> dict[str, int]:
-    """Columns that each kind of attention keeps: sliding has a ring of its window."""
-    return {"full": columns, "sliding": min(config.window or columns, columns)}
+def column_counts(
+    config: ModelConfig, columns: int, step_tokens: int = 1
+) -> dict[str, int]:
+    """Columns that each kind of attention keeps, of so many.
+
+    Sliding has a ring of its window and of the other tokens of a decode step, of which
+    there are `step_tokens`: the last one's column must not take the place of the oldest
+    that the first one sees.
+    """
+    kept = columns if config.window is None else config.window + step_tokens - 1
+    return {"full": columns, "sliding": min(kept, columns)}
 
 
 def _map(function: Callable, config: ModelConfig, *caches: KVCache) -> KVCache:
@@ -103,28 +116,84 @@ def _rows_axis(x) -> int:
     return int(x.ndim == 5)
 
 
-def write_column(kv, new, column, index):
-    """A layer's (keys, values) with new ones written at one column, in their dtype.
+def write_columns(kv, new, column_B, index, *, kind: str):
+    """A layer's (keys, values) with J new columns in every row, in their dtype.
 
-    kv: [B, K, C, S] and [B, K, S, C], or stacks of them. new: [B, K, C, 1] and
-    [B, K, 1, C]. column: 0 to S − 1, may be traced. index: which layer of the stacks it
-    is; None where there are no stacks.
+    kv: [B, K, C, S] and [B, K, S, C], or stacks of them. new: [B, K, C, J] and
+    [B, K, J, C]. column_B: where each row's first new column is, counted on and not
+    round a ring; may be traced. index: which layer of the stacks it is; None where
+    there are no stacks. kind: of attention, by which sliding layers have rings.
+
+    Every device writes its own rows and heads.
     """
-    stack = () if index is None else (index,)
-    # [B, K, C, S] and [B, K, S, C], behind the layer's number in a stack.
-    places = (*stack, 0, 0, 0, column), (*stack, 0, 0, column, 0)
+    layer = jnp.int32(0 if index is None else index)
+    stack = () if index is None else (None,)
+    stacks = tuple(divided(x.shape, *stack, ROWS, "tensor", None, None) for x in kv)
+    heads = tuple(divided(x.shape, ROWS, "tensor", None, None) for x in new)
+    rows, whole = divided(column_B.shape, ROWS), jax.sharding.PartitionSpec()
 
-    def write(old, x, place):
-        x = x.astype(old.dtype)
-        return jax.lax.dynamic_update_slice(old, x if index is None else x[None], place)
+    def local(kv, new, column_B, layer):
+        def write(x, x_new, axis):
+            x_new = x_new if index is None else x_new[:, None]
+            return _write_rows(x, x_new, column_B, layer, axis=axis, kind=kind)
 
-    return tuple(map(write, kv, new, places))
+        return tuple(map(write, kv, new, (-1, -2)))
+
+    # shard_map takes its arguments by their places, as the specs have them.
+    specs = stacks, heads, rows, whole
+    return on_each(local, specs, stacks)(kv, new, column_B, layer)
+
+
+def write_positions(position_BS, position_BJ, column_B, *, kind: str):
+    """The positions of a kind's columns with the new ones', as `write_columns` does."""
+    size = position_BS.shape[1]
+    ahead_BS = jnp.arange(size, dtype=jnp.int32)[None] - column_B[:, None]
+    if kind == "sliding":
+        ahead_BS %= size
+    # Few numbers: read and chosen from, they take less than a scatter.
+    for j in range(position_BJ.shape[1]):
+        new_B1 = position_BJ[:, j : j + 1]
+        position_BS = jnp.where(ahead_BS == j, new_B1, position_BS)
+    return position_BS
+
+
+def _write_rows(x, new, column_B, layer, *, axis: int, kind: str):
+    """x with `new` at each row's columns.
+
+    x: keys or values. new: its rows first, then the other axes of x, of which `axis`
+    has J columns. layer: of a stack, whose axis has size 1 in `new`; else 0.
+    """
+    new, at = new.astype(x.dtype), _rows_axis(x)
+    tokens, size = new.shape[axis], x.shape[axis]
+    # In a ring one by one, for they may lie round its end.
+    width = tokens if kind == "full" else 1
+
+    def write(x, one_row, column, *place):
+        for j in range(0, tokens, width):
+            there = [*place, *[jnp.int32(0)] * (x.ndim - len(place))]
+            there[axis] = column if kind == "full" else (column + j) % size
+            one = jax.lax.slice_in_dim(one_row, j, j + width, axis=one_row.ndim + axis)
+            x = jax.lax.dynamic_update_slice(x, one, there)
+        return x
+
+    stack = (jnp.int32(layer),) * at
+    if platform() == "tpu":
+        # Its compiler scatters into copies of all of x. A row's axis has size 1 in the
+        # rows' `new`, as the layer's has: their order does not matter.
+        def write_row(b, x):
+            one_row = jax.lax.dynamic_slice_in_dim(new, b, 1, axis=0)
+            return write(x, one_row, column_B[b], *stack, b)
+
+        return jax.lax.fori_loop(0, len(column_B), write_row, x)
+    # Slices whose places depend on the row become one scatter, in place.
+    write_rows = jax.vmap(write, in_axes=(at, 0, 0) + (None,) * at, out_axes=at)
+    return write_rows(x, new, column_B, *stack)
 
 
 def read_columns(kv, width: int, index):
     """The first columns of a layer: keys [B, K, C, width], values [B, K, width, C].
 
-    kv, index: as `write_column` takes them.
+    kv, index: as `write_columns` takes them.
     """
     parts = (
         jax.lax.slice_in_dim(x, 0, width, axis=x.ndim + axis)
@@ -144,40 +213,35 @@ def widths(columns: int) -> tuple[int, ...]:
     return (*choices[:-1], columns)
 
 
-def over_filled(function: Callable, columns: int, column):
+def over_filled(function: Callable, columns: int, filled):
     """`function(width)`, of the least width that holds all that has been written.
 
-    column: the one just written, of a ring of so many; all are read once it has turned.
+    filled: columns of the fullest row, of so many; more than there are in a ring that
+    has turned, which is read whole.
     """
     choices = widths(columns)
-    number = _choice(choices, column)
+    number = _choice(choices, filled)
     return jax.lax.switch(number, [functools.partial(function, w) for w in choices])
 
 
-def width_read(columns: int, column):
+def width_read(columns: int, filled):
     """The width that `over_filled` reads."""
     choices = widths(columns)
-    return jnp.array(choices, jnp.int32)[_choice(choices, column)]
+    return jnp.array(choices, jnp.int32)[_choice(choices, filled)]
 
 
-def _choice(choices: tuple[int, ...], column):
-    # Columns are counted on, not round the ring: once it has turned, `column` is beyond
-    # all smaller widths and the last is taken.
-    return jnp.sum(column >= jnp.array(choices[:-1], jnp.int32))
+def _choice(choices: tuple[int, ...], filled):
+    return jnp.sum(filled > jnp.array(choices[:-1], jnp.int32))
 
 
-def places(cache: KVCache, column) -> dict:
-    """Where `column` lies in the cache of each kind of attention."""
-    return {kind: column % p.shape[-1] for kind, p in cache.position.items()}
-
-
-def ring(prompts: KVCache, config: ModelConfig, *, rows: int, columns: int) -> KVCache:
+def empty_rows(
+    prompts: KVCache, config: ModelConfig, *, rows: int, counts: dict[str, int]
+) -> KVCache:
     """A cache of empty rows, for rollouts that read their prompts beside it.
 
     prompts: the cache that those lie in, of the same model and dtypes. rows: B.
-    columns: S, of a row; a sliding layer keeps its window's at most.
+    counts: columns of a row for each kind of attention.
     """
-    counts = column_counts(config, columns)
 
     def filled(x, *, kind, axis, empty):
         shape = list(x.shape)
@@ -190,26 +254,33 @@ def ring(prompts: KVCache, config: ModelConfig, *, rows: int, columns: int) -> K
 def in_order(prompts: KVCache, config: ModelConfig, *, length: int) -> KVCache:
     """The prompts' cache with each layer's columns in their order, the newest last.
 
-    length: columns of the prompts, L. Where a layer keeps fewer, its ring is turned.
+    length: columns of the prompts, L. Where a layer keeps fewer, its ring is turned,
+    and of a sliding layer its window is left.
     """
+    counts = column_counts(config, length)
 
     def turned(x, *, kind, axis, empty):
         size = x.shape[axis]
         # Column c lies at c % size, so the oldest that is kept at length % size.
-        return jnp.roll(x, -length % size, axis=axis) if length > size else x
+        x = jnp.roll(x, -length % size, axis=axis) if length > size else x
+        return jax.lax.slice_in_dim(x, size - counts[kind], size, axis=axis % x.ndim)
 
     return _map(turned, config, prompts)
 
 
 def repeat(
-    cache: KVCache, config: ModelConfig, *, group: int, rows: int, columns: int
+    cache: KVCache,
+    config: ModelConfig,
+    *,
+    group: int,
+    rows: int,
+    counts: dict[str, int],
 ) -> KVCache:
     """A cache of `rows` rows, each a copy of a prompt's: row b has prompt b // group.
 
-    cache: of the prompts. columns: S, which the new rows have room for; those behind
-    the prompt's are empty.
+    cache: of the prompts. counts: columns of a new row for each kind of attention;
+    those behind the prompt's are empty.
     """
-    counts = column_counts(config, columns)
 
     def widened(x, *, kind, axis, empty):
         # Only prompts that these rows have: repeated for all rollouts and cut after,
@@ -222,13 +293,14 @@ def repeat(
     return _map(widened, config, cache)
 
 
-def copies(cache: KVCache, config: ModelConfig, prompt_X, *, columns: int) -> KVCache:
+def copies(
+    cache: KVCache, config: ModelConfig, prompt_X, *, counts: dict[str, int]
+) -> KVCache:
     """A cache of X rows, each a copy of the prompt of that number.
 
     It is `repeat` where rows have prompts in whatever order; prompt_X: int32, may be
     traced.
     """
-    counts = column_counts(config, columns)
 
     def widened(x, *, kind, axis, empty):
         return _widen(x, axis, counts[kind], empty)
@@ -244,12 +316,11 @@ def _widen(x, axis: int, count: int, empty):
 
 
 def put(
-    cache: KVCache, prompts: KVCache, config: ModelConfig, *, row, prompt, turn
+    cache: KVCache, prompts: KVCache, config: ModelConfig, *, row, prompt
 ) -> KVCache:
     """The cache with a copy of one prompt in one row, and nothing else in that row.
 
-    row, prompt: numbers of rows of `cache` and of `prompts`. turn: columns by which the
-    prompt lies further round the ring than in `prompts`. All three may be traced.
+    row, prompt: numbers of rows of `cache` and of `prompts`; both may be traced.
     """
 
     def put_one(x, prompt_x, *, kind, axis, empty):
@@ -257,7 +328,6 @@ def put(
         new = jax.lax.dynamic_slice_in_dim(prompt_x, prompt, 1, axis=at)
         # As wide as the row: what its last rollout left there is overwritten.
         new = _widen(new, axis=axis, count=x.shape[axis], empty=empty)
-        new = jnp.roll(new, turn % x.shape[axis], axis=axis)
         return jax.lax.dynamic_update_slice_in_dim(x, new, row, axis=at)
 
     return _map(put_one, config, cache, prompts)

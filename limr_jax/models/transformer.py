@@ -7,7 +7,8 @@ unrolled (`tail/<i>/…`). NNX modules say what one layer is; they are split fro
 merged with the dict in this file only.
 
 Axes: B rows, T tokens, L prompt columns, S cache columns, D width, F feed-forward,
-H heads, K kv heads, C channels per head, V vocabulary, X any axes before these.
+H heads, K kv heads, C channels per head, J tokens of a row in a decode step, V
+vocabulary, X any axes before these.
 """
 
 import functools
@@ -27,13 +28,7 @@ from limr_jax.models.attention.dense import (
 )
 from limr_jax.models.config import ModelConfig, Rope
 from limr_jax.models.int8 import is_quantised, quantise_params
-from limr_jax.models.kv_cache import (
-    KVCache,
-    Shared,
-    column_counts,
-    places,
-    write_column,
-)
+from limr_jax.models.kv_cache import KVCache, Shared, column_counts
 from limr_jax.models.layers import Block, RMSNorm
 from limr_jax.models.summed import Summed, begin_sum, read_layer
 from limr_jax.sharding import ROWS, constrain, device_count, param_rows, platform
@@ -321,12 +316,22 @@ def _read(
 # --- The cache ---------------------------------------------------------------------
 
 
-def prefill(params, tokens_BL, position_BL, *, config, columns: int, dtype):
+def prefill(
+    params,
+    tokens_BL,
+    position_BL,
+    *,
+    config,
+    columns: int,
+    dtype,
+    step_tokens: int = 1,
+):
     """hidden_BLD after the final norm, in `dtype`, and the prompts' cache of B rows.
 
     tokens_BL, position_BL: int32; prompts are left-padded (position -1), so that all
     rows go on at column L. columns: how many the cache has room for; column c lies at
-    c % the columns that a layer keeps.
+    c % the columns that a layer keeps. step_tokens: tokens of a row, at most, in a
+    decode step over this cache or a copy of its rows.
 
     Raises:
       ValueError: there is not even room for the prompts' L columns.
@@ -334,8 +339,8 @@ def prefill(params, tokens_BL, position_BL, *, config, columns: int, dtype):
     L = tokens_BL.shape[1]
     if columns < L:
         raise ValueError(f"{columns} columns are too few for prompts of {L}")
-    # A sliding layer keeps its last `window` columns, a ring from the start.
-    counts = column_counts(config, columns)
+    # A sliding layer keeps its last columns, a ring from the start.
+    counts = column_counts(config, columns, step_tokens)
 
     def columns_of(kind, x, axis, empty):
         """The last columns of x, column c at place c % size."""
@@ -401,7 +406,7 @@ def unstack(params, config):
 def _scanned(config: ModelConfig) -> bool:
     """Whether decode scans over the groups; a few layers are quicker unrolled.
 
-    The cache is carried through the scan and a column of it written in place: scanned
+    The cache is carried through the scan and its columns are written in place: scanned
     over, all of it would be copied every step (2.1x slower). Still XLA:CPU cuts each
     layer's part out of the stacks, weights and cache, to read it; unrolled, it copies
     nothing. A step of 3 layers, D = 128, B = 256, S = 80: 7.8 ms of CPU unrolled, 10.2
@@ -414,84 +419,86 @@ def _scanned(config: ModelConfig) -> bool:
 
 def decode(
     params,
-    token_B,
-    position_B,
+    token_BJ,
+    position_BJ,
     cache: KVCache,
-    column,
+    column_B,
     shared: Shared | None = None,
     *,
     config,
     dtype,
 ):
-    """hidden_BD after one more token of every row, and the cache with their columns.
+    """hidden_BJD after J more tokens of every row, and the cache with their columns.
 
-    token_B, position_B: int32; a row of position -1 writes an empty column, or sees
-    none. column: int32 scalar, may be traced; all rows write there, counted on and not
-    round the ring. shared: the rows' prompts, where decode's kernel reads them beside
-    the cache, whose positions then stay as they are. hidden_BD is after the final norm,
-    in `dtype`.
+    Row b's token j is written at its column column_B[b] + j, and sees the row's earlier
+    columns, those of the tokens before it, and its own. What lies behind is seen by
+    nobody, and overwritten as the row goes on.
+
+    token_BJ, position_BJ, column_B: int32, may be traced; columns are counted on, not
+    round a ring. A row of positions -1 has ended: what it writes is seen by nobody.
+    The cache has room for all columns, and was made for so many tokens of a step
+    (`step_tokens`). shared: the rows' prompts, where decode's kernel reads them beside
+    the cache, whose positions then stay as they are, and whose columns have room for
+    responses only. hidden_BJD is after the final norm, in `dtype`.
     """
     params = unstack(params, config)
-    place = places(cache, column)
     prompts, prompt_tail = _blocks_of(shared, cache)
     if shared is None:
         position, attend_of = dense.decode_attend_of(
-            position_B, cache, column=column, config=config
+            position_BJ, cache, column_B=column_B, config=config
         )
     else:
-        # There a row sees its own last columns by their number, and no positions.
+        # There a row sees its own columns by their number, and no positions.
         position = cache.position
         attend_of = ragged_decode.attend_of(
-            position_B, cache, shared=shared, column=column, config=config
+            position_BJ, cache, shared=shared, column_B=column_B, config=config
         )
-    rotations = _rotations(position_B[:, None], config)
+    rotations = _rotations(position_BJ, config)
     graph = _graph_of(params, config)
 
-    def layer(x_B1D, weights, kind, kv, prompt_kv, index):
-        def attend(q_B1HC, *new):
-            # Before attention: a token sees its own key and value.
-            kept = write_column(kv, new, column=place[kind], index=index)
-            return attend_of[kind](q_B1HC, kept, prompt_kv, index), kept
+    def layer(x_BJD, weights, kind, kv, prompt_kv, index):
+        def attend(q_BJHC, *new):
+            return attend_of[kind](q_BJHC, new, kv, prompt_kv, index)
 
         module = nnx.merge(graph, weights)
-        return module(x_B1D, rotation=rotations[kind], attend=attend, dtype=dtype)
+        return module(x_BJD, rotation=rotations[kind], attend=attend, dtype=dtype)
 
-    def group(x_B1D, kv, weights, prompts, index):
+    def group(x_BJD, kv, weights, prompts, index):
         kept = {}
         for key, kind in _keyed(config.pattern):
-            x_B1D, kept[key] = layer(
-                x_B1D,
+            x_BJD, kept[key] = layer(
+                x_BJD,
                 weights=weights[key],
                 kind=kind,
                 kv=kv[key],
                 prompt_kv=prompts[key],
                 index=index,
             )
-        return x_B1D, kept
+        return x_BJD, kept
 
-    x_B1D = _embed(params, token_B[:, None], config=config, dtype=dtype)
+    x_BJD = _embed(params, token_BJ, config=config, dtype=dtype)
     if _scanned(config):
 
         def step(carry, weights_and_index):
-            x_B1D, kv = carry
+            x_BJD, kv = carry
             weights, index = weights_and_index
-            return group(x_B1D, kv, weights, prompts=prompts[0], index=index), None
+            return group(x_BJD, kv, weights, prompts=prompts[0], index=index), None
 
         # The cache is carried whole, so a layer finds its part of the stacks by number.
         over = params["blocks"], jnp.arange(config.groups)
-        (x_B1D, kv), _ = jax.lax.scan(step, (x_B1D, cache.blocks[0]), over)
+        (x_BJD, kv), _ = jax.lax.scan(step, (x_BJD, cache.blocks[0]), over)
         blocks = (kv,)
     else:
         blocks = ()
         for kv, weights, prompt_kv in zip(
             cache.blocks, params["blocks"], prompts, strict=True
         ):
-            x_B1D, kept = group(x_B1D, kv, weights, prompts=prompt_kv, index=None)
+            x_BJD, kept = group(x_BJD, kv, weights, prompts=prompt_kv, index=None)
             blocks += (kept,)
     tail = {}
     for key, kind in _keyed(config.tail):
-        x_B1D, tail[key] = layer(
-            x_B1D,
+        x_BJD, tail[key] = layer(
+            x_BJD,
             weights=params["tail"][key],
             kind=kind,
             kv=cache.tail[key],
@@ -499,8 +506,7 @@ def decode(
             index=None,
         )
     cache = KVCache(blocks, tail, position)
-    hidden_B1D = _final_norm(params, x_B1D, config=config, dtype=dtype)
-    return hidden_B1D[:, 0], cache
+    return _final_norm(params, x_BJD, config=config, dtype=dtype), cache
 
 
 def _keyed(kinds):

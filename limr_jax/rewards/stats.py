@@ -48,11 +48,14 @@ class RolloutStats:
     longest: jax.Array  # int32: tokens of the longest response
 
 
-def rollout_stats(rollout: Rollout, graded: Graded) -> RolloutStats:
+def rollout_stats(
+    rollout: Rollout, graded: Graded, *, drafted: bool = False
+) -> RolloutStats:
     """The statistics of all rollouts of a round that were to be written.
 
     Rewards, the pass rate and well-formedness are of valid rollouts; lengths are in
-    tokens, shares are of all rollouts, the entropy is in nats a token.
+    tokens, shares are of all rollouts, the entropy is in nats a token. drafted: whether
+    decode steps had drafts.
     """
     valid_PG, length_B = graded.valid_PG, jnp.sum(rollout.mask_BT, axis=1)
     tokens, rollouts = jnp.sum(length_B), jnp.int32(rollout.quota)
@@ -92,9 +95,20 @@ def rollout_stats(rollout: Rollout, graded: Graded) -> RolloutStats:
         "rollout_waste": rollout.waste(),
         "rollout_entropy": (jnp.sum(rollout.entropy_BT), some_tokens),
     }
+    if drafted:
+        row_steps = jnp.sum(rollout.row_steps_M)
+        means |= {
+            "drafts/tokens_per_step": (rollout.decoded, row_steps),
+            "drafts/accepted": (rollout.decoded - row_steps, rollout.decoded),
+        }
     return RolloutStats(
         total={name: total for name, (total, _) in means.items()}
-        | {"tokens": tokens, "rollouts": rollouts},
+        | {
+            "tokens": tokens,
+            "rollouts": rollouts,
+            # Devices with a pace of their own wait for the last one.
+            "decode_steps": jnp.max(rollout.steps_M),
+        },
         count={name: count for name, (_, count) in means.items()},
         longest=jnp.max(length_B),
     )

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec
 from limr_jax.models import kv_cache as kv
 from limr_jax.models.attention import ragged_decode
 from limr_jax.models.config import ModelConfig
+from limr_jax.rollout import drafts
 from limr_jax.rollout import slots as slots_lib
 from limr_jax.rollout.slots import Slots, first_where
 from limr_jax.sharding import REPLICATED, on_each, row_shards
@@ -32,20 +33,27 @@ class Pending:
     key_B2: jax.Array  # uint32: its random key's data
     last_B: jax.Array  # int32: position of its prompt's last token
     prompt_B: jax.Array  # int32: its prompt, counted on its device
+    # int32: the last tokens of prompt and response; None: no drafts are looked up.
+    end_Bn: jax.Array | None
 
     @classmethod
-    def of(cls, token_B, ended_B, key_B, position_PL) -> "Pending":
-        """Of random keys, and of the positions of the prompts."""
+    def of(cls, token_B, ended_B, key_B, position_PL, end_Pn=None) -> "Pending":
+        """Of random keys, and of the positions and the last tokens of the prompts."""
         prompts, group = len(position_PL), len(token_B) // len(position_PL)
         prompt_P = jnp.arange(prompts, dtype=jnp.int32)
         # Prompts are dealt to devices in order, as many to each.
         prompt_P %= prompts // row_shards(prompts)
+        end_Bn = None
+        if end_Pn is not None:
+            end_Bn = jnp.repeat(end_Pn, group, axis=0)
+            end_Bn = jnp.concatenate([end_Bn[:, 1:], token_B[:, None]], axis=1)
         return cls(
             token_B=token_B,
             ended_B=ended_B,
             key_B2=jax.random.key_data(key_B),
             last_B=jnp.repeat(position_PL[:, -1], group),
             prompt_B=jnp.repeat(prompt_P, group),
+            end_Bn=end_Bn,
         )
 
 
@@ -59,6 +67,8 @@ class SlotState:
     key_Z2: jax.Array  # uint32: the random key's data
     last_Z: jax.Array  # int32: position of the prompt's last token
     prompt_Z: jax.Array  # int32: the prompt, counted on its device
+    # int32: the last tokens of prompt and response; None: no drafts are looked up.
+    end_Zn: jax.Array | None
 
     @classmethod
     def of(cls, pending: Pending) -> "SlotState":
@@ -69,6 +79,7 @@ class SlotState:
             key_Z2=pending.key_B2,
             last_Z=pending.last_B,
             prompt_Z=pending.prompt_B,
+            end_Zn=pending.end_Bn,
         )
 
 
@@ -80,8 +91,11 @@ class DecodeState:
     slots: Slots
     slot_state: SlotState
     cache: kv.KVCache  # a row for each slot
-    column: jax.Array  # int32: where the next step writes, all rows alike
     out: dict  # [B, T] arrays: what has been written
+    steps_M: jax.Array  # int32: decode steps of each device
+    row_steps_M: jax.Array  # int32: its live rows, summed over them
+    # fp32: the share of a device's live rows whose draft began right, lately.
+    hits_M: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +107,11 @@ class Batcher:
     config: ModelConfig
     length: int  # L, columns of a prompt
     longest: int  # tokens of a rollout at most
+    step_tokens: int  # J, tokens of a row in a decode step at most
+    # int32: where drafts are looked up, and the rollouts of each prompt, counted on its
+    # device. None: there are no drafts.
+    source_PW: jax.Array | None
+    rows_PG: jax.Array | None
     shares: bool  # rows read their prompts where these are, and get no copy
     rows_over: tuple | None  # the mesh axes that rows lie over
     # int32: the first so many rollouts of each device are to be written; None: all.
@@ -100,24 +119,47 @@ class Batcher:
 
     @classmethod
     def of(
-        cls, prompts, pending, asked_M=None, *, config, length, longest, rows_over
+        cls,
+        prompts,
+        pending,
+        asked_M=None,
+        *,
+        config,
+        length,
+        longest,
+        rows_over,
+        step_tokens=1,
+        source_PW=None,
     ) -> "Batcher":
         """Of the prompts' cache, as `transformer.prefill` leaves it."""
-        shares = ragged_decode.shares(config, length=length, columns=longest)
+        shares = ragged_decode.shares(
+            config, length=length, columns=longest, step_tokens=step_tokens
+        )
         if shares:
             # The kernel counts a prompt's columns from its end, so its last has to be
             # last.
             prompts = kv.in_order(prompts, config, length=length)
-        return cls(
+        batcher = cls(
             prompts=prompts,
             pending=pending,
             config=config,
             length=length,
             longest=longest,
+            step_tokens=step_tokens,
+            source_PW=source_PW,
             shares=shares,
             rows_over=rows_over,
             asked_M=asked_M,
+            rows_PG=None,
         )
+        if source_PW is None:
+            return batcher
+
+        def rows_of(prompt_B, source_PW):
+            return jnp.argsort(prompt_B, stable=True).reshape(len(source_PW), -1)
+
+        rows_PG = batcher._each(rows_of, (pending.prompt_B, source_PW), like=source_PW)
+        return dataclasses.replace(batcher, rows_PG=rows_PG)
 
     def shared(self, slot_state: SlotState) -> kv.Shared | None:
         """What the rows read beside their own columns."""
@@ -127,8 +169,22 @@ class Batcher:
 
     @property
     def start(self) -> int:
-        """The column that the first step writes."""
+        """The column of a response's first token in its row."""
         return 0 if self.shares else self.length
+
+    def column(self, slot_state: SlotState) -> jax.Array:
+        """int32 [Z]: the column of each row's last chosen token, not yet written."""
+        return self.start + slot_state.t_Z - 1
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Columns of a row for each kind of attention."""
+        if self.shares:
+            # Its kernel drops what would be written behind a row's last column.
+            return ragged_decode.row_counts(self.config, self.longest, self.step_tokens)
+        # Behind the longest response's last token a step may have others still.
+        columns = self.length + self.longest + self.step_tokens - 1
+        return kv.column_counts(self.config, columns, self.step_tokens)
 
     @property
     def rows(self) -> int:
@@ -147,23 +203,21 @@ class Batcher:
 
     def init(self, slots: Slots, out: dict) -> DecodeState:
         """The state in which the slots hold the first rollouts of each device."""
-        size = slots.row_Z.shape[0] // slots.begun_M.shape[0]
+        size = slots.per_device
 
         def first(prompts, pending, slots, asked_M):
             pending = jax.tree.map(lambda x: x[:size], pending)
-            columns = self.start + self.longest
+            config, counts = self.config, self.counts
             if self.shares:
-                cache = kv.ring(prompts, self.config, rows=size, columns=columns)
+                cache = kv.empty_rows(prompts, config, rows=size, counts=counts)
             elif asked_M is None:
                 # Rows are in the order of the prompts, G of each.
                 cache = kv.repeat(
-                    prompts, self.config, group=self.group, rows=size, columns=columns
+                    prompts, config, group=self.group, rows=size, counts=counts
                 )
             else:
                 # Where some of a group are not asked for, each row names its prompt.
-                cache = kv.copies(
-                    prompts, self.config, pending.prompt_B, columns=columns
-                )
+                cache = kv.copies(prompts, config, pending.prompt_B, counts=counts)
             # A rollout whose first token was its last has nothing to decode.
             live_Z = ~pending.ended_B
             if asked_M is not None:
@@ -183,8 +237,78 @@ class Batcher:
             slots=slots,
             slot_state=slot_state,
             cache=cache,
-            column=jnp.int32(self.start),
             out=out,
+            steps_M=jnp.zeros_like(slots.begun_M),
+            row_steps_M=jnp.zeros_like(slots.begun_M),
+            hits_M=self._expected_hits(slots),
+        )
+
+    def _expected_hits(self, slots: Slots) -> jax.Array:
+        """Before the first step: the share of prompts that have been visited."""
+        if self.source_PW is None:
+            return jnp.zeros(slots.begun_M.shape, jnp.float32)
+
+        def local(source_PW):
+            # A rollout begins behind the end of its prompt, which is there anyway.
+            visited_P = source_PW[:, drafts.LOOKED_UP] >= 0
+            return jnp.mean(visited_P, dtype=jnp.float32, keepdims=True)
+
+        return self._each(local, (self.source_PW,), like=slots.begun_M)
+
+    def has_drafts(self, size: int) -> bool:
+        """Whether a loop of so many slots of a device has drafts."""
+        return self.source_PW is not None and self._draft_tokens(size) > 0
+
+    def _draft_tokens(self, size: int) -> int:
+        return drafts.step_tokens(size, self.step_tokens) - 1
+
+    def drafts_pay(self, state: DecodeState) -> jax.Array:
+        """Whether a step with drafts gives more than it costs, as far as is known."""
+        return jnp.mean(state.hits_M) >= drafts.PAYS_FROM
+
+    def hits(self, state: DecodeState, draft_ZK, drawn_ZJ) -> jax.Array:
+        """`DecodeState.hits_M` after a step that drew these."""
+        if draft_ZK.shape[1] == 0:
+            return state.hits_M
+        M, live_Z = len(state.hits_M), state.slots.live_Z
+        right_Z = live_Z & (draft_ZK[:, 0] == drawn_ZJ[:, 0])
+        right_M = jnp.sum(right_Z.reshape(M, -1), axis=1, dtype=jnp.float32)
+        live_M = state.slots.live_M
+        share_M = right_M / jnp.maximum(live_M, 1)
+        moved_M = state.hits_M + (share_M - state.hits_M) / drafts.STEPS
+        return jnp.where(live_M > 0, moved_M, state.hits_M)
+
+    def draft(self, state: DecodeState) -> jax.Array:
+        """int32 [Z, K]: what each row may write behind its next token, drafts.NONE.
+
+        K is what pays for so many slots; 0 where there are no drafts.
+        """
+        slots, slot_state = state.slots, state.slot_state
+        if not self.has_drafts(slots.per_device):
+            return jnp.zeros((len(slots.live_Z), 0), jnp.int32)
+        tokens = self._draft_tokens(slots.per_device)
+
+        def local(slot_state, out, rows_PG, source_PW):
+            # Rollouts that go on beside this one come behind those of the last visit.
+            prompt_Z = slot_state.prompt_Z
+            siblings_ZG = rows_PG[prompt_Z]
+            written_ZGT = jnp.where(
+                out["mask_BT"][siblings_ZG],
+                out["response_BT"][siblings_ZG],
+                drafts.NONE,
+            )
+            visit_ZW, end_Zn = source_PW[prompt_Z], slot_state.end_Zn
+            siblings_ZW = drafts.sources(
+                written_ZGT,
+                visit_ZW[:, : end_Zn.shape[1]],  # begins with the prompt's end
+            )
+            source_ZW = jnp.concatenate([visit_ZW, siblings_ZW], axis=1)
+            return drafts.look_up(source_ZW, end_Zn, tokens)
+
+        return self._each(
+            local,
+            (slot_state, state.out, self.rows_PG, self.source_PW),
+            like=slot_state.end_Zn,
         )
 
     def refill(self, state: DecodeState) -> DecodeState:
@@ -198,7 +322,7 @@ class Batcher:
         A rollout whose first token was its last leaves its slot empty again.
         """
 
-        def local(slots, slot_state, cache, turn, prompts, pending, asked_M):
+        def local(slots, slot_state, cache, prompts, pending, asked_M):
             # M is 1 here: this device's own number.
             rows = len(pending.last_B) if asked_M is None else asked_M[0]
             slots, fresh_Z = slots_lib.refill(slots, rows)
@@ -210,40 +334,28 @@ class Batcher:
                 slot_state,
             )
             if not self.shares:
-                cache = self._with_prompts(
-                    cache, prompts, slot_state.prompt_Z, fresh_Z, turn
-                )
+                cache = self._with_prompts(cache, prompts, slot_state.prompt_Z, fresh_Z)
             live_Z = slots.live_Z & ~(fresh_Z & first.ended_B)
             return dataclasses.replace(slots, live_Z=live_Z), slot_state, cache
 
         rows = (state.slots, state.slot_state, state.cache)
-        # Every row writes the same column, so a late row's prompt has to lie as many
-        # columns further round the ring as there were steps before it.
-        turn = state.column - self.start
         slots, slot_state, cache = self._each(
             local,
-            (*rows, turn, self.prompts, self.pending, self.asked_M),
+            (*rows, self.prompts, self.pending, self.asked_M),
             like=rows,
         )
         return dataclasses.replace(
             state, slots=slots, slot_state=slot_state, cache=cache
         )
 
-    def _with_prompts(self, cache, prompts, prompt_Z, fresh_Z, turn) -> kv.KVCache:
+    def _with_prompts(self, cache, prompts, prompt_Z, fresh_Z) -> kv.KVCache:
         """The cache with a copy of their prompts in the fresh rows."""
         # Fresh slots first, so that the loop copies as many prompts as are wanted.
         order_Z = first_where(fresh_Z)
 
         def copy(i, cache):
             row = order_Z[i]
-            return kv.put(
-                cache,
-                prompts,
-                self.config,
-                row=row,
-                prompt=prompt_Z[row],
-                turn=turn,
-            )
+            return kv.put(cache, prompts, self.config, row=row, prompt=prompt_Z[row])
 
         return jax.lax.fori_loop(0, jnp.sum(fresh_Z), copy, cache)
 
@@ -273,18 +385,26 @@ class Batcher:
             state, slots=slots, slot_state=slot_state, cache=cache
         )
 
-    def write(self, out: dict, slots: Slots, t_Z, column: dict) -> dict:
-        """`out` with one column of each live row put at its response position `t_Z`."""
+    def write(self, out: dict, slots: Slots, t_Z, count_Z, columns: dict) -> dict:
+        """`out` with the first `count` of the new columns of each live row.
 
-        def local(out, slots, t_Z, column):
+        They are put at its response positions from `t_Z` on. columns: [Z, J] arrays.
+        """
+
+        def local(out, slots, t_Z, count_Z, columns):
             nowhere = out["mask_BT"].shape[0]
-            # Ended rows write out of bounds, which drops them: the rest of `out` is
-            # padding.
-            row_Z = jnp.where(slots.live_Z, slots.row_Z, nowhere)
-            put = lambda x, value_Z: x.at[row_Z, t_Z].set(value_Z, mode="drop")  # noqa: E731
-            return jax.tree.map(put, out, column)
+            for j in range(columns["mask_BT"].shape[1]):
+                # Ended rows write out of bounds, which drops them: the rest of `out`
+                # is padding. So do columns that a row does not keep.
+                keeps_Z = slots.live_Z & (j < count_Z)
+                row_Z = jnp.where(keeps_Z, slots.row_Z, nowhere)
+                out = {
+                    name: x.at[row_Z, t_Z + j].set(columns[name][:, j], mode="drop")
+                    for name, x in out.items()
+                }
+            return out
 
-        return self._each(local, (out, slots, t_Z, column), like=out)
+        return self._each(local, (out, slots, t_Z, count_Z, columns), like=out)
 
     def _each(self, function, args: tuple, *, like):
         """`function(*args)` of what each device holds; what it returns is `like`."""

@@ -9,6 +9,7 @@ Axes: M devices, Z slots (of all devices, or of one where a function says so).
 """
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,18 @@ class Slots:
     row_Z: jax.Array  # int32: the rollout, counted on its device
     live_Z: jax.Array  # bool: it has not ended
     begun_M: jax.Array  # int32: rollouts of the device that have or had a slot
+
+    @property
+    def per_device(self) -> int:
+        """Slots of a device."""
+        return self.row_Z.shape[0] // self.begun_M.shape[0]
+
+    @property
+    def live_M(self) -> jax.Array:
+        """int32: live rows of each device."""
+        # A device's slots follow one another along Z.
+        live_MZ = self.live_Z.reshape(len(self.begun_M), -1)
+        return jnp.sum(live_MZ, axis=1, dtype=jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,11 +124,14 @@ def first_where(is_Z: jax.Array) -> jax.Array:
     return jnp.argsort(~is_Z, stable=True)
 
 
-def drive(state, step, batcher, plan: SlotPlan):
+def drive(state, step, batcher, plan: SlotPlan, drafted=None):
     """All rollouts from the first to the last: (state, slots × steps of a device).
 
     state: anything with `slots`, its `Slots`, as `init` makes them.
     step(state): the state after a token of every live row; it ends some.
+    drafted(state): likewise of several tokens, in loops of so many slots a device that
+    batcher.has_drafts(size); it takes turns with `step` by batcher.drafts_pay(state).
+    None: in no loop.
     batcher.rows: rollouts of each device at most.
     batcher.quota: those of them that are to be written; traced and of each device
     (int32 [M]) where that depends on data.
@@ -131,8 +147,7 @@ def drive(state, step, batcher, plan: SlotPlan):
     def counts(state):
         """Live rows of the fullest device; slots to refill; pending rollouts."""
         slots = state.slots
-        # A device's slots follow one another along Z.
-        live_M = jnp.sum(slots.live_Z.reshape(devices, -1), axis=1)
+        live_M = slots.live_M
         pending_M = batcher.quota - slots.begun_M
         empty_M = slots.live_Z.shape[0] // devices - live_M
         # An empty slot of a device without pending rollouts is of no use to another's:
@@ -154,10 +169,28 @@ def drive(state, step, batcher, plan: SlotPlan):
             # The last that are pending are not kept waiting for more of them.
             return busy & (useful < jnp.clip(pending, 1, enough))
 
-        def one(carry):
+        def one(step, carry):
             state, held = carry
             # Empty slots are computed too, so they count as held.
             return step(state), held + size
+
+        def walk(carry):
+            """Steps until something else has to be done."""
+            if drafted is None or not batcher.has_drafts(size):
+                return jax.lax.while_loop(goes_on, partial(one, step), carry)
+
+            def pays(carry):
+                return goes_on(carry) & batcher.drafts_pay(carry[0])
+
+            def does_not(carry):
+                return goes_on(carry) & ~batcher.drafts_pay(carry[0])
+
+            # Two loops and no branch: XLA would copy the cache for one.
+            def turns(carry):
+                carry = jax.lax.while_loop(pays, partial(one, drafted), carry)
+                return jax.lax.while_loop(does_not, partial(one, step), carry)
+
+            return jax.lax.while_loop(goes_on, turns, carry)
 
         def unfinished(carry):
             most, _, pending = counts(carry[0])
@@ -166,11 +199,11 @@ def drive(state, step, batcher, plan: SlotPlan):
         def round_(carry):
             state, held = carry
             # A refill and then steps until the next one pays.
-            return jax.lax.while_loop(goes_on, one, (batcher.refill(state), held))
+            return walk((batcher.refill(state), held))
 
         if refills:
             return jax.lax.while_loop(unfinished, round_, carry)
-        return jax.lax.while_loop(goes_on, one, carry)
+        return walk(carry)
 
     carry = (state, jnp.int32(0))
     for i, size in enumerate(plan.sizes):

@@ -22,6 +22,9 @@ class Rollout:
     truncated_B: jax.Array  # bool: the limit came before an end token
     # int32, one a device that rows lie on: its slots, summed over the decode steps.
     slot_steps_M: jax.Array
+    # int32, likewise: decode steps, and the live rows summed over them.
+    steps_M: jax.Array
+    row_steps_M: jax.Array
     # bool: rollouts that were to be written, the others have no token; None: all.
     asked_B: jax.Array | None = None
 
@@ -40,12 +43,15 @@ class Rollout:
     def waste(self) -> tuple[jax.Array, jax.Array]:
         """The slots of all decode steps that held no live row, and all of them.
 
-        A rollout's first token comes from its prompt, without a decode step. A device
-        that is done and waits for another has no slots.
+        A device that is done and waits for another has no slots.
         """
-        decoded = jnp.sum(self.mask_BT) - self.quota
         slots = jnp.sum(self.slot_steps_M)
-        return slots - decoded, jnp.maximum(slots, 1)
+        return slots - jnp.sum(self.row_steps_M), jnp.maximum(slots, 1)
+
+    @property
+    def decoded(self) -> jax.Array:
+        """Tokens that decode steps gave: a rollout's first comes from its prompt."""
+        return jnp.sum(self.mask_BT) - self.quota
 
     @property
     def problem_B(self) -> jax.Array:
@@ -78,6 +84,8 @@ class GenerateConfig:
     compactions: int = LOOPS - 1  # moves of the live rows into fewer slots, at most
     # Rollouts a prompt that a step may ask for on average; None: all G of each.
     mean_group: int | None = None
+    step_tokens: int = 1  # J, tokens of a rollout in a decode step at most
+    drafts_kept: int = 0  # rollouts of a problem that are kept to draft from, at most
 
     @property
     def paid_group(self) -> int:

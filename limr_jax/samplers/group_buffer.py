@@ -34,7 +34,9 @@ def without_round_fields(drawn, rollout, graded):
     That is expected lengths, steps of the slots, parts of the reward, and reasons.
     """
     drawn = dataclasses.replace(drawn, expected_P=None)
-    rollout = dataclasses.replace(rollout, slot_steps_M=None)
+    rollout = dataclasses.replace(
+        rollout, slot_steps_M=None, steps_M=None, row_steps_M=None
+    )
     return drawn, rollout, dataclasses.replace(graded, parts={}, reason_PG=None)
 
 

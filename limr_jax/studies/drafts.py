@@ -11,18 +11,20 @@ Drafts are what followed the row's last n tokens
     visit       in the same problem's rollouts at its last visit
     siblings    in the same problem's rollouts of this step, as far as they are written
     prompt      in the problem's own text
-    all         in visit, else siblings, else prompt
+    both        in visit and siblings, wherever more of them stand; this is what
+                rollout/drafts.py does
 
 at the first place, in the order of the rollouts, with shorter ends tried where n tokens
-stand nowhere. All rollouts of a group begin together and a decode step moves each.
+stand nowhere. All rollouts of a group begin together and a decode step moves each. A
+rollout's first token comes from its prompt, without a decode step.
 """
 
 import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-SOURCES = ("visit", "siblings", "prompt", "all")
-_ORDER = {"all": ("visit", "siblings", "prompt")}
+SOURCES = ("visit", "siblings", "prompt", "both")
+_ORDER = {"both": ("visit", "siblings")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Group:
 class Count:
     """Sums over rollouts."""
 
-    tokens: int = 0
+    tokens: int = 0  # but each rollout's first
     row_steps: int = 0  # decode steps, of each row for itself
     longest_tokens: int = 0  # of each group's longest rollout
     longest_steps: int = 0  # likewise: what a loop waits for
@@ -64,14 +66,14 @@ class _Index:
             for n in range(1, min(self._n, at) + 1):
                 self._after.setdefault(tuple(tokens[at - n : at]), (tokens, at))
 
-    def draft(self, tokens: Sequence[int], k: int) -> Sequence[int]:
-        """At most k tokens that followed the end of these; longest match first."""
+    def draft(self, tokens: Sequence[int], k: int) -> tuple[int, Sequence[int]]:
+        """How many of the last tokens stand there, and at most k that followed them."""
         for n in range(min(self._n, len(tokens)), 0, -1):
             place = self._after.get(tuple(tokens[-n:]))
             if place:
                 source, at = place
-                return source[at : at + k]
-        return ()
+                return n, source[at : at + k]
+        return 0, ()
 
 
 def steps_of(group: Group, last: Group | None, *, source: str, n: int, k: int) -> Count:
@@ -89,19 +91,20 @@ def steps_of(group: Group, last: Group | None, *, source: str, n: int, k: int) -
         for response in last.responses:
             indices["visit"].extend([*end, *response], len(end))
     names = _ORDER.get(source, (source,))
-    written = [list(end) for _ in group.responses]
+    written = [[*end, *response[:1]] for response in group.responses]
+    if "siblings" in names:
+        for row in written:
+            indices["siblings"].extend(row, len(end))
     steps = [0] * len(written)
-    live = [row for row, response in enumerate(group.responses) if response]
+    live = [row for row, response in enumerate(group.responses) if response[1:]]
     while live:
         grown = []
         for row in live:
             response, own = group.responses[row], written[row]
             done = len(own) - len(end)
-            draft = ()
-            for name in names if k else ():
-                draft = indices[name].draft(own, k)
-                if draft:
-                    break
+            found = [indices[name].draft(own, k) for name in names if k]
+            # The first of those that match most.
+            _, draft = max(found, key=lambda match: match[0], default=(0, ()))
             right = 0
             # The token after the last right one is drawn in the same pass.
             for proposed, drawn in zip(draft, response[done:-1]):
@@ -121,7 +124,7 @@ def steps_of(group: Group, last: Group | None, *, source: str, n: int, k: int) -
             for row in live
             if len(written[row]) - len(end) < len(group.responses[row])
         ]
-    lengths = [len(response) for response in group.responses]
+    lengths = [len(response[1:]) for response in group.responses]
     return Count(sum(lengths), sum(steps), max(lengths), max(steps))
 
 

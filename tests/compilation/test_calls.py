@@ -374,9 +374,9 @@ def test_how_often_each_width_of_the_cache_is_read(no_slice):
     # The first 12 of 99 steps write columns 500 to 511.
     assert calls["generate"].shares == (0, 12 / 99, 87 / 99)
     assert calls["generate"].turns == (99, 0)
-    # In two waves the second finds the ring turned.
+    # In two waves the second begins as the first did.
     calls = {call.name: call for call in calls_lib.plan(wide(4)).calls}
-    assert calls["generate"].shares == (0, 12 / 198, 186 / 198)
+    assert calls["generate"].shares == (0, 12 / 99, 87 / 99)
     assert calls["generate"].turns == (2, 1, 99, 0)
     calls = {call.name: call for call in calls_lib.plan(tiny()).calls}
     assert calls["generate"].shares == ()
@@ -393,7 +393,7 @@ def test_prompts_that_decode_reads_where_they_are(no_slice, monkeypatch):
     assert plan.shared and report.slot_columns(plan) == 100
     calls = {call.name: call for call in plan.calls}
     assert calls["generate"].turns == (2, 99, 0)
-    assert calls["generate"].decoded == ragged_decode.Rounds(500, 99, 2, group=2)
+    assert calls["generate"].decoded == ragged_decode.Rounds(500, 99, group=2)
     # Of a device's two rollouts at once, the prompt's 500 columns are live once.
     parts, length_B = calls_lib.plan(wide(8)).decoded, decode_traffic.lengths(2, 100)
     own = sum(sum(range(length)) for length in length_B)

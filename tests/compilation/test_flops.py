@@ -135,10 +135,10 @@ def test_two_unrolled_layers_against_cost_analysis(backward, monkeypatch):
 
 @pytest.mark.slow
 def test_decodes_kernel_by_hand(monkeypatch):
-    """Two rows in a ring of 512, blocks of 128: prompts of 300 of 384, 4 tokens each.
+    """Two rows of 512 columns, blocks of 128: prompts of 300 of 384, 4 tokens each.
 
-    So three blocks of the prompt, and one of the ring, but for the last step of the
-    43rd round: its three columns, from 126 to 128, lie in two.
+    So three blocks of the prompt, and one of its own, in 3 steps; in 384, which begin
+    at the columns 0 to 383, 1, 2 or 3 of its own.
     """
     monkeypatch.setattr(ragged_decode, "INTERPRET", True)
     monkeypatch.setattr(ragged_decode, "BLOCKS", (128,))
@@ -150,50 +150,56 @@ def test_decodes_kernel_by_hand(monkeypatch):
 
     monkeypatch.setattr(ragged_decode, "MOST", 128 * K * 128)
 
-    def decode(q_BHC, prompts, own, at):
-        read = ragged_decode.read_list(at, *ragged_decode.cuts(L, S, config))
-        return ragged_decode.attend(q_BHC, prompts, own, read, at.column, 1, config)
+    def decode(q_BJHC, prompts, own, new, at):
+        cuts = ragged_decode.cuts(L, S, config, tokens=q_BJHC.shape[1])
+        read = ragged_decode.read_list(at, *cuts)
+        return ragged_decode.attend(q_BJHC, prompts, own, new, read, 1, config)
 
-    def kv(rows, columns):
-        shapes = (layers, rows, K, C, columns), (layers, rows, K, columns, C)
+    def kv(rows, columns, layers=(layers,)):
+        shapes = (*layers, rows, K, C, columns), (*layers, rows, K, columns, C)
         return tuple(map(F32, shapes))
 
     def ints(*shape):
         return jax.ShapeDtypeStruct(shape, jnp.int32)
 
-    shapes = (
-        F32((B, K * G, C)),
-        kv(1, L),
-        kv(B, S),
-        ragged_decode.RowPlaces(ints(B), ints(B), ints(1), ints()),
-    )
-    jaxpr = jax.make_jaxpr(decode)(*shapes)
-    block, ends = 2 * 128 * K * C * 4, 2 * B * K * G * C * 4  # queries, results
-    # Both products of each block, of every head.
-    products = 2 * 2 * 128 * K * G * C
-    for rounds, blocks in ((1, 4), (42, 4), (43, 4 + 1 / (3 * 43))):
-        given = {"decoded": ragged_decode.Rounds(300, 3, rounds)}
-        counted = flops.flops(jaxpr, **given)
-        assert counted == pytest.approx(B * blocks * products, rel=1e-12)
-        moved = flops.kernel_bytes(jaxpr, **given)
-        assert moved == pytest.approx(B * blocks * block + ends, rel=1e-12)
-    assert flops.kernel_bytes(jaxpr) == B * (3 + 4) * block + ends
-    read = ragged_decode.ColumnsRead(5 * 128)
-    assert flops.kernel_bytes(jaxpr, decoded=read) == B * 5 * block + ends
+    def shapes(J):
+        at = ragged_decode.RowPlaces(ints(B), ints(B), ints(B), ints(1))
+        return F32((B, J, K * G, C)), kv(1, L), kv(B, S), kv(B, J, ()), at
+
+    block, one = 2 * 128 * K * C * 4, 2 * K * C * 4  # of keys and values
+    for J in (1, 3):
+        jaxpr = jax.make_jaxpr(lambda *given: decode(*given))(*shapes(J))
+        # Queries, results, new tokens, and the part that is written back: two where
+        # they begin in the last J − 1 columns of 128.
+        ends = B * (2 * J * K * G * C * 4 + J * one + block * (1 + (J - 1) / 128))
+        # Both products of each column and of each new token, of every head; and those
+        # that bring keys and values to their columns.
+        column = 2 * 2 * J * K * G * C
+        beside = J * column + 2 * 2 * K * J * C * (128 + J - 1)
+        # The last column of a step of 3 begins a block two columns sooner.
+        for steps, blocks in ((3, 3 + 1), (384, 3 + 2 + (J - 1) * 3 / 384)):
+            given = {"decoded": ragged_decode.Rounds(300, steps)}
+            counted = flops.flops(jaxpr, **given)
+            wanted = B * (blocks * 128 * column + beside)
+            assert counted == pytest.approx(wanted, rel=1e-12)
+            moved = flops.kernel_bytes(jaxpr, **given)
+            assert moved == pytest.approx(B * blocks * block + ends, rel=1e-12)
+        assert flops.kernel_bytes(jaxpr) == B * (3 + 4) * block + ends
+        read = ragged_decode.ColumnsRead(5 * 128)
+        assert flops.kernel_bytes(jaxpr, decoded=read) == B * 5 * block + ends
     # Prompts in one block are fetched once for the rows that have them.
     monkeypatch.setattr(ragged_decode, "MOST", L * K * 128)
-    jaxpr = jax.make_jaxpr(lambda *given: decode(*given))(*shapes)
-    given = {"decoded": ragged_decode.Rounds(300, 3, 1, group=2)}
+    jaxpr = jax.make_jaxpr(lambda *given: decode(*given))(*shapes(3))
+    given = {"decoded": ragged_decode.Rounds(300, 3, group=2)}
     counted = flops.flops(jaxpr, **given)
-    assert counted == pytest.approx(B * 4 * products, rel=1e-12)
+    assert counted == pytest.approx(B * (4 * 128 * column + beside), rel=1e-12)
     assert flops.kernel_bytes(jaxpr, **given) == (3 + B * 1) * block + ends
     # A prompt of full length is read whole, of a window the columns that it still sees:
-    # in blocks of 128 those of 511 to 0 are 4, 3, 2, 1 and, at last 0. Of the ring half
-    # in the mean, and up to a block and a half beside: a row's first column is nearly a
-    # block's last.
-    decoded, cut = ragged_decode.Rounds(1024, 3071, 32), ragged_decode.Cut
+    # in blocks of 128 those of 511 to 0 are 4, 3, 2, 1 and, at last 0. Of its own half
+    # in the mean, and half a block beside.
+    decoded, cut = ragged_decode.Rounds(1024, 3071), ragged_decode.Cut
     assert decoded.prompt_columns(cut(1024, 512)) == 1024
     blocks = (127 * 4 + 128 * (3 + 2 + 1)) / 3071
     assert decoded.prompt_columns(cut(512, 128)) == pytest.approx(blocks * 128)
-    share = decoded.own_columns(cut(3072, 512)) / 3072
-    assert 1 / 2 < share < 1 / 2 + 1.5 * 512 / 3072
+    own = decoded.own_columns(ragged_decode.OwnCut(3072, 512))
+    assert own == pytest.approx((3072 + 512) / 2, rel=1e-3)

@@ -63,6 +63,8 @@ def by_hand():
         entropy_BT=zeros_BT,
         truncated_B=jnp.array([False, True, False, True]),
         slot_steps_M=None,
+        steps_M=None,
+        row_steps_M=None,
     )
 
 

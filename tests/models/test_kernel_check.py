@@ -71,10 +71,26 @@ def test_the_kernels_hold(interpreted, monkeypatch, config, dtype, shape):
     assert all(x.tolerance == (1e-3 if exact else 0.15) for x in found)
 
 
-def test_the_ragged_kernel_holds(interpreted):
-    (found,) = checked([DECODE], dataclasses.replace(CONFIG, head_dim=16))
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_the_ragged_kernel_holds(interpreted, tokens):
+    rows = dataclasses.replace(DECODE, step_tokens=tokens)
+    (found,) = checked([rows], dataclasses.replace(CONFIG, head_dim=16))
     assert not found.fault and found.gap < 1e-5
     assert kernel_check.numbers([found]) == {"kernel_ragged": 1.0}
+
+
+@pytest.mark.slow
+def test_what_the_kernel_writes_is_compared(interpreted, monkeypatch):
+    """One number of one column that is not the token's, in fp32."""
+    original = ragged_decode.attend
+
+    def attend(*given, **more):
+        out, (keys, values) = original(*given, **more)
+        return out, (keys, values.at[1, 1, 0, 3, 0].add(5))
+
+    monkeypatch.setattr(ragged_decode, "attend", attend)
+    (found,) = checked([DECODE])
+    assert found.gap > 0.5 and found.fault
 
 
 def wrongly(mask_of):
@@ -140,8 +156,8 @@ def test_what_is_no_number_is_refused(interpreted, monkeypatch):
     original = ragged_decode.attend
 
     def attend(*given, **more):
-        out = original(*given, **more)
-        return out.at[-1].set(jnp.nan)  # a row that has ended
+        out, own = original(*given, **more)
+        return out.at[-1].set(jnp.nan), own  # a row that has ended
 
     monkeypatch.setattr(ragged_decode, "attend", attend)
     (found,) = checked([DECODE])
@@ -173,7 +189,7 @@ def test_a_run_takes_xla_s_attention_instead(
     made = set_up(config, 1)
     said = capsys.readouterr().err
     assert said == (
-        "warning: the ragged kernel, rings of 8 columns, prompts of 16: it does not "
+        "warning: the ragged kernel, rows of 8 columns, prompts of 16: it does not "
         "compile (NotImplementedError: no such layout); XLA's attention takes its "
         "place\n"
     )
@@ -235,7 +251,7 @@ def test_a_start_that_takes_other_kernels_than_the_last_says_so(tmp_path, capsys
         (
             "ragged",
             raising,
-            "model.attention=ragged: the ragged kernel, rings of 8 columns, prompts of "
+            "model.attention=ragged: the ragged kernel, rows of 8 columns, prompts of "
             "16: it does not compile (NotImplementedError: no such layout); with auto "
             "XLA's attention takes its place",
         ),
@@ -315,7 +331,9 @@ def test_rows_are_laid_as_forward_takes_them(lay):
     reason="needs libtpu, the TPU's compiler: pip install -e '.[tpu]'",
 )
 @pytest.mark.usefixtures("compiled_anew")
-@pytest.mark.parametrize("rows", [PACKED, DecodeRows(128, 256)], ids=["text", "decode"])
+@pytest.mark.parametrize(
+    "rows", [PACKED, DecodeRows(128, 256, 3)], ids=["text", "decode"]
+)
 def test_it_compiles_for_a_tpu(rows):
     """The comparison itself: else every kernel would be refused there."""
     devices = slices.devices("v5litepod-4")
@@ -325,4 +343,4 @@ def test_it_compiles_for_a_tpu(rows):
         assert rows.fits(config)
     program, calls = kernel_check.compiled(rows, config, mesh, jnp.bfloat16)
     assert "tpu_custom_call" in program.as_text()
-    assert len(calls) == (1 if rows is PACKED else 2)
+    assert len(calls) == 1

@@ -1,7 +1,9 @@
 """The model against other people's outputs, and against itself."""
 
+import contextlib
 import dataclasses
 import functools
+import math
 from functools import partial
 
 import jax
@@ -111,9 +113,15 @@ def greedy(params, tokens_BL, position_BL, steps, config):
     for i in range(steps):
         chosen.append(np.argmax(UNEMBED(params, hidden_BD, **how), axis=-1))
         if i < steps - 1:
-            hidden_BD, cache = DECODE(
-                params, chosen[-1], length_B + np.int32(i), cache, L + i, **how
+            hidden_BJD, cache = DECODE(
+                params,
+                chosen[-1][:, None],
+                (length_B + np.int32(i))[:, None],
+                cache,
+                np.full(len(length_B), L + i, np.int32),
+                **how,
             )
+            hidden_BD = hidden_BJD[:, 0]
     return np.stack(chosen, axis=1)
 
 
@@ -170,13 +178,110 @@ def test_prefill_and_decode_are_forward(layers, narrowest, kinds, monkeypatch):
         )
         got = [UNEMBED(params, hidden_BLD, **how)]
         for column in range(L, 12):
-            token_B, position_B = tokens_BT[:, column], position_BT[:, column]
-            hidden_BD, cache = decode(params, token_B, position_B, cache, column, **how)
-            got.append(UNEMBED(params, hidden_BD, **how)[:, None])
+            token_BJ, position_BJ = (
+                x[:, column, None] for x in (tokens_BT, position_BT)
+            )
+            column_B = np.full(4, column, np.int32)
+            hidden_BJD, cache = decode(
+                params, token_BJ, position_BJ, cache, column_B, **how
+            )
+            got.append(UNEMBED(params, hidden_BJD, **how))
         got = np.concatenate(got, axis=1)
         valid = position_BT >= 0
         np.testing.assert_allclose(got[valid], want[valid], atol=5e-5)
     check_cache(config, cache)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tokens", [2, 5])
+@pytest.mark.parametrize(
+    "layers, narrowest, shape",
+    [(5, 256, None), (10, 4, None), (5, 256, (1, 2, 2)), (10, 4, (2, 2, 2))],
+)
+def test_tokens_of_a_step_are_as_many_steps(
+    tokens, layers, narrowest, shape, monkeypatch
+):
+    """Rows at their own columns, whose drafts are wrong from a token on by chance.
+
+    What a rejected draft leaves behind is huge, and the row goes on over it; a window
+    of 5 is crossed within a step.
+    """
+    monkeypatch.setattr(cache_lib, "NARROWEST", narrowest)
+    config = dataclasses.replace(EVERYTHING, layers=layers)
+    params, random = random_params(config), np.random.default_rng(tokens)
+    B, L, T = 8, 7, 12
+    tokens_BT, _, _ = random_batch(config, B=B, T=L + T)
+    shift_B = random.integers(0, L - 1, B)
+    place_T = np.arange(L + T, dtype=np.int32)
+    position_BT = np.maximum(place_T - shift_B[:, None], -1).astype(np.int32)
+    want = np.asarray(
+        FORWARD(params, tokens_BT, position_BT, config=config, dtype=jnp.float32)
+    )
+    how = {"config": config, "dtype": jnp.float32}
+    with on_mesh(shape):
+        _, cache = jit(
+            transformer.prefill, "config", "columns", "dtype", "step_tokens"
+        )(
+            params,
+            tokens_BT[:, :L],
+            position_BT[:, :L],
+            columns=L + T + tokens - 1,
+            step_tokens=tokens,
+            **how,
+        )
+        assert cache.position["sliding"].shape[1] == min(5 + tokens - 1, L + T)
+        decode = jit(partial(transformer.decode), "config", "dtype")  # traced here
+        column_B, seen = np.full(B, L, np.int32), 0
+        while np.any(column_B < L + T):
+            live_B = column_B < L + T
+            at_BJ = column_B[:, None] + np.arange(tokens, dtype=np.int32)
+            # A row's right tokens, then others; the first is always right.
+            right_B = random.integers(1, tokens + 1, B)
+            right_B = np.minimum(right_B, np.maximum(L + T - column_B, 1))
+            good_BJ = np.arange(tokens) < right_B[:, None]
+            known_BJ = np.minimum(at_BJ, L + T - 1)
+            token_BJ = np.take_along_axis(tokens_BT, known_BJ, axis=1)
+            token_BJ = np.where(good_BJ, token_BJ, (token_BJ + 1) % config.vocab_size)
+            position_BJ = at_BJ - shift_B[:, None].astype(np.int32)
+            position_BJ = np.where(live_B[:, None], position_BJ, -1)
+            hidden_BJD, cache = decode(
+                params, token_BJ, position_BJ, cache, column_B, **how
+            )
+            check_BJ = good_BJ & live_B[:, None]
+            wanted = np.take_along_axis(want, known_BJ[..., None], axis=1)
+            np.testing.assert_allclose(
+                np.asarray(hidden_BJD)[check_BJ], wanted[check_BJ], atol=5e-5
+            )
+            cache = with_huge_drafts(cache, column_B, right_B, tokens)
+            column_B = column_B + np.where(live_B, right_B, 0).astype(np.int32)
+            seen += check_BJ.sum()
+    assert seen == B * T
+
+
+def on_mesh(shape):
+    if shape is None:
+        return contextlib.nullcontext()
+    devices = jax.devices()[: math.prod(shape)]
+    return jax.set_mesh(make_mesh(*shape, devices=devices))
+
+
+def with_huge_drafts(cache, column_B, right_B, tokens):
+    """The cache with huge numbers in the columns of the tokens that were not right."""
+
+    def huge(x, axis):
+        x = np.moveaxis(np.array(x), (x.ndim == 5, axis), (0, 1))
+        for row, column, right in zip(x, column_B, right_B, strict=True):
+            row[(column + np.arange(right, tokens)) % len(row)] = 1e4
+        return jnp.asarray(np.moveaxis(x, (0, 1), (x.ndim == 5, axis)))
+
+    def kv(layer):
+        return tuple(huge(x, axis) for x, axis in zip(layer, (-1, -2), strict=True))
+
+    return dataclasses.replace(
+        cache,
+        blocks=tuple({k: kv(x) for k, x in group.items()} for group in cache.blocks),
+        tail={k: kv(x) for k, x in cache.tail.items()},
+    )
 
 
 def check_cache(config, cache):
@@ -205,10 +310,15 @@ def test_stopped_row_leaves_the_others_alone():
         )
         for column in range(7, 12):
             position_B = np.where(stops, -1, position_BT[:, column])
-            hidden_BD, cache = DECODE(
-                params, tokens_BT[:, column], position_B, cache, column, **how
+            hidden_BJD, cache = DECODE(
+                params,
+                tokens_BT[:, column, None],
+                position_B[:, None],
+                cache,
+                np.full(4, column, np.int32),
+                **how,
             )
-        return np.asarray(hidden_BD)
+        return np.asarray(hidden_BJD[:, 0])
 
     running = last(np.array([False] * 4))
     stopped = last(np.array([False, True, False, True]))
@@ -416,9 +526,10 @@ def test_sharded_decode_is_one_device(shape):
         before_BLD, cache = transformer.prefill(
             params, tokens_BT[:, :-1], position_BT[:, :-1], columns=12, **how
         )
-        last_BD, cache = transformer.decode(
-            params, tokens_BT[:, -1], position_BT[:, -1], cache, 11, **how
+        column_B = jnp.full(8, 11, jnp.int32)
+        last_BJD, cache = transformer.decode(
+            params, tokens_BT[:, -1:], position_BT[:, -1:], cache, column_B, **how
         )
-        return before_BLD, last_BD, cache.blocks[1]["1"][0]
+        return before_BLD, last_BJD, cache.blocks[1]["1"][0]
 
     check_sharded(EVERYTHING, random_params(EVERYTHING), make_mesh(*shape), run)

@@ -96,7 +96,10 @@ def writing(made, writes=WRITES):
                 "logprob_BT": zeros_BT,
                 "entropy_BT": zeros_BT,
                 "truncated_B": np.array([not ends for _, ends in texts]),
-                "slot_steps_M": np.full(len(texts), length, np.int32),
+                **dict.fromkeys(
+                    ("slot_steps_M", "steps_M", "row_steps_M"),
+                    np.full(len(texts), length, np.int32),
+                ),
             },
             drawn.prompt_PL.sharding,
         )

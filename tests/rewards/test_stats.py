@@ -1,5 +1,7 @@
 """A step's rollouts: rounds add up, and are divided once."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -23,6 +25,9 @@ def round_of(right_PG, valid_PG, length_B, part_PG):
         entropy_BT=0.5 * mask_BT,
         truncated_B=np.arange(len(length_B)) % 3 == 0,
         slot_steps_M=np.array([10], np.int32),
+        steps_M=np.array([5, 3], np.int32),
+        # One token a step: all but the first of each rollout.
+        row_steps_M=np.array([sum(length_B) - len(length_B)], np.int32),
     )
     valid_PG = np.array(valid_PG, bool)
     parts = {"brevity": np.array(part_PG, np.float32)}
@@ -51,9 +56,21 @@ def test_two_rounds_by_hand():
         "flat_reward_share": 2 / 3,
         "rollout_entropy": 0.5,
         "rollout_waste": (20 - (12 - 6)) / 20,
+        "decode_steps": 5 + 5,
     }
     assert told == pytest.approx(want)
     assert isinstance(told["rollouts"], int) and isinstance(told["tokens"], int)
+
+
+def test_drafts_by_hand():
+    """Seven tokens of two rollouts: five by decode steps, of which rows took four."""
+    written, graded = round_of([[1, 0]], [[1, 1]], [3, 4], [[0, 0]])
+    written = dataclasses.replace(written, row_steps_M=np.array([1, 3], np.int32))
+    stats = jax.jit(rollout_stats, static_argnames="drafted")
+    told = over_rounds(jax.device_get([stats(written, graded, drafted=True)] * 2))
+    assert told["drafts/tokens_per_step"] == 5 / 4
+    assert told["drafts/accepted"] == pytest.approx(1 / 5)
+    assert told["rollout_waste"] == pytest.approx((10 - 4) / 10)
 
 
 def test_a_mean_is_divided_on_the_host():

@@ -107,6 +107,8 @@ def in_graph(known: bool) -> Graded:
         entropy_BT=zeros_BT,
         truncated_B=jnp.zeros(4, bool),
         slot_steps_M=jnp.array([3]),
+        steps_M=jnp.array([3]),
+        row_steps_M=jnp.array([3]),
     )
     prompt_PL = written.prompt_PL
     answer_PA, length_P = jnp.array([[7], [0]]), jnp.array([1, 0])

@@ -20,9 +20,11 @@ from tiny_policy import (
     SHAPE,
     fp32,
     generate,
+    generate_on_mesh,
     key_of,
     prompts_of,
     random_params,
+    same,
     sampling,
 )
 
@@ -31,7 +33,6 @@ from limr_jax.models import transformer
 from limr_jax.rollout import generate as rollout
 from limr_jax.rollout.sampling import Sampling, filter_logits, token_logprob
 from limr_jax.rollout.types import Rollout
-from limr_jax.sharding import BATCH, make_mesh, param_shardings
 
 T, GROUP, STOP, PAD = 12, SHAPE.group, SHAPE.stop_ids, SHAPE.pad_id
 CONFIGS = {"qwen": QWEN, "gemma": GEMMA}
@@ -52,16 +53,6 @@ def plain_logits(params, tokens_BS, position_BS):
     return transformer.unembed(
         params, transformer.forward(params, tokens_BS, position_BS, **how), **how
     )
-
-
-def same(a: Rollout, b: Rollout, rows=slice(None)):
-    """The same tokens and masks; the same numbers but for rounding."""
-    for name in ("response_BT", "mask_BT", "truncated_B"):
-        x, y = np.asarray(getattr(a, name)), np.asarray(getattr(b, name))
-        np.testing.assert_array_equal(x[rows], y, err_msg=name)
-    for name in ("logprob_BT", "entropy_BT"):
-        x, y = np.asarray(getattr(a, name)), np.asarray(getattr(b, name))
-        np.testing.assert_allclose(x[rows], y, atol=1e-5, err_msg=name)
 
 
 @each_config
@@ -127,7 +118,7 @@ def test_refilled_slots_change_nothing(config, slots):
     """Rows of all ages side by side; of GEMMA's rings too, which turn many times."""
     whole, refilled = generate(config=config), generate(config=config, slots=slots)
     same(whole, refilled)
-    # Somebody sat down after the ring had turned.
+    # Rows began after others had ended.
     assert refilled.slot_steps_M[0] > slots * (T + 1)
 
 
@@ -192,39 +183,13 @@ def test_other_problems_in_the_batch_change_nothing():
 
 @pytest.mark.slow
 def test_prompt_padding_changes_nothing():
-    """Three columns more: the ring of a window begins at another column."""
+    """Three columns more: a row and a window's ring begin at another column."""
     written = generate(config=GEMMA)
     wider = generate(config=GEMMA, L=LENGTH + 3)
     same(written, wider)
     tokens_BS, position_BS = wider.sequences()
     assert tokens_BS.shape == (PROMPTS * GROUP, LENGTH + 3 + T)
     np.testing.assert_array_equal(position_BS[:, 3:], written.sequences()[1])
-
-
-def generate_on_mesh(shape, expected_P=None, asked_PG=None, **changes):
-    """As the loop runs it: rows and parameters over the devices, under its mesh."""
-    mesh = make_mesh(*shape, devices=jax.devices()[: math.prod(shape)])
-    params = random_params(QWEN)
-    rows = jax.NamedSharding(mesh, BATCH)
-    with jax.set_mesh(mesh):
-        # A jit of its own: a compiled program is of one mesh.
-        program = jax.jit(
-            rollout.generate,
-            static_argnames=("config", "compute"),
-            out_shardings=rows,
-            compiler_options=QUICK,
-        )
-        return program(
-            jax.device_put(params, param_shardings(mesh, params)),
-            *jax.device_put(prompts_of(range(PROMPTS)), rows),
-            jax.device_put(np.arange(PROMPTS, dtype=np.int32), rows),
-            key_of(),
-            sampling(),
-            expected_P if expected_P is None else jax.device_put(expected_P, rows),
-            asked_PG if asked_PG is None else jax.device_put(asked_PG, rows),
-            config=dataclasses.replace(SHAPE, **changes),
-            compute=fp32(QWEN),
-        )
 
 
 MESHES = [
@@ -304,7 +269,9 @@ def test_prompts_a_few_at_a_time(monkeypatch, config, layers):
     found = []
     for parts in (1, 2):
         monkeypatch.setattr(rollout, "row_parts", lambda *_, parts=parts: parts)
-        prefill = functools.partial(rollout._prefill, compute=fp32(config))
+        prefill = functools.partial(
+            rollout._prefill, config=SHAPE, compute=fp32(config)
+        )
         prefill = jax.jit(prefill, compiler_options=QUICK)
         found.append(jax.tree.leaves(prefill(*given)))
     for whole, parted in zip(*found, strict=True):
@@ -336,7 +303,12 @@ def only_those_asked(written: Rollout, whole: Rollout):
 def _rows(written: Rollout) -> Rollout:
     """Only the fields that have a row a rollout."""
     return dataclasses.replace(
-        written, prompt_PL=None, position_PL=None, slot_steps_M=None
+        written,
+        prompt_PL=None,
+        position_PL=None,
+        slot_steps_M=None,
+        steps_M=None,
+        row_steps_M=None,
     )
 
 

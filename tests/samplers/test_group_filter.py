@@ -81,6 +81,8 @@ def round_of(first, kept, G=2, T=3):
         entropy_BT=tokens_BT.astype(np.float32),
         truncated_B=of_B % 2 == 0,
         slot_steps_M=np.array([7], np.int32),
+        steps_M=np.array([7], np.int32),
+        row_steps_M=np.array([7], np.int32),
     )
     drawn = PromptBatch(
         ids_P, written.prompt_PL, written.prompt_PL, ids_P[:, None], ids_P

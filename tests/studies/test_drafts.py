@@ -14,8 +14,8 @@ def group(*responses, prompt=(1, 2), step=1):
 
 
 def test_a_response_that_comes_again_takes_one_step_in_k_plus_one():
-    """12 tokens, all as at the last visit: 4 of them a step with K = 3."""
-    response = range(10, 22)
+    """12 tokens behind the first, all as at the last visit: 4 a step with K = 3."""
+    response = range(10, 23)
     count = steps_of(group(response), group(response), source="visit", n=3, k=3)
     assert (count.tokens, count.row_steps) == (12, 3)
 
@@ -24,14 +24,15 @@ def test_a_draft_that_is_wrong_gives_the_drawn_token():
     """After 10 the last visit had 11: 10, [12 for 11], [13], [14] one by one."""
     now, last = group([10, 12, 13, 14]), group([10, 11, 9, 9])
     count = steps_of(now, last, source="visit", n=3, k=2)
-    # Before the first token the prompt's end is looked up: 10 and the drawn 12.
-    assert (count.tokens, count.row_steps) == (4, 3)
+    # 10 comes from the prompt, without a step.
+    assert (count.tokens, count.row_steps) == (3, 3)
 
 
 def test_the_last_token_is_drawn_and_not_drafted():
-    """A draft may run past the end: all three tokens in one pass of K = 2, or of 8."""
+    """A draft may run past the end: three more tokens in one pass of K = 2, or of 8."""
+    same = group([6, 7, 8, 9])
     for k, steps in ((1, 2), (2, 1), (8, 1)):
-        count = steps_of(group([7, 8, 9]), group([7, 8, 9]), source="visit", n=2, k=k)
+        count = steps_of(same, same, source="visit", n=2, k=k)
         assert count.row_steps == steps
 
 
@@ -39,32 +40,32 @@ def test_siblings_know_what_stood_before_this_step():
     """The second row is written in step with the first, so nothing of it is known."""
     same = group([5, 6, 7, 8], [5, 6, 7, 8])
     count = steps_of(same, None, source="siblings", n=2, k=3)
-    assert count.row_steps == 8
+    assert count.row_steps == 6
     # A row that repeats itself drafts from its own: 5 6 5 | 6 5 6 5 ...
     itself = group([5, 6, 5, 6, 5, 6, 5, 6])
     count = steps_of(itself, None, source="siblings", n=2, k=3)
-    assert count.row_steps < 8
+    assert count.row_steps < 7
 
 
 def test_no_source_is_one_token_a_step():
     count = steps_of(group([5, 6], [7]), None, source="visit", n=3, k=4)
-    assert (count.tokens, count.row_steps) == (3, 3)
-    assert (count.longest_tokens, count.longest_steps) == (2, 2)
+    assert (count.tokens, count.row_steps) == (1, 1)
+    assert (count.longest_tokens, count.longest_steps) == (1, 1)
 
 
 def test_the_longest_end_that_is_known_counts():
     """After (3, 4) comes 9, after 4 alone first 8."""
     last, now = group([4, 8, 3, 4, 9]), group([8, 3, 4, 9, 7])
-    assert steps_of(now, last, source="visit", n=2, k=1).row_steps == 3
-    assert steps_of(now, last, source="visit", n=1, k=1).row_steps == 4
+    assert steps_of(now, last, source="visit", n=2, k=1).row_steps == 2
+    assert steps_of(now, last, source="visit", n=1, k=1).row_steps == 3
 
 
 def test_visits_are_of_a_problem():
     first, second = group([5, 6, 7]), group([5, 6, 7], step=2)
     other = Group("q", 2, (1, 2), ((5, 6, 7),))
     counts = simulate([first, second, other], source="visit", n=2, k=4)
-    assert {visit: x.row_steps for visit, x in counts.items()} == {1: 6, 2: 1}
-    assert simulate([first, second], source="visit", n=2, k=4, visits=1)[1].tokens == 6
+    assert {visit: x.row_steps for visit, x in counts.items()} == {1: 4, 2: 1}
+    assert simulate([first, second], source="visit", n=2, k=4, visits=1)[1].tokens == 4
 
 
 def test_a_dump_as_groups():

@@ -10,7 +10,13 @@ import numpy as np
 from limr_jax.chunking import by_chunks, chunk_size
 from limr_jax.models import cpu
 from limr_jax.models.config import ModelConfig, Rope
-from limr_jax.models.kv_cache import KVCache, over_filled, places, read_columns
+from limr_jax.models.kv_cache import (
+    KVCache,
+    over_filled,
+    read_columns,
+    write_columns,
+    write_positions,
+)
 
 
 def rotate(x_BTHC, cos_sin):
@@ -140,52 +146,57 @@ def same_text_mask(segment_BT, branch_BT):
 # --- In decode ----------------------------------------------------------------------
 
 
-def decode_attend_of(position_B, cache: KVCache, column, config: ModelConfig):
-    """The cache's positions with the new column's, and attention of each kind.
+def decode_attend_of(position_BJ, cache: KVCache, column_B, config: ModelConfig):
+    """The cache's positions with the new columns', and attention of each kind.
 
-    That is `(q_B1HC, kv, _, index of the layer) → out_B1HC`, to what is filled of the
-    cache, the prompt's columns among it. column: the one just written.
+    That is `(q_BJHC, new, kv, _, index of the layer) → (out_BJHC, kv)`: the keys and
+    values `new` are written into the cache `kv`, and attention is to what is filled of
+    it, the prompt's columns among it. column_B: where each row's first new column is.
     """
-    # With the new column's before any mask is made, so that a token sees itself.
+    # With the new columns' before any mask is made, so that a token sees itself.
+    position_BJ = position_BJ.astype(jnp.int32)
     position = {
-        kind: jax.lax.dynamic_update_slice(
-            cache.position[kind], position_B.astype(jnp.int32)[:, None], (0, place)
-        )
-        for kind, place in places(cache, column).items()
+        kind: write_positions(position_BS, position_BJ, column_B, kind=kind)
+        for kind, position_BS in cache.position.items()
     }
+    # A row that has ended sees nothing, however many columns it has.
+    written_B = jnp.where(position_BJ[:, 0] < 0, 0, column_B + position_BJ.shape[1])
+    filled = jnp.max(written_B)
 
     def of_kind(kind):
-        key_BS = position[kind]
-        # One mask a kind, made before the layers. Rows lie differently in the ring, and
-        # only positions say what is whose.
-        mask_B1S = seen_mask(position_B[:, None], key_BS, config.window_of(kind))
+        # One mask a kind, made before the layers. What a row has left behind its
+        # query's column has a later position: a column says what it is by that alone.
+        mask_BJS = seen_mask(position_BJ, position[kind], config.window_of(kind))
 
-        def attend_to(q_B1HC, kv, _, index):
-            return _attend_filled(
-                q_B1HC,
-                kv,
-                mask_B1S=mask_B1S,
-                column=column,
+        def attend_to(q_BJHC, new, kv, _, index):
+            # Before attention: a token sees its own key and value.
+            kept = write_columns(kv, new, column_B, index=index, kind=kind)
+            out_BJHC = _attend_filled(
+                q_BJHC,
+                kept,
+                mask_BJS=mask_BJS,
+                filled=filled,
                 index=index,
                 config=config,
             )
+            return out_BJHC, kept
 
         return attend_to
 
     return position, {kind: of_kind(kind) for kind in position}
 
 
-def _attend_filled(q_B1HC, kv, mask_B1S, column, index, config: ModelConfig):
+def _attend_filled(q_BJHC, kv, mask_BJS, filled, index, config: ModelConfig):
     """Attention to the cache of one layer, what is filled of it."""
-    columns = mask_B1S.shape[-1]
+    columns = mask_BJS.shape[-1]
 
     def at(width):
         k_BKCS, v_BKSC = read_columns(kv, width, index)
-        seen = mask_B1S[:, :, :width]
-        return attend(q_B1HC, k_BKCS, v_BKSC, mask_BTS=seen, config=config)
+        seen = mask_BJS[:, :, :width]
+        return attend(q_BJHC, k_BKCS, v_BKSC, mask_BTS=seen, config=config)
 
     # XLA:CPU copies what is cut out, of a stack in any case: 448 tokens of 16 rows, 512
     # columns, took 1.74 s for 1.68 unrolled, and 3.29 s for 4.20 scanned.
     if index is None:
         return at(columns)
-    return over_filled(at, columns, column)
+    return over_filled(at, columns, filled)

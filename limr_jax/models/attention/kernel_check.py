@@ -12,8 +12,8 @@ on every process where it is on one. Scores have a standard deviation of three, 
 a few keys have most of a query's weight: one that is wrongly seen, or is not, then
 changes whole vectors, and rounding does not.
 
-Axes: B rows, T tokens, S columns of a ring, L of a prompt, P prompts, H heads, K kv
-heads, C channels per head.
+Axes: B rows, T tokens, J of a decode step, S columns of a row, L of a prompt, P
+prompts, H heads, K kv heads, C channels per head.
 """
 
 import concurrent.futures
@@ -33,7 +33,7 @@ from limr_jax.errors import InputError
 from limr_jax.models import transformer
 from limr_jax.models.attention import dense, ragged_decode, splash
 from limr_jax.models.config import ModelConfig
-from limr_jax.models.kv_cache import KVCache, Shared, column_counts
+from limr_jax.models.kv_cache import KVCache, Shared, column_counts, write_columns
 from limr_jax.multihost import agree
 from limr_jax.multihost.arrays import put
 from limr_jax.sharding import BATCH, REPLICATED, ROWS, constrain
@@ -70,15 +70,23 @@ class DecodeRows:
     """Rows of a decode step: ragged decode's work."""
 
     length: int  # columns of a prompt
-    columns: int  # of a row's ring
+    columns: int  # of a response
+    step_tokens: int = 1  # J
 
     kernel = "ragged"
 
     def __str__(self) -> str:
-        return f"rings of {self.columns:,} columns, prompts of {self.length:,}"
+        rows = f"rows of {self.columns:,} columns, prompts of {self.length:,}"
+        several = f", {self.step_tokens} tokens a step"
+        return rows + several * (self.step_tokens > 1)
 
     def fits(self, config: ModelConfig) -> bool:
-        return ragged_decode.shares(config, length=self.length, columns=self.columns)
+        return ragged_decode.shares(
+            config,
+            length=self.length,
+            columns=self.columns,
+            step_tokens=self.step_tokens,
+        )
 
 
 Rows = TextRows | DecodeRows
@@ -99,19 +107,26 @@ class Finding:
         return dataclasses.asdict(self)
 
 
-def of_training(length: int, response: int, row_responses: int) -> list[Rows]:
+def of_training(
+    length: int, response: int, row_responses: int, step_tokens: int = 1
+) -> list[Rows]:
     """The rows of a run of reinforcement learning.
 
     length, response: columns of prompts and responses. row_responses: as of packing.py.
-    JEPO scores rows of other lengths beside these; they are not compared.
+    step_tokens: as of GenerateConfig. JEPO scores rows of other lengths beside these;
+    they are not compared.
     """
     packed = TextRows(length + row_responses * response, "packed", learned=True)
-    return [packed, *of_generation(length, response)]
+    return [packed, *of_generation(length, response, step_tokens)]
 
 
-def of_generation(length: int, response: int) -> list[Rows]:
+def of_generation(length: int, response: int, step_tokens: int = 1) -> list[Rows]:
     """The rows of a generation: prefill's and decode's."""
-    return [TextRows(length, "padded", learned=False), DecodeRows(length, response)]
+    return [
+        TextRows(length, "padded", learned=False),
+        # With drafts some loops are of one token all the same.
+        *(DecodeRows(length, response, tokens) for tokens in sorted({1, step_tokens})),
+    ]
 
 
 def settle(
@@ -431,22 +446,27 @@ def lay_out(rows: TextRows, count: int):
 
 
 def _decode_program(rows: DecodeRows, config: ModelConfig, mesh, dtype):
-    """The jitted comparison, and its calls: before the ring has turned, and after."""
+    """The jitted comparison, and the arguments of its call."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    S = rows.columns
-    # Columns of its own that each row has; the last row has ended.
-    owned = (1, 2, S // 2, S, S - 1, S // 3, 5, 0)
-    group = len(owned) // _PROMPTS
-    own_B = np.tile(np.minimum(owned, S), shards).astype(np.int32)
-    prompt_B = np.tile(np.arange(len(owned)) // group, shards).astype(np.int32)
+    S, J = rows.columns, rows.step_tokens
+    # The first column that each row writes: at both ends of it, and of a part that is
+    # written back; the last row has ended.
+    part = ragged_decode.PART
+    columns = (0, part - 1, S // 2, S, S - 1, S // 3, 4, 0)
+    group = len(columns) // _PROMPTS
+    column_B = np.tile(np.clip(columns, 0, S - J), shards).astype(np.int32)
+    live_B = np.tile(np.arange(len(columns)) < len(columns) - 1, shards)
+    prompt_B = np.tile(np.arange(len(columns)) // group, shards).astype(np.int32)
     # The first fills its columns, the second is padded.
     last_P = np.tile([rows.length - 1, rows.length // 2], shards).astype(np.int32)
 
-    def compare(column, own_B, prompt_B, last_P):
-        own_B = jnp.minimum(own_B, column + 1)
-        live_B, last_B = own_B > 0, jnp.repeat(last_P, group)
-        position_B = jnp.where(live_B, last_B + own_B, -1)
-        counts = column_counts(config, rows.length), column_counts(config, S)
+    def compare(column_B, live_B, prompt_B, last_P):
+        last_B = jnp.repeat(last_P, group)
+        token_J = jnp.arange(J, dtype=jnp.int32)[None]
+        position_BJ = (last_B + 1 + column_B)[:, None] + token_J
+        position_BJ = jnp.where(live_B[:, None], position_BJ, -1)
+        prompt_counts = column_counts(config, rows.length)
+        counts = ragged_decode.row_counts(config, S, J)
         kinds = dict.fromkeys(config.pattern)
 
         def positions(count, last_X):
@@ -454,79 +474,88 @@ def _decode_program(rows: DecodeRows, config: ModelConfig, mesh, dtype):
             place = jnp.arange(1 - count, 1, dtype=jnp.int32)
             return jnp.maximum(last_X[:, None] + place[None], -1)
 
-        prompts = {kind: positions(counts[0][kind], last_P) for kind in kinds}
-        rings = {
-            kind: jnp.full((len(own_B), counts[1][kind]), -1, jnp.int32)
+        prompts = {kind: positions(prompt_counts[kind], last_P) for kind in kinds}
+        own = {
+            kind: jnp.full((len(column_B), counts[kind]), -1, jnp.int32)
             for kind in kinds
         }
         attend_of = ragged_decode.attend_of(
-            position_B,
-            KVCache((), {}, rings),
+            position_BJ,
+            KVCache((), {}, own),
             shared=Shared(KVCache((), {}, prompts), prompt_B),
-            column=column,
+            column_B=column_B,
             config=config,
         )
         gaps = []
         for kind in kinds:
-            q, prompt_kv, kv = _decode_numbers(
+            q, prompt_kv, kv, new = _decode_numbers(
                 config,
-                rows=(len(owned), counts[1][kind]),
-                prompts=(_PROMPTS, counts[0][kind]),
+                rows=(len(columns), counts[kind]),
+                prompts=(_PROMPTS, prompt_counts[kind]),
+                tokens=J,
                 copies=shards,
                 dtype=dtype,
             )
-            result = attend_of[kind](q, kv, prompt_kv, jnp.int32(1))
-            age_S = (column - jnp.arange(counts[1][kind], dtype=jnp.int32)) % (
-                counts[1][kind]
-            )
-            own_BS = jnp.where(
-                age_S[None] < own_B[:, None], position_B[:, None] - age_S[None], -1
-            )
+            index = jnp.int32(1)
+            result, kept = attend_of[kind](q, new, kv, prompt_kv, index)
+            # A row that has ended writes too, whatever nobody sees.
+            written = write_columns(kv, new, column_B, index=index, kind=kind)
+            # The newest column at each place of a ring, or of a row that is not full.
+            newest_B1 = (column_B + J - 1)[:, None]
+            place_1S = jnp.arange(counts[kind], dtype=jnp.int32)[None]
+            own_BS = newest_B1 - (newest_B1 - place_1S) % counts[kind]
+            own_BS = jnp.where(own_BS < 0, -1, own_BS + last_B[:, None] + 1)
             key_BX = jnp.concatenate(
-                [positions(counts[0][kind], last_B), own_BS], axis=1
+                [positions(prompt_counts[kind], last_B), own_BS], axis=1
             )
-            mask_B1X = dense.seen_mask(
-                position_B[:, None], key_BX, config.window_of(kind)
-            )
+            mask_BJX = dense.seen_mask(position_BJ, key_BX, config.window_of(kind))
             # Each row with a copy of its prompt before its own columns.
             keys, values = (
                 jnp.concatenate([jnp.repeat(a[1], group, axis=0), b[1]], axis=axis)
-                for a, b, axis in zip(prompt_kv, kv, (-1, -2))
+                for a, b, axis in zip(prompt_kv, written, (-1, -2))
             )
-            reference = dense.attend(q, keys, values, mask_BTS=mask_B1X, config=config)
+            reference = dense.attend(q, keys, values, mask_BTS=mask_BJX, config=config)
             live_B111 = live_B[:, None, None, None]
             # A row that has ended must be finite all the same: 0 · inf is nan.
             result, reference = result * live_B111, jnp.where(live_B111, reference, 0)
-            gaps.append(_gap(result, reference, tokens=1, channels=3))
+            gaps += [
+                _gap(result, reference, tokens=1, channels=3),
+                _gap(kept[0][1], written[0][1], tokens=3, channels=2),
+                _gap(kept[1][1], written[1][1], tokens=2, channels=3),
+            ]
         return gaps
 
-    arrays = own_B, prompt_B, last_P
-    return jax.jit(compare), [
-        (np.int32(column), *arrays) for column in (S // 2, S + S // 3)
-    ]
+    return jax.jit(compare), [(column_B, live_B, prompt_B, last_P)]
 
 
-def _decode_numbers(config: ModelConfig, *, rows, prompts, copies: int, dtype):
-    """Queries; keys and values of two layers of the prompts, and of the ring.
+def _decode_numbers(
+    config: ModelConfig, *, rows, prompts, tokens: int, copies: int, dtype
+):
+    """Queries; keys and values of two layers of prompts, and of rows; of new tokens.
 
-    rows, prompts: (how many a device has, their columns).
+    rows, prompts: (how many a device has, their columns). tokens: of a row in a step.
     """
     H, K, C = config.heads, config.kv_heads, config.head_dim
-    keys = iter(_keys(5))
+    keys = iter(_keys(7))
     numbers = partial(_numbers, copies=copies, dtype=dtype)
     spread = _query_spread(config)
-    q = numbers(next(keys), (rows[0], 1, H, C), axis=0, spread=spread)
+    q = numbers(next(keys), (rows[0], tokens, H, C), axis=0, spread=spread)
 
-    def kv(count, columns):
-        shapes = (2, count, K, C, columns), (2, count, K, columns, C)
+    def kv(layers, count, columns):
+        shapes = (*layers, count, K, C, columns), (*layers, count, K, columns, C)
         return tuple(
             constrain(
-                numbers(next(keys), shape, axis=1), None, ROWS, "tensor", *[None] * 2
+                numbers(next(keys), shape, axis=len(layers)),
+                *(None for _ in layers),
+                ROWS,
+                "tensor",
+                *[None] * 2,
             )
             for shape in shapes
         )
 
-    return constrain(q, ROWS, None, "tensor", None), kv(*prompts), kv(*rows)
+    q = constrain(q, ROWS, None, "tensor", None)
+    return q, kv((2,), *prompts), kv((2,), *rows), kv((), rows[0], tokens)
 
 
 _MAKERS = {TextRows: _text_program, DecodeRows: _decode_program}
