@@ -239,6 +239,8 @@ def _step(
     count_Z = drafts.accepted(draft_ZK, drawn_ZJ, ends_ZJ)
 
     def last(x_ZJ):
+        if J == 1:
+            return x_ZJ[:, 0]
         return jnp.take_along_axis(x_ZJ, count_Z[:, None] - 1, axis=1)[:, 0]
 
     replace = dataclasses.replace
