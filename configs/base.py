@@ -174,7 +174,8 @@ def get_config() -> ConfigDict:
     c.rollout.compactions = 6
     # Tokens at most that a decode step tries beside a row's next one, as the problem's
     # other rollouts have them; no rollout changes. As many as pay for so many rows. 0:
-    # none. It takes problems visited again: a first visit has hardly any to gain.
+    # none. It takes problems visited again, and a chip that waits for its memory: on
+    # two cores it costs more than it saves (limr_jax/rollout/RECORDS.md).
     c.rollout.drafts = 0
     c.rollout.drafts_kept = 8  # rollouts of each problem's last visit, in the state
     # Generations a step, one after another; 1: preemptive sampling (arXiv:2505.17218).

@@ -40,6 +40,9 @@ _STEP_CHARTS = {
     "Groups without a signal": ("zero_variance_share", True, "all rewards alike"),
     "Seconds a step": ("seconds", False, ""),
     "Tokens per second": ("tokens_per_second", False, "of a whole step"),
+    "Decode steps": ("decode_steps", False, "of the device that takes most"),
+    "Tokens a decode step": ("drafts/tokens_per_step", False, "of a row, with drafts"),
+    "Drafted": ("drafts/accepted", True, "decoded tokens that a draft had right"),
 }
 # The shares of what a step drew, by the pass rate of a problem's rollouts in it.
 _CLASSES = ("none right", "up to ¼", "up to ½", "up to ¾", "below all", "all right")
