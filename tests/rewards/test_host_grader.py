@@ -79,7 +79,7 @@ def writing(made, writes=WRITES):
     length = made.generation.response_length
     pad_id, end_id = made.generation.pad_id, made.tokenizer.stop_ids[0]
 
-    def generate(params, step, drawn, sampling, seed):
+    def generate(params, step, drawn, sampling, seed, table_NDT):
         ids_P = jax.device_get(drawn.ids_P)
         texts = [write(int(i)) for i in ids_P for write in writes]
         response_BT = np.full((len(texts), length), pad_id, np.int32)
