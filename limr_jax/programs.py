@@ -66,8 +66,8 @@ class State:
     # The reference's parameters, with LoRA its adapters, where it is reset; else they
     # are the first policy's, which is no part of the state. None: no KL, or no reset.
     reference: Any = None
-    # Rollouts of each problem's last visit, in which drafts are looked up, as
-    # drafts.empty_table has them. None: no drafts.
+    # Rollouts of each problem that were last learned from, in which drafts are looked
+    # up, as drafts.table_of has them. None: no drafts.
     drafts: Any = None
 
 
@@ -258,8 +258,8 @@ def _learning(
     """(init, update) of `Programs`; not jitted yet.
 
     surplus: () → what waits before the first step. draft_table: () → the state's drafts
-    before it. reset_every: steps after which the
-    policy becomes the reference, again and again; 0: the state has no reference.
+    before it. reset_every: steps after which the policy becomes the reference, again
+    and again; 0: the state has no reference.
     problems_alike: as `build` has it.
     """
 
@@ -431,6 +431,12 @@ class _Layout(NamedTuple):
         return cls(rows, whole, by_prompt, pooled)
 
 
+def _spread(mesh, rows: int) -> NamedSharding:
+    """Rows over all devices, as the prompts' are; whole on each that do not divide."""
+    axes = mesh.axis_names if rows % mesh.size == 0 else None
+    return NamedSharding(mesh, PartitionSpec(axes))
+
+
 def _placed(mesh, shapes: State, layout: _Layout) -> State:
     """The shapes with their shardings."""
     whole, pooled = layout.whole, layout.pooled
@@ -443,8 +449,7 @@ def _placed(mesh, shapes: State, layout: _Layout) -> State:
         length_N=whole,
         surplus=shapes.surplus and jax.tree.broadcast(pooled, shapes.surplus),
         reference=param_shardings(mesh, shapes.reference),
-        # Its problems are spread over all devices, as the prompts are.
-        drafts=shapes.drafts and NamedSharding(mesh, PartitionSpec(mesh.axis_names)),
+        drafts=shapes.drafts and _spread(mesh, shapes.drafts.shape[0]),
     )
     return _at(shapes, shardings)
 

@@ -51,6 +51,7 @@ from limr_jax.platform import resolve
 from limr_jax.rewards import host
 from limr_jax.rewards.from_config import make_host_reward
 from limr_jax.rewards.host_grader import HostGrader
+from limr_jax.rollout import drafts
 from limr_jax.rollout.sampling import Sampling, put_sampling
 from limr_jax.rollout.types import GenerateConfig
 from limr_jax.samplers import from_config
@@ -160,6 +161,23 @@ def settle_kernels(
     )
 
 
+def _require_drafts(config, mesh, generation: GenerateConfig) -> None:
+    """Refuse drafts that no loop over decode would try, for it has too many slots."""
+    if not config.rollout.drafts:
+        return
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    prompts = config.prompts_per_step // config.rollout.calls
+    with jax.set_mesh(mesh):
+        sizes = generation.slot_plan(prompts, rows).sizes
+        tried = [drafts.step_tokens(size, generation.step_tokens) for size in sizes]
+    if max(tried) == 1:
+        raise InputError(
+            f"rollout.drafts={config.rollout.drafts}: with {sizes[-1]:,} slots a "
+            "device or more no decode step would try a draft; give fewer rollout.slots, "
+            "more rollout.compactions, or rollout.drafts=0"
+        )
+
+
 def make_programs(
     config,
     mesh,
@@ -196,6 +214,7 @@ def make_programs(
         stop_ids=special_tokens.stop_ids,
         pad_id=special_tokens.pad_id,
     )
+    _require_drafts(config, mesh, generation)
     jitted = programs.build(
         mesh,
         param_shapes(config.model, model_config),

@@ -474,6 +474,31 @@ def test_drafts_change_no_rollout_and_are_resumed(folder, tmp_path):
     assert np.mean(accepted[3:]) > np.mean(accepted[:3]) > 0, accepted
 
 
+def test_drafts_that_no_step_would_try_are_refused(folder):
+    """512 slots on a CPU, and no smaller number of them: products are not free."""
+    config = configure(
+        folder / "train.jsonl",
+        prompts_per_step=8,
+        group_size=64,
+        rollout__drafts=2,
+        rollout__compactions=0,
+    )
+    with pytest.raises(InputError, match="with 512 slots a device or more no decode"):
+        set_up(config)
+
+
+@pytest.mark.slow
+def test_drafts_on_devices_that_do_not_divide_the_table(folder):
+    """Three devices: 256 rows of the table lie whole on each."""
+    config = configure(folder / "train.jsonl", prompts_per_step=3, rollout__drafts=2)
+    table = set_up(config, devices=3).programs.state.drafts
+    assert table.shape[0] == 256 and table.sharding.is_fully_replicated
+    config = configure(folder / "train.jsonl", prompts_per_step=2, rollout__drafts=2)
+    assert not set_up(
+        config, devices=2
+    ).programs.state.drafts.sharding.is_fully_replicated
+
+
 def test_an_implicit_transfer_is_an_error(made, config, tmp_path):
     add = jax.jit(lambda x: x + 1)
     add(np.ones(3))

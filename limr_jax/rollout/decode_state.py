@@ -264,7 +264,10 @@ class Batcher:
 
     def drafts_pay(self, state: DecodeState) -> jax.Array:
         """Whether a step with drafts gives more than it costs, as far as is known."""
-        return jnp.mean(state.hits_M) >= drafts.PAYS_FROM
+        live_M = state.slots.live_M
+        # Of rows that live: a device that is done says nothing of the others'.
+        hits = jnp.sum(state.hits_M * live_M) / jnp.maximum(jnp.sum(live_M), 1)
+        return hits >= drafts.pays_from()
 
     def hits(self, state: DecodeState, draft_ZK, drawn_ZJ) -> jax.Array:
         """`DecodeState.hits_M` after a step that drew these."""

@@ -110,7 +110,7 @@ def test_remembered_by_hand():
     table = jnp.full((4, 2, 3), N, jnp.int16).at[3].set(7)
     response_BT = jnp.arange(4 * 3 * 3).reshape(12, 3)
     mask_BT = jnp.ones((12, 3), bool).at[0, 2].set(False)
-    # Problem 3 has written nothing; of problem 1's two visits the later one counts.
+    # Problem 3 has written nothing; of problem 1's visits the last with a token counts.
     mask_BT = mask_BT.at[6:9].set(False)
     ids_P = jnp.array([2, 1, 3, 1])
     new = drafts.remember(table, ids_P, response_BT, mask_BT)
@@ -121,6 +121,9 @@ def test_remembered_by_hand():
         [[0, 1, N], [3, 4, 5]],
         [[7, 7, 7], [7, 7, 7]],
     ]
+    ids_P, mask_BT = jnp.array([2, 1, 3, 2]), mask_BT.at[9:].set(False)
+    again = drafts.remember(table, ids_P, response_BT, mask_BT)
+    assert again[2].tolist() == [[0, 1, N], [3, 4, 5]]
     assert drafts.of_problems(new, jnp.array([2, 0])).tolist() == [
         [[0, 1, N], [3, 4, 5]],
         [[N, N, N], [N, N, N]],
