@@ -173,8 +173,8 @@ def _require_drafts(config, mesh, generation: GenerateConfig) -> None:
     if max(tried) == 1:
         raise InputError(
             f"rollout.drafts={config.rollout.drafts}: with {sizes[-1]:,} slots a "
-            "device or more no decode step would try a draft; give fewer rollout.slots, "
-            "more rollout.compactions, or rollout.drafts=0"
+            "device or more no decode step would try a draft; give fewer "
+            "rollout.slots, more rollout.compactions, or rollout.drafts=0"
         )
 
 
