@@ -372,11 +372,11 @@ def _decoded(ratios: dict | None) -> list[str]:
     if ratios["compiled_bytes"]:
         line += f", and moves {ratios['compiled_bytes'] / 1e9:.3f} GB as it is compiled"
     lines.append(f"{line}, a chip")
-    if found := ratios["drafts"]:
+    if step := ratios["drafts"]:
         lines.append(
-            f"a decode step of up to {found['tokens']} tokens a row takes at least "
-            f"{found['pays_from']:.2f} times as long as one of one, in "
-            f"{found['slots']:,} slots: drafts pay where it gives more tokens than that"
+            f"a decode step of up to {step['tokens']} tokens a row takes at least "
+            f"{step['pays_from']:.2f} times as long as one of one, in "
+            f"{step['slots']:,} slots: drafts pay where it gives more tokens than that"
         )
     return lines
 

@@ -27,6 +27,13 @@ class Summed:
 
     weights: Any  # the stacks: arrays whose first axis is the groups of layers
     so_far: Any  # of the same shapes
+    reads: "Reads" = dataclasses.field(metadata={"static": True})
+
+
+class Reads:
+    """How often the layers have been read while a function was traced."""
+
+    count = 0
 
 
 def add_gradient(loss, params, so_far):
@@ -34,18 +41,25 @@ def add_gradient(loss, params, so_far):
 
     loss(params) → (value, rest), a scalar and anything, of a model's parameters, whose
     layers it reads once. so_far: of the same structure as params.
+
+    Raises:
+      ValueError: the loss reads the layers not once. Twice the sum so far would be
+        counted twice; never, it would be lost.
     """
+    reads = Reads()
     # Adapters are a hundredth of the layers, and joined with their base first.
     in_place = not lora.has_adapters(params)
 
     def of_learned(learned):
         if in_place:
-            blocks = Summed(params["blocks"], learned["blocks"])
+            blocks = Summed(params["blocks"], learned["blocks"], reads)
             learned = {**learned, "blocks": blocks}
         return loss(learned)
 
     at = {**params, "blocks": so_far["blocks"]} if in_place else params
     value, gradient = jax.value_and_grad(of_learned, has_aux=True)(at)
+    if in_place and reads.count != 1:
+        raise ValueError(f"a loss that reads the layers {reads.count} times, not once")
 
     def add(name, total, x):
         if in_place and name == "blocks":

@@ -300,6 +300,7 @@ def _read(
     # CPU, and the compiler takes half as long for 6.
     blocks = params["blocks"]
     if isinstance(blocks, Summed):
+        blocks.reads.count += 1
         total = jax.lax.stop_gradient(blocks.so_far)
         over = blocks.weights, jnp.arange(config.groups)
         (x_BTD, so_far), kept = jax.lax.scan(summed_group, (x_BTD, blocks.so_far), over)

@@ -102,9 +102,9 @@ def steps_of(group: Group, last: Group | None, *, source: str, n: int, k: int) -
         for row in live:
             response, own = group.responses[row], written[row]
             done = len(own) - len(end)
-            found = [indices[name].draft(own, k) for name in names if k]
+            matches = [indices[name].draft(own, k) for name in names if k]
             # The first of those that match most.
-            _, draft = max(found, key=lambda match: match[0], default=(0, ()))
+            _, draft = max(matches, key=lambda match: match[0], default=(0, ()))
             right = 0
             # The token after the last right one is drawn in the same pass.
             for proposed, drawn in zip(draft, response[done:-1]):

@@ -440,6 +440,11 @@ def test_rollouts_by_it_on_a_mesh_are_the_same(monkeypatch, shape, slots):
         columns = SHAPE.response_length
         assert ragged_decode.shares(QWEN, length=LENGTH_OF_PROMPTS, columns=columns)
     same(wanted, generate_on_mesh(shape, slots=slots))
+    draft_PDT = wrong_at_the_end(tokens_of(wanted))
+    how = {"slots": slots, "draft_PDT": draft_PDT, "step_tokens": 4}
+    drafted = generate_on_mesh(shape, **how)
+    same(wanted, drafted)
+    assert drafted.row_steps_M.sum() < wanted.row_steps_M.sum()
 
 
 @pytest.mark.skipif(

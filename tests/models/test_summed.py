@@ -70,6 +70,23 @@ def test_is_the_sum_so_far_and_the_gradient(name, remat):
     assert min(jax.tree.leaves(moved["blocks"])) > 0
 
 
+@pytest.mark.parametrize("times", [0, 2])
+def test_a_loss_that_reads_the_layers_not_once_is_refused(times):
+    """Else the sum so far would be lost, or counted twice, without a word."""
+    loss = loss_of(QWEN)
+    params = jax.tree.map(jnp.asarray, random_params(QWEN))
+
+    def several(params):
+        values = [loss(params) for _ in range(times)]
+        return sum(
+            (value for value, _ in values),
+            0.0 * jnp.sum(params["embedder"]["embedding"]),
+        ), ()
+
+    with pytest.raises(ValueError, match=f"reads the layers {times} times"):
+        jax.eval_shape(partial(summed.add_gradient, several), params, params)
+
+
 def test_there_is_no_second_array_of_the_layers():
     config = dataclasses.replace(QWEN, layers=32)
     loss = loss_of(config)
