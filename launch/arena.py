@@ -394,7 +394,7 @@ def _run_arm(grid: _Grid, regime: str, arm: str, *, fields: dict, folder):
     from limr_jax.studies import arena
 
     every, tokens = grid.config.evaluation.every, grid.options.tokens
-    workdirs, words, fork_at = [folder], (), grid.options.fork_at
+    workdirs, fork_at = [folder], grid.options.fork_at
     if fork_at:
         # A checkpoint of that step stays, and what comes after it.
         fields = fields | {"checkpoint.every": fork_at, "checkpoint.keep": 100}
@@ -403,7 +403,6 @@ def _run_arm(grid: _Grid, regime: str, arm: str, *, fields: dict, folder):
             if read_result(trunk) is None:
                 return [], f"{trunk}, which it forks from, is not here; give its --out"
             workdirs = [trunk, folder]
-            words = ("--fork", str(trunk), "--step", str(fork_at))
     known = [
         row["steps"]
         for row in grid.record.runs()
@@ -420,7 +419,8 @@ def _run_arm(grid: _Grid, regime: str, arm: str, *, fields: dict, folder):
         steps = every * math.ceil(steps / every)
         name = f"{arm}, seed {fields['seed']}"
         job = grid.job(regime, name, fields | {"num_steps": steps}, folder)
-        job = dataclasses.replace(job, command=(*job.command, *words))
+        if len(workdirs) > 1:
+            job = job.forked(workdirs[0], fork_at)
         if error := grid.run(job):
             return [], error
         written = arena.written(workdirs)
@@ -458,8 +458,7 @@ def _run_oracle(grid: _Grid, regime: str, arm: str, *, fields: dict, folder):
         own = fields | {"num_steps": steps, "sampler.lim.scores": str(scores)}
         job = grid.job(regime, name, own, workdir)
         if workdirs:
-            fork = ("--fork", str(workdirs[-1]), "--step", str(_ORACLE_EVERY * number))
-            job = dataclasses.replace(job, command=(*job.command, *fork))
+            job = job.forked(workdirs[-1], _ORACLE_EVERY * number)
         if error := grid.run(job):
             return [], error
         workdirs.append(workdir)

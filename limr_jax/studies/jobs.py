@@ -71,6 +71,17 @@ class Job:
         """A file beside the workdir, whose name is the workdir's with this suffix."""
         return self.workdir.with_name(self.workdir.name + suffix)
 
+    def forked(self, run, step: int) -> "Job":
+        """This run, which goes on from another's checkpoint of that step.
+
+        Fields that this one does not set are the other's, and the same: launch/tpu.py
+        takes a run in the place of a config file.
+        """
+        script, flag, _, *rest = self.command
+        assert flag == "--config", self.command
+        fork = ("--fork", str(run), "--step", str(step))
+        return dataclasses.replace(self, command=(script, *fork, *rest))
+
     def as_typed(self) -> str:
         """The command as a line for a shell, of a checkout or of an installed wheel.
 

@@ -9,11 +9,13 @@ import sys
 import pytest
 from tiny_run import FIELDS, ROOT, write_problems
 
+from limr_jax.config import load
 from limr_jax.data.problems import load_problems
 from limr_jax.errors import InputError
+from limr_jax.evaluation.trained_policy import read_config
 from limr_jax.storage import metrics
 from limr_jax.storage.workdir import write_json, write_result
-from limr_jax.studies import arena, jobs, subsets
+from limr_jax.studies import arena, jobs, oracle, subsets
 
 LAUNCH = runpy.run_path(str(ROOT / "launch/arena.py"))
 CONFIG = """
@@ -55,9 +57,16 @@ def started(monkeypatch):
     """The jobs that were started; each leaves 10 tokens a step, and its evaluations."""
     runs = []
 
+    def parsed(words):
+        """The config that launch/tpu.py makes of a job's command."""
+        flags = {"fork": "", "step": -1}
+        given = {"flags": flags, "run_flag": "fork", "run_config": read_config}
+        return load.load(list(words[1:]), kind="base", **given)[0].to_dict()
+
     def run_all(some, cache, *, seconds):
         for job in some:
             runs.append(job)
+            assert parsed(job.command) == job.config
             job.workdir.mkdir(parents=True, exist_ok=True)
             write_json(job.workdir / "run.json", {"config": job.config})
             with metrics.Metrics(job.workdir, step=0) as log:
@@ -122,7 +131,7 @@ def test_forks_go_on_from_uniforms_run(command, started):
     trunk, fork = started
     assert "--fork" not in trunk.command
     words = ("--fork", str(folder / "out/ten/uniform/seed-0"), "--step", "16")
-    assert fork.command[-4:] == words
+    assert fork.command[1:5] == words
     assert trunk.config["checkpoint"]["every"] == fork.config["checkpoint"]["every"]
     assert (
         trunk.config["checkpoint"] | {"every": 16, "keep": 100}
@@ -135,6 +144,32 @@ def test_forks_go_on_from_uniforms_run(command, started):
     # What stands on record of forks is not what begins for itself.
     with pytest.raises(InputError, match="of other settings"):
         LAUNCH["main"](argv)
+
+
+def test_the_oracles_parts_go_on_from_one_another(command, started, monkeypatch):
+    folder, argv = command
+    asked = []
+
+    def write_scores(config, path, *, workdir, step, samples, seed):
+        asked.append((workdir and workdir.name, step, samples, seed))
+        path.write_text(json.dumps({"id": "1", "score": 0.0}) + "\n")
+
+    monkeypatch.setattr(oracle, "write_scores", write_scores)
+    argv = [*argv, "--arms=oracle", "--seeds=1", "--tokens=330", "--regimes=ten"]
+    assert LAUNCH["main"](argv) == 0
+    assert asked == [
+        (None, 0, 64, 1000),
+        ("part-0", 16, 64, 1001),
+        ("part-1", 32, 64, 1002),
+    ]
+    first, second, third = started
+    assert [job.steps for job in started] == [16, 32, 48]
+    assert "--fork" not in first.command
+    assert second.command[1:5] == ("--fork", str(first.workdir), "--step", "16")
+    assert third.command[1:5] == ("--fork", str(second.workdir), "--step", "32")
+    assert third.config["sampler"]["lim"]["scores"].endswith("scores-2.jsonl")
+    kept = arena.Record(folder / "arena.jsonl").run("ten", "oracle", 0)
+    assert [step for step, *_ in kept["curve"]][-1] >= 330
 
 
 def test_a_subset_is_part_of_what_a_run_was(command, started):
@@ -304,7 +339,7 @@ def test_all_arms_for_real(command):
     argv = [
         x for x in argv if not x.startswith(("--config.model.", "--config.prompts"))
     ]
-    argv += ["--regimes=ten", "--seeds=1", "--tokens=900", "--probe_epochs=2"]
+    argv += ["--regimes=ten", "--seeds=1", "--tokens=1800", "--probe_epochs=2"]
     argv += [f"--config.model.init={ROOT / 'limr_jax/assets/arithmetic'}"]
     argv += ["--config.rollout.max_response_length=16"]
     argv += ["--config.prompts_per_step=2", "--config.filter.max_rounds=2"]
@@ -325,6 +360,7 @@ def test_all_arms_for_real(command):
     sets = {row["set"]: row for row in record.rows if "set" in row}
     assert sets["hardest"]["problems"] == 6
     assert sets["RAND"]["problems"] == sets["std"]["problems"] >= 2
-    # Every arm began from the same policy, and has had its tokens.
+    # Every arm began from the same policy, and has had its tokens: of the oracle, two
+    # parts.
     assert len({row["curve"][0][1] for row in record.runs()}) == 1
-    assert all(row["curve"][-1][0] >= 900 for row in record.runs())
+    assert all(row["curve"][-1][0] >= 1800 for row in record.runs())
