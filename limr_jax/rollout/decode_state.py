@@ -269,17 +269,29 @@ class Batcher:
         hits = jnp.sum(state.hits_M * live_M) / jnp.maximum(jnp.sum(live_M), 1)
         return hits >= drafts.pays_from()
 
-    def hits(self, state: DecodeState, draft_ZK, drawn_ZJ) -> jax.Array:
-        """`DecodeState.hits_M` after a step that drew these."""
-        if draft_ZK.shape[1] == 0:
-            return state.hits_M
+    def hits(self, state: DecodeState, draft_ZK, drawn_ZJ, weight: float) -> jax.Array:
+        """`DecodeState.hits_M` after a step that drew these; weight: its share."""
         M, live_Z = len(state.hits_M), state.slots.live_Z
         right_Z = live_Z & (draft_ZK[:, 0] == drawn_ZJ[:, 0])
         right_M = jnp.sum(right_Z.reshape(M, -1), axis=1, dtype=jnp.float32)
         live_M = state.slots.live_M
         share_M = right_M / jnp.maximum(live_M, 1)
-        moved_M = state.hits_M + (share_M - state.hits_M) / drafts.STEPS
+        moved_M = state.hits_M + (share_M - state.hits_M) * weight
         return jnp.where(live_M > 0, moved_M, state.hits_M)
+
+    def probed_hits(self, state: DecodeState, drawn_ZJ) -> jax.Array:
+        """`DecodeState.hits_M` after a step without drafts.
+
+        Every few steps drafts are looked up that nothing tries: would they have begun
+        right? The others cost no lookup.
+        """
+        if not self.has_drafts(state.slots.per_device):
+            return state.hits_M
+        return jax.lax.cond(
+            jnp.max(state.steps_M) % drafts.PROBED == 0,
+            lambda: self.hits(state, self.draft(state), drawn_ZJ, weight=0.5),
+            lambda: state.hits_M,
+        )
 
     def draft(self, state: DecodeState) -> jax.Array:
         """int32 [Z, K]: what each row may write behind its next token, drafts.NONE.

@@ -27,8 +27,9 @@ _FREE_ROWS = {"cpu": 128, "tpu": 256}
 # Share of the live rows whose draft begins right, from which on drafts are tried: in
 # the mean of the last steps. Below, a step of one token of each row is quicker. A TPU's
 # bound has a step of several tokens take a hundredth longer.
-_PAYS_FROM = {"cpu": 0.3, "tpu": 0.1}
+_PAYS_FROM = {"cpu": 0.6, "tpu": 0.1}
 STEPS = 8  # decode steps that the mean is of, about
+PROBED = 8  # of so many steps without drafts, one looks up whether they would pay
 # The table's problems are filled up to a multiple, which most slices divide.
 _MULTIPLE = 256
 

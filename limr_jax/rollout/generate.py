@@ -205,9 +205,7 @@ def _step(
     """The state after one more token of every live row; drafted: or of several."""
     slots, slot_state = state.slots, state.slot_state
     live_Z, t_Z = slots.live_Z, slot_state.t_Z
-    looked_up_ZK = batcher.draft(state)
-    # One that is not tried still says whether drafts would pay.
-    draft_ZK = looked_up_ZK if drafted else looked_up_ZK[:, :0]
+    draft_ZK = batcher.draft(state) if drafted else jnp.zeros((len(t_Z), 0), jnp.int32)
     # What a row has chosen and not read yet, and what may come behind it.
     token_ZJ = jnp.concatenate([slot_state.token_Z[:, None], draft_ZK], axis=1)
     Z, J = token_ZJ.shape
@@ -263,7 +261,11 @@ def _step(
         ),
         steps_M=state.steps_M + 1,
         row_steps_M=state.row_steps_M + slots.live_M,
-        hits_M=batcher.hits(state, looked_up_ZK, drawn_ZJ),
+        hits_M=(
+            batcher.hits(state, draft_ZK, drawn_ZJ, weight=1 / drafts.STEPS)
+            if drafted
+            else batcher.probed_hits(state, drawn_ZJ)
+        ),
     )
 
 
