@@ -147,6 +147,8 @@ def settle_kernels(
     Raises what `kernel_check.settle` raises.
     """
     rollout = config.rollout
+    # What stops a rollout changes nothing here.
+    generation = _generate_config(config, stop_ids=(), pad_id=0)
     return kernel_check.settle(
         model_config,
         mesh,
@@ -155,24 +157,49 @@ def settle_kernels(
             rollout.max_prompt_length,
             rollout.max_response_length,
             row_responses=config.row_responses,
-            step_tokens=1 + rollout.drafts,
+            step_tokens=_loop_tokens(config, mesh, generation),
+            most_tokens=generation.step_tokens,
         ),
         attention=config.model.attention,
     )
+
+
+def _generate_config(config, *, stop_ids: tuple[int, ...], pad_id: int):
+    group = largest_group(config)
+    return GenerateConfig(
+        group=group,
+        mean_group=config.group_size if group != config.group_size else None,
+        response_length=config.rollout.max_response_length,
+        # 0: every rollout of the step has its own slot.
+        slots=config.rollout.slots or config.prompts_per_step * config.group_size,
+        compactions=config.rollout.compactions,
+        step_tokens=1 + config.rollout.drafts,
+        drafts_kept=config.rollout.drafts_kept,
+        stop_ids=stop_ids,
+        pad_id=pad_id,
+    )
+
+
+def _loop_tokens(config, mesh, generation: GenerateConfig) -> list[int]:
+    """J of each loop over decode that tries drafts, and 1, which takes turns."""
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    prompts = config.prompts_per_step // config.rollout.calls
+    with jax.set_mesh(mesh):
+        sizes = generation.slot_plan(prompts, rows).sizes
+        tried = {drafts.step_tokens(size, generation.step_tokens) for size in sizes}
+    return sorted({1, *tried})
 
 
 def _require_drafts(config, mesh, generation: GenerateConfig) -> None:
     """Refuse drafts that no loop over decode would try, for it has too many slots."""
     if not config.rollout.drafts:
         return
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    prompts = config.prompts_per_step // config.rollout.calls
-    with jax.set_mesh(mesh):
-        sizes = generation.slot_plan(prompts, rows).sizes
-        tried = [drafts.step_tokens(size, generation.step_tokens) for size in sizes]
-    if max(tried) == 1:
+    if _loop_tokens(config, mesh, generation) == [1]:
+        rows = mesh.shape["data"] * mesh.shape["fsdp"]
+        prompts = config.prompts_per_step // config.rollout.calls
+        fewest = generation.slot_plan(prompts, rows).sizes[-1]
         raise InputError(
-            f"rollout.drafts={config.rollout.drafts}: with {sizes[-1]:,} slots a "
+            f"rollout.drafts={config.rollout.drafts}: with {fewest:,} slots a "
             "device or more no decode step would try a draft; give fewer "
             "rollout.slots, more rollout.compactions, or rollout.drafts=0"
         )
@@ -201,18 +228,8 @@ def make_programs(
         f"rollout.max_response_length={response_length}",
     )
     compute = compute_config(config.model, model_config, mesh)
-    group = largest_group(config)
-    generation = GenerateConfig(
-        group=group,
-        mean_group=config.group_size if group != config.group_size else None,
-        response_length=response_length,
-        # 0: every rollout of the step has its own slot.
-        slots=config.rollout.slots or config.prompts_per_step * config.group_size,
-        compactions=config.rollout.compactions,
-        step_tokens=1 + config.rollout.drafts,
-        drafts_kept=config.rollout.drafts_kept,
-        stop_ids=special_tokens.stop_ids,
-        pad_id=special_tokens.pad_id,
+    generation = _generate_config(
+        config, stop_ids=special_tokens.stop_ids, pad_id=special_tokens.pad_id
     )
     _require_drafts(config, mesh, generation)
     jitted = programs.build(
@@ -227,7 +244,7 @@ def make_programs(
             groups=from_config.group_filter(config),
             max_rounds=config.filter.max_rounds,
             allocation=config.allocation,
-            most=group,
+            most=generation.group,
         ),
         problems=len(problems),
         learning=_learning(config, compute, special_tokens),

@@ -71,10 +71,12 @@ def test_the_kernels_hold(interpreted, monkeypatch, config, dtype, shape):
     assert all(x.tolerance == (1e-3 if exact else 0.15) for x in found)
 
 
-@pytest.mark.parametrize("tokens", [1, 5])
-def test_the_ragged_kernel_holds(interpreted, tokens):
-    rows = dataclasses.replace(DECODE, step_tokens=tokens)
-    (found,) = checked([rows], dataclasses.replace(CONFIG, head_dim=16))
+@pytest.mark.parametrize("tokens, most", [(1, 1), (5, 5), (1, 5), (2, 5)])
+def test_the_ragged_kernel_holds(interpreted, tokens, most):
+    """Windows, whose ring has room for the most tokens that a loop takes a step."""
+    rows = dataclasses.replace(DECODE, step_tokens=tokens, most_tokens=most)
+    config = dataclasses.replace(TWO_KINDS, head_dim=16, window=4)
+    (found,) = checked([rows], config)
     assert not found.fault and found.gap < 1e-5
     assert kernel_check.numbers([found]) == {"kernel_ragged": 1.0}
 
@@ -162,6 +164,31 @@ def test_what_is_no_number_is_refused(interpreted, monkeypatch):
     monkeypatch.setattr(ragged_decode, "attend", attend)
     (found,) = checked([DECODE])
     assert found.gap == math.inf and "inf apart" in found.fault
+
+
+@pytest.mark.parametrize(
+    "drafts, compared",
+    # Loops of 64, 36, 16 and 4 slots: as many tokens a step as 128 rows allow.
+    [
+        (0, [(1, 1)]),
+        (2, [(1, 3), (2, 3), (3, 3)]),
+        (8, [(1, 9), (2, 9), (3, 9), (8, 9), (9, 9)]),
+    ],
+)
+def test_each_loop_s_tokens_are_compared(tmp_path, monkeypatch, drafts, compared):
+    asked = []
+
+    def settle(config, mesh, dtype, rows, attention):
+        asked.extend(rows)
+        return config, []
+
+    monkeypatch.setattr(kernel_check, "settle", settle)
+    problems = write_problems(tmp_path / "train.jsonl", 8)
+    shape = {"prompts_per_step": 8, "group_size": 8, "num_steps": 1}
+    lengths = {"rollout__max_response_length": 64, "rollout__compactions": 6}
+    set_up(configure(problems, rollout__drafts=drafts, **shape, **lengths), 1)
+    decode = [x for x in asked if isinstance(x, DecodeRows)]
+    assert [(x.step_tokens, x.most_tokens) for x in decode] == compared
 
 
 def raising(*_, **__):
@@ -332,7 +359,7 @@ def test_rows_are_laid_as_forward_takes_them(lay):
 )
 @pytest.mark.usefixtures("compiled_anew")
 @pytest.mark.parametrize(
-    "rows", [PACKED, DecodeRows(128, 256, 3)], ids=["text", "decode"]
+    "rows", [PACKED, DecodeRows(128, 256, 3, 5)], ids=["text", "decode"]
 )
 def test_it_compiles_for_a_tpu(rows):
     """The comparison itself: else every kernel would be refused there."""

@@ -71,21 +71,22 @@ class DecodeRows:
 
     length: int  # columns of a prompt
     columns: int  # of a response
-    step_tokens: int = 1  # J
+    step_tokens: int = 1  # J of this loop over decode
+    most_tokens: int = 1  # of any loop: a ring has room for them
 
     kernel = "ragged"
 
     def __str__(self) -> str:
         rows = f"rows of {self.columns:,} columns, prompts of {self.length:,}"
-        several = f", {self.step_tokens} tokens a step"
-        return rows + several * (self.step_tokens > 1)
+        several = f", {self.step_tokens} of {self.most_tokens} tokens a step"
+        return rows + several * (self.most_tokens > 1)
 
     def fits(self, config: ModelConfig) -> bool:
         return ragged_decode.shares(
             config,
             length=self.length,
             columns=self.columns,
-            step_tokens=self.step_tokens,
+            step_tokens=self.most_tokens,
         )
 
 
@@ -108,25 +109,28 @@ class Finding:
 
 
 def of_training(
-    length: int, response: int, row_responses: int, step_tokens: int = 1
+    length: int,
+    response: int,
+    row_responses: int,
+    *,
+    step_tokens: Sequence[int] = (1,),
+    most_tokens: int = 1,
 ) -> list[Rows]:
     """The rows of a run of reinforcement learning.
 
     length, response: columns of prompts and responses. row_responses: as of packing.py.
-    step_tokens: as of GenerateConfig. JEPO scores rows of other lengths beside these;
-    they are not compared.
+    step_tokens: J of each loop over decode. most_tokens: GenerateConfig.step_tokens.
+    JEPO scores rows of other lengths beside these; they are not compared.
     """
     packed = TextRows(length + row_responses * response, "packed", learned=True)
-    return [packed, *of_generation(length, response, step_tokens)]
+    decode = (DecodeRows(length, response, J, most_tokens) for J in step_tokens)
+    return [packed, TextRows(length, "padded", learned=False), *decode]
 
 
-def of_generation(length: int, response: int, step_tokens: int = 1) -> list[Rows]:
-    """The rows of a generation: prefill's and decode's."""
-    return [
-        TextRows(length, "padded", learned=False),
-        # With drafts some loops are of one token all the same.
-        *(DecodeRows(length, response, tokens) for tokens in sorted({1, step_tokens})),
-    ]
+def of_generation(length: int, response: int) -> list[Rows]:
+    """The rows of a generation without drafts: prefill's and decode's."""
+    prefill = TextRows(length, "padded", learned=False)
+    return [prefill, DecodeRows(length, response)]
 
 
 def settle(
@@ -466,7 +470,7 @@ def _decode_program(rows: DecodeRows, config: ModelConfig, mesh, dtype):
         position_BJ = (last_B + 1 + column_B)[:, None] + token_J
         position_BJ = jnp.where(live_B[:, None], position_BJ, -1)
         prompt_counts = column_counts(config, rows.length)
-        counts = ragged_decode.row_counts(config, S, J)
+        counts = ragged_decode.row_counts(config, S, rows.most_tokens)
         kinds = dict.fromkeys(config.pattern)
 
         def positions(count, last_X):
