@@ -327,6 +327,24 @@ def test_rollouts_given_out_in_rounds(folder, tmp_path, quick_compiler):
     assert [row["ada/rounds"] for row in here["metrics"]] == [2, 2]
 
 
+@pytest.mark.slow
+def test_drafts_of_two_hosts(folder, tmp_path, quick_compiler):
+    """The third step asks some problems again, whose rollouts lie on either host."""
+    # Cold, so that what was written once is written again.
+    few = {"num_steps": 3, "rollout__temperature": 0.02}
+    given = command(folder, tmp_path / "run", rollout__drafts=3, **few)
+    said = start(folder, [given] * 2).wait(900)
+    assert [code for code, _ in said] == [0, 0], said
+    run_here(folder, tmp_path / "alone", devices=4, rollout__drafts=3, **few)
+    run_here(folder, tmp_path / "without", devices=4, **few)
+    here, there = run_records(tmp_path / "run"), run_records(tmp_path / "alone")
+    without = run_records(tmp_path / "without")
+    assert here["rollouts"] == there["rollouts"] == without["rollouts"]
+    assert_same_numbers(here, there)
+    steps = [[x["decode_steps"] for x in r["metrics"]] for r in (here, without)]
+    assert sum(steps[0]) < sum(steps[1])
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize(("processes", "tensor"), [(2, 1), (4, 1), (2, 4)])
 def test_unbroken(folder, alone, tmp_path, processes, tensor):
