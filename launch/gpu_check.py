@@ -14,6 +14,9 @@ peaks         bytes a second and bf16 FLOP/s of this GPU, which the rest is held
 0.5b, 1.5b    a GRPO step at the dimensions of Qwen2.5 in bf16, by the functions of
               launch/bench.py: 64 prompts of 256 tokens, 8 responses each of 1,024, all
               of them as long (fixed), then of about 512 in the mean (ragged)
+drafts        a generation of 8 and of 64 responses of 256 tokens at 0.5b's dimensions:
+              without drafts (rollout.drafts), with right ones and with wrong ones; what
+              it says is in 0.5b.log
 main_job      configs/tiny.py; beside it, for neither is timed, attention
 attention     the tests of attention, those that need one device
 transformers  its `generate` on the same sizes; needs torch and transformers
@@ -51,15 +54,25 @@ from limr_jax.studies import child_process, markdown
 LAUNCH = pathlib.Path(__file__).parent
 STEPS = ("0.5b", "1.5b")
 # The most telling first, in case time runs out; what stands together runs together.
-ORDER = (("peaks",), ("0.5b",), ("main_job", "attention"), ("1.5b",), ("transformers",))
+ORDER = (
+    ("peaks",),
+    ("0.5b",),
+    ("main_job", "attention"),
+    ("1.5b",),
+    ("drafts",),
+    ("transformers",),
+)
 LIMITS = {  # seconds
     "peaks": 45,
     "0.5b": 150,
     "main_job": 170,
     "attention": 170,
     "1.5b": 200,
+    "drafts": 100,
     "transformers": 120,
 }
+# Whose log a part's is appended to: eight files come back from a lent machine at most.
+LOG_OF = {"drafts": "0.5b"}
 OTHER = "stdout: "  # before what a part writes there and is no row, in its log
 LEAST = 10  # seconds left of --limit with which a part still begins
 # JAX takes most of a GPU's memory at its start. Of two processes neither may; a step
@@ -182,9 +195,11 @@ def run_part(
     words = [script, name, "--scratch", scratch, "--limit", str(limit), *flags]
     words = ["-m", "limr_jax.studies.child_process", *words]
     begun, rows, late = time.monotonic(), [], threading.Event()
+    log_path = out / f"{LOG_OF.get(name, name)}.log"
     _say(f"{name}: at most {limit:.0f} s")
     with contextlib.ExitStack() as stack:
-        log = stack.enter_context((out / f"{name}.log").open("w", encoding="utf-8"))
+        mode = "a" if name in LOG_OF else "w"
+        log = stack.enter_context(log_path.open(mode, encoding="utf-8"))
         child = subprocess.Popen(
             [sys.executable, *words],
             stdin=subprocess.PIPE,  # its end is this process's end
@@ -220,14 +235,14 @@ def run_part(
         time.sleep(3)  # until the driver has taken its memory back
     elif code:
         # An error is said on stderr, of which stdout may be behind.
-        cause = _last_lines(out / f"{name}.log", count=1, but=OTHER)
+        cause = _last_lines(log_path, count=1, but=OTHER)
         state = f"failed ({code}): {cause}"
     elif rows and "absent" in rows[-1]:
         state = "skipped"
     _say(f"{name}: {state}, {seconds} s")
     if state not in ("ran", "skipped"):
         # Here as well: where only what is printed comes back, the log does not.
-        _say(_last_lines(out / f"{name}.log", count=12))
+        _say(_last_lines(log_path, count=12))
     return {"state": state, "seconds": seconds, "rows": rows}
 
 
@@ -316,6 +331,8 @@ def figures(results: dict, dry_run: bool) -> list[dict]:
         )
         for failure in row["failures"]:
             add("attention", "failed", failure)
+    for row in _rows(results, "drafts"):
+        _drafts_figures(partial(add, f"drafts, {row['rollouts']} responses"), row)
     peers = {
         (row["size"], row["variant"]): row
         for row in _rows(results, "transformers")
@@ -339,6 +356,23 @@ def _main_job_figures(add, row: dict) -> None:
             value=f"{value:.1f}",
             aim=f"within {POINTS} points",
             reached=abs(value - cpu) <= POINTS,
+        )
+
+
+def _drafts_figures(add, row: dict) -> None:
+    without = row["without"]
+    for kind in ("right", "wrong"):
+        got = row[kind]
+        add(
+            f"generation, {kind} drafts / none",
+            value=f"{got['seconds'] / without['seconds']:.2f}, decode steps "
+            f"{got['decode_steps']} for {without['decode_steps']}",
+        )
+        add(
+            f"tokens that differ, {kind} drafts",
+            value=f"{got['differing_tokens']} of {without['tokens']:,}",
+            aim="1 in 100,000, of a tie",
+            reached=got["differing_tokens"] * 1e5 <= without["tokens"],
         )
 
 

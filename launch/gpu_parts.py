@@ -109,21 +109,9 @@ def peaks(options, _) -> None:
 
 def step(name: str, options, fields: list[str]) -> None:
     """A row for each variant: `bench.measure`'s figures, and what they are held to."""
-    bench = types.SimpleNamespace(**runpy.run_path(str(LAUNCH / "bench.py")))
     size = TINY if options.dry_run else SIZES[name]
-    # The problems and the tokenizer go with the call.
-    os.environ["BENCH_CACHE"] = options.scratch
-    own = {"model.init": "random", "rollout.compactions": 2} | size.fields
-    fields = [f"--config.{field}={x}" for field, x in own.items()] + fields
-    vocabulary = _dimensions(size).vocab_size
     begun = time.monotonic()
-    load = workload(name, size, vocabulary)
-    argv = ["--workload", name, "--variant", "fixed", *fields]
-    bench_options, fields = bench._parse(argv)
-    steps = 2 * (1 + 2 * load["repeats"])
-    config = bench._config(
-        _benchlib(begun), load, options=bench_options, steps=steps, fields=fields
-    )
+    bench, load, config = _configured(name, size, options=options, fields=fields)
     from limr_jax.setup import set_up
 
     run = bench._with_even_tokens(set_up(config))
@@ -140,6 +128,27 @@ def step(name: str, options, fields: list[str]) -> None:
         )
         least = needs(run, size, figures=figures, variant=variant)
         _emit({"variant": variant} | least | figures)
+
+
+def _configured(name: str, size: Size, *, options, fields: list[str]):
+    """launch/bench.py's functions, the workload and the config of this size's steps."""
+    bench = types.SimpleNamespace(**runpy.run_path(str(LAUNCH / "bench.py")))
+    # The problems and the tokenizer go with the call.
+    os.environ["BENCH_CACHE"] = options.scratch
+    own = {"model.init": "random", "rollout.compactions": 2} | size.fields
+    fields = [f"--config.{field}={x}" for field, x in own.items()] + fields
+    load = workload(name, size, _dimensions(size).vocab_size)
+    argv = ["--workload", name, "--variant", "fixed", *fields]
+    bench_options, fields = bench._parse(argv)
+    steps = 2 * (1 + 2 * load["repeats"])
+    config = bench._config(
+        _benchlib(time.monotonic()),
+        load,
+        options=bench_options,
+        steps=steps,
+        fields=fields,
+    )
+    return bench, load, config
 
 
 def workload(name: str, size: Size, vocabulary: int) -> dict:
@@ -288,6 +297,75 @@ def _dimensions(size: Size):
     return from_config.read_model_config(section, 4)
 
 
+# ---- drafts ------------------------------------------------------------------------
+
+
+def drafted(options, fields: list[str]) -> None:
+    """A row for each number of rollouts: a generation without drafts, and with.
+
+    Right drafts are the rollouts themselves, wrong ones tokens at random; neither may
+    change a token. Seconds are the least of two generations after one that compiles.
+    """
+    whole = TINY if options.dry_run else SIZES["0.5b"]
+    for prompts in (1, 8):
+        size = dataclasses.replace(
+            whole, prompts=prompts, response_length=min(256, whole.response_length)
+        )
+        few = ["--config.micro_batch_rows=4", *fields]
+        runs = {}
+        for kind, most in (("without", 0), ("with", 4)):
+            more = [*few, f"--config.rollout.drafts={most}"]
+            _, _, config = _configured("drafts", size, options=options, fields=more)
+            from limr_jax.setup import set_up
+
+            runs[kind] = set_up(config)
+        _emit({"rollouts": prompts * size.group} | _generations(runs, prompts))
+
+
+def _generations(runs: dict, prompts: int) -> dict:
+    """Seconds and decode steps of the step's generation, and tokens that differ."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from limr_jax.data.prompts import prompt_batch, put_prompts
+    from limr_jax.rollout import drafts
+
+    run, shape = runs["with"], runs["with"].programs.state.drafts
+    row, spread, first = {}, jax.random.key(0), None
+    with jax.set_mesh(run.mesh):
+        params = run.load_params()
+        ids_P = jnp.arange(prompts, dtype=jnp.int32)
+        drawn = jax.jit(prompt_batch)(put_prompts(run.train_set, run.mesh), ids_P)
+        words = run.compute.model.vocab_size
+        wrong = jax.random.randint(spread, shape.shape, 0, words).astype(shape.dtype)
+        tables = {"without": None, "right": None, "wrong": wrong}
+        for kind, table in tables.items():
+            made = runs["without" if kind == "without" else "with"]
+            if kind == "right":
+                empty = jnp.full(shape.shape, drafts.NONE, shape.dtype)
+                table = jax.jit(drafts.remember)(
+                    empty, ids_P, first.response_BT, first.mask_BT
+                )
+            seconds = []
+            for _ in range(3):
+                begun = time.monotonic()
+                written = made.programs.generate(
+                    params, jnp.int32(0), drawn, made.sampling, made.seed, table
+                )
+                jax.block_until_ready(written)
+                seconds.append(time.monotonic() - begun)
+            first = first or written
+            differ = first.response_BT != written.response_BT
+            row[kind] = {
+                "seconds": min(seconds[1:]),
+                "decode_steps": int(np.max(written.steps_M)),
+                "differing_tokens": int(jnp.sum(differ & first.mask_BT)),
+                "tokens": int(jnp.sum(written.mask_BT)),
+            }
+    return row
+
+
 # ---- the other parts ---------------------------------------------------------------
 
 
@@ -396,6 +474,7 @@ PARTS = {
     "peaks": peaks,
     "0.5b": partial(step, "0.5b"),
     "1.5b": partial(step, "1.5b"),
+    "drafts": drafted,
     "main_job": main_job,
     "attention": attention,
     "transformers": transformers,

@@ -55,6 +55,14 @@ def test_a_dry_run_of_every_part(tmp_path, wanted):
     assert parts["attention"]["rows"][-1]["failed"] == 0
     assert parts["attention"]["rows"][-1]["passed"] >= 1
     size = PARTS.TINY
+    rows = parts["drafts"]["rows"]
+    assert [row["rollouts"] for row in rows] == [size.group, 8 * size.group]
+    for row in rows:
+        kinds = ("without", "right", "wrong")
+        without, right, wrong = (row[x]["decode_steps"] for x in kinds)
+        assert right < without and wrong <= without
+        assert [row[x]["differing_tokens"] for x in kinds] == [0, 0, 0]
+        assert row["right"]["tokens"] == row["without"]["tokens"] > row["rollouts"]
     rollouts = size.prompts * size.group
     for name in steps:
         fixed, ragged = parts[name]["rows"]
@@ -70,6 +78,7 @@ def test_a_dry_run_of_every_part(tmp_path, wanted):
     for name in steps:
         assert (f"{name} fixed", "update MFU") in figures
         assert (f"{name} ragged", "generate / bandwidth") in figures
+    assert ("drafts, 4 responses", "generation, right drafts / none") in figures
     assert {row["reached"] for row in whole["table"]} == {None}
     table = (out / "gpu_check.md").read_text()
     assert table in ended.stdout
@@ -99,7 +108,7 @@ def test_a_package_that_is_not_there_is_named(tmp_path):
         (
             ["--parts", "peaks,2b"],
             "--parts='2b' is unknown; did you mean '1.5b'? (0.5b, 1.5b, attention, "
-            "main_job, peaks, transformers)",
+            "drafts, main_job, peaks, transformers)",
         ),
     ],
 )
