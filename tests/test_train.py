@@ -451,8 +451,10 @@ def test_more_steps_go_on(made, config, whole, tmp_path):
 @pytest.mark.slow
 def test_drafts_change_no_rollout_and_are_resumed(folder, tmp_path):
     """Interrupted in each epoch; the last visits' rollouts are in the checkpoints."""
-    # One of two words each time, so that a random policy repeats itself.
+    # One of two words each time, so that a random policy repeats itself. The learner's
+    # own log-probabilities: a rollout's are rounded otherwise with drafts.
     fields = {"num_steps": STEPS, "sampler__name": "lim", "rollout__top_k": 2}
+    fields |= {"mismatch__recompute": True}
 
     def made(drafts):
         given = configure(folder / "train.jsonl", rollout__drafts=drafts, **fields)
@@ -469,6 +471,8 @@ def test_drafts_change_no_rollout_and_are_resumed(folder, tmp_path):
     without, whole = (run_records(tmp_path / name) for name in ("without", "whole"))
     for here, there in zip(whole["rollouts"], without["rollouts"], strict=True):
         assert (here["id"], here["response"]) == (there["id"], there["response"])
+    digests = (x["result"]["params_digest"] for x in (without, whole))
+    assert len({*digests}) == 1
     accepted = [row["drafts/accepted"] for row in whole["metrics"]]
     # Problems come again from the fourth step on.
     assert np.mean(accepted[3:]) > np.mean(accepted[:3]) > 0, accepted
