@@ -475,7 +475,7 @@ def test_drafts_change_no_rollout_and_are_resumed(folder, tmp_path):
     assert len({*digests}) == 1
     accepted = [row["drafts/accepted"] for row in whole["metrics"]]
     # Problems come again from the fourth step on.
-    assert np.mean(accepted[3:]) > np.mean(accepted[:3]) > 0, accepted
+    assert min(accepted[3:]) > 0.1 > max(accepted[:3]), accepted
 
 
 def test_drafts_that_no_step_would_try_are_refused(folder):
