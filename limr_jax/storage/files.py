@@ -99,15 +99,16 @@ def append(path: pathlib.Path, data: bytes) -> None:
 def folder_name(text: str) -> str:
     """A folder's name for any text: two texts never have one name.
 
-    Letters, digits and `:@+=,._-~` stay, every other byte is written as %XX. Of "." and
-    "..", which are folders' own names of themselves and of the one above, the dots are
-    too; the empty text is "%". A name that would be longer than file systems take ends
-    in the text's sha256 instead.
+    Letters, digits and `:@+=,._-~` stay, every other byte is written as %XX, and so is a
+    dot that begins the text, since a folder of such a name is hidden, or is "." or "..".
+    The empty text is "%". A name that would be longer than file systems take ends in the
+    text's sha256 instead.
     """
     # quote() escapes "%" too, so that "a%20" and "a " stay apart.
     name = urllib.parse.quote(text, safe=":@+=,", errors="surrogatepass")
-    if name in ("", ".", ".."):
-        name = name.replace(".", "%2E") or "%"
+    if name.startswith("."):
+        name = f"%2E{name[1:]}"
+    name = name or "%"
     if len(name) <= 180:
         return name
     # 185 characters, more than any name above has: none is the same.

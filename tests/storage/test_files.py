@@ -28,13 +28,14 @@ def test_two_texts_never_share_a_folder(tmp_path):
         *("ev/x.jsonl@1", "ev_x.jsonl@1", "x[:3]@1", "x[3:]@1", "x_3:_@1"),
         *("x%5B:3%5D@1", "x[:3]@11", "a b", "a_b", "a,b", "ü", "u\u0308", "\ud800"),
         *("n" * 180, "n" * 181, "n" * 4000, "n" * 4000 + "/", "n" * 181 + "/"),
-        *("", ".", "..", "...", "%", "%2E", "%2E%2E"),
+        *("", ".", "..", "...", "%", "%2E", "%2E%2E", "%2E.", "../x", "%2E./x", ".x"),
     ]
     texts.append(files.folder_name("n" * 4000))
     names = [files.folder_name(text) for text in texts]
     assert len(set(names)) == len(texts)
     for name in names:
         (tmp_path / name).mkdir()
+    assert not any(name.startswith(".") for name in names)  # `ls` shows them all
     # None leaves its folder, or is it.
     assert sorted(each.name for each in tmp_path.iterdir()) == sorted(names)
     assert files.folder_name("arithmetic:eval@8") == "arithmetic:eval@8"
