@@ -147,9 +147,10 @@ def _right(options) -> tuple[int, list[dict]]:
     dumped = (row for row, _ in zip(rollout_dump.read_dump(options.run), counted))
     rows, read = list(sft_texts.right(dumped)), next(counted)
     if not rows:
+        below = rollout_dump.below(options.run)
         raise InputError(
             f"{options.run}: none of {read} responses is right and whole; give a "
-            "folder with rollouts/ of which some are"
+            f"folder with rollouts/ of which some are{below and f': {below}'}"
         )
     return read, rows
 

@@ -99,10 +99,10 @@ def append(path: pathlib.Path, data: bytes) -> None:
 def folder_name(text: str) -> str:
     """A folder's name for any text: two texts never have one name.
 
-    Letters, digits and `:@+=,._-~` stay, every other byte is written as %XX, and so is a
-    dot that begins the text, since a folder of such a name is hidden, or is "." or "..".
-    The empty text is "%". A name that would be longer than file systems take ends in the
-    text's sha256 instead.
+    Letters, digits and `:@+=,._-~` stay, every other byte is written as %XX. So is a
+    dot that begins the text: a folder with one is hidden, or is "." or "..". The empty
+    text is "%". A name that would be longer than file systems take ends in the text's
+    sha256 instead.
     """
     # quote() escapes "%" too, so that "a%20" and "a " stay apart.
     name = urllib.parse.quote(text, safe=":@+=,", errors="surrogatepass")

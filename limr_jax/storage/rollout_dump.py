@@ -8,6 +8,7 @@ import gzip
 import itertools
 import json
 import os
+import pathlib
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
@@ -139,6 +140,18 @@ def read_dump(
         for rows, _ in members(segment):
             if steps is None or rows[0]["step"] in steps:
                 yield from rows
+
+
+def below(workdir, most: int = 3) -> str:
+    """Folders within this one, such as an evaluation's benchmarks, that hold a dump.
+
+    For a line that says where to look: so many of their paths, separated by commas.
+    Empty: none does, or the folder is not on this machine.
+    """
+    if gcs.remote(workdir):
+        return ""
+    found = sorted(str(x.parent) for x in pathlib.Path(workdir).glob("*/rollouts"))
+    return ", ".join(found[:most]) + ", …" * (len(found) > most)
 
 
 def _segments(folder) -> list:

@@ -125,7 +125,7 @@ def test_as_a_program(tmp_path, capsys):
         (["right", run], f"{run}: none of 1 responses is right and whole; {folder}"),
         (
             ["right", str(tmp_path)],
-            f"{tmp_path}: none of 0 responses is right and whole; {folder}",
+            f"{tmp_path}: none of 0 responses is right and whole; {folder}: {run}",
         ),
         (
             ["short", given, "--tokenizer", str(TOKENIZER), "--tokens=1"],
