@@ -14,10 +14,9 @@ from configs import tiny
 
 
 def get_config():
-    """The main job with uniform sampling, and without pass@k."""
+    """The main job in four epochs, and without pass@k."""
     c = tiny.get_config()
     c.num_steps = 64
-    c.sampler.name = "uniform"
     c.evaluation.samples = 0
     c.checkpoint.every = 64
     c.checkpoint.keep = 1

@@ -30,7 +30,6 @@ def get_config():
     """What differs from GRPO with a verifier in configs/tiny.py."""
     c = tiny.get_config()
     c.num_steps = 60
-    c.sampler.name = "uniform"
     c.reward = "none"
     c.algorithm = "jepo"
     c.loss_normaliser = "rollout"
