@@ -182,7 +182,7 @@ def test_what_fails_or_is_late_is_named_and_the_rest_goes_on(parts, capsys):
     out, err = capsys.readouterr()
     assert "| 0.5b | failed (1): error: out of memory / again |" in out
     assert "| transformers | skipped: no torch here |" in out
-    assert "on a CPU 66.0 | 50.0 | within 6.0 points | no |" in out
+    assert "on a CPU 67.0 | 50.0 | within 6.0 points | no |" in out
     # Also where a log does not come back.
     assert "no JSON" in err and "out of memory" in err
     assert "no JSON" in (parts / "0.5b.log").read_text()
