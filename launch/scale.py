@@ -4,8 +4,9 @@
         [--out runs/scale]
 
 Each point is a process of its own: a run of configs/tiny.py with some fields changed,
-through setup.py and train.py. OUT gets points.jsonl (a line a point, also on stdout),
-scale.md (the table) and scale.png. A point that is in points.jsonl is not made again.
+by online LIM, through setup.py and train.py. OUT gets points.jsonl (a line a point,
+also on stdout), scale.md (the table) and scale.png. A point that is in points.jsonl is
+not made again.
 
 work is what a step must compute: tokens times the parameters and the attention that
 each one needs, relative to the axis's first point. seconds / work above 1 means that
@@ -35,7 +36,12 @@ from limr_jax.studies import child_process
 CONFIG = str(platform.launch_root() / "configs/tiny.py")
 WARM_UP = 2
 # No filter: what a step learns from is then all that it wrote.
-COMMON = {"filter.tau": -1, "data.eval": "", "data.allow_overlap": True}
+COMMON = {
+    "sampler.name": "lim",  # whose draw and update are timed by themselves
+    "filter.tau": -1,
+    "data.eval": "",
+    "data.allow_overlap": True,
+}
 # A random model of the same shape, whose 2,048 words make an end token rare.
 ENDLESS = {
     "model.init": "random", "model.vocab_size": 2048, "model.width": 96,
