@@ -331,17 +331,20 @@ def _generations(runs: dict, prompts: int) -> dict:
     from limr_jax.data.prompts import prompt_batch, put_prompts
     from limr_jax.rollout import drafts
 
-    run, shape = runs["with"], runs["with"].programs.state.drafts
+    drafting = runs["with"]
+    shape = drafting.programs.state.drafts
     row, spread, first = {}, jax.random.key(0), None
-    with jax.set_mesh(run.mesh):
-        params = run.load_params()
+    with jax.set_mesh(drafting.mesh):
+        params = drafting.load_params()
         ids_P = jnp.arange(prompts, dtype=jnp.int32)
-        drawn = jax.jit(prompt_batch)(put_prompts(run.train_set, run.mesh), ids_P)
-        words = run.compute.model.vocab_size
+        drawn = jax.jit(prompt_batch)(
+            put_prompts(drafting.train_set, drafting.mesh), ids_P
+        )
+        words = drafting.compute.model.vocab_size
         wrong = jax.random.randint(spread, shape.shape, 0, words).astype(shape.dtype)
         tables = {"without": None, "right": None, "wrong": wrong}
         for kind, table in tables.items():
-            made = runs["without" if kind == "without" else "with"]
+            run = runs["without"] if kind == "without" else drafting
             if kind == "right":
                 empty = jnp.full(shape.shape, drafts.NONE, shape.dtype)
                 table = jax.jit(drafts.remember)(
@@ -350,8 +353,8 @@ def _generations(runs: dict, prompts: int) -> dict:
             seconds = []
             for _ in range(3):
                 begun = time.monotonic()
-                written = made.programs.generate(
-                    params, jnp.int32(0), drawn, made.sampling, made.seed, table
+                written = run.programs.generate(
+                    params, jnp.int32(0), drawn, run.sampling, run.seed, table
                 )
                 jax.block_until_ready(written)
                 seconds.append(time.monotonic() - begun)

@@ -449,12 +449,12 @@ def test_more_steps_go_on(made, config, whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_drafts_change_no_rollout_and_are_resumed(folder, tmp_path):
+@pytest.mark.parametrize("recompute", [False, True])
+def test_drafts_change_no_rollout_and_are_resumed(folder, tmp_path, recompute):
     """Interrupted in each epoch; the last visits' rollouts are in the checkpoints."""
-    # One of two words each time, so that a random policy repeats itself. The learner's
-    # own log-probabilities: a rollout's are rounded otherwise with drafts.
+    # One of two words each time, so that a random policy repeats itself.
     fields = {"num_steps": STEPS, "sampler__name": "lim", "rollout__top_k": 2}
-    fields |= {"mismatch__recompute": True}
+    fields |= {"mismatch__recompute": recompute}
 
     def made(drafts):
         given = configure(folder / "train.jsonl", rollout__drafts=drafts, **fields)
@@ -471,8 +471,10 @@ def test_drafts_change_no_rollout_and_are_resumed(folder, tmp_path):
     without, whole = (run_records(tmp_path / name) for name in ("without", "whole"))
     for here, there in zip(whole["rollouts"], without["rollouts"], strict=True):
         assert (here["id"], here["response"]) == (there["id"], there["response"])
-    digests = (x["result"]["params_digest"] for x in (without, whole))
-    assert len({*digests}) == 1
+    # By the learner's own log-probabilities: a rollout's are rounded otherwise.
+    if recompute:
+        digests = (x["result"]["params_digest"] for x in (without, whole))
+        assert len({*digests}) == 1
     accepted = [row["drafts/accepted"] for row in whole["metrics"]]
     # Problems come again from the fourth step on.
     assert min(accepted[3:]) > 0.1 > max(accepted[:3]), accepted

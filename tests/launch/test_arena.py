@@ -60,8 +60,14 @@ def started(monkeypatch):
     def parsed(words):
         """The config that launch/tpu.py makes of a job's command."""
         flags = {"fork": "", "step": -1}
-        given = {"flags": flags, "run_flag": "fork", "run_config": read_config}
-        return load.load(list(words[1:]), kind="base", **given)[0].to_dict()
+        config, _ = load.load(
+            list(words[1:]),
+            kind="base",
+            flags=flags,
+            run_flag="fork",
+            run_config=read_config,
+        )
+        return config.to_dict()
 
     def run_all(some, cache, *, seconds):
         for job in some:
