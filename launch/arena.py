@@ -10,7 +10,8 @@
 --tokens N        generated tokens at which arms are compared (default 400,000)
 --probe_epochs E  epochs of the run whose curves choose LIM's set and std's (default 10)
 --fork_at N       arms but uniform go on from uniform's run after N steps, instead of
-                  beginning for themselves; give it another --record and --out
+                  beginning for themselves; give it another --record and --out. A
+                  sampler that visits all problems first (CDAS, LIM-online) does so then
 --record FILE     JSON lines of what is finished (default notebooks/arena.jsonl): what
                   stands there is not run again, on whichever machine
 --out DIR         the runs' own folders, and arena.md (default runs/arena)
@@ -224,6 +225,10 @@ def _check(config, options, *, regimes, arms) -> None:
             f"--arms={','.join(arms)} with --fork_at={options.fork_at}: uniform comes "
             "first, since the others fork from it, and the oracle cannot"
         )
+    # A rollout has one token at least.
+    least = options.fork_at * config.prompts_per_step * config.group_size
+    if least >= options.tokens:
+        raise InputError(_too_late(options, f"at least {least:,}"))
     own = {
         "data.train",
         "num_steps",
@@ -388,6 +393,14 @@ def _digest(parts: list) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _too_late(options, tokens: str) -> str:
+    """Why a fork after so many tokens compares nothing: the arms would be one run."""
+    return (
+        f"--fork_at={options.fork_at} is after {tokens} tokens, and arms are compared "
+        f"at --tokens={options.tokens:,}: give an earlier step, or more tokens"
+    )
+
+
 def _run_arm(grid: _Grid, regime: str, arm: str, *, fields: dict, folder):
     """One run, given more steps until it has its tokens: (workdirs, error)."""
     from limr_jax.storage.workdir import read_result, read_run
@@ -402,6 +415,9 @@ def _run_arm(grid: _Grid, regime: str, arm: str, *, fields: dict, folder):
             trunk = folder.parents[1] / "uniform" / folder.name
             if read_result(trunk) is None:
                 return [], f"{trunk}, which it forks from, is not here; give its --out"
+            before = arena.written([trunk], steps=fork_at)
+            if before >= tokens:
+                return [], _too_late(grid.options, f"{before:,.0f}")
             workdirs = [trunk, folder]
     known = [
         row["steps"]

@@ -323,7 +323,7 @@ def drafted(options, fields: list[str]) -> None:
 
 
 def _generations(runs: dict, prompts: int) -> dict:
-    """Seconds and decode steps of the step's generation, and tokens that differ."""
+    """Seconds and decode steps of the step's generation, and responses that differ."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -359,11 +359,12 @@ def _generations(runs: dict, prompts: int) -> dict:
                 jax.block_until_ready(written)
                 seconds.append(time.monotonic() - begun)
             first = first or written
-            differ = first.response_BT != written.response_BT
+            either = first.mask_BT | written.mask_BT
+            differ = (first.response_BT != written.response_BT) & either
             row[kind] = {
                 "seconds": min(seconds[1:]),
                 "decode_steps": int(np.max(written.steps_M)),
-                "differing_tokens": int(jnp.sum(differ & first.mask_BT)),
+                "differing_responses": int(jnp.sum(jnp.any(differ, axis=1))),
                 "tokens": int(jnp.sum(written.mask_BT)),
             }
     return row

@@ -25,11 +25,12 @@ _NO_END = -2  # likewise, of a row's last tokens; equals no NONE either
 # which takes longer. RECORDS.md has a CPU's; a TPU v5e multiplies 240 FLOPs a byte.
 _FREE_ROWS = {"cpu": 128, "tpu": 256}
 # Share of the live rows whose draft begins right, from which on drafts are tried: in
-# the mean of the last steps. Below, a step of one token of each row is quicker. A TPU's
-# bound has a step of several tokens take a hundredth longer.
-_PAYS_FROM = {"cpu": 0.6, "tpu": 0.1}
+# the mean of the last steps. Below, a step of one token of each row is quicker. By
+# a TPU's bounds a step of several tokens takes .99 to 1.37 times as long (RECORDS.md),
+# and a row whose draft begins right writes one token more at least.
+_PAYS_FROM = {"cpu": 0.6, "tpu": 0.37}
 STEPS = 8  # decode steps that the mean is of, about
-PROBED = 8  # of so many steps without drafts, one looks up whether they would pay
+PROBED = 8  # of so many steps one, if it has no drafts, looks up whether they would pay
 # The table's problems are filled up to a multiple, which most slices divide.
 _MULTIPLE = 256
 

@@ -19,6 +19,7 @@ Arms are compared by seed, in which they have their noise in common.
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import math
 import pathlib
@@ -121,9 +122,12 @@ def _is_row(row: Mapping) -> bool:
     return all(isinstance(x, int | float) for x in numbers) or row.get("places") == []
 
 
-def written(workdirs: Sequence) -> float:
-    """The tokens that a run has generated; of several, each a fork of the last."""
-    return sum(row["tokens"] for row in _steps(workdirs))
+def written(workdirs: Sequence, steps: int | None = None) -> float:
+    """The tokens that a run has generated; of several, each a fork of the last.
+
+    steps: in the first so many steps; None: in all.
+    """
+    return sum(row["tokens"] for row in itertools.islice(_steps(workdirs), steps))
 
 
 def outcome(workdirs: Sequence, tokens: int, *, group: int) -> dict:

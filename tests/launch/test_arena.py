@@ -130,7 +130,7 @@ def test_a_run_goes_on_until_it_has_its_tokens(command, started):
     assert [job.steps for job in started[3:]][:1] == [40]
 
 
-def test_forks_go_on_from_uniforms_run(command, started):
+def test_forks_go_on_from_uniforms_run(command, started, capsys):
     folder, argv = command
     argv = [*argv, "--arms=uniform,CDAS", "--seeds=1", "--tokens=320", "--regimes=ten"]
     assert LAUNCH["main"]([*argv, "--fork_at=16"]) == 0
@@ -143,10 +143,25 @@ def test_forks_go_on_from_uniforms_run(command, started):
         trunk.config["checkpoint"] | {"every": 16, "keep": 100}
         == (trunk.config["checkpoint"])
     )
-    # Forks have a step of their own, however late they begin.
-    late = [*argv, "--fork_at=40", f"--record={folder / 'late.jsonl'}"]
-    assert LAUNCH["main"]([*late, f"--out={folder / 'late'}"]) == 0
-    assert [job.steps for job in started[2:]] == [44, 44]
+    # Forks have a step of their own. Where the trunk has the tokens there is none.
+    late = [*argv, "--fork_at=28", f"--record={folder / 'late.jsonl'}"]
+    late += [f"--out={folder / 'late'}"]
+    with pytest.raises(InputError) as error:
+        LAUNCH["main"](late)
+    assert str(error.value) == (
+        "--fork_at=28 is after at least 448 tokens, and arms are compared at "
+        "--tokens=320: give an earlier step, or more tokens"
+    )
+    assert LAUNCH["main"]([*late, "--tokens=450"]) == 0
+    starts = [(job.steps, "--fork" in job.command) for job in started[2:]]
+    assert starts == [(32, False), (48, False), (32, True), (48, True)]
+    # What responses of more than one token come to is known when the trunk is there.
+    few = [*argv, "--fork_at=16", "--tokens=150", "--config.group_size=2"]
+    few += [f"--record={folder / 'few.jsonl'}", f"--out={folder / 'few'}"]
+    assert LAUNCH["main"](few) == 1
+    assert "CDAS, seed 0: failed, --fork_at=16 is after 160 tokens" in (
+        capsys.readouterr().out
+    )
     # What stands on record of forks is not what begins for itself.
     with pytest.raises(InputError, match="of other settings"):
         LAUNCH["main"](argv)

@@ -61,7 +61,7 @@ def test_a_dry_run_of_every_part(tmp_path, wanted):
         kinds = ("without", "right", "wrong")
         without, right, wrong = (row[x]["decode_steps"] for x in kinds)
         assert right < without and wrong <= without
-        assert [row[x]["differing_tokens"] for x in kinds] == [0, 0, 0]
+        assert [row[x]["differing_responses"] for x in kinds] == [0, 0, 0]
         assert row["right"]["tokens"] == row["without"]["tokens"] > row["rollouts"]
     rollouts = size.prompts * size.group
     for name in steps:

@@ -171,8 +171,8 @@ def test_what_is_no_number_is_refused(interpreted, monkeypatch):
     # Loops of 64, 36, 16 and 4 slots: as many tokens a step as 128 rows allow.
     [
         (0, [(1, 1)]),
-        (2, [(1, 3), (2, 3), (3, 3)]),
-        (8, [(1, 9), (2, 9), (3, 9), (8, 9), (9, 9)]),
+        (2, [(1, 1), (1, 3), (2, 3), (3, 3)]),
+        (8, [(1, 1), (1, 9), (2, 9), (3, 9), (8, 9), (9, 9)]),
     ],
 )
 def test_each_loop_s_tokens_are_compared(tmp_path, monkeypatch, drafts, compared):

@@ -120,11 +120,13 @@ def of_training(
 
     length, response: columns of prompts and responses. row_responses: as of packing.py.
     step_tokens: J of each loop over decode. most_tokens: GenerateConfig.step_tokens.
-    JEPO scores rows of other lengths beside these; they are not compared.
+    Evaluations have no drafts, so of them are rows of one token. JEPO scores rows of
+    other lengths beside these; they are not compared.
     """
     packed = TextRows(length + row_responses * response, "packed", learned=True)
-    decode = (DecodeRows(length, response, J, most_tokens) for J in step_tokens)
-    return [packed, TextRows(length, "padded", learned=False), *decode]
+    drafted = [DecodeRows(length, response, J, most_tokens) for J in step_tokens]
+    drafted = drafted if most_tokens > 1 else []
+    return [packed, *of_generation(length, response), *drafted]
 
 
 def of_generation(length: int, response: int) -> list[Rows]:
