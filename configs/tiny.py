@@ -6,7 +6,7 @@ Expected: greedy accuracy on 512 held-out problems rises by at least 20 points. 
 2026-12-01, seeds 0, 1, 2: 22.7 % to 67.0, 67.2 and 69.5 % in 5 epochs, each in 53 s on
 two quiet cores, two evaluations, pass@8 and compiling included. All answers are well
 formed before, and at least 99.8 % of them after. Draws are uniform because the arena
-has seen no sampler do better (RECORDS.md); online LIM (arXiv:2502.11886), which
+has shown no sampler to do better (RECORDS.md); online LIM (arXiv:2502.11886), which
 --config.sampler.name=lim gives, came to 63.7, 65.8 and 65.4 % on 2026-11-28.
 """
 
