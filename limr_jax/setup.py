@@ -4,6 +4,7 @@ This is the door at which the config stops: below it functions take plain argume
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -86,9 +87,14 @@ def set_up(config) -> Run:
     mesh = make_mesh(**config.mesh)
     check_batch(config, mesh)
     sampling = put_sampling(mesh, **training_sampling(config))
+
+    @functools.cache  # once: the judge may be it, too
+    def first_base():
+        return load_base(config, model_config, mesh)
+
     # These two stay on the devices: answers are compared as tokens, or not at all.
     in_graph = config.reward in ("token", "none")
-    host_reward = None if in_graph else make_host_reward(config)
+    host_reward = None if in_graph else make_host_reward(config, mesh, first_base)
     # Held-out answers are right or wrong: what shapes the reward is left out.
     held_out_reward = host_reward and host_reward.verifier()
     tokenizer = load_tokenizer(resolve(config.tokenizer))
@@ -131,7 +137,7 @@ def set_up(config) -> Run:
         seed=put(np.uint32(config.seed), NamedSharding(mesh, REPLICATED)),
         # Not yet loaded: without KL a run that goes on needs its checkpoint alone.
         load_params=partial(load_learned, config, model_config, mesh),
-        load_base=partial(load_base, config, model_config, mesh),
+        load_base=first_base,
         close=host_reward.close if host_reward else lambda: None,
         identity=identity.of_run(config, train_set, eval_set),
         fingerprint=fingerprint(config),

@@ -29,7 +29,8 @@ from limr_jax.models.config import ComputeConfig, ModelConfig
 from limr_jax.platform import resolve
 from limr_jax.prng import stream_key
 from limr_jax.rewards import host, host_grader
-from limr_jax.rewards.from_config import make_judge
+from limr_jax.rewards.from_config import is_base, make_judge
+from limr_jax.rewards.judge import SharedParams
 from limr_jax.rewards.types import Graded
 from limr_jax.rollout import drafts
 from limr_jax.rollout.sampling import sampling_of
@@ -60,6 +61,17 @@ class Call:
     # Of the loops over decode, one for each number of slots: tokens that a step tries.
     step_tokens: tuple[int, ...] = ()
     times: int = 1  # of a step
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """A judge's one program, and how often a step asks it."""
+
+    mesh: jax.sharding.Mesh
+    program: Any
+    args: tuple  # shapes with shardings
+    params: Any  # shapes of its own copy; None where it is LoRA's base
+    times: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +145,7 @@ def plan(config) -> Plan:
             eval_prompts=prompts,
             micro_batches=planned_micro_batches(config),
             minibatches=config.minibatches_per_step,
-            judge=_judge(config, devices),
+            judge=_judge(config, mesh, devices, base=jitted.base),
         ),
         decoded=decode_traffic.planned(
             mesh, length, config.prompts_per_step, generation, compute.model, slots
@@ -157,8 +169,10 @@ def reward_parts(config) -> tuple[str, ...] | None:
     return (*host.parse_spec(config.reward), *overlong)
 
 
-def _judge(config, devices) -> tuple | None:
-    """(what `Judge.program` gives, how often a step asks it); None without a judge.
+def _judge(config, mesh, devices, *, base) -> Judged | None:
+    """What the report is told of the judge; None without one.
+
+    base: shapes of LoRA's base on the run's `mesh`, which the judge may be.
 
     With reward=judge a host asks about each of its rollouts; else about those that the
     rules call wrong, and the one question that is counted stands for them.
@@ -172,11 +186,23 @@ def _judge(config, devices) -> tuple | None:
         )
     # Each host has a judge of its own, on its own devices.
     here = [d for d in devices if d.process_index == devices[0].process_index]
-    program = make_judge(config, here).program()
+    shared = None
+    if is_base(config, devices):
+        # Nothing is loaded for a report.
+        shared = SharedParams(mesh, load=lambda: None)
+    own_mesh, program, args = make_judge(config, here, shared=shared).program(
+        shared=base if shared else None
+    )
     rollouts = config.prompts_per_step * config.group_size
     # A host's share of the rollouts over the judge's rows, both rounded up.
-    questions = -(-rollouts * len(here) // len(devices) // program[2][1].shape[0])
-    return program, questions if "judge" in host.parse_spec(config.reward) else 1
+    questions = -(-rollouts * len(here) // len(devices) // args[1].shape[0])
+    return Judged(
+        mesh=own_mesh,
+        program=program,
+        args=args,
+        params=None if shared else args[0],
+        times=questions if "judge" in host.parse_spec(config.reward) else 1,
+    )
 
 
 def planned_micro_batches(config) -> int:
@@ -257,13 +283,13 @@ def calls(
     minibatches: int,
     evaluators: dict[str, tuple] | None = None,
     eval_prompts: Prompts | None = None,
-    judge: tuple | None = None,
+    judge: Judged | None = None,
 ) -> list[Call]:
     """The programs of a run in the order of their first calls.
 
     Those of a step are what `train.one_step` calls. run: its sampling and seed are
     shapes; prompts: shapes of a set. evaluators: by name, what `evaluator.program`
-    gives; "evaluate" is greedy. judge: what `_judge` gives.
+    gives; "evaluate" is greedy.
     """
     length = prompts.prompt_NL.shape[1]
     before, frozen, alive = _before_steps(
@@ -274,7 +300,7 @@ def calls(
         eval_prompts=eval_prompts,
         # Without a table of drafts.
         evaluation_loops=_loops(length, dataclasses.replace(generation, step_tokens=1)),
-        judge_params=judge and judge[0][2][0],
+        judge_params=judge and judge.params,
     )
     recording = Recording()
     with jax.set_mesh(mesh):
@@ -289,9 +315,14 @@ def calls(
             tokens = _step_tokens(mesh, rows, generation)
             loops["generate"] = _loops(length, generation, rounds, tokens)
         if called.name == "observe" and judge:  # the hosts' grades are there by then
-            (own_mesh, ask, args), times = judge
             in_step.append(
-                step_call("judge", mesh=own_mesh, program=ask, args=args, times=times)
+                step_call(
+                    "judge",
+                    mesh=judge.mesh,
+                    program=judge.program,
+                    args=judge.args,
+                    times=judge.times,
+                )
             )
         in_step.append(
             step_call(
@@ -318,7 +349,7 @@ def _before_steps(
     """(the calls of set-up and evaluation, what no step changes, what lies in HBM).
 
     evaluation_loops: how often an evaluation's loops turn, as fields of `Call`.
-    judge_params: shapes; None without a judge.
+    judge_params: shapes of a judge's own; None without one.
     """
     calls, state, programs = [], run.programs.state, run.programs
     learned = state.train.params

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import hashlib
 import os
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from limr_jax.errors import InputError
 from limr_jax.evaluation import trained_policy
 from limr_jax.jit import jit
 from limr_jax.learner.field_limits import check_fields
+from limr_jax.models import lora
 from limr_jax.models.attention import kernel_check
 from limr_jax.models.config import ComputeConfig
 from limr_jax.models.from_config import (
@@ -35,7 +37,7 @@ from limr_jax.models.from_config import (
     compute_config,
     compute_dtype,
     load_base,
-    load_params,
+    load_learned,
     read_model_config,
 )
 from limr_jax.platform import resolve
@@ -214,7 +216,14 @@ def set_up(config, workdir: str = "", step: int | None = None) -> BenchmarkSuite
     mesh = make_mesh(**config.mesh)
     tokenizer = load_tokenizer(resolve(config.tokenizer or config.model.init))
     model_config = read_model_config(config.model, tokenizer.vocab_size)
-    load = partial(load_params, config, model_config=model_config, mesh=mesh)
+
+    @functools.cache  # once: the judge may be it, too
+    def first_base():
+        return load_base(config, model_config, mesh)
+
+    def load():
+        return lora.join(first_base(), load_learned(config, model_config, mesh))
+
     if workdir:
         load = partial(
             trained_policy.load_params,
@@ -222,9 +231,11 @@ def set_up(config, workdir: str = "", step: int | None = None) -> BenchmarkSuite
             step,
             model_config=model_config,
             mesh=mesh,
-            load_base=partial(load_base, config, model_config, mesh),
+            load_base=first_base,
         )
-    tasks, close = _tasks(config, benchmarks, mesh=mesh, tokenizer=tokenizer)
+    tasks, close = _tasks(
+        config, benchmarks, mesh=mesh, tokenizer=tokenizer, load_base=first_base
+    )
     longest = config.benchmarks.max_response_length
     longest = longest or config.rollout.max_response_length
     for task in tasks:
@@ -313,7 +324,7 @@ def _task_identity(task: BenchmarkTask) -> dict:
     }
 
 
-def _tasks(config, benchmarks, mesh, tokenizer):
+def _tasks(config, benchmarks, *, mesh, tokenizer, load_base):
     """The task of each benchmark, and a function that ends their graders."""
     if config.reward == "token":
         phrase = encode_answer_phrase(config, tokenizer)
@@ -323,7 +334,7 @@ def _tasks(config, benchmarks, mesh, tokenizer):
     else:
         # Without what shapes a reward in training (length, format): right or wrong
         # alone.
-        reward = make_host_reward(config).verifier()
+        reward = make_host_reward(config, mesh, load_base).verifier()
         close = reward.close
 
         def grader_of(problems):

@@ -161,7 +161,10 @@ def _random_model(section, vocab_size: int) -> ModelConfig:
 
 
 def param_shapes(section, model_config: ModelConfig):
-    """What `load_params` gives, as shapes; no weight is made or read for them."""
+    """A model's first parameters as shapes; no weight is made or read for them.
+
+    They are what `load_base` and `load_learned` give, joined.
+    """
     make = partial(transformer.init_params, model_config)
     base, learned = lora.split(jax.eval_shape(make, jax.random.key(0)))
     if base is not None:
@@ -173,21 +176,12 @@ def param_shapes(section, model_config: ModelConfig):
     return lora.join(base, learned)
 
 
-def load_params(config, model_config: ModelConfig, mesh):
-    """All first parameters, as sharding.py's table lays them on the mesh.
-
-    They are the checkpoint's or, with model.init=random, made from the seed: fp32, but
-    for LoRA's base. Raises InputError where the checkpoint cannot be read.
-    """
-    base = load_base(config, model_config, mesh)
-    return lora.join(base, load_learned(config, model_config, mesh))
-
-
 def load_base(config, model_config: ModelConfig, mesh):
     """LoRA's frozen base in `model.base_dtype`; None where all parameters are learned.
 
-    What the model reads in fp32 is fp32. int8 is of the projections' kernels:
-    embedding, head and biases are bf16 beside them. Raises what `load_params` raises.
+    Laid on the mesh as sharding.py's table says. What the model reads in fp32 is fp32.
+    int8 is of the projections' kernels: embedding, head and biases are bf16 beside
+    them. Raises InputError where the checkpoint cannot be read.
     """
     if model_config.lora is None:
         return None
@@ -212,7 +206,9 @@ def load_base(config, model_config: ModelConfig, mesh):
 def load_learned(config, model_config: ModelConfig, mesh):
     """The first of the parameters that are learned, fp32: LoRA's adapters, or all.
 
-    Raises what `load_params` raises.
+    They are the checkpoint's or, with model.init=random, made from the seed, and laid
+    on the mesh as sharding.py's table says. Raises InputError where a checkpoint cannot
+    be read.
     """
     section = config.model
     if model_config.lora is not None and section.lora.init:

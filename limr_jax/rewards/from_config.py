@@ -1,5 +1,7 @@
 """Config → the reward that hosts grade with, and the judge that it asks."""
 
+from collections.abc import Callable
+
 import jax
 
 from limr_jax.models.from_config import compute_dtype
@@ -7,15 +9,20 @@ from limr_jax.platform import resolve
 from limr_jax.rewards import host, judge
 
 
-def make_host_reward(config) -> host.HostReward:
+def make_host_reward(config, mesh, load_base: Callable) -> host.HostReward:
     """The `HostReward` of a config whose `reward` is not token or none.
+
+    load_base() gives LoRA's frozen base on `mesh`, which the judge may be (`is_base`).
 
     Raises InputError where the fields make no sense together.
     """
+    shared = None
+    if is_base(config, mesh.devices.flat):
+        shared = judge.SharedParams(mesh, load_base)
     return host.host_reward(
         config.reward,
         # On this process's devices alone: each process asks as often as its rows need.
-        judge=make_judge(config, jax.local_devices()),
+        judge=make_judge(config, jax.local_devices(), shared=shared),
         workers_count=config.grader.workers or None,  # 0: as many as cores
         wall_seconds=config.grader.wall_seconds,
         cpu_seconds=config.grader.cpu_seconds,
@@ -26,8 +33,26 @@ def make_host_reward(config) -> host.HostReward:
     )
 
 
-def make_judge(config, devices) -> judge.Judge | None:
+def is_base(config, devices) -> bool:
+    """Whether the judge at `judge.init` is LoRA's frozen base, and no second copy.
+
+    devices: those of the run. Of several processes none may ask by itself what lies on
+    the devices of all.
+    """
+    lora = config.model.get("lora")  # a config that is older has no such section
+    return (
+        bool(config.judge.init and lora and lora.rank)
+        and resolve(config.judge.init).resolve() == resolve(config.model.init).resolve()
+        and len({device.process_index for device in devices}) == 1
+    )
+
+
+def make_judge(
+    config, devices, *, shared: judge.SharedParams | None = None
+) -> judge.Judge | None:
     """The judge at `config.judge.init`, on these devices; None where that is empty.
+
+    shared: LoRA's base, where `is_base`: it lies in model.base_dtype on the run's mesh.
 
     Raises InputError where there is no checkpoint that it can use.
     """
@@ -40,4 +65,5 @@ def make_judge(config, devices) -> judge.Judge | None:
         rows=fields.rows,
         dtype=compute_dtype(config.model.dtype, devices),
         devices=devices,
+        shared=shared,
     )

@@ -9,9 +9,11 @@ rules call wrong. As `reward=judge` it grades what no rule can check, such as pr
 What it reads a policy wrote, and may have written to please it: it is an opinion.
 """
 
+import dataclasses
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,15 +49,24 @@ _CHARACTERS = 32  # of a token, at most, on the average of a question that is re
 _UNREADABLE = str.maketrans(dict.fromkeys(chat_template.NONCHARACTERS, "\ufffd"))
 
 
+@dataclasses.dataclass(frozen=True)
+class SharedParams:
+    """Parameters that the run has anyway, LoRA's frozen base, as a judge's."""
+
+    mesh: jax.sharding.Mesh  # of this process's devices alone
+    load: Callable[[], Any]  # called at the judge's first question
+
+
 class Judge:
     """(prompts, answers, references) → True, False, or None where it cannot read them.
 
     directory: the checkpoint, with its tokenizer. max_length: tokens of a question; on
     a longer one (or one of more than 32 characters to each of them, which is not even
     split into tokens) it has no opinion. rows: questions in one forward pass, rounded
-    up to a multiple of the devices. devices: this process's own by default. Every
-    process has its own copy on its own devices, so that each may ask as often as it
-    needs. The parameters are loaded at the first call.
+    up to a multiple of the devices that hold different rows. devices: this process's
+    own by default. Every process has its own copy on its own devices, so that each may
+    ask as often as it needs. shared: parameters of that checkpoint, in the place of a
+    copy. The parameters are loaded at the first call.
 
     Raises InputError where the checkpoint is too small for the tokenizer, max_length
     or the words True and False.
@@ -69,6 +80,7 @@ class Judge:
         rows: int,
         dtype,
         devices: Sequence[jax.Device] | None = None,
+        shared: SharedParams | None = None,
     ):
         self._tokenizer = load_tokenizer(directory)
         yes, no = _verdict_tokens(self._tokenizer)
@@ -87,12 +99,16 @@ class Judge:
                 "another checkpoint as judge.init"
             )
         devices = devices or jax.local_devices()
-        # All devices along `data`: each has all parameters and a part of the rows.
-        self._mesh = make_mesh(len(devices), 1, 1, devices=devices)
+        # Alone: all devices along `data`, each with all parameters.
+        self._mesh = (
+            shared.mesh if shared else make_mesh(len(devices), 1, 1, devices=devices)
+        )
         # Loaded later, wherever a reward function has gone meanwhile.
         self._directory, self._dtype = directory.absolute(), dtype
+        self._shared = shared
         self._max_length = max_length
-        self._rows = -(-rows // len(devices)) * len(devices)
+        parts = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+        self._rows = -(-rows // parts) * parts
         self._prefers = jit(
             self._mesh,
             functools.partial(
@@ -102,6 +118,8 @@ class Judge:
 
     @functools.cached_property
     def _params(self):
+        if self._shared:
+            return self._shared.load()
         return hf_weights.load_params(
             self._directory, self._config, self._mesh, self._dtype
         )
@@ -144,10 +162,13 @@ class Judge:
             )
             return jax.device_get(self._prefers(self._params, tokens_BS, length_B))
 
-    def program(self):
-        """(mesh, jitted program, shapes of the arguments), for the compile report."""
+    def program(self, shared=None):
+        """(mesh, jitted program, shapes of the arguments), for the compile report.
+
+        shared: shapes of the parameters that `SharedParams.load` gives, on its mesh.
+        """
         params = hf_weights.param_shapes(self._config)
-        placed = jax.tree.map(
+        placed = shared or jax.tree.map(
             lambda x, at: jax.ShapeDtypeStruct(x.shape, self._dtype, sharding=at),
             params,
             param_shardings(self._mesh, params),

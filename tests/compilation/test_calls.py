@@ -368,6 +368,24 @@ def test_a_judge_is_asked_and_stays(no_slice, quick_compiler, spec, times):
 
 
 @pytest.mark.slow
+def test_a_judge_that_is_the_base_takes_no_memory_of_its_own(no_slice):
+    checkpoint = ROOT / "limr_jax/assets/arithmetic"
+    config = tiny(
+        reward="judge",
+        judge__init=checkpoint,
+        judge__max_length=64,
+        model__init=checkpoint,
+        model__lora__rank=2,
+        mesh__tensor=2,
+    )
+    calls = {call.name: call for call in calls_lib.plan(config).calls}
+    update, asked = calls["update"], calls["judge"]
+    own = {id(x) for x in jax.tree.leaves(asked.args[0])}
+    assert own == {id(x) for x in jax.tree.leaves(update.args[-1])}
+    assert asked.mesh == update.mesh
+
+
+@pytest.mark.slow
 def test_how_often_each_width_of_the_cache_is_read(no_slice):
     """By hand: widths 256, 512 and 600; prompts of 500, responses of 100."""
     calls = {call.name: call for call in calls_lib.plan(wide(0)).calls}

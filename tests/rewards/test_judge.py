@@ -1,5 +1,6 @@
 """A checkpoint as verifier: what it prefers, and how the loop asks it."""
 
+import types
 from functools import partial
 
 import jax
@@ -10,11 +11,12 @@ from rewards.test_host_grader import one_step
 from tiny_policy import QWEN, quick
 from tiny_run import ROOT, write_problems
 
+from configs import base
 from limr_jax.data import tokenizer
 from limr_jax.data.boxed import boxed_answer
 from limr_jax.errors import InputError
-from limr_jax.models import transformer
-from limr_jax.rewards import host, judge
+from limr_jax.models import hf_weights, transformer
+from limr_jax.rewards import from_config, host, judge
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 CHECKPOINT = ROOT / "limr_jax/assets/arithmetic"
@@ -190,3 +192,62 @@ def test_in_the_loop_with_a_real_checkpoint(problems, tmp_path):
         for r in dump
     ])  # fmt: skip
     assert opinions == a_judge(max_length=800)(*asked)
+
+
+LORA = {"model__init": CHECKPOINT, "model__lora__rank": 2, "tokenizer": CHECKPOINT}
+
+
+@pytest.mark.slow
+def test_the_frozen_base_is_its_own_judge_and_is_loaded_once(
+    problems, tmp_path, monkeypatch
+):
+    """On a mesh over which it is sharded; its opinions are those of a copy of it."""
+    loaded, load = [], hf_weights.load_params
+
+    def noted(directory, *args, **how):
+        loaded.append(directory)
+        return load(directory, *args, **how)
+
+    monkeypatch.setattr(hf_weights, "load_params", noted)
+    _, dump, _, made = one_step(
+        problems,
+        tmp_path,
+        "judge",
+        devices=4,
+        mesh__fsdp=2,
+        mesh__tensor=2,
+        **FIELDS,
+        **LORA,
+    )
+    assert loaded == [CHECKPOINT]
+    asked = made.grade.host_reward.judge
+    assert asked._params is made.load_base()
+    copy, problems = a_judge(max_length=800), made.train_set.problems
+    references = dict(zip(problems.prompts, problems.answers, strict=True))
+    rows = [(r["prompt"], boxed_answer(r["response"]) or r["response"]) for r in dump]
+    rows = list(zip(*[(p, a, references[p]) for p, a in rows], strict=True))
+    assert copy(*rows) == asked(*rows) == [r["reward/judge"] for r in dump]
+    assert loaded == [CHECKPOINT] * 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, True),
+        ({"model.lora.rank": 0}, False),
+        ({"model.init": "random"}, False),
+        ({"judge.init": str(CHECKPOINT / "..")}, False),
+        ({"judge.init": str(CHECKPOINT / "../arithmetic")}, True),
+        ({"judge.init": ""}, False),
+    ],
+)
+def test_which_judge_is_the_base(fields, said):
+    config = base.get_config()
+    config.judge.init = config.model.init = str(CHECKPOINT)
+    config.model.lora.rank = 2
+    config.update_from_flattened_dict(fields)
+    here = jax.local_devices()
+    assert from_config.is_base(config, here) is said
+    # What lies on the devices of two processes neither may ask by itself.
+    there = types.SimpleNamespace(process_index=1)
+    assert from_config.is_base(config, [*here, there]) is False
