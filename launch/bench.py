@@ -368,6 +368,7 @@ def measure(bl, run, config, warmup: int, repeats: int) -> dict:
     from limr_jax import step, train
     from limr_jax.compilation import warm_up
     from limr_jax.data.prompts import put_prompts
+    from limr_jax.first_state import frozen_of
 
     begun, compiling = time.perf_counter(), _Compiling()
     # As in a run: a transfer that nobody wrote down is an error, not a delay.
@@ -378,7 +379,7 @@ def measure(bl, run, config, warmup: int, repeats: int) -> dict:
             ready = stack.enter_context(warm_up.compiling(run, prompts))
             params = run.load_params()
             # Before `init`, which the parameters are donated to.
-            frozen = train.frozen_of(run, params)
+            frozen = frozen_of(run, params)
             state = run.programs.init(params)
             del params  # donated
             ready()

@@ -242,12 +242,13 @@ def take_steps(run, steps: int) -> tuple[list[dict], object, float]:
 
     from limr_jax import step, train
     from limr_jax.data.prompts import put_prompts
+    from limr_jax.first_state import frozen_of
 
     rows = []
     with jax.set_mesh(run.mesh), jax.transfer_guard("disallow"):
         with jax.transfer_guard("allow"):
             params = run.load_params()
-            frozen = train.frozen_of(run, params)
+            frozen = frozen_of(run, params)
             state = run.programs.init(params)
             prompts = put_prompts(run.train_set, run.mesh)
         for i in range(WARM_UP + steps):

@@ -5,16 +5,14 @@ what it kept. step.py has the parts of a step, programs.py what runs on the devi
 """
 
 import contextlib
-import itertools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import jax
-import numpy as np
 
-from limr_jax import alarms, console, fork, step
+from limr_jax import alarms, console, first_state, fork, outputs, step
 from limr_jax.data.prompts import put_prompts
 from limr_jax.errors import InputError
 from limr_jax.evaluation.during_training import DuringTraining
@@ -23,7 +21,6 @@ from limr_jax.models.attention import kernel_check
 from limr_jax.multihost import agree, preemption
 from limr_jax.multihost.arrays import on_host
 from limr_jax.rewards.host import GradingFailed
-from limr_jax.rewards.types import REASONS
 from limr_jax.rollout.sampling import put_sampling
 from limr_jax.setup import Run, evaluator
 from limr_jax.step import Phases
@@ -31,22 +28,15 @@ from limr_jax.storage import (
     array_digest,
     batch_file,
     checkpoint,
-    files,
     metrics,
     rollout_dump,
     wandb_sink,
 )
-from limr_jax.storage.array_digest import params_digest
-from limr_jax.storage.dump_rows import dump_rows
 from limr_jax.storage.workdir import (
-    KERNELS,
     claim,
-    read_kernels,
     read_result,
-    read_run,
     release,
     workdir_path,
-    write_json,
     write_result,
 )
 
@@ -74,14 +64,14 @@ def train(
     """
     # Whatever a reward function makes the current folder.
     workdir = workdir_path(workdir, ())
-    begun = _begun_fork(run, config, workdir, forked)
+    begun = first_state.of_new_fork(run, config, workdir, forked)
     claim(workdir, run.identity)
     finished = read_result(workdir)
     if finished:
         release(workdir)
         return finished
-    _name_left_out(run, workdir)
-    _keep_kernels(run, workdir)
+    outputs.write_left_out(run, workdir)
+    outputs.write_kernels(run, workdir)
     # Left in reverse: logs are whole before the checkpointer gives up the workdir.
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
@@ -90,7 +80,7 @@ def train(
         enter(jax.set_mesh(run.mesh))
         enter(preemption.listening())
         with console.phase("reading weights"):
-            state, frozen, about_base, clock = _first_state(
+            state, frozen, about_base, seconds_before = first_state.restore_or_begin(
                 run, config, saver, begun=begun, forked=forked
             )
         start = _done(state)
@@ -110,6 +100,9 @@ def train(
             console.progress("train", config.num_steps, done=start, every=None)
         )
         time_left = console.TimeLeft(config.num_steps)
+
+        def clock() -> float:
+            return round(seconds_before + process_seconds(), 2)
 
         def save() -> None:
             meta = about_base | {"seconds": clock()}
@@ -149,7 +142,7 @@ def train(
                 numbers, stats = on_host(numbers)
                 numbers = phases.finish(numbers, stats)
                 if dump.keeps:
-                    dump.add(done, _rows(run, rounds))
+                    dump.add(done, outputs.rollout_rows(run, rounds))
                 numbers |= kernel_check.numbers(run.kernels)
                 shown = log.step(done, numbers)
                 left = time_left.after(done, shown["seconds"])
@@ -277,7 +270,7 @@ def _finish(run: Run, config, saver, policy, log: metrics.Metrics, clock) -> dic
     with preemption.update():
         with console.phase("saving"):
             saver.wait()  # without a whole last checkpoint nothing is finished
-        result = _result(run, config, saver.workdir, policy, log)
+        result = outputs.result_of(run, config, saver.workdir, policy, log)
         result |= {"seconds": clock()}
         write_result(saver.workdir, result)
     return result
@@ -297,123 +290,6 @@ def _done(state) -> int:
     return int(jax.device_get(state.step))
 
 
-def _name_left_out(run: Run, workdir) -> None:
-    """left_out.json: by set, the ids of all problems whose prompts are too long."""
-    sets = {"train": run.train_set, "eval": run.eval_set}
-    left_out = {
-        name: tokenized.left_out
-        for name, tokenized in sets.items()
-        if tokenized is not None and tokenized.left_out
-    }
-    if left_out and jax.process_index() == 0:
-        path = workdir_path(workdir) / "left_out.json"
-        write_json(path, left_out)
-
-
-def _keep_kernels(run: Run, workdir) -> None:
-    """kernels.json: what the last start found of each kernel that fits its rows."""
-    if run.kernels and jax.process_index() == 0:
-        before = []
-        # Only a record, which is written anew: damaged, it ends no run.
-        with contextlib.suppress(InputError):
-            before = read_kernels(workdir)
-        for line in kernel_check.changes(before, run.kernels):
-            console.warn(line)
-        rows = [finding.as_json() for finding in run.kernels]
-        # JSON has no infinity, the gap of what is no number.
-        content = files.finite({"kernels": rows})
-        write_json(workdir_path(workdir) / KERNELS, content)
-
-
-def _begun_fork(run: Run, config, workdir, forked: fork.Fork | None):
-    """`_begin` of a fork whose workdir is new; None of any other run.
-
-    So that a checkpoint that is damaged, or of another base, leaves no workdir behind.
-    """
-    new = forked and read_run(workdir, missing_ok=True) is None
-    # Process 0's answer, since all restore together.
-    if not forked or not agree.broadcast("workdir is new", new):
-        return None
-    with jax.set_mesh(run.mesh):
-        return _begin(run, config, forked)
-
-
-def _begin(run: Run, config, forked: fork.Fork | None):
-    """(state, what is frozen, what a checkpoint says of LoRA's base, seconds so far).
-
-    Of a run without a checkpoint of its own.
-    """
-    # A fork has its policy already; the reference is the first one.
-    params = None if forked and not run.programs.copy else run.load_params()
-    frozen, about_base = _frozen(run, params)
-    if not forked:
-        return run.programs.init(params), frozen, about_base, 0.0
-
-    def make():
-        # It takes the memory of its argument.
-        return run.programs.init(run.load_params() if params is None else params)
-
-    state, meta, anew = fork.first_state(
-        forked, run.programs.state, config=config, identity=run.identity, make=make
-    )
-    checkpoint.refuse_other_base(forked.workdir, meta, about_base.get("base"))
-    console.say(_of_fork(forked, config, run.identity, anew))
-    return state, frozen, about_base, meta["seconds"]
-
-
-def _frozen(run: Run, params) -> tuple[step.Frozen, dict]:
-    """`frozen_of`, and what a checkpoint says of LoRA's base."""
-    frozen = frozen_of(run, params)
-    if frozen.base is None:
-        return frozen, {}
-    return frozen, {"base": array_digest.of_tree(frozen.base)}
-
-
-def _first_state(run: Run, config, saver, *, begun, forked: fork.Fork | None):
-    """State of a new run or of the last checkpoint, what is frozen, and the clock.
-
-    begun: what `_begin` gave already, or None. Before the clock: what a checkpoint says
-    of LoRA's base, as a dict.
-    """
-    old = saver.restore_newest(run.programs.state, say=console.say)
-    if old is None:
-        metrics.refuse_lost(saver.workdir, saver.every)
-        begun = begun or _begin(run, config, forked)
-        state, frozen, about_base, seconds_before = begun
-    else:
-        # The reference is the first policy, so with KL it is loaded at every start, but
-        # where the checkpoint has it since it is reset.
-        params = run.load_params() if run.programs.copy else None
-        frozen, about_base = _frozen(run, params)
-        checkpoint.refuse_other_base(saver.workdir, old.meta, about_base.get("base"))
-        state, seconds_before = old.state, old.meta["seconds"]
-        console.say(f"going on after step {old.step} of {config.num_steps}")
-
-    def clock():
-        return round(seconds_before + process_seconds(), 2)
-
-    return state, frozen, about_base, clock
-
-
-def _of_fork(forked: fork.Fork, config, identity, anew: list[str]) -> str:
-    changes = "; ".join(fork.changes(forked, config, identity).values()) or "nothing"
-    line = (
-        f"going on from {forked.workdir} after step {forked.step}; changed: {changes}"
-    )
-    return f"{line}; begins anew: {', '.join(anew)}" if anew else line
-
-
-def frozen_of(run: Run, params) -> step.Frozen:
-    """LoRA's base, loaded, and the reference, which it is then.
-
-    Without LoRA the reference is the first policy, `params`, in the dtype of compute.
-    """
-    base = run.load_base()
-    if run.programs.copy:
-        return step.Frozen(base, run.programs.copy(params))
-    return step.Frozen(base, base if run.programs.reference else None)
-
-
 def process_seconds() -> float:
     """Wall time since this process started, imports included."""
     try:
@@ -428,60 +304,3 @@ def process_seconds() -> float:
 
 
 _IMPORTED = time.monotonic()
-
-
-def _rows(run: Run, rounds: list[step.Round]) -> Iterator[dict]:
-    """Each rollout of a step as a row of the dump, used or not, of all hosts'."""
-    # At once, not as the rows are read: all hosts take part, and one of them reads.
-    arrays = on_host(
-        [
-            {
-                "ids_P": drawn.ids_P,
-                "graded": graded,
-                "response_BT": rollout.response_BT,
-                "mask_BT": rollout.mask_BT,
-                "truncated_B": rollout.truncated_B,
-                "asked_B": rollout.asked_B,
-            }
-            for drawn, rollout, graded in (each.groups for each in rounds)
-        ]
-    )
-    return itertools.chain.from_iterable(_rows_of(run, **each) for each in arrays)
-
-
-def _rows_of(run: Run, *, graded, **arrays) -> Iterator[dict]:
-    return dump_rows(
-        run.train_set.problems,
-        run.tokenizer.decode,
-        **arrays,
-        reward_PG=graded.reward_PG,
-        correct_PG=graded.correct_PG,
-        valid_PG=graded.valid_PG,
-        parts=graded.parts,
-        reason_PG=graded.reason_PG,
-        reasons=REASONS,
-    )
-
-
-def _result(run: Run, config, workdir, policy, log: metrics.Metrics) -> dict:
-    """The run's one JSON object, all but the seconds; process 0 puts it together."""
-    # Before the others return: every process takes part in the digest.
-    digest = params_digest(policy)
-    if jax.process_index() > 0:
-        return agree.broadcast("result", None)
-    before, after = (log.evaluated(n) or {} for n in (0, config.num_steps))
-    k, epoch = config.evaluation.samples, log.last.get("epoch")
-    result = {
-        "steps": config.num_steps,
-        "epochs": None if epoch is None else int(np.floor(epoch)),
-        "eval_problems": len(run.eval_set) if run.eval_set else None,
-        "eval_accuracy_before": before.get("accuracy"),
-        "eval_accuracy_after": after.get("accuracy"),
-        "eval_accuracy_well_formed_before": before.get("accuracy_well_formed"),
-        "eval_accuracy_well_formed_after": after.get("accuracy_well_formed"),
-        f"pass_at_{k}_before": before.get(f"sampled/pass_at_{k}"),
-        "format_valid_before": before.get("well_formed"),
-        "params_digest": digest,
-        "workdir": str(workdir),
-    }
-    return agree.broadcast("result", result)

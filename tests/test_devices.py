@@ -11,12 +11,13 @@ from tiny_run import configure, run_records, set_up, with_parity, write_problems
 
 from limr_jax import prng
 from limr_jax.data.prompts import put_prompts
+from limr_jax.first_state import frozen_of
 from limr_jax.models import transformer
 from limr_jax.rewards.stats import over_rounds
 from limr_jax.rollout.sampling import scaled_logits
 from limr_jax.step import Phases
 from limr_jax.storage import checkpoint
-from limr_jax.train import frozen_of, one_step, train
+from limr_jax.train import one_step, train
 
 STEPS = 5
 TIE = 1e-4  # scores so close may change places from one summation order to another

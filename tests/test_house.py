@@ -165,7 +165,7 @@ FLOORS = [
     "samplers rewards",
     "learner",
     "evaluation",
-    "alarms identity programs check setup step fork train sft",
+    "alarms identity programs check setup step fork first_state outputs train sft",
     "compilation studies library",
     "launch",
 ]

@@ -619,7 +619,7 @@ def test_evaluations(examined):
 
 def test_without_a_dump_no_rollouts_are_gathered(made, folder, tmp_path, monkeypatch):
     none = configure(folder / "train.jsonl", num_steps=1, dump__max_bytes=0, **FIELDS)
-    monkeypatch.setattr("limr_jax.train._rows", pytest.fail)
+    monkeypatch.setattr("limr_jax.outputs.rollout_rows", pytest.fail)
     train(made, none, tmp_path / "run")
     assert not run_records(tmp_path / "run")["rollouts"]
 

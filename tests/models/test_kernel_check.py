@@ -13,7 +13,7 @@ import pytest
 from tiny_policy import QWEN
 from tiny_run import configure, run_records, set_up, write_problems
 
-from limr_jax import train
+from limr_jax import outputs, train
 from limr_jax.compilation import slices
 from limr_jax.errors import InputError
 from limr_jax.models.attention import dense, kernel_check, ragged_decode, splash
@@ -253,7 +253,7 @@ def test_a_start_that_takes_other_kernels_than_the_last_says_so(tmp_path, capsys
         workdir = tmp_path / str(len(list(tmp_path.iterdir())))
         workdir.mkdir()
         for findings in starts:
-            train._keep_kernels(types.SimpleNamespace(kernels=findings), workdir)
+            outputs.write_kernels(types.SimpleNamespace(kernels=findings), workdir)
         return capsys.readouterr().err
 
     assert warnings([ragged, *splash], [refused, *splash]) == (
@@ -265,7 +265,7 @@ def test_a_start_that_takes_other_kernels_than_the_last_says_so(tmp_path, capsys
     assert warnings([ragged], [refused], [refused]).count("warning") == 1
     for damaged in ("", "{", '{"kernels": 5}', '{"kernels": [{"kernel": ["a"]}]}'):
         (tmp_path / "kernels.json").write_text(damaged)
-        train._keep_kernels(types.SimpleNamespace(kernels=[ragged]), tmp_path)
+        outputs.write_kernels(types.SimpleNamespace(kernels=[ragged]), tmp_path)
         assert read_kernels(tmp_path) == [ragged.as_json()]
     (tmp_path / "kernels.json").unlink()
     for starts in ([refused], [refused]), ([], [ragged]), ([ragged], splash):

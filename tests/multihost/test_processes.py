@@ -224,7 +224,7 @@ def test_a_stop_of_one_host_and_then_the_run_that_one_process_makes(
 @pytest.mark.slow
 def test_a_stop_before_the_first_step(folder, tmp_path):
     """It waits until all hosts are there, and all of them save step 0."""
-    moment = ("limr_jax.train._first_state", 1, "SIGTERM")
+    moment = ("limr_jax.first_state.restore_or_begin", 1, "SIGTERM")
     said = run(folder, tmp_path / "run", *moment, **QUICK)
     assert [code for code, _ in said] == [0, 0], said
     assert "the same command goes on" in said[0][1]
