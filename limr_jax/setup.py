@@ -181,6 +181,7 @@ def _generate_config(config, *, stop_ids: tuple[int, ...], pad_id: int):
         compactions=config.rollout.compactions,
         step_tokens=1 + config.rollout.drafts,
         drafts_kept=config.rollout.drafts_kept,
+        int8=config.model.base_dtype == "int8",
         stop_ids=stop_ids,
         pad_id=pad_id,
     )
@@ -191,8 +192,7 @@ def _loop_tokens(config, mesh, generation: GenerateConfig) -> list[int]:
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     prompts = config.prompts_per_step // config.rollout.calls
     with jax.set_mesh(mesh):
-        sizes = generation.slot_plan(prompts, rows).sizes
-        tried = {drafts.step_tokens(size, generation.step_tokens) for size in sizes}
+        tried = drafts.loop_tokens(generation, prompts, rows)
     return sorted({1, *tried})
 
 

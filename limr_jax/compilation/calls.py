@@ -455,10 +455,7 @@ def _step_tokens(mesh, prompts: int, generation: GenerateConfig) -> tuple[int, .
     """Tokens of a row that a decode step tries, by number of slots."""
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     with jax.set_mesh(mesh):
-        return tuple(
-            drafts.step_tokens(size, generation.step_tokens)
-            for size in generation.slot_plan(prompts, devices).sizes
-        )
+        return drafts.loop_tokens(generation, prompts, devices)
 
 
 def decode_turns(step_tokens: int, *, steps: int = 0, drafted: int = 0):

@@ -108,6 +108,7 @@ class Batcher:
     length: int  # L, columns of a prompt
     longest: int  # tokens of a rollout at most
     step_tokens: int  # J, tokens of a row in a decode step at most
+    int8: bool  # whether a decode step reads kernels of one byte a weight
     # int32: where drafts are looked up, and the rollouts of each prompt, counted on its
     # device. None: there are no drafts.
     source_PW: jax.Array | None
@@ -129,6 +130,7 @@ class Batcher:
         longest,
         rows_over,
         step_tokens=1,
+        int8=False,
         source_PW=None,
     ) -> "Batcher":
         """Of the prompts' cache, as `transformer.prefill` leaves it."""
@@ -146,6 +148,7 @@ class Batcher:
             length=length,
             longest=longest,
             step_tokens=step_tokens,
+            int8=int8,
             source_PW=source_PW,
             shares=shares,
             rows_over=rows_over,
@@ -260,7 +263,7 @@ class Batcher:
         return self.source_PW is not None and self._draft_tokens(size) > 0
 
     def _draft_tokens(self, size: int) -> int:
-        return drafts.step_tokens(size, self.step_tokens) - 1
+        return drafts.step_tokens(size, self.step_tokens, int8=self.int8) - 1
 
     def drafts_pay(self, state: DecodeState) -> jax.Array:
         """Whether a step with drafts gives more than it costs, as far as is known."""

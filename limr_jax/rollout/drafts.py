@@ -26,19 +26,36 @@ _NO_END = -2  # likewise, of a row's last tokens; equals no NONE either
 _FREE_ROWS = {"cpu": 128, "tpu": 256}
 # Share of the live rows whose draft begins right, from which on drafts are tried: in
 # the mean of the last steps. Below, a step of one token of each row is quicker. By
-# a TPU's bounds a step of several tokens takes .99 to 1.37 times as long (RECORDS.md),
-# and a row whose draft begins right writes one token more at least.
-_PAYS_FROM = {"cpu": 0.6, "tpu": 0.37}
+# a TPU's bounds a step of several tokens takes .99 to 1.05 times as long (RECORDS.md),
+# and a row whose draft begins right writes one token more at least. What no bound
+# counts may double that.
+_PAYS_FROM = {"cpu": 0.6, "tpu": 0.1}
 STEPS = 8  # decode steps that the mean is of, about
 PROBED = 8  # of so many steps one, if it has no drafts, looks up whether they would pay
 # The table's problems are filled up to a multiple, which most slices divide.
 _MULTIPLE = 256
 
 
-def step_tokens(slots: int, most: int) -> int:
-    """J of a loop over decode with so many slots of a device; at most `most`."""
+def step_tokens(slots: int, most: int, *, int8: bool = False) -> int:
+    """J of a loop over decode with so many slots of a device; at most `most`.
+
+    int8: a decode step reads one byte a weight and multiplies in bf16, so that half as
+    many rows are free. XLA:CPU casts the weights first and reads as much as ever.
+    """
     free = _FREE_ROWS.get(platform(), _FREE_ROWS["tpu"])
+    if int8 and platform() != "cpu":
+        free //= 2
     return max(1, min(most, free // slots))
+
+
+def loop_tokens(
+    generation: GenerateConfig, prompts: int, devices: int
+) -> tuple[int, ...]:
+    """J of each loop over decode of so many prompts, that of the most slots first."""
+    return tuple(
+        step_tokens(size, generation.step_tokens, int8=generation.int8)
+        for size in generation.slot_plan(prompts, devices).sizes
+    )
 
 
 def pays_from() -> float:

@@ -147,6 +147,7 @@ def _write(
         length=L,
         longest=config.response_length,
         step_tokens=config.step_tokens,
+        int8=config.int8,
         source_PW=None if end_Pn is None else drafts.sources(draft_PDT, end_Pn),
         rows_over=ROWS if slots.devices > 1 else None,
     )

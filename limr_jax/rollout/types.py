@@ -86,6 +86,7 @@ class GenerateConfig:
     mean_group: int | None = None
     step_tokens: int = 1  # J, tokens of a rollout in a decode step at most
     drafts_kept: int = 0  # rollouts of a problem that are kept to draft from, at most
+    int8: bool = False  # whether a decode step reads kernels of one byte a weight
 
     @property
     def paid_group(self) -> int:

@@ -261,3 +261,16 @@ def test_tokens_of_a_step_by_the_number_of_slots(slots, tokens):
     """On a CPU, where products of up to 128 rows cost about as much as of a few."""
     assert drafts.step_tokens(slots, 9) == tokens
     assert drafts.step_tokens(slots, 1) == 1
+    # XLA:CPU casts an int8 base, and reads as much as ever.
+    assert drafts.step_tokens(slots, 9, int8=True) == tokens
+
+
+@pytest.mark.parametrize("int8, tokens", [(False, (1, 1, 4, 5)), (True, (1, 1, 2, 5))])
+def test_half_as_many_rows_are_free_where_a_weight_is_a_byte(monkeypatch, int8, tokens):
+    """On a TPU, by the bytes that a decode step reads and the FLOPs that it does."""
+    monkeypatch.setattr(drafts, "platform", lambda: "tpu")
+    generation = dataclasses.replace(
+        SHAPE, group=8, slots=256, response_length=64, step_tokens=5, int8=int8
+    )
+    assert generation.slot_plan(32, 1).sizes == (256, 144, 64, 16)
+    assert drafts.loop_tokens(generation, 32, 1) == tokens
