@@ -66,8 +66,8 @@ class State:
     # The reference's parameters, with LoRA its adapters, where it is reset; else they
     # are the first policy's, which is no part of the state. None: no KL, or no reset.
     reference: Any = None
-    # Rollouts of each problem that were last learned from, in which drafts are looked
-    # up, as drafts.table_of has them. None: no drafts.
+    # Rollouts of each problem that were written last, in which drafts are looked up, as
+    # drafts.table_of has them. None: no drafts.
     drafts: Any = None
 
 
@@ -100,6 +100,8 @@ class Programs(NamedTuple):
     # (State, PromptBatch, Rollout, Graded, Scores, Sampling, seed, LoRA's base or None)
     # → State, metrics
     update: Callable
+    # (the state's drafts, donated; PromptBatch, Rollout) → the next; None: no drafts
+    remember: Callable | None
     state: State  # shape, dtype and sharding of each array of the state
     base: Any  # likewise of LoRA's base, which is no part of it; None: no LoRA
 
@@ -326,12 +328,6 @@ def _learning(
                 lambda: _reference(policy.params, learning),
                 lambda: state.reference,
             )
-        table_NDT = state.drafts
-        if table_NDT is not None:
-            # In the update, which takes the old table's memory.
-            table_NDT = drafts.remember(
-                table_NDT, drawn.ids_P, rollout.response_BT, rollout.mask_BT
-            )
         following = dataclasses.replace(
             state,
             step=state.step + 1,
@@ -340,11 +336,15 @@ def _learning(
             kl_coefficient=kl_coefficient,
             sampler=sampler_state,
             reference=reference,
-            drafts=table_NDT,
         )
         return following, metrics
 
     return init, update
+
+
+def _remember(table_NDT, drawn: PromptBatch, rollout: Rollout):
+    """The table of drafts with a round's rollouts, learned from or not."""
+    return drafts.remember(table_NDT, drawn.ids_P, rollout.response_BT, rollout.mask_BT)
 
 
 def _empty_buffer(generate, *, sampler: PromptSampler, params, prompts, phrase):
@@ -561,6 +561,9 @@ def build(
         values=jitted(values) if state.critic else None,
         thoughts=jitted(thoughts) if learning.thoughts else None,
         update=jitted(update, (shardings, whole), donate_argnums=0),
+        remember=jitted(_remember, shardings.drafts, donate_argnums=0)
+        if state.drafts is not None
+        else None,
         state=state,
         base=base,
     )

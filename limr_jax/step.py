@@ -281,15 +281,23 @@ def score(
 
 
 def update(
-    run: StepParts, phases, state: State, frozen: Frozen, groups: Groups, scores: Scores
+    run: StepParts,
+    phases,
+    state: State,
+    frozen: Frozen,
+    groups: Groups,
+    scores: Scores,
+    rounds: list[Round],
 ) -> tuple[State, dict[str, jax.Array]]:
     """The next step's state, and the update's metrics; `state` is given up for it.
+
+    groups: what is learned from. rounds: all that was written, to draft from.
 
     Raises preemption.Stopped where the processes have agreed to begin no further one.
     """
     drawn, rollout, graded = groups
     with phases.learning():
-        return phases(
+        state, numbers = phases(
             "update",
             run.programs.update,
             state,
@@ -301,6 +309,14 @@ def update(
             run.seed,
             frozen.base,
         )
+        if remember := run.programs.remember:
+            # Here, where no stop comes between: it takes the old table's memory.
+            for drawn, rollout, _ in (each.groups for each in rounds):
+                table_NDT = phases.queue(
+                    "remember", remember, state.drafts, drawn, rollout
+                )
+                state = dataclasses.replace(state, drafts=table_NDT)
+    return state, numbers
 
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"

@@ -198,7 +198,7 @@ def one_step(run: step.StepParts, phases, state, frozen: step.Frozen, prompts):
         state, collected = step.collect(run, phases, state, collected, rounds)
     groups = collected.groups
     scores = step.score(run, phases, state, frozen, groups, queued)
-    state, numbers = step.update(run, phases, state, frozen, groups, scores)
+    state, numbers = step.update(run, phases, state, frozen, groups, scores, rounds)
     numbers = numbers | collected.numbers, [x.stats for x in rounds]
     return state, rounds, step.Learned(groups, scores), numbers
 

@@ -377,6 +377,7 @@ def test_a_judge_that_is_the_base_takes_no_memory_of_its_own(no_slice):
         model__init=checkpoint,
         model__lora__rank=2,
         mesh__tensor=2,
+        **{f"model__{name}": 0 for name in MODEL},  # as its config.json says
     )
     calls = {call.name: call for call in calls_lib.plan(config).calls}
     update, asked = calls["update"], calls["judge"]

@@ -9,7 +9,7 @@ import pytest
 from jax import numpy as jnp
 from rewards.test_host_grader import one_step
 from tiny_policy import QWEN, quick
-from tiny_run import ROOT, write_problems
+from tiny_run import MODEL, ROOT, write_problems
 
 from configs import base
 from limr_jax.data import tokenizer
@@ -194,7 +194,12 @@ def test_in_the_loop_with_a_real_checkpoint(problems, tmp_path):
     assert opinions == a_judge(max_length=800)(*asked)
 
 
-LORA = {"model__init": CHECKPOINT, "model__lora__rank": 2, "tokenizer": CHECKPOINT}
+LORA = {
+    "model__init": CHECKPOINT,
+    "model__lora__rank": 2,
+    # As its config.json says.
+    **{f"model__{name}": 0 for name in MODEL},
+}
 
 
 @pytest.mark.slow
@@ -220,7 +225,7 @@ def test_the_frozen_base_is_its_own_judge_and_is_loaded_once(
         **LORA,
     )
     assert loaded == [CHECKPOINT]
-    asked = made.grade.host_reward.judge
+    asked = made.grade._reward.judge
     assert asked._params is made.load_base()
     copy, problems = a_judge(max_length=800), made.train_set.problems
     references = dict(zip(problems.prompts, problems.answers, strict=True))

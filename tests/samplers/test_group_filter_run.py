@@ -335,3 +335,25 @@ def test_graded_on_the_hosts(problems, tmp_path, monkeypatch):
         rows = [x for group in groups for x in group]
         part = np.mean([x["reward/overlong"] for x in rows])
         assert row["reward/overlong"] == pytest.approx(part, rel=1e-5)
+
+
+def test_drafts_come_from_groups_that_were_filtered_as_well(problems, whole, tmp_path):
+    """Of each problem the newest group, as the dump has it; no rollout changes."""
+    config = configured(problems, rollout__drafts=2)
+    made = with_parity(set_up(config))
+    train(made, config, tmp_path)
+    drafted, without = run_records(tmp_path)["rollouts"], run_records(whole)["rollouts"]
+    assert [(x["id"], x["response"]) for x in drafted] == [
+        (x["id"], x["response"]) for x in without
+    ]
+    with checkpoint.Checkpointer(tmp_path, read_only=True) as saver:
+        state, _ = saver.restore(STEPS, made.programs.state)
+    newest = {}
+    for i in range(0, len(drafted), G):
+        group = drafted[i : i + G]
+        newest[group[0]["id"]] = [row["length"] for row in group]
+    used = sum(row["dynamic/used_groups"] for row in metrics.read_metrics(tmp_path))
+    assert used < len(drafted) / G
+    written_ND = np.sum(np.asarray(state.drafts) >= 0, axis=2)
+    for n, name in enumerate(made.train_set.problems.ids):
+        assert list(written_ND[n]) == newest.get(name, [0] * G)
