@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -240,6 +241,61 @@ def checked_mesh(config, workdir):
     return mesh, folder
 
 
+def _fit(state, update, feed, *, start: int, config, place, saver, about_base, kernels):
+    """The state after an update of each batch of `feed`, logged and saved on the way.
+
+    start: steps that were done before. place: how a batch lies on the mesh. about_base:
+    what a checkpoint says of LoRA's base. Raises InputError where updates were no
+    finite numbers (alarms.py).
+    """
+    workdir, steps = saver.workdir, config.num_steps
+    with (
+        metrics.Metrics(workdir, step=start) as log,
+        wandb_sink.following(log.folder, config, name=workdir.name, **config.wandb),
+        console.progress("train", steps, done=start, every=None) as tick,
+    ):
+        before = alarms.kept(log.written(), config.divergence.patience)
+        divergence = alarms.Divergence(config.divergence.patience, before)
+        time_left = console.TimeLeft(steps)
+        began, waiting, due = time.perf_counter(), [], False
+
+        def show(step: int, numbers: dict) -> None:
+            numbers |= {"seconds": time.perf_counter() - began}
+            shown = log.step(step, numbers | kernel_check.numbers(kernels))
+            left = time_left.after(step)
+            tick(0, left=left)
+            console.say_step(step, shown, num_steps=steps, left=left)
+
+        def look(step: int, batch, numbers: dict, logs: bool) -> None:
+            """Log the step, and warn; InputError where the run cannot go on."""
+            alarm = divergence.judge(step, numbers)
+            if alarm or logs:
+                show(step, numbers)
+            if alarm:
+                kept = batch_file.save(workdir, step, batch)
+                log.warning(alarm.step, alarm.name, alarm.text)
+                divergence.refuse(step, numbers, latest=saver.latest, batch=kept)
+
+        for step, batch in enumerate(feed, start + 1):
+            state, numbers = update(state, jax.device_put(batch, place))
+            tick()
+            waiting.append((step, batch, numbers))
+            last, due = step == steps, due or saver.due(step)
+            logs = step % config.log_every == 0 or last
+            # To fetch numbers is to wait for the devices: only where they are used.
+            if not (logs or due):
+                continue
+            for each, its_batch, numbers in waiting:
+                look(each, its_batch, jax.device_get(numbers), logs and each == step)
+            waiting = []
+            # Until updates are finite again the checkpoints before stay.
+            if (due and not divergence.in_a_row) or last:
+                with console.phase("saving"):
+                    saver.save(step, state, about_base)
+                due = False
+    return state
+
+
 def train(config, workdir: str) -> dict:
     """Fine-tune to `config.num_steps` and export the model to workdir/model.
 
@@ -280,56 +336,19 @@ def train(config, workdir: str) -> dict:
             )
         if start < config.num_steps:  # a run that has grown: its old export is stale
             shutil.rmtree(folder / "model", ignore_errors=True)
-        # The batches of the steps that are done are made once more, and dropped.
-        feed = itertools.islice(feed, start, config.num_steps)
-        with (
-            metrics.Metrics(workdir, step=start) as log,
-            wandb_sink.following(log.folder, config, name=folder.name, **config.wandb),
-            jax.set_mesh(mesh),
-            console.progress("train", config.num_steps, done=start, every=None) as tick,
-        ):
-            before = alarms.kept(log.written(), config.divergence.patience)
-            divergence = alarms.Divergence(config.divergence.patience, before)
-            time_left = console.TimeLeft(config.num_steps)
-            began, waiting, due = time.perf_counter(), [], False
-
-            def show(step: int, numbers: dict) -> None:
-                seconds = {"seconds": time.perf_counter() - began}
-                shown = log.step(
-                    step, numbers | seconds | kernel_check.numbers(kernels)
-                )
-                left = time_left.after(step)
-                tick(0, left=left)
-                console.say_step(step, shown, num_steps=config.num_steps, left=left)
-
-            for step, batch in enumerate(feed, start + 1):
-                state, numbers = update(
-                    state, jax.device_put(batch, NamedSharding(mesh, BATCH)), base
-                )
-                tick()
-                waiting.append((step, batch, numbers))
-                last, due = step == config.num_steps, due or saver.due(step)
-                logs = step % config.log_every == 0 or last
-                # To fetch numbers is to wait for the devices: only where they are used.
-                if not (logs or due):
-                    continue
-                for each, batch, numbers in waiting:
-                    numbers = jax.device_get(numbers)
-                    alarm = divergence.judge(each, numbers)
-                    if alarm or (logs and each == step):
-                        show(each, numbers)
-                    if alarm:
-                        kept = batch_file.save(workdir, each, batch)
-                        log.warning(alarm.step, alarm.name, alarm.text)
-                        divergence.refuse(
-                            each, numbers, latest=saver.latest, batch=kept
-                        )
-                waiting = []
-                # Until updates are finite again the checkpoints before stay.
-                if (due and not divergence.in_a_row) or last:
-                    with console.phase("saving"):
-                        saver.save(step, state, about_base)
-                    due = False
+        with jax.set_mesh(mesh):
+            state = _fit(
+                state,
+                partial(update, base=base),
+                # Batches of steps that are done are made once more, and dropped.
+                itertools.islice(feed, start, config.num_steps),
+                start=start,
+                config=config,
+                place=NamedSharding(mesh, BATCH),
+                saver=saver,
+                about_base=about_base,
+                kernels=kernels,
+            )
     # The checkpoint is whole by now: a kill in the export costs no training.
     params = lora.join(base, state.train.params)
     digest = params_digest(params)
