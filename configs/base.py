@@ -177,7 +177,7 @@ def get_config() -> ConfigDict:
     # none. It takes problems visited again, and a chip that waits for its memory: on
     # two cores it costs more than it saves (limr_jax/rollout/RECORDS.md).
     c.rollout.drafts = 0
-    c.rollout.drafts_kept = 8  # rollouts of each problem's last visit, in the state
+    c.rollout.drafts_kept = 8  # of each problem's last rollouts, in the state
     # Generations a step, one after another; 1: preemptive sampling (arXiv:2505.17218).
     # Of several the hosts grade one while the devices write the next. Trainers that
     # generate for each micro-batch have rollouts / micro_batch_rows.
@@ -203,6 +203,9 @@ def get_config() -> ConfigDict:
     c.judge.init = ""  # its directory; empty: none
     c.judge.max_length = 2048  # tokens of a question: a longer one has no opinion
     c.judge.rows = 16  # questions at once
+    # Of its kernels: 'int8', or that of compute. With LoRA and judge.init as model.init
+    # the judge is the frozen base itself, if both or neither are int8.
+    c.judge.dtype = "auto"
     c.overlong = ConfigDict()  # soft penalty of long responses, with graded hosts only
     c.overlong.buffer = 0  # tokens before the limit in which it grows; 0: off
     c.overlong.weight = 1.0  # of the penalty, at most so much off the reward

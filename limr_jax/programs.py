@@ -66,7 +66,7 @@ class State:
     # The reference's parameters, with LoRA its adapters, where it is reset; else they
     # are the first policy's, which is no part of the state. None: no KL, or no reset.
     reference: Any = None
-    # Rollouts of each problem that were written last, in which drafts are looked up, as
+    # Rollouts of each problem, those written last, in which drafts are looked up, as
     # drafts.table_of has them. None: no drafts.
     drafts: Any = None
 

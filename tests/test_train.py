@@ -665,7 +665,7 @@ def by_hand(*values):
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [
-        by_hand("limr_jax.train", "_first_state", 1),
+        by_hand("limr_jax.first_state", "restore_or_begin", 1),
         by_hand("limr_jax.evaluation.evaluator.Evaluator", "__call__", 1),
         ("limr_jax.evaluation.evaluator.Evaluator", "__call__", 2),
         by_hand("limr_jax.step", "draw", 2),

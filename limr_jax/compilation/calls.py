@@ -307,8 +307,13 @@ def calls(
         train.one_step(run, recording, run.programs.state, frozen, prompts)
     loops = _loops_of_learning(micro_batches, minibatches)
     in_step = []
+    donated: set[int] = set()
     for called in recording.calls:
-        step_call = partial(Call, phase="step", alive=(*alive, *called.results))
+        leaves = jax.tree.leaves((alive, called.results))
+        alive_now = tuple(x for x in leaves if id(x) not in donated)
+        step_call = partial(Call, phase="step", alive=alive_now)
+        if called.name == "update":  # the old state's memory is the new one's then
+            donated = {id(x) for x in jax.tree.leaves(called.args[0])}
         if called.name == "generate":
             rows = len(called.args[2].ids_P)
             rounds = _rounds(mesh, rows, length, generation, compute.model)

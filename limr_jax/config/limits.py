@@ -149,6 +149,7 @@ LIMITS: dict[str, Row] = {
     "judge.init": Text(),
     "judge.max_length": Whole(1, TOKENS),
     "judge.rows": Whole(1, ROWS),
+    "judge.dtype": Choice(("auto", "int8")),
     "overlong.buffer": Whole(0, TOKENS),
     "overlong.weight": Real(0, LARGE),
     "algorithm": Text(),  # one of learner/advantages.py's ALGORITHMS

@@ -42,7 +42,7 @@ from limr_jax.models.from_config import (
 )
 from limr_jax.platform import resolve
 from limr_jax.rewards import in_graph
-from limr_jax.rewards.from_config import make_host_reward
+from limr_jax.rewards.from_config import is_base, make_host_reward
 from limr_jax.rewards.host_grader import HostGrader
 from limr_jax.rollout.sampling import Sampling, put_sampling
 from limr_jax.rollout.types import GenerateConfig
@@ -217,12 +217,12 @@ def set_up(config, workdir: str = "", step: int | None = None) -> BenchmarkSuite
     tokenizer = load_tokenizer(resolve(config.tokenizer or config.model.init))
     model_config = read_model_config(config.model, tokenizer.vocab_size)
 
-    @functools.cache  # once: the judge may be it, too
-    def first_base():
-        return load_base(config, model_config, mesh)
+    read_base = partial(load_base, config, model_config, mesh)
+    if is_base(config, mesh.devices.flat):
+        read_base = functools.cache(read_base)  # read once, and kept: it judges
 
     def load():
-        return lora.join(first_base(), load_learned(config, model_config, mesh))
+        return lora.join(read_base(), load_learned(config, model_config, mesh))
 
     if workdir:
         load = partial(
@@ -231,10 +231,10 @@ def set_up(config, workdir: str = "", step: int | None = None) -> BenchmarkSuite
             step,
             model_config=model_config,
             mesh=mesh,
-            load_base=first_base,
+            load_base=read_base,
         )
     tasks, close = _tasks(
-        config, benchmarks, mesh=mesh, tokenizer=tokenizer, load_base=first_base
+        config, benchmarks, mesh=mesh, tokenizer=tokenizer, load_base=read_base
     )
     longest = config.benchmarks.max_response_length
     longest = longest or config.rollout.max_response_length
@@ -304,7 +304,7 @@ def _identity(config, tasks, longest: int, compute: ComputeConfig) -> dict:
         "reward": config.reward,
         "answer_phrase": config.answer_phrase,
         "grader": {name: config.grader[name] for name in grader_limits},
-        "judge": config.judge.to_dict() if config.judge.init else None,
+        "judge": _judge_identity(config.judge) if config.judge.init else None,
         "seed": config.seed,
         "dtype": jnp.dtype(compute.dtype).name,
         "version": limr_jax.__version__,
@@ -322,6 +322,13 @@ def _task_identity(task: BenchmarkTask) -> dict:
         "data": task.problems.problems.digest,
         "prompts": prompts.hexdigest(),
     }
+
+
+def _judge_identity(section) -> dict:
+    fields = section.to_dict()
+    if fields.get("dtype") == "auto":  # evaluations begun before have no such name
+        del fields["dtype"]
+    return fields
 
 
 def _tasks(config, benchmarks, *, mesh, tokenizer, load_base):

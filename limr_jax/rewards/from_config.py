@@ -3,8 +3,9 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
-from limr_jax.models.from_config import compute_dtype
+from limr_jax.models.from_config import DIMENSIONS, compute_dtype
 from limr_jax.platform import resolve
 from limr_jax.rewards import host, judge
 
@@ -34,17 +35,30 @@ def make_host_reward(config, mesh, load_base: Callable) -> host.HostReward:
 
 
 def is_base(config, devices) -> bool:
-    """Whether the judge at `judge.init` is LoRA's frozen base, and no second copy.
+    """Whether the judge at `judge.init` is LoRA's frozen base, and no copy of it.
 
-    devices: those of the run. Of several processes none may ask by itself what lies on
-    the devices of all.
+    It is where both have the same values in the dtype of compute. devices: those of the
+    run. Of several processes none may ask by itself what lies on the devices of all.
     """
-    lora = config.model.get("lora")  # a config that is older has no such section
+    section, lora = config.model, config.model.get("lora")
+    # A config that is older has no adapters, and no dtype of a judge.
+    if not (lora and lora.rank and config.judge.init) or section.init == "random":
+        return False
+    # What the section sets is another model than the checkpoint's config.json has.
+    as_it_is = not any(section.get(name) for name in DIMENSIONS)
+    place, base = resolve(config.judge.init), resolve(section.init)
+    bf16 = compute_dtype(section.dtype, devices) == jnp.bfloat16
     return (
-        bool(config.judge.init and lora and lora.rank)
-        and resolve(config.judge.init).resolve() == resolve(config.model.init).resolve()
+        as_it_is
+        and place.resolve() == base.resolve()
+        and (_int8(config) == (section.base_dtype == "int8"))
+        and (section.base_dtype != "bfloat16" or bf16)
         and len({device.process_index for device in devices}) == 1
     )
+
+
+def _int8(config) -> bool:
+    return config.judge.get("dtype") == "int8"
 
 
 def make_judge(
@@ -52,7 +66,7 @@ def make_judge(
 ) -> judge.Judge | None:
     """The judge at `config.judge.init`, on these devices; None where that is empty.
 
-    shared: LoRA's base, where `is_base`: it lies in model.base_dtype on the run's mesh.
+    shared: LoRA's base, where `is_base`.
 
     Raises InputError where there is no checkpoint that it can use.
     """
@@ -64,6 +78,7 @@ def make_judge(
         max_length=fields.max_length,
         rows=fields.rows,
         dtype=compute_dtype(config.model.dtype, devices),
+        int8=_int8(config),
         devices=devices,
         shared=shared,
     )

@@ -25,6 +25,7 @@ from limr_jax.data.tokenizer import Tokenizer, load_tokenizer
 from limr_jax.errors import InputError
 from limr_jax.jit import jit
 from limr_jax.models import hf_config, hf_weights, transformer
+from limr_jax.models.int8 import quantise_params
 from limr_jax.sharding import BATCH, make_mesh, param_shardings
 
 QUESTION = """\
@@ -65,8 +66,8 @@ class Judge:
     split into tokens) it has no opinion. rows: questions in one forward pass, rounded
     up to a multiple of the devices that hold different rows. devices: this process's
     own by default. Every process has its own copy on its own devices, so that each may
-    ask as often as it needs. shared: parameters of that checkpoint, in the place of a
-    copy. The parameters are loaded at the first call.
+    ask as often as it needs. int8: its kernels are quantised, and the rest is bf16.
+    shared: these parameters, in the place of a copy. They are loaded at the first call.
 
     Raises InputError where the checkpoint is too small for the tokenizer, max_length
     or the words True and False.
@@ -79,6 +80,7 @@ class Judge:
         max_length: int,
         rows: int,
         dtype,
+        int8: bool = False,
         devices: Sequence[jax.Device] | None = None,
         shared: SharedParams | None = None,
     ):
@@ -104,8 +106,10 @@ class Judge:
             shared.mesh if shared else make_mesh(len(devices), 1, 1, devices=devices)
         )
         # Loaded later, wherever a reward function has gone meanwhile.
-        self._directory, self._dtype = directory.absolute(), dtype
-        self._shared = shared
+        self._directory = directory.absolute()
+        # As LoRA's base lies (models/from_config.py), so that both say the same.
+        self._dtype = jnp.bfloat16 if int8 else dtype
+        self._int8, self._shared = int8, shared
         self._max_length = max_length
         parts = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
         self._rows = -(-rows // parts) * parts
@@ -121,7 +125,12 @@ class Judge:
         if self._shared:
             return self._shared.load()
         return hf_weights.load_params(
-            self._directory, self._config, self._mesh, self._dtype
+            self._directory,
+            self._config,
+            self._mesh,
+            self._dtype,
+            keep_fp32=True,
+            int8=self._int8,
         )
 
     def __call__(
@@ -167,18 +176,24 @@ class Judge:
 
         shared: shapes of the parameters that `SharedParams.load` gives, on its mesh.
         """
-        params = hf_weights.param_shapes(self._config)
-        placed = shared or jax.tree.map(
-            lambda x, at: jax.ShapeDtypeStruct(x.shape, self._dtype, sharding=at),
-            params,
-            param_shardings(self._mesh, params),
-        )
+        placed = shared or self._param_shapes()
         rows = NamedSharding(self._mesh, BATCH)
         tokens_BS, length_B = (
             jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
             for shape in ((self._rows, self._max_length), (self._rows,))
         )
         return self._mesh, self._prefers, (placed, tokens_BS, length_B)
+
+    def _param_shapes(self):
+        params = hf_weights.param_shapes(self._config)
+        if self._int8:
+            params = jax.eval_shape(quantise_params, params)
+        cast = functools.partial(transformer.compute_params, dtype=self._dtype)
+        return jax.tree.map(
+            lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
+            jax.eval_shape(cast, params),
+            param_shardings(self._mesh, params),
+        )
 
 
 def prefers(params, tokens_BS, length_B, *, yes, no, config, dtype) -> jax.Array:

@@ -84,17 +84,19 @@ def table_of(
 def remember(table_NDT, ids_P, response_BT, mask_BT) -> jax.Array:
     """The table with the first D rollouts of each of these problems; within a jit.
 
-    ids_P: the problems; where one stands there twice, its last place with a written
-    token counts. A problem without one keeps what the table has of it.
+    ids_P: the problems; of one that stands there twice the later rollout counts. Where
+    a rollout has no written token the table keeps what it has: of a step's rounds each
+    may write others of a problem's rollouts (samplers/allocation.py).
     """
     rows, kept, length = table_NDT.shape
     written_BT = jnp.where(mask_BT, response_BT, NONE).astype(table_NDT.dtype)
-    written_PGT = written_BT.reshape(len(ids_P), -1, length)[:, :kept]
-    empty_P = jnp.all(written_PGT == NONE, axis=(1, 2))
-    later_PP = jnp.triu(ids_P[:, None] == ids_P[None], k=1) & ~empty_P[None]
-    drop_P = jnp.any(later_PP, axis=1) | empty_P
-    row_P = jnp.where(drop_P, rows, ids_P)
-    return table_NDT.at[row_P].set(written_PGT, mode="drop", unique_indices=False)
+    written_PDT = written_BT.reshape(len(ids_P), -1, length)[:, :kept]
+    empty_PD = jnp.all(written_PDT == NONE, axis=2)
+    later_PP = jnp.triu(ids_P[:, None] == ids_P[None], k=1)
+    drop_PD = jnp.any(later_PP[:, :, None] & ~empty_PD[None], axis=1) | empty_PD
+    row_PD = jnp.where(drop_PD, rows, ids_P[:, None])
+    place_1D = jnp.arange(written_PDT.shape[1])[None]
+    return table_NDT.at[row_PD, place_1D].set(written_PDT, mode="drop")
 
 
 def of_problems(table_NDT, ids_P) -> jax.Array:

@@ -368,6 +368,19 @@ def test_a_judge_is_asked_and_stays(no_slice, quick_compiler, spec, times):
 
 
 @pytest.mark.slow
+def test_what_comes_after_the_update_has_its_state_alone(no_slice):
+    """The table of drafts is remembered when the old state is no more."""
+    calls = calls_lib.plan(tiny(rollout__drafts=2)).calls
+    update, remember = (
+        next(call for call in calls if call.name == name)
+        for name in ("update", "remember")
+    )
+    old = {id(x) for x in jax.tree.leaves(update.args[0])}
+    assert not old & {id(x) for x in jax.tree.leaves(remember.alive)}
+    assert remember.args[0].shape == update.args[0].drafts.shape
+
+
+@pytest.mark.slow
 def test_a_judge_that_is_the_base_takes_no_memory_of_its_own(no_slice):
     checkpoint = ROOT / "limr_jax/assets/arithmetic"
     config = tiny(

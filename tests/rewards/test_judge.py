@@ -9,9 +9,8 @@ import pytest
 from jax import numpy as jnp
 from rewards.test_host_grader import one_step
 from tiny_policy import QWEN, quick
-from tiny_run import MODEL, ROOT, write_problems
+from tiny_run import MODEL, ROOT, configure, write_problems
 
-from configs import base
 from limr_jax.data import tokenizer
 from limr_jax.data.boxed import boxed_answer
 from limr_jax.errors import InputError
@@ -118,9 +117,12 @@ def test_judge_as_the_reward_of_what_no_rule_can_check():
     assert grades.reasons == ("judge", "judge", "judge", "no opinion", "judge")
 
 
-def test_what_the_compile_report_is_told_is_what_is_asked(monkeypatch):
+@pytest.mark.parametrize(
+    "stored", [{}, {"int8": True}, {"dtype": jnp.bfloat16}], ids=str
+)
+def test_what_the_compile_report_is_told_is_what_is_asked(monkeypatch, stored):
     monkeypatch.setattr(judge, "QUESTION", "{prompt}{reference}{answer}")
-    made, seen = a_judge(), []
+    made, seen = a_judge(**stored), []
     _, program, shapes = made.program()
 
     def noted(*args):
@@ -203,11 +205,13 @@ LORA = {
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("int8", [False, True])
 def test_the_frozen_base_is_its_own_judge_and_is_loaded_once(
-    problems, tmp_path, monkeypatch
+    problems, tmp_path, monkeypatch, int8
 ):
     """On a mesh over which it is sharded; its opinions are those of a copy of it."""
     loaded, load = [], hf_weights.load_params
+    fields = {"model__base_dtype": "int8", "judge__dtype": "int8"} if int8 else {}
 
     def noted(directory, *args, **how):
         loaded.append(directory)
@@ -223,11 +227,12 @@ def test_the_frozen_base_is_its_own_judge_and_is_loaded_once(
         mesh__tensor=2,
         **FIELDS,
         **LORA,
+        **fields,
     )
     assert loaded == [CHECKPOINT]
     asked = made.grade._reward.judge
     assert asked._params is made.load_base()
-    copy, problems = a_judge(max_length=800), made.train_set.problems
+    copy, problems = a_judge(max_length=800, int8=int8), made.train_set.problems
     references = dict(zip(problems.prompts, problems.answers, strict=True))
     rows = [(r["prompt"], boxed_answer(r["response"]) or r["response"]) for r in dump]
     rows = list(zip(*[(p, a, references[p]) for p, a in rows], strict=True))
@@ -239,20 +244,26 @@ def test_the_frozen_base_is_its_own_judge_and_is_loaded_once(
     ("fields", "said"),
     [
         ({}, True),
-        ({"model.lora.rank": 0}, False),
-        ({"model.init": "random"}, False),
-        ({"judge.init": str(CHECKPOINT / "..")}, False),
-        ({"judge.init": str(CHECKPOINT / "../arithmetic")}, True),
-        ({"judge.init": ""}, False),
+        ({"model__lora__rank": 0}, False),
+        ({"model__init": "random"}, False),
+        ({"judge__init": str(CHECKPOINT / "..")}, False),
+        ({"judge__init": str(CHECKPOINT / "../arithmetic")}, True),
+        ({"judge__init": ""}, False),
+        # Another model than its config.json's, or other numbers.
+        ({"model__heads": 2}, False),
+        ({"model__base_dtype": "int8"}, False),
+        ({"judge__dtype": "int8"}, False),
+        ({"judge__dtype": "int8", "model__base_dtype": "int8"}, True),
+        ({"model__base_dtype": "bfloat16"}, False),
+        ({"model__base_dtype": "bfloat16", "model__dtype": "bfloat16"}, True),
+        ({"model__dtype": "bfloat16"}, True),
     ],
 )
 def test_which_judge_is_the_base(fields, said):
-    config = base.get_config()
-    config.judge.init = config.model.init = str(CHECKPOINT)
-    config.model.lora.rank = 2
-    config.update_from_flattened_dict(fields)
+    given = LORA | {"judge__init": CHECKPOINT, "model__dtype": "float32"} | fields
+    config = configure("absent.jsonl", **given)
     here = jax.local_devices()
     assert from_config.is_base(config, here) is said
     # What lies on the devices of two processes neither may ask by itself.
-    there = types.SimpleNamespace(process_index=1)
+    there = types.SimpleNamespace(process_index=1, platform="cpu")
     assert from_config.is_base(config, [*here, there]) is False

@@ -121,6 +121,14 @@ def test_remembered_by_hand():
         [[0, 1, N], [3, 4, 5]],
         [[7, 7, 7], [7, 7, 7]],
     ]
+    # Of a problem's rollouts those that were not written stay what they were.
+    part_BT = jnp.zeros((6, 3), bool).at[1].set(True).at[3].set(True)
+    ids_P = jnp.array([3, 2])
+    partly = drafts.remember(new, ids_P, 50 + response_BT[:6], part_BT)
+    assert partly[2:].tolist() == [
+        [[59, 60, 61], [3, 4, 5]],
+        [[7, 7, 7], [53, 54, 55]],
+    ]
     ids_P, mask_BT = jnp.array([2, 1, 3, 2]), mask_BT.at[9:].set(False)
     again = drafts.remember(table, ids_P, response_BT, mask_BT)
     assert again[2].tolist() == [[0, 1, N], [3, 4, 5]]

@@ -25,7 +25,7 @@ from limr_jax.learner.batch import Batch, learned_rows, problems_of_one_weight, 
 from limr_jax.rewards.host import HostGrades
 from limr_jax.samplers import allocation
 from limr_jax.samplers.uniform import uniform
-from limr_jax.storage import metrics
+from limr_jax.storage import checkpoint, metrics
 from limr_jax.train import train
 
 STEPS, P, G = 5, 4, 4
@@ -119,6 +119,23 @@ def fixed(problems, tmp_path_factory, quick_compiler):
     config = configured(problems, "fixed", group_size=3 * G, num_steps=1)
     train(with_parity(set_up(config)), config, workdir)
     return {(x["id"], x["sample"]): x for x in run_records(workdir)["rollouts"]}
+
+
+def test_drafts_come_from_every_round(ran, problems, tmp_path):
+    """Of each problem the newest rollout at each place, as the dump has it."""
+    config = configured(problems, ran.name, rollout__drafts=2)
+    made = with_parity(set_up(config))
+    train(made, config, tmp_path)
+    newest = {
+        (row["id"], row["sample"]): row["length"]
+        for row in run_records(tmp_path)["rollouts"]
+    }
+    with checkpoint.Checkpointer(tmp_path, read_only=True) as saver:
+        state, _ = saver.restore(STEPS, made.programs.state)
+    written_ND = np.sum(np.asarray(state.drafts) >= 0, axis=2)
+    for n, name in enumerate(made.train_set.problems.ids):
+        want = [newest.get((name, g), 0) for g in range(written_ND.shape[1])]
+        assert list(written_ND[n]) == want
 
 
 def test_what_a_rollout_says_does_not_depend_on_the_allocation(ran, fixed):
