@@ -29,8 +29,8 @@
     oracle       by the chance that a group has both outcomes, of 64 fresh samples a
                  problem every 16 steps, of at most 1,024 problems at random; its
                  samples are not counted
-    uniform-16, dynamic-16    with 16 problems a step: smaller batches and more steps,
-                 which tell what a selector gains from what its batch's size does
+    uniform-16, dynamic-16    with 16 problems a step: they separate what a filter
+                 gains from what smaller batches and more steps do
 
 Arms that do not differ have the same noise and the same order. A run goes on until it
 has generated --tokens. The same command goes on after a stop. The last line on stdout
