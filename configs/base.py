@@ -204,7 +204,7 @@ def get_config() -> ConfigDict:
     c.judge.max_length = 2048  # tokens of a question: a longer one has no opinion
     c.judge.rows = 16  # questions at once
     # Of its kernels: 'int8', or that of compute. With LoRA and judge.init as model.init
-    # the judge is the frozen base itself, if both or neither are int8.
+    # the judge is the frozen base itself, if its numbers are (limr_jax/rewards/README).
     c.judge.dtype = "auto"
     c.overlong = ConfigDict()  # soft penalty of long responses, with graded hosts only
     c.overlong.buffer = 0  # tokens before the limit in which it grows; 0: off

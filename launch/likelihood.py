@@ -34,7 +34,6 @@ def main(argv: list[str]) -> None:
     from limr_jax import console
     from limr_jax.data.special_tokens import encode_answer_phrase
     from limr_jax.evaluation import benchmarks, likelihood
-    from limr_jax.models import transformer
     from limr_jax.rollout.sampling import put_sampling
 
     # The sets are read as benchmarks: of n responses each, which are the thoughts.
@@ -52,7 +51,7 @@ def main(argv: list[str]) -> None:
     result = {"n": options.n, "sets": {}}
     with jax.set_mesh(suite.mesh):
         sampling = put_sampling(suite.mesh, temperature=1.0)
-        params = transformer.compute_params(suite.load_params(), suite.compute.dtype)
+        _, params = suite.load_policy()
         for task in suite.tasks:
             measure = likelihood.make_likelihood(
                 suite.mesh,

@@ -169,6 +169,11 @@ def _check_reward(config, algorithm: Algorithm) -> None:
             f"judge.init={config.judge.init} with reward={config.reward}, which asks "
             "no judge; leave it empty, or take reward=math"
         )
+    if config.judge.dtype != "auto" and not config.judge.init:
+        raise InputError(
+            f"judge.dtype={config.judge.dtype} without judge.init, so that there is no "
+            "judge; name its checkpoint, or take judge.dtype=auto"
+        )
 
 
 def _check_kl(kl) -> None:

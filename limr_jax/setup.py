@@ -50,7 +50,7 @@ from limr_jax.multihost import agree
 from limr_jax.multihost.arrays import put
 from limr_jax.platform import resolve
 from limr_jax.rewards import host
-from limr_jax.rewards.from_config import make_host_reward
+from limr_jax.rewards.from_config import is_base, make_host_reward
 from limr_jax.rewards.host_grader import HostGrader
 from limr_jax.rollout import drafts
 from limr_jax.rollout.sampling import Sampling, put_sampling
@@ -88,13 +88,14 @@ def set_up(config) -> Run:
     check_batch(config, mesh)
     sampling = put_sampling(mesh, **training_sampling(config))
 
-    @functools.cache  # once: the judge may be it, too
-    def first_base():
+    def read_base():
         return load_base(config, model_config, mesh)
 
+    if is_base(config, mesh.devices.flat):
+        read_base = functools.cache(read_base)  # once: the judge is it, too
     # These two stay on the devices: answers are compared as tokens, or not at all.
     in_graph = config.reward in ("token", "none")
-    host_reward = None if in_graph else make_host_reward(config, mesh, first_base)
+    host_reward = None if in_graph else make_host_reward(config, mesh, read_base)
     # Held-out answers are right or wrong: what shapes the reward is left out.
     held_out_reward = host_reward and host_reward.verifier()
     tokenizer = load_tokenizer(resolve(config.tokenizer))
@@ -137,7 +138,7 @@ def set_up(config) -> Run:
         seed=put(np.uint32(config.seed), NamedSharding(mesh, REPLICATED)),
         # Not yet loaded: without KL a run that goes on needs its checkpoint alone.
         load_params=partial(load_learned, config, model_config, mesh),
-        load_base=first_base,
+        load_base=read_base,
         close=host_reward.close if host_reward else lambda: None,
         identity=identity.of_run(config, train_set, eval_set),
         fingerprint=fingerprint(config),

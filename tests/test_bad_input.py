@@ -529,6 +529,11 @@ JEPO = {"algorithm": "jepo"}
             "reward=judge has nobody to ask; give a checkpoint as judge.init",
         ),
         (
+            {"reward": "math", "judge.dtype": "int8"},
+            "judge.dtype=int8 without judge.init, so that there is no judge; name its "
+            "checkpoint, or take judge.dtype=auto",
+        ),
+        (
             {"judge.init": "nowhere"},
             "judge.init=nowhere with reward=token, which asks no judge; leave it "
             "empty, or take reward=math",

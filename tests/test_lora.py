@@ -331,7 +331,7 @@ def test_export_and_begin_from_it(whole, problems, tmp_path, capsys):
     suite.close()
     both = {"init": str(base_dir), "adapters": peft_dir}
     assert suite.identity["policy"] == both
-    jax.tree.map(np.testing.assert_array_equal, suite.load_params(), params)
+    jax.tree.map(np.testing.assert_array_equal, suite.load_policy()[1], params)
     # What is merged, in the file's fp32, gives the logits of base and adapters.
     tokens_BT = np.arange(12).reshape(2, 6)
     position_BT = np.tile(np.arange(6), (2, 1))
@@ -415,9 +415,9 @@ def test_an_evaluation_is_of_base_and_adapters(quantised, problems):
     config = config.copy_and_resolve_references()
     config.benchmarks.names = str(problems)
     with one_device(benchmarks):
-        params = benchmarks.set_up(config, str(workdir)).load_params()
+        digest, params = benchmarks.set_up(config, str(workdir)).load_policy()
     result = json.loads((pathlib.Path(workdir) / "result.json").read_text())
-    assert params_digest(params) == result["params_digest"]
+    assert digest == result["params_digest"]
     assert params["blocks"]["0"]["mlp"]["up"]["kernel"].dtype == "int8"
 
 

@@ -186,13 +186,8 @@ def _judge(config, mesh, devices, *, base) -> Judged | None:
         )
     # Each host has a judge of its own, on its own devices.
     here = [d for d in devices if d.process_index == devices[0].process_index]
-    shared = None
-    if is_base(config, devices):
-        # Nothing is loaded for a report.
-        shared = SharedParams(mesh, load=lambda: None)
-    own_mesh, program, args = make_judge(config, here, shared=shared).program(
-        shared=base if shared else None
-    )
+    shared = SharedParams(mesh, lambda: base) if is_base(config, devices) else None
+    own_mesh, program, args = make_judge(config, here, shared=shared).program()
     rollouts = config.prompts_per_step * config.group_size
     # A host's share of the rollouts over the judge's rows, both rounded up.
     questions = -(-rollouts * len(here) // len(devices) // args[1].shape[0])

@@ -31,6 +31,7 @@ from limr_jax.compilation.compile import Compiled
 from limr_jax.errors import InputError
 from limr_jax.multihost import agree
 from limr_jax.platform import resolve
+from limr_jax.rewards.from_config import int8_base
 from limr_jax.samplers.allocation import largest_group
 from limr_jax.samplers.from_config import group_filter
 from limr_jax.storage import files
@@ -107,7 +108,7 @@ def plan(
     named = {} if config.slice.type == goal.slice_type else slice_type
     config = _with(config, slice_type)
     compiler = _Compiler(config, say=say, until=time.monotonic() + 60 * minutes)
-    chips = len(slices.devices(goal.slice_type))
+    devices = slices.devices(goal.slice_type)
     rows: list[Row] = []
 
     def explore(changes: dict, otherwise: int, grow: bool) -> None:
@@ -115,7 +116,7 @@ def plan(
         settings = named | changes | row.settings
         rows.append(dataclasses.replace(row, settings=settings, otherwise=otherwise))
 
-    for meshes in _meshes(config, chips):
+    for meshes in _meshes(config, len(devices)):
         for mesh in meshes:
             explore(mesh, otherwise=0, grow=False)
             if rows[-1].steps:
@@ -127,7 +128,7 @@ def plan(
     mesh = {
         name: x for name, x in min(rows, key=_place).settings.items() if "mesh" in name
     }
-    for otherwise, changes in enumerate(_otherwise(config)):
+    for otherwise, changes in enumerate(_otherwise(config, devices)):
         if all(row.reason for row in rows) or not otherwise:
             explore(mesh | changes, otherwise=otherwise, grow=True)
     unique = {json.dumps(row.settings, sort_keys=True): row for row in rows}
@@ -141,13 +142,13 @@ def _place(row: Row):
     return kind, row.otherwise, row.seconds or row.gib or 0.0
 
 
-def _otherwise(config) -> Iterator[dict]:
+def _otherwise(config, devices) -> Iterator[dict]:
     """Changes of what is learned, each with those before it; the first is none."""
     changes: dict = {}
     yield changes
     model, rollout = config.model, config.rollout
     if model.lora.rank and model.base_dtype != "int8":
-        changes = changes | {"model.base_dtype": "int8"}
+        changes = changes | int8_base(config, devices)
         yield changes
     if model.lora.rank > 16:
         # Their scale stays: alpha / rank, or alpha / sqrt(rank).

@@ -16,6 +16,7 @@ from limr_jax.compilation import decode_traffic
 from limr_jax.compilation.calls import Plan
 from limr_jax.compilation.compile import Compiled, chip_bytes
 from limr_jax.models import int8, transformer
+from limr_jax.rewards.from_config import int8_base
 
 GIB = 2**30
 LEAST = 0.05  # GiB: what frees less is no advice
@@ -268,7 +269,9 @@ def advice(config, plan: Plan, programs: list[Compiled], limit: float) -> list[d
     if config.kl.coefficient and base is None:
         options.append(("--config.kl.coefficient=0", _bytes(arguments["reference"][0])))
     if base is not None and config.model.base_dtype != "int8":
-        options.append(("--config.model.base_dtype=int8", _bytes_less_by_int8(base)))
+        changes = int8_base(config, plan.mesh.devices.flat)
+        setting = " ".join(f"--config.{name}={x}" for name, x in changes.items())
+        options.append((setting, _bytes_less_by_int8(base)))
     options.sort(key=lambda option: -option[1])
     settings = [{"setting": name, "frees_gib": freed / GIB} for name, freed in options]
     return [row for row in settings[:3] if row["frees_gib"] >= LEAST]

@@ -29,7 +29,7 @@ from limr_jax.errors import InputError
 from limr_jax.evaluation import trained_policy
 from limr_jax.jit import jit
 from limr_jax.learner.field_limits import check_fields
-from limr_jax.models import lora
+from limr_jax.models import lora, transformer
 from limr_jax.models.attention import kernel_check
 from limr_jax.models.config import ComputeConfig
 from limr_jax.models.from_config import (
@@ -42,11 +42,12 @@ from limr_jax.models.from_config import (
 )
 from limr_jax.platform import resolve
 from limr_jax.rewards import in_graph
-from limr_jax.rewards.from_config import is_base, make_host_reward
+from limr_jax.rewards.from_config import make_host_reward
 from limr_jax.rewards.host_grader import HostGrader
 from limr_jax.rollout.sampling import Sampling, put_sampling
 from limr_jax.rollout.types import GenerateConfig
 from limr_jax.sharding import BATCH, make_mesh
+from limr_jax.storage.array_digest import params_digest
 from limr_jax.storage.workdir import workdir_path
 
 SAMPLED = 0.4  # temperature where a problem has several responses, as LIMR has it
@@ -184,8 +185,10 @@ class BenchmarkSuite:
     compute: ComputeConfig
     seed: int
     answer_of: Callable[[str, bool], str | None]  # (response, truncated) → its answer
-    load_params: Callable[[], Any]  # the policy's parameters, fp32
-    close: Callable[[], None]  # ends the graders' processes
+    # The digest of the policy's parameters (fp32, but for LoRA's base), and they in the
+    # dtype of compute; loaded once, and held until `close`.
+    load_policy: Callable[[], tuple[str, Any]]
+    close: Callable[[], None]  # ends the graders' processes too
     identity: dict  # all that the responses depend on, but for the parameters
 
 
@@ -217,9 +220,8 @@ def set_up(config, workdir: str = "", step: int | None = None) -> BenchmarkSuite
     tokenizer = load_tokenizer(resolve(config.tokenizer or config.model.init))
     model_config = read_model_config(config.model, tokenizer.vocab_size)
 
+    compute = compute_config(config.model, model_config, mesh)
     read_base = partial(load_base, config, model_config, mesh)
-    if is_base(config, mesh.devices.flat):
-        read_base = functools.cache(read_base)  # read once, and kept: it judges
 
     def load():
         return lora.join(read_base(), load_learned(config, model_config, mesh))
@@ -233,9 +235,28 @@ def set_up(config, workdir: str = "", step: int | None = None) -> BenchmarkSuite
             mesh=mesh,
             load_base=read_base,
         )
-    tasks, close = _tasks(
-        config, benchmarks, mesh=mesh, tokenizer=tokenizer, load_base=read_base
+
+    @functools.cache
+    def load_policy():
+        params = load()
+        digest = params_digest(params)
+        with jax.set_mesh(mesh):
+            # Not jitted: what has the dtype of compute is not copied.
+            return digest, transformer.compute_params(params, compute.dtype)
+
+    tasks, close_graders = _tasks(
+        config,
+        benchmarks,
+        mesh=mesh,
+        tokenizer=tokenizer,
+        # As the policy computes with it: the judge needs no other.
+        load_base=lambda: lora.split(load_policy()[1])[0],
     )
+
+    def close():
+        close_graders()
+        load_policy.cache_clear()
+
     longest = config.benchmarks.max_response_length
     longest = longest or config.rollout.max_response_length
     for task in tasks:
@@ -265,7 +286,6 @@ def set_up(config, workdir: str = "", step: int | None = None) -> BenchmarkSuite
         stop_ids=tokenizer.stop_ids,
         pad_id=tokenizer.pad_id,
     )
-    compute = compute_config(config.model, model_config, mesh)
     phrase = config.answer_phrase if config.reward == "token" else None
     return BenchmarkSuite(
         mesh=mesh,
@@ -275,7 +295,7 @@ def set_up(config, workdir: str = "", step: int | None = None) -> BenchmarkSuite
         compute=compute,
         seed=config.seed,
         answer_of=partial(answer_of, phrase=phrase),
-        load_params=load,
+        load_policy=load_policy,
         close=close,
         identity={"policy": policy}
         | _identity(config, tasks, longest=longest, compute=compute),
@@ -342,7 +362,11 @@ def _tasks(config, benchmarks, *, mesh, tokenizer, load_base):
         # Without what shapes a reward in training (length, format): right or wrong
         # alone.
         reward = make_host_reward(config, mesh, load_base).verifier()
-        close = reward.close
+
+        def close():
+            reward.close()
+            if reward.judge:
+                reward.judge.close()
 
         def grader_of(problems):
             return HostGrader(mesh, tokenizer, problems=problems, host_reward=reward)

@@ -15,7 +15,6 @@ import fractions
 import pathlib
 import time
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import jax
 import numpy as np
@@ -27,13 +26,11 @@ from limr_jax.evaluation import accuracy, statistics
 from limr_jax.evaluation.accuracy import Figure
 from limr_jax.evaluation.benchmarks import BenchmarkSuite, BenchmarkTask
 from limr_jax.evaluation.evaluator import Evaluation, make_evaluator, ungradable
-from limr_jax.models import transformer
 from limr_jax.rewards.math import normalise
 from limr_jax.rewards.math.extract import MAX_ANSWER
 from limr_jax.rewards.math.literals import parse_number
 from limr_jax.rewards.types import CODE, REASONS
 from limr_jax.storage import files, rollout_dump
-from limr_jax.storage.array_digest import params_digest
 from limr_jax.storage.workdir import claim, read_run, release, write_result
 
 _ALL = 2**62  # bytes of a dump: no response ever goes
@@ -53,13 +50,9 @@ def run_suite(suite: BenchmarkSuite, out) -> dict:
     if digest:  # refused, if it is, before the parameters are loaded
         _claim(suite, out, digest)
     try:
-        params = suite.load_params()
-        digest = params_digest(params)
+        digest, params = suite.load_policy()
         _claim(suite, out, digest)
         with jax.set_mesh(suite.mesh):
-            cast = partial(transformer.compute_params, dtype=suite.compute.dtype)
-            # Under the same name, so that the fp32 parameters are let go.
-            params = jax.jit(cast)(params)
             for task in suite.tasks:
                 _write_responses(suite, task, params=params, folder=folder(out, task))
         result = _result(suite, out, digest)

@@ -168,12 +168,15 @@ def param_shapes(section, model_config: ModelConfig):
     make = partial(transformer.init_params, model_config)
     base, learned = lora.split(jax.eval_shape(make, jax.random.key(0)))
     if base is not None:
-        dtype, int8 = _base_dtype(section)
-        if int8:
-            base = jax.eval_shape(quantise_params, base)
-        cast = partial(transformer.compute_params, dtype=dtype)
-        base = jax.eval_shape(cast, base)
+        base = frozen_shapes(base, *_base_dtype(section))
     return lora.join(base, learned)
+
+
+def frozen_shapes(shapes, dtype, int8: bool):
+    """Of parameters that are only read: as `hf_weights.load_params(keep_fp32=True)`."""
+    if int8:
+        shapes = jax.eval_shape(quantise_params, shapes)
+    return jax.eval_shape(partial(transformer.compute_params, dtype=dtype), shapes)
 
 
 def load_base(config, model_config: ModelConfig, mesh):

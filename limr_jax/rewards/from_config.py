@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from limr_jax.models import hf_config
 from limr_jax.models.from_config import DIMENSIONS, compute_dtype
 from limr_jax.platform import resolve
 from limr_jax.rewards import host, judge
@@ -44,17 +45,28 @@ def is_base(config, devices) -> bool:
     # A config that is older has no adapters, and no dtype of a judge.
     if not (lora and lora.rank and config.judge.init) or section.init == "random":
         return False
-    # What the section sets is another model than the checkpoint's config.json has.
-    as_it_is = not any(section.get(name) for name in DIMENSIONS)
     place, base = resolve(config.judge.init), resolve(section.init)
     bf16 = compute_dtype(section.dtype, devices) == jnp.bfloat16
     return (
-        as_it_is
-        and place.resolve() == base.resolve()
+        place.resolve() == base.resolve()
         and (_int8(config) == (section.base_dtype == "int8"))
         and (section.base_dtype != "bfloat16" or bf16)
         and len({device.process_index for device in devices}) == 1
+        and _has_its_dimensions(section, place)
     )
+
+
+def _has_its_dimensions(section, directory) -> bool:
+    """Whether what the section sets is what the checkpoint's config.json says."""
+    own = hf_config.read_config(directory)
+    return all(section.get(name) in (0, getattr(own, name)) for name in DIMENSIONS)
+
+
+def int8_base(config, devices) -> dict[str, str]:
+    """Field → value of a run whose frozen base is int8, with the judge that it had."""
+    changes = {"model.base_dtype": "int8"}
+    # Of other numbers than the base it would be a copy beside it.
+    return changes | ({"judge.dtype": "int8"} if is_base(config, devices) else {})
 
 
 def _int8(config) -> bool:

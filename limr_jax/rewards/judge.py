@@ -25,7 +25,7 @@ from limr_jax.data.tokenizer import Tokenizer, load_tokenizer
 from limr_jax.errors import InputError
 from limr_jax.jit import jit
 from limr_jax.models import hf_config, hf_weights, transformer
-from limr_jax.models.int8 import quantise_params
+from limr_jax.models.from_config import frozen_shapes
 from limr_jax.sharding import BATCH, make_mesh, param_shardings
 
 QUESTION = """\
@@ -55,7 +55,8 @@ class SharedParams:
     """Parameters that the run has anyway, LoRA's frozen base, as a judge's."""
 
     mesh: jax.sharding.Mesh  # of this process's devices alone
-    load: Callable[[], Any]  # called at the judge's first question
+    # Called at the judge's first question; for a report it gives their shapes.
+    load: Callable[[], Any]
 
 
 class Judge:
@@ -133,6 +134,10 @@ class Judge:
             int8=self._int8,
         )
 
+    def close(self) -> None:
+        """Let the parameters go; the next question loads them again."""
+        self.__dict__.pop("_params", None)
+
     def __call__(
         self, prompts: Sequence[str], answers: Sequence[str], references: Sequence[str]
     ) -> list[bool | None]:
@@ -171,12 +176,9 @@ class Judge:
             )
             return jax.device_get(self._prefers(self._params, tokens_BS, length_B))
 
-    def program(self, shared=None):
-        """(mesh, jitted program, shapes of the arguments), for the compile report.
-
-        shared: shapes of the parameters that `SharedParams.load` gives, on its mesh.
-        """
-        placed = shared or self._param_shapes()
+    def program(self):
+        """(mesh, jitted program, shapes of the arguments), for the compile report."""
+        placed = self._params if self._shared else self._param_shapes()
         rows = NamedSharding(self._mesh, BATCH)
         tokens_BS, length_B = (
             jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
@@ -185,14 +187,12 @@ class Judge:
         return self._mesh, self._prefers, (placed, tokens_BS, length_B)
 
     def _param_shapes(self):
-        params = hf_weights.param_shapes(self._config)
-        if self._int8:
-            params = jax.eval_shape(quantise_params, params)
-        cast = functools.partial(transformer.compute_params, dtype=self._dtype)
+        shapes = hf_weights.param_shapes(self._config)
+        shapes = frozen_shapes(shapes, self._dtype, self._int8)
         return jax.tree.map(
             lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
-            jax.eval_shape(cast, params),
-            param_shardings(self._mesh, params),
+            shapes,
+            param_shardings(self._mesh, shapes),
         )
 
 

@@ -22,6 +22,7 @@ from limr_jax.evaluation import evaluator
 from limr_jax.models import from_config
 from limr_jax.models.attention import ragged_decode
 from limr_jax.models.config import TARGETS
+from limr_jax.rewards import from_config as rewards_from_config
 from limr_jax.samplers.from_config import SAMPLERS, make_sampler
 
 GIB = 2**30
@@ -264,7 +265,7 @@ def test_what_helps_most_where_a_program_does_not_fit(no_slice):
     assert len(freed) == 3 and "twice the chips, on mesh.fsdp" in freed
 
 
-def test_what_helps_beside_a_frozen_base(no_slice):
+def test_what_helps_beside_a_frozen_base(no_slice, monkeypatch):
     """Its reference is the base: no KL frees nothing, int8 three bytes of four."""
     config = tiny(
         model__width=1024,
@@ -282,6 +283,11 @@ def test_what_helps_beside_a_frozen_base(no_slice):
     model = plan.compute.model
     kernels = 8 * sum(math.prod(model.projection_shape(name)) for name in TARGETS)
     assert freed["--config.model.base_dtype=int8"] == kernels * 3 / 4 / GIB
+    # A judge that is the base shrinks with it; of other numbers it would be a copy.
+    monkeypatch.setattr(rewards_from_config, "is_base", lambda config, devices: True)
+    found = report.advice(config, plan, programs, 30 * GIB)
+    both = "--config.model.base_dtype=int8 --config.judge.dtype=int8"
+    assert both in [row["setting"] for row in found]
     # Half of a chip's quarter of the base, and the adapters' little.
     assert freed["twice the chips, on mesh.fsdp"] * GIB > 4 * kernels / 4 / 2
     assert "--config.kl.coefficient=0" not in freed
@@ -393,10 +399,10 @@ def test_a_judge_that_is_the_base_takes_no_memory_of_its_own(no_slice):
         **{f"model__{name}": 0 for name in MODEL},  # as its config.json says
     )
     calls = {call.name: call for call in calls_lib.plan(config).calls}
-    update, asked = calls["update"], calls["judge"]
-    own = {id(x) for x in jax.tree.leaves(asked.args[0])}
-    assert own == {id(x) for x in jax.tree.leaves(update.args[-1])}
-    assert asked.mesh == update.mesh
+    update, judge = calls["update"], calls["judge"]
+    params = {id(x) for x in jax.tree.leaves(judge.args[0])}
+    assert params == {id(x) for x in jax.tree.leaves(update.args[-1])}
+    assert judge.mesh == update.mesh
 
 
 @pytest.mark.slow

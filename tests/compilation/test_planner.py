@@ -14,10 +14,12 @@ from limr_jax.compilation import compile, planner, report, slices
 from limr_jax.compilation.compile import Compiled
 from limr_jax.config.config_file import load
 from limr_jax.errors import InputError
+from limr_jax.models.from_config import DIMENSIONS
 
 GIB = report.GIB
 SLOT = 1 / 64  # GiB of a slot, all devices together
 ROW = 0.25  # GiB of a row of a micro-batch, likewise
+DEVICES = slices.devices("v5litepod-8")
 
 
 def divide(config):
@@ -201,14 +203,27 @@ def test_too_short_for_a_step(config, compiles):
     assert rows[0].reason == "too slow for 50 steps: none would end in time"
 
 
+def test_a_judge_that_is_the_base_stays_it(config):
+    """As int8, too: of other numbers it would be a copy beside the base."""
+    checkpoint = ROOT / "limr_jax/assets/arithmetic"
+    fields = {f"model.{name}": 0 for name in DIMENSIONS}
+    fields |= {"model.lora.rank": 2, "model.init": str(checkpoint)}
+    alone = {"model.base_dtype": "int8"}
+    config = planner._with(config, fields)
+    assert list(planner._otherwise(config, DEVICES))[1] == alone
+    config.judge.init = str(checkpoint)
+    both = alone | {"judge.dtype": "int8"}
+    assert list(planner._otherwise(config, DEVICES))[1] == both
+
+
 def test_a_lower_rank_keeps_the_scale(config):
     config.model.lora.rank, config.model.lora.alpha = 64, 128.0
-    last = list(planner._otherwise(config))[-1]
+    last = list(planner._otherwise(config, DEVICES))[-1]
     assert (last["model.lora.rank"], last["model.lora.alpha"]) == (16, 32.0)
     config.model.lora.scaling = "rs"
-    assert list(planner._otherwise(config))[-1]["model.lora.alpha"] == 64.0
+    assert list(planner._otherwise(config, DEVICES))[-1]["model.lora.alpha"] == 64.0
     config.model.lora.rank, config.optimizer.learning_rate = 0, 1e-6
-    last = list(planner._otherwise(config))[-1]
+    last = list(planner._otherwise(config, DEVICES))[-1]
     assert str(last["optimizer.learning_rate"]) == "1e-05"
 
 

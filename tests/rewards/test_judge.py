@@ -1,5 +1,6 @@
 """A checkpoint as verifier: what it prefers, and how the loop asks it."""
 
+import gc
 import types
 from functools import partial
 
@@ -14,6 +15,7 @@ from tiny_run import MODEL, ROOT, configure, write_problems
 from limr_jax.data import tokenizer
 from limr_jax.data.boxed import boxed_answer
 from limr_jax.errors import InputError
+from limr_jax.evaluation import benchmarks
 from limr_jax.models import hf_weights, transformer
 from limr_jax.rewards import from_config, host, judge
 
@@ -230,14 +232,54 @@ def test_the_frozen_base_is_its_own_judge_and_is_loaded_once(
         **fields,
     )
     assert loaded == [CHECKPOINT]
-    asked = made.grade._reward.judge
-    assert asked._params is made.load_base()
+    base = made.grade._reward.judge
+    assert base._params is made.load_base()
     copy, problems = a_judge(max_length=800, int8=int8), made.train_set.problems
     references = dict(zip(problems.prompts, problems.answers, strict=True))
     rows = [(r["prompt"], boxed_answer(r["response"]) or r["response"]) for r in dump]
     rows = list(zip(*[(p, a, references[p]) for p, a in rows], strict=True))
-    assert copy(*rows) == asked(*rows) == [r["reward/judge"] for r in dump]
+    assert copy(*rows) == base(*rows) == [r["reward/judge"] for r in dump]
     assert loaded == [CHECKPOINT] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("base", "compute"),
+    [("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16")],
+)
+def test_an_evaluation_holds_one_base_until_it_is_closed(problems, base, compute):
+    config = configure(
+        problems / "train.jsonl",
+        reward="judge",
+        judge__init=CHECKPOINT,
+        judge__max_length=800,
+        benchmarks__names=problems / "train.jsonl",
+        model__dtype=compute,
+        model__base_dtype=base,
+        **LORA,
+    )
+    suite = benchmarks.set_up(config)
+    judge, before = suite.tasks[0].grade._reward.judge, in_memory()
+    params = suite.load_policy()[1]
+    assert judge(["1 + 1 ="], ["2"], ["2"])[0] is not None
+    assert in_memory() - before == nbytes(params)
+    assert params["embedder"]["embedding"].dtype == compute
+    del params
+    suite.close()
+    assert in_memory() == before
+
+
+def in_memory() -> int:
+    """Bytes on the devices of all arrays that are held."""
+    gc.collect()
+    return nbytes(jax.live_arrays())
+
+
+def nbytes(arrays) -> int:
+    """Bytes of their buffers: what was fetched has another array, with the same one."""
+    shards = [s.data for x in jax.tree.leaves(arrays) for s in x.addressable_shards]
+    buffers = {x.unsafe_buffer_pointer(): x.nbytes for x in shards}
+    return sum(buffers.values())
 
 
 @pytest.mark.parametrize(
@@ -251,6 +293,7 @@ def test_the_frozen_base_is_its_own_judge_and_is_loaded_once(
         ({"judge__init": ""}, False),
         # Another model than its config.json's, or other numbers.
         ({"model__heads": 2}, False),
+        ({"model__width": 96, "model__heads": 4}, True),
         ({"model__base_dtype": "int8"}, False),
         ({"judge__dtype": "int8"}, False),
         ({"judge__dtype": "int8", "model__base_dtype": "int8"}, True),
@@ -260,8 +303,8 @@ def test_the_frozen_base_is_its_own_judge_and_is_loaded_once(
     ],
 )
 def test_which_judge_is_the_base(fields, said):
-    given = LORA | {"judge__init": CHECKPOINT, "model__dtype": "float32"} | fields
-    config = configure("absent.jsonl", **given)
+    overrides = LORA | {"judge__init": CHECKPOINT, "model__dtype": "float32"} | fields
+    config = configure("absent.jsonl", **overrides)
     here = jax.local_devices()
     assert from_config.is_base(config, here) is said
     # What lies on the devices of two processes neither may ask by itself.
