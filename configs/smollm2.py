@@ -10,7 +10,9 @@
 data.train is a JSONL file with `id`, `problem` and `answer` a line: the problems of
 ../shared/data/mwp.jsonl that the warm start has not seen. data.eval is SVAMP, by other
 authors: ../shared/data/svamp.jsonl, no text of which is in both. Elsewhere give your
-own files, or --config.data.train=gsm8k:train[800:] --config.data.eval=gsm8k:test
+own files, or --config.data.train=gsm8k:train[800:] --config.data.eval=gsm8k:test with
+--config.rollout.max_prompt_length=256 --config.rollout.max_response_length=256: of
+GSM8K's solutions three in four are longer than 80 tokens (2026-12-01).
 
 Got, seeds 0, 1, 2, 2026-11-30, in bf16, num_steps and optimizer.decay_steps 60 (28
 minutes): SVAMP from 15.4, 15.3 and 15.3 % to 15.4, 16.8 and 18.0 %; right of the
@@ -26,11 +28,14 @@ _WARM_START = (
     "make it: python launch/sft.py --config configs/smollm2_sft.py "
     "--workdir runs/smollm2/warm"
 )
+_LONGER = (
+    "--config.rollout.max_prompt_length=256 --config.rollout.max_response_length=256"
+)
 REMEDIES = {
     "data.train": "give a JSONL file of your own (id, problem and answer a line), or a "
-    "public set: --config.data.train=gsm8k:train[800:]",
+    "public set: --config.data.train=gsm8k:train[800:] " + _LONGER,
     "data.eval": "give a JSONL file of your own (id, problem and answer a line), or a "
-    "public set: --config.data.eval=gsm8k:test",
+    "public set: --config.data.eval=gsm8k:test " + _LONGER,
     "model.init": _WARM_START,
     "tokenizer": _WARM_START,
 }

@@ -9,7 +9,7 @@
 The problems are a JSONL file with `id`, `problem`, `answer` and a worked `solution` a
 line, whose last one is `#### ` and the answer. Here they are the first 800 of
 ../shared/data/mwp.jsonl (MAWPS and ASDiv-A); elsewhere give your own, such as
-gsm8k:train[:800].
+gsm8k:train[:800] with --config.columns=512 (a quarter of its texts is longer than 256).
 
 The sums are practice, 6 a text, and all solutions go place by place: 28 + 36 by 28 + 30
 = 58 and 58 + 6 = 64. On the problems alone (60 updates at 3e-4) the model sets the
@@ -25,8 +25,9 @@ _BASE = (
 )
 REMEDIES = {
     "data.train": "make it: python launch/texts.py sums 'gsm8k:train[:800]' "
-    "--steps --count 700 --each 6 --out runs/smollm2/warm.jsonl, or of a JSONL file of "
-    "your own (id, problem, answer and solution a line)",
+    "--steps --count 700 --each 6 --out runs/smollm2/warm.jsonl (GSM8K's texts need "
+    "--config.columns=512), or of a JSONL file of your own (id, problem, answer and "
+    "solution a line)",
     "model.init": _BASE,
     "tokenizer": _BASE,
 }

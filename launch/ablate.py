@@ -64,6 +64,12 @@ def main(argv: list[str]) -> int:
     if options.tokens < 0:
         raise InputError(f"--tokens={options.tokens} must be 0, for none, or more")
     grid = plan(config, options, arms, out)
+    for (arm, _), job in grid.items():
+        if options.tokens and not job.config["evaluation"]["every"]:
+            raise InputError(
+                f"--tokens={options.tokens} compares on a line between evaluations, "
+                f"and arm {arm} has none on the way; give --config.evaluation.every=…"
+            )
     console.say(describe(grid, arms, out))
     if options.dry_run:
         return 0

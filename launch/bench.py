@@ -25,7 +25,9 @@ On a CPU JAX_NUM_CPU_DEVICES=2 makes two devices of it, a core each.
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib
+import itertools
 import json
 import math
 import os
@@ -37,11 +39,17 @@ import time
 
 from limr_jax import platform
 from limr_jax.config import load as config_lib
-from limr_jax.errors import InputError
+from limr_jax.errors import InputError, shown
 from limr_jax.storage import files
 
 BASE = platform.launch_root() / "configs/base.py"
 CACHE = "~/.cache/limr_jax/bench"
+# What this reads of a workload; benchlib has needs of its own.
+_NEEDED = {
+    "name", "seed", "model", "tokens", "variants", "repeats", "warmup", "dtype",
+    "sampling", "train", "prompts_per_batch", "prompt_len", "group_size",
+    "max_new_tokens",
+}  # fmt: skip
 # Figures that `ratios` has, where the peer has them.
 _COMPARED = ("step_s", "generate_s", "peak_rss_mib", "first_step_s")
 
@@ -50,7 +58,7 @@ def main(argv: list[str]) -> None:
     """Parse, write the workload out as files of a run, measure, print."""
     options, fields = _parse(argv)
     bl = _benchlib(options.workload)
-    workload = bl.workload(options.workload)
+    workload = read_workload(bl, options.workload)
     if options.model and options.variant:
         raise InputError(
             f"--variant={options.variant} with --model={options.model}: variants are "
@@ -155,6 +163,28 @@ def _benchlib(workload: str):
         sys.dont_write_bytecode = before
 
 
+def read_workload(bl, path: str) -> dict:
+    """The workload, under a name that nothing else in the cache has.
+
+    What is kept there, here and by benchlib, is found by name. InputError: it is none.
+    """
+    try:
+        workload = bl.workload(path)
+        missing = _NEEDED - workload.keys()
+    except (ValueError, AttributeError) as error:  # no JSON, or no object
+        raise InputError(f"--workload={path} is no workload ({shown(error)})") from None
+    except OSError as error:
+        raise InputError(f"--workload={path}: {error.strerror or error}") from None
+    if missing:
+        raise InputError(
+            f"--workload={path} lacks {', '.join(sorted(missing))}; take one of "
+            "../shared/bench as a pattern"
+        )
+    content = json.dumps(workload, sort_keys=True).encode()
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    return workload | {"name": f"{workload['name']}-{digest}"}
+
+
 def _config(bl, workload, options, steps: int, fields: list[str]):
     """The workload as a run's config, which `fields` override."""
     model_dir = _write_model(bl, workload, options.variant)
@@ -193,16 +223,22 @@ def _write_asked(path: str, count: int) -> pathlib.Path:
     """The first problems of a JSONL file, each asked as a user's message alone."""
     from limr_jax.data.problems import load_problems
 
-    problems = load_problems(f"{path}[:{count}]", data_dir=CACHE)
+    problems = load_problems(path, data_dir=CACHE)
+    if len(problems) < count:
+        raise InputError(
+            f"--data={path} has {len(problems)} problems, and the steps draw {count}; "
+            "give fewer --repeats or a longer set"
+        )
 
     def write(path):
         with path.open("w", encoding="utf-8") as file:
-            for name, problem in zip(problems.ids, problems.prompts, strict=True):
+            rows = zip(problems.ids, problems.prompts, strict=True)
+            for name, problem in itertools.islice(rows, count):
                 prompt = [{"role": "user", "content": problem}]
                 row = {"id": name, "prompt": prompt, "answer": "1"}
                 file.write(json.dumps(row) + "\n")
 
-    return _kept(f"asked-{problems.digest[:12]}.jsonl", write)
+    return _kept(f"asked-{problems.digest[:12]}-{count}.jsonl", write)
 
 
 def _problem_count(options, config, steps: int) -> int:

@@ -46,6 +46,7 @@ import threading
 import time
 from functools import partial
 
+from limr_jax import platform
 from limr_jax.config import load as config_lib
 from limr_jax.errors import InputError, choose
 from limr_jax.storage import files
@@ -86,17 +87,21 @@ ON_GPU = {"JAX_PLATFORMS": "cuda,cpu", "JAX_DEFAULT_MATMUL_PRECISION": "highest"
 # two such shares 3.0: two of those are allowed.
 ON_CPU, POINTS = (22.7, 67.0), 6.0
 AIMS = {"bandwidth": 0.60, "mfu": 0.45}
+BASE = platform.launch_root() / "configs/base.py"
 
 
 def main(argv: list[str]) -> int:
     """Run the parts, and write down what each of them gave."""
     options, fields = _parse(argv)
     out = files.local(options.out, "--out")
-    files.check_writable(out / "gpu_check.json", "--out")
-    out.mkdir(parents=True, exist_ok=True)
     parts = options.parts.split(",") if options.parts else list(LIMITS)
     for name in parts:
         choose(LIMITS, name, "--parts")
+    # Each part reads them again: a mistake should cost none of a GPU's minutes.
+    config_lib.load(["--config", str(BASE), *fields], kind="base")
+    files.check_writable(out / "gpu_check.json", "--out")
+    with files.writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     for name in parts:  # of an earlier call
         _log(out, name).unlink(missing_ok=True)
     results, children, end = {}, [], time.monotonic() + options.limit

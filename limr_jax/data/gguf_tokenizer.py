@@ -54,7 +54,6 @@ _SINGLE_DIGITS = [{"type": "Digits", "individual_digits": True}, *_GPT2]
 # llama.cpp's name of a cut → (pre-tokenisers, whether a text is put into NFC first,
 # whether a word that is a token is taken whole before any merge).
 _CUTS = {
-    "default": (_GPT2, False, False),
     "gpt-2": (_GPT2, False, False),
     "smollm": (_SINGLE_DIGITS, False, False),
     "llama-bpe": (_split(r"\p{N}{1,3}"), False, True),
@@ -92,11 +91,13 @@ def convert(metadata: dict) -> TokenizerFiles:
             f"the GGUF file's tokenizer has {len(tokens)} tokens and {len(types)} "
             "types, or a type that llama.cpp does not have; fetch it again"
         )
-    while types[-1] == _UNUSED and _FILLER.fullmatch(tokens[-1]):
+    while tokens and types[-1] == _UNUSED and _FILLER.fullmatch(tokens[-1]):
         tokens, types = tokens[:-1], types[:-1]
+    if not tokens:
+        raise InputError("the GGUF file's tokenizer holds filler only; fetch it again")
     kind = metadata.get("tokenizer.ggml.model")
     if kind == "gpt2":
-        cut = metadata.get("tokenizer.ggml.pre", "default")
+        cut = metadata.get("tokenizer.ggml.pre")
         name = "tokenizer.json"
         content = _byte_pairs(metadata, tokens=tokens, types=types, cut=cut)
         begins = cut in _BEGINS
@@ -162,6 +163,12 @@ def _byte_pairs(metadata: dict, tokens: list, types: list, cut: str) -> dict:
     merges = metadata.get("tokenizer.ggml.merges")
     if not isinstance(merges, list):
         raise InputError("the GGUF file's tokenizer has no merges; fetch it again")
+    # llama.cpp's "default", which it takes too where none is named, is no model's own.
+    if cut in (None, "default"):
+        raise InputError(
+            f"tokenizer.ggml.pre is {cut or 'absent'}: how this tokenizer cuts a text "
+            "is not in the GGUF file; take one that was converted after April 2024"
+        )
     if cut not in _CUTS:
         raise InputError(
             f"tokenizer.ggml.pre={shown(repr(cut))}: how this tokenizer cuts a text is "

@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from limr_jax.data import gguf_tokenizer
+from limr_jax.data.tokenizer import load_tokenizer
 from limr_jax.errors import InputError, shown
 from limr_jax.models import hf_config, hf_files, hf_names, hf_writer
 from limr_jax.models.config import ModelConfig
-from limr_jax.models.gguf_files import GgufModel
+from limr_jax.models.gguf_files import NEUTRAL, GgufModel
 
 # GGUF's name of a family → model_type and architecture of a config.json.
 FAMILIES = {
@@ -82,7 +83,10 @@ def convert(model: GgufModel, folder: pathlib.Path, dtype: str) -> dict:
             f"one of {', '.join(FAMILIES)} can"
         )
     written = _config(family, model)
-    config = hf_config.parse_config(written)
+    try:
+        config = hf_config.parse_config(written)
+    except ValueError as error:  # InputError, or ModelConfig's own
+        raise InputError(f"the GGUF file: {shown(error, limit=400)}") from None
     tokens = gguf_tokenizer.convert(model.metadata)
     ids = tokens.token_ids
     about = written | ids | {"torch_dtype": dtype}
@@ -90,6 +94,7 @@ def convert(model: GgufModel, folder: pathlib.Path, dtype: str) -> dict:
     hf_writer.write_json(folder / "generation_config.json", ids)
     for name, content in tokens.files.items():
         (folder / name).write_bytes(content)
+    _check_tokenizer(folder, config)
     entries = list(_entries(family, model, config=config, dtype=dtype))
     hf_writer.write_tensors(folder, entries)
     return {
@@ -98,6 +103,23 @@ def convert(model: GgufModel, folder: pathlib.Path, dtype: str) -> dict:
         "quantised": sorted({model.kind(name) for name in model.names()}),
         "vocabulary": written["vocab_size"],
     }
+
+
+def _check_tokenizer(folder: pathlib.Path, config: ModelConfig) -> None:
+    """InputError where no run could begin with the tokenizer that lies in `folder`."""
+    try:
+        tokenizer = load_tokenizer(folder)
+    except InputError as error:
+        # Without the remedy, and the folder, which is gone when this is read.
+        reason = str(error).partition(";")[0].replace(f"{folder}/", "")
+        raise InputError(
+            f"the GGUF file's tokenizer cannot be used ({reason}); take another file"
+        ) from None
+    if tokenizer.vocab_size > config.vocab_size:
+        raise InputError(
+            f"the GGUF file's tokenizer has {tokenizer.vocab_size} tokens for "
+            f"{config.vocab_size} rows of token_embd.weight; fetch it again"
+        )
 
 
 # --- config.json ------------------------------------------------------------------
@@ -122,6 +144,12 @@ def _config(family: str, model: GgufModel) -> dict:
         )
     if metadata.get("expert_count", 0):
         raise InputError(f"{family} with experts cannot be converted")
+    for name, neutral in NEUTRAL.items():
+        if metadata.get(name, neutral) != neutral:
+            raise InputError(
+                f"{family}.{name}={metadata.get(name)} is a factor that {family} does "
+                "not have here, and cannot be converted"
+            )
     names = set(model.names())
     written = {
         "architectures": [architecture],
@@ -195,8 +223,13 @@ def _gemma_settings(family: str, metadata: _Metadata, written: dict) -> dict:
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": scalar,
         "sliding_window": metadata.needed("attention.sliding_window"),
-        "attn_logit_softcapping": metadata.get("attn_logit_softcapping"),
-        "final_logit_softcapping": metadata.get("final_logit_softcapping"),
+        # Gemma 2's own, which llama.cpp too takes where a file does not name them.
+        "attn_logit_softcapping": metadata.get(
+            "attn_logit_softcapping", 50.0 if family == "gemma2" else None
+        ),
+        "final_logit_softcapping": metadata.get(
+            "final_logit_softcapping", 30.0 if family == "gemma2" else None
+        ),
     }
     if family == "gemma3":
         every = metadata.get("attention.sliding_window_pattern", 6)
@@ -211,16 +244,23 @@ def _gemma_settings(family: str, metadata: _Metadata, written: dict) -> dict:
 
 
 def _rope_scaling(metadata: _Metadata, model: GgufModel) -> dict | None:
-    kind = metadata.get("rope.scaling.type", "none")
-    factor = metadata.get("rope.scaling.factor", 1.0)
+    # As llama.cpp: without a type linear, with the older name of its factor.
+    kind = metadata.get("rope.scaling.type", "linear")
+    factor = metadata.get("rope.scaling.factor", metadata.get("rope.scale_linear", 1.0))
+    scaled = kind == "linear" and factor not in (0, 1)
     if kind not in ("none", "linear"):
         raise InputError(
             f"{metadata.family}.rope.scaling.type={shown(repr(kind))} cannot be "
             "converted; none, linear and Llama 3's can"
         )
     if _ROPE_FACTORS in model.names():
+        if scaled:
+            raise InputError(
+                f"the GGUF file scales rotary frequencies by {factor:g} and by "
+                f"{_ROPE_FACTORS}, which cannot be converted together"
+            )
         return _llama3_scaling(metadata, model)
-    if kind == "linear" and factor != 1.0:
+    if scaled:
         return {"rope_type": "linear", "factor": factor}
     return None
 

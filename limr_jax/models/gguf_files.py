@@ -47,6 +47,14 @@ _VALUES = {
         for name in ("bos", "eos", "eot", "padding", "unknown")
     },
 }
+# Factors that other families have → the value at which they change nothing.
+NEUTRAL = {
+    "attention.scale": 0,
+    "embedding_scale": 1,
+    "logit_scale": 1,
+    "residual_scale": 1,
+    "rope.scaling.attn_factor": 1,
+}
 _OF_FAMILY = {
     "block_count": _COUNT,
     "context_length": _COUNT,
@@ -67,6 +75,8 @@ _OF_FAMILY = {
     "rope.freq_base_swa": _NUMBER,
     "rope.scaling.type": (str,),
     "rope.scaling.factor": _NUMBER,
+    "rope.scale_linear": _NUMBER,
+    **dict.fromkeys(NEUTRAL, _NUMBER),
 }
 
 
@@ -255,6 +265,11 @@ def _all_counted(files: list[pathlib.Path]) -> list[pathlib.Path]:
     """The files, with those beside a counted one that its name promises."""
     if len(files) == 1 and (match := _COUNTED.fullmatch(files[0].name)):
         total = int(match["total"])
+        if not 1 <= int(match["number"]) <= total:
+            raise InputError(
+                f"{files[0]}: no file of {total} has the number {match['number']}; "
+                "give the files their own names"
+            )
         names = [
             f"{match['stem']}-{number:05d}-of-{total:05d}.gguf"
             for number in range(1, total + 1)
@@ -283,6 +298,13 @@ def _joined(files: list[pathlib.Path], scratch: pathlib.Path) -> list[pathlib.Pa
     return sorted(files, key=lambda file: file.name)
 
 
+def _opened(file: pathlib.Path):
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror or error})") from None
+
+
 def _join(files, pieces, scratch: pathlib.Path) -> pathlib.Path:
     names = ", ".join(shown(file.name) for file in files)
     if not all(pieces) or len({match["stem"] for match in pieces if match}) > 1:
@@ -296,6 +318,6 @@ def _join(files, pieces, scratch: pathlib.Path) -> pathlib.Path:
     whole = scratch / pieces[0]["stem"]
     with whole.open("wb") as out:
         for _, file in sorted(of_number.items()):
-            with file.open("rb") as source:
+            with _opened(file) as source:
                 shutil.copyfileobj(source, out, 2**20)
     return whole

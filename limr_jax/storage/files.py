@@ -7,7 +7,9 @@ import math
 import os
 import pathlib
 import shutil
+import signal
 import sys
+import threading
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -126,15 +128,17 @@ def new_folder(path, *, writes: bool = True) -> Iterator[pathlib.Path]:
     path = pathlib.Path(path).absolute()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     refuse_existing(path)
+    made = [parent for parent in path.parents if not parent.exists()] if writes else []
     try:
-        if writes:
-            # What a killed process of the same number has left.
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        yield temporary
-        if writes:
-            refuse_existing(path)  # to rename would replace an empty folder
-            temporary.rename(path)
+        with _terminated_as_interrupted():
+            if writes:
+                # What a killed process of the same number has left.
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+            yield temporary
+            if writes:
+                refuse_existing(path)  # to rename would replace an empty folder
+                temporary.rename(path)
     except OSError as error:
         # That another process was quicker says more than the system's error.
         refuse_existing(path)
@@ -145,6 +149,30 @@ def new_folder(path, *, writes: bool = True) -> Iterator[pathlib.Path]:
     finally:
         if writes:
             shutil.rmtree(temporary, ignore_errors=True)
+            for parent in made:
+                with contextlib.suppress(OSError):  # of a folder that holds something
+                    parent.rmdir()
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM ends the block as an exception does, so that it is cleaned up.
+
+    Only where it would kill the process: whoever listens for it goes on to.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(number, frame):
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def refuse_existing(path, flag: str = "") -> None:

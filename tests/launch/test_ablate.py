@@ -216,6 +216,11 @@ BOTH = "give --vary FIELD=A,B,… or --arm NAME:FIELD=A, not both"
             ["--vary=kl=0,1", "--out=gs://bucket/grid"],
             "--out=gs://bucket/grid is not on this machine; give a local path",
         ),
+        (
+            ["--arm=a:evaluation.every=1", "--arm=b:kl=1", "--tokens=50"],
+            "--tokens=50 compares on a line between evaluations, and arm b has none on "
+            "the way; give --config.evaluation.every=…",
+        ),
         (["--arm=a"], "1 arms, of which 1 differ: a; give two or more, each once"),
         (
             ["--arm=a", "--arm=b:kl"],

@@ -115,8 +115,10 @@ def test_ragged_without_kl_and_with_other_fields(bench, tmp_path):
     assert (said["rollouts"], said["problems"]) == (64, 100)
     # Geometric of mean 4, cut at 12.
     assert 2 * 64 < said["tokens"]["median"] < 8 * 64
-    ours = load_file(tmp_path / "cache/limr_jax-test-ragged/model.safetensors")
-    with np.load(tmp_path / "cache/weights-test-ragged.npz") as theirs:
+    [folder] = (tmp_path / "cache").glob("limr_jax-test-*-ragged")
+    [weights] = (tmp_path / "cache").glob("weights-test-*-ragged.npz")
+    ours = load_file(folder / "model.safetensors")
+    with np.load(weights) as theirs:
         assert set(ours) == set(theirs.files)
         for name in ours:
             np.testing.assert_array_equal(ours[name], theirs[name])
@@ -189,6 +191,49 @@ def test_what_is_wrong_is_one_line(bench, arguments, said):
     with pytest.raises(InputError) as error:
         bench(*arguments)
     assert str(error.value) == said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "is no workload (Expecting property name"),
+        ("[]", "is no workload ('list' object has no attribute 'keys')"),
+        ('{"name": "x", "seed": 0}', "lacks dtype, group_size, max_new_tokens, model,"),
+    ],
+)
+def test_no_workload_is_one_line(bench, tmp_path, text, said):
+    (tmp_path / "bench/workload.json").write_text(text)
+    with pytest.raises(InputError) as error:
+        bench()
+    assert said in str(error.value)
+
+
+def test_another_workload_of_the_same_name_is_another_model(
+    bench, tmp_path, monkeypatch
+):
+    """What the cache has of the first is not taken for the second."""
+    monkeypatch.syspath_prepend(tmp_path / "bench")
+    path, layers = tmp_path / "bench/workload.json", []
+    for count in (1, 3):
+        model = WORKLOAD["model"] | {"num_layers": count}
+        path.write_text(json.dumps(WORKLOAD | {"model": model}))
+        bl = SCRIPT["_benchlib"](str(path))
+        workload = SCRIPT["read_workload"](bl, str(path))
+        folder = SCRIPT["_write_model"](bl, workload, "fixed")
+        layers.append(json.loads((folder / "config.json").read_text())["num_layers"])
+    assert layers == [1, 3]
+
+
+def test_too_few_problems_are_named_by_their_flag(bench, tmp_path):
+    rows = [{"id": str(i), "problem": "t3", "answer": "t3"} for i in range(5)]
+    data = tmp_path / "few.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError) as error:
+        bench("--model", "there", "--data", f"{data}[:3]", "--repeats", "1")
+    assert str(error.value) == (
+        f"--data={data}[:3] has 3 problems, and the steps draw 24; give fewer "
+        "--repeats or a longer set"
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,9 @@
 import importlib.util
 import json
 import pathlib
+import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -125,6 +128,19 @@ def test_two_exports_into_one_folder(tmp_path):
     assert {path: path.read_bytes() for path in out.iterdir()} == first
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     jax.tree.map(np.testing.assert_array_equal, load(out), params_of(1))
+
+
+def test_sigterm_leaves_nothing(tmp_path):
+    script = (
+        "import os, signal, sys; from limr_jax.storage import files\n"
+        "with files.new_folder(sys.argv[1]) as folder:\n"
+        "    (folder / 'half').write_text('of a model')\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    signal.pause()"
+    )
+    command = [sys.executable, "-c", script, tmp_path / "new/deep/out"]
+    assert subprocess.run(command, timeout=60).returncode == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("there", ["an empty folder", "a file", "a link to nowhere"])

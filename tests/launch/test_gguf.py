@@ -38,7 +38,7 @@ def file(tmp_path):
     writer.add_rope_freq_base(1e6)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list([*"abcdefg", "<|end|>"])
+    writer.add_token_list([*"abcdef", "ab", "<|end|>"])
     writer.add_token_types([1] * 7 + [3])
     writer.add_token_merges(["a b"])
     writer.add_eos_token_id(7)
@@ -95,4 +95,6 @@ def test_a_mistake_is_one_line_and_leaves_nothing(file, tmp_path):
     ended = run(file, "--out", tmp_path / "out")
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended.stderr
     assert "truncated or no GGUF file" in ended.stderr
+    ended = run(tmp_path / "absent.gguf", "--out", tmp_path / "new/deep/out")
+    assert ended.returncode == 2 and "absent.gguf: no such file" in ended.stderr
     assert sorted(tmp_path.iterdir()) == before

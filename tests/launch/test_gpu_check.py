@@ -110,11 +110,16 @@ def test_a_package_that_is_not_there_is_named(tmp_path):
             "--parts='2b' is unknown; did you mean '1.5b'? (0.5b, 1.5b, attention, "
             "drafts, main_job, peaks, transformers)",
         ),
+        (
+            ["--config.rollout.slotz=256"],
+            "--config.rollout.slotz=256: no field 'rollout.slotz'; the nearest is "
+            "rollout.slots",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, arguments, said):
     with pytest.raises(InputError) as caught:
-        CHECK.main(["--out", str(tmp_path), *arguments])
+        CHECK.main(["--out", str(tmp_path / "new"), *arguments])
     assert str(caught.value) == said
     assert not [*tmp_path.iterdir()]
 

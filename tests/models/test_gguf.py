@@ -283,6 +283,13 @@ def test_files_that_are_counted_by_name(small, tmp_path):
         convert(tmp_path / "out4", files[0])
 
 
+@pytest.mark.parametrize("name", ["m-00001-of-00000", "m-00003-of-00002"])
+def test_a_number_beyond_the_count_is_one_line(small, tmp_path, name):
+    write(tmp_path / f"{name}.gguf", *small)
+    with pytest.raises(InputError, match="no file of [02] has the number 0000[13]"):
+        convert(tmp_path / "out", tmp_path / f"{name}.gguf")
+
+
 def test_pieces_and_wheels(small, tmp_path):
     write(tmp_path / "m.gguf", *small)
     convert(tmp_path / "out", tmp_path / "m.gguf")
@@ -354,6 +361,21 @@ def test_a_member_of_an_archive_lands_in_no_other_folder(small, tmp_path):
         ({"tokenizer.ggml.pre": "mystery"}, "pre='mystery': how this tokenizer cuts"),
         ({"tokenizer.ggml.model": "llama"}, "no score for each token"),
         ({"tokenizer.ggml.eos_token_id": 9}, "eos_token_id=9 is no token"),
+        ({"tokenizer.ggml.eos_token_id": None}, "cannot be used .*no end token"),
+        ({"tokenizer.ggml.pre": None}, "tokenizer.ggml.pre is absent"),
+        ({"tokenizer.ggml.pre": "default"}, "tokenizer.ggml.pre is default"),
+        ({"tokenizer.ggml.merges": ["a z"]}, "`z` out of vocabulary.*another file"),
+        (
+            {
+                "tokenizer.ggml.tokens": ["[PAD0]", "[PAD1]"],
+                "tokenizer.ggml.token_type": [5, 5],
+            },
+            "holds filler only",
+        ),
+        ({"tokenizer.chat_template": "{% if %}"}, "cannot be used .*chat_template"),
+        ({"qwen2.attention.head_count_kv": 3}, "4 heads over 3 kv heads"),
+        ({"qwen2.rope.scaling.attn_factor": 0.5}, "attn_factor=0.5 is a factor"),
+        ({"qwen2.logit_scale": 2.0}, "logit_scale=2.0 is a factor"),
     ],
     ids=lambda x: None if isinstance(x, dict) else x.split("'")[0][:30],
 )
@@ -367,6 +389,52 @@ def test_what_cannot_be_converted_is_named(small, tmp_path, changed, line):
     }
     write(tmp_path / "m.gguf", family, metadata, tensors)
     with pytest.raises(InputError, match=line):
+        convert(tmp_path / "out", tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(
+    "keys, factor",
+    [
+        ({"rope.scale_linear": 4.0}, 4.0),  # an older name
+        ({"rope.scaling.factor": 4.0}, 4.0),
+        ({"rope.scaling.factor": 4.0, "rope.scaling.type": "none"}, 1.0),
+        ({"rope.scaling.factor": 0.0}, 1.0),
+        ({"rope.scaling.type": "linear"}, 1.0),
+    ],
+)
+def test_rotary_scaling_as_llama_cpp_reads_it(small, tmp_path, keys, factor):
+    family, metadata, tensors = small
+    metadata |= {f"qwen2.{name}": value for name, value in keys.items()}
+    write(tmp_path / "m.gguf", family, metadata, tensors)
+    convert(tmp_path / "out", tmp_path / "m.gguf")
+    assert hf_config.read_config(tmp_path / "out").rope.factor == factor
+
+
+def test_rotary_scaling_of_two_kinds_at_once(shared, tmp_path):
+    family, metadata, tensors = parts_of(shared / "models/llama3-tiny", "llama")
+    metadata["llama.rope.scaling.factor"] = 4.0
+    write(tmp_path / "m.gguf", family, metadata, tensors)
+    with pytest.raises(InputError, match="by 4 and by rope_freqs.weight"):
+        convert(tmp_path / "out", tmp_path / "m.gguf")
+
+
+def test_gemma_2_has_soft_caps_where_the_file_does_not_say(shared, tmp_path):
+    family, metadata, tensors = parts_of(shared / "models/gemma2-tiny", "gemma2")
+    metadata = {key: x for key, x in metadata.items() if "softcapping" not in key}
+    write(tmp_path / "m.gguf", family, metadata, tensors)
+    convert(tmp_path / "out", tmp_path / "m.gguf")
+    config = hf_config.read_config(tmp_path / "out")
+    assert (config.attention_softcap, config.logit_softcap) == (50.0, 30.0)
+
+
+def test_more_tokens_than_rows(small, tmp_path):
+    family, metadata, tensors = small
+    rows = len(tensors["token_embd.weight"])
+    tokens = [*metadata["tokenizer.ggml.tokens"], *(f"t{i}" for i in range(rows))]
+    metadata["tokenizer.ggml.tokens"] = tokens
+    metadata["tokenizer.ggml.token_type"] = [1] * 8 + [3] + [1] * rows
+    write(tmp_path / "m.gguf", family, metadata, tensors)
+    with pytest.raises(InputError, match=f"{len(tokens)} tokens for {rows} rows"):
         convert(tmp_path / "out", tmp_path / "m.gguf")
 
 
