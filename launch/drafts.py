@@ -4,9 +4,12 @@
 
 A token never changes by a draft, so that only decode steps are counted: tokens a step
 and row, by the number of a problem's visit. `longest` is the same of each group's
-longest rollout, which a loop waits for. The last line on stdout is one JSON object.
+longest rollout, which a loop waits for. Of the last visit so many rollouts a problem
+are known as the run's rollout.drafts_kept says. The last line on stdout is one JSON
+object.
 """
 
+import collections
 import json
 import os
 
@@ -60,7 +63,7 @@ def main(argv: list[str]) -> None:
     from limr_jax.platform import resolve
     from limr_jax.storage import rollout_dump
     from limr_jax.storage.workdir import read_run
-    from limr_jax.studies import drafts
+    from limr_jax.studies import drafts, reward_curves
 
     sources = options.sources.split(",")
     for source in sources:
@@ -69,19 +72,22 @@ def main(argv: list[str]) -> None:
     if "tokenizer" not in stored:
         raise InputError(f"{options.run} is no run of launch/tpu.py")
     tokenizer = load_tokenizer(resolve(stored["tokenizer"]))
-    groups = drafts.groups_of(rollout_dump.read_dump(options.run), tokenizer)
-    groups = groups[: options.groups or None]
-    if not groups:
+    dumped = list(rollout_dump.read_dump(options.run))
+    if not dumped:
         raise InputError(
             f"{options.run} has no dumped rollouts; give a run with dump.max_bytes "
             "above 0"
         )
+    at_step = collections.Counter(row["step"] for row in dumped)
+    reward_curves.check_whole(options.run, at_step)
+    groups = drafts.groups_of(dumped, tokenizer)[: options.groups or None]
+    kept = (stored.get("rollout") or {}).get("drafts_kept")  # an older run: all
     rows = []
     with console.progress("simulate", len(ns) * len(ks) * len(sources)) as tick:
         for n in ns:
             for source in sources:
                 for k in ks:
-                    counts = drafts.simulate(groups, source=source, n=n, k=k)
+                    counts = drafts.simulate(groups, source=source, n=n, k=k, kept=kept)
                     rows += [
                         {
                             "n": n,
@@ -89,8 +95,10 @@ def main(argv: list[str]) -> None:
                             "k": k,
                             "visit": visit,
                             "rollout_tokens": count.tokens,
-                            "tokens_a_step": count.tokens / count.row_steps,
-                            "longest": count.longest_tokens / count.longest_steps,
+                            "tokens_a_step": _ratio(count.tokens, count.row_steps),
+                            "longest": _ratio(
+                                count.longest_tokens, count.longest_steps
+                            ),
                         }
                         for visit, count in counts.items()
                     ]
@@ -99,10 +107,16 @@ def main(argv: list[str]) -> None:
     console.say("|" + "---|" * 7)
     for row in rows:
         cells = [row["n"], row["source"], row["k"], row["visit"]]
-        cells += [f"{row['rollout_tokens']:,}", f"{row['tokens_a_step']:.2f}"]
-        cells.append(f"{row['longest']:.2f}")
+        cells.append(f"{row['rollout_tokens']:,}")
+        for ratio in (row["tokens_a_step"], row["longest"]):
+            cells.append("–" if ratio is None else f"{ratio:.2f}")
         console.say("| " + " | ".join(map(str, cells)) + " |")
     console.say(json.dumps({"run": options.run, "groups": len(groups), "rows": rows}))
+
+
+def _ratio(tokens: int, steps: int) -> float | None:
+    # A rollout of one token takes no decode step.
+    return tokens / steps if steps else None
 
 
 def _numbers(options, name: str) -> list[int]:

@@ -205,10 +205,11 @@ def _require_drafts(config, mesh, generation: GenerateConfig) -> None:
         rows = mesh.shape["data"] * mesh.shape["fsdp"]
         prompts = config.prompts_per_step // config.rollout.calls
         fewest = generation.slot_plan(prompts, rows).sizes[-1]
+        most = drafts.most_slots(int8=generation.int8)
         raise InputError(
-            f"rollout.drafts={config.rollout.drafts}: with {fewest:,} slots a "
-            "device or more no decode step would try a draft; give fewer "
-            "rollout.slots, more rollout.compactions, or rollout.drafts=0"
+            f"rollout.drafts={config.rollout.drafts}: no decode step of more than "
+            f"{most} slots a device tries a draft, and the last loop has {fewest:,}; "
+            f"give rollout.slots={most * rows} or fewer, or rollout.drafts=0"
         )
 
 

@@ -42,10 +42,17 @@ def step_tokens(slots: int, most: int, *, int8: bool = False) -> int:
     int8: a decode step reads one byte a weight and multiplies in bf16, so that half as
     many rows are free. XLA:CPU casts the weights first and reads as much as ever.
     """
+    return max(1, min(most, _free_rows(int8) // slots))
+
+
+def most_slots(*, int8: bool = False) -> int:
+    """The slots of a device up to which a loop over decode tries drafts."""
+    return _free_rows(int8) // 2
+
+
+def _free_rows(int8: bool) -> int:
     free = _FREE_ROWS.get(platform(), _FREE_ROWS["tpu"])
-    if int8 and platform() != "cpu":
-        free //= 2
-    return max(1, min(most, free // slots))
+    return free // 2 if int8 and platform() != "cpu" else free
 
 
 def loop_tokens(

@@ -76,11 +76,20 @@ class _Index:
         return 0, ()
 
 
-def steps_of(group: Group, last: Group | None, *, source: str, n: int, k: int) -> Count:
+def steps_of(
+    group: Group,
+    last: Group | None,
+    *,
+    source: str,
+    n: int,
+    k: int,
+    kept: int | None = None,
+) -> Count:
     """The decode steps of one group with drafts of at most k tokens.
 
     last: the problem's group at its last visit; None: there is none. source: one of
-    SOURCES. n: tokens that are looked up, at most.
+    SOURCES. n: tokens that are looked up, at most. kept: of the last visit only so many
+    rollouts are known, as with rollout.drafts_kept; None: all.
     """
     indices = {name: _Index(n) for name in SOURCES[:3]}
     prompt = list(group.prompt)
@@ -88,7 +97,7 @@ def steps_of(group: Group, last: Group | None, *, source: str, n: int, k: int) -
     # A response begins behind its prompt's end, which is looked up as well.
     end = prompt[-n:]
     if last:
-        for response in last.responses:
+        for response in last.responses[:kept]:
             indices["visit"].extend([*end, *response], len(end))
     names = _ORDER.get(source, (source,))
     written = [[*end, *response[:1]] for response in group.responses]
@@ -129,11 +138,17 @@ def steps_of(group: Group, last: Group | None, *, source: str, n: int, k: int) -
 
 
 def simulate(
-    groups: Iterable[Group], *, source: str, n: int, k: int, visits: int = 6
+    groups: Iterable[Group],
+    *,
+    source: str,
+    n: int,
+    k: int,
+    kept: int | None = None,
+    visits: int = 6,
 ) -> dict[int, Count]:
     """Counts by the number of a problem's visit, from 1; later ones count as `visits`.
 
-    groups: in the order of their steps.
+    groups: in the order of their steps. The rest is as `steps_of` has it.
     """
     last: dict[str, tuple[int, Group]] = {}
     counts: dict[int, Count] = defaultdict(Count)
@@ -141,7 +156,7 @@ def simulate(
         number, before = last.get(group.problem, (0, None))
         number += 1
         counts[min(number, visits)].add(
-            steps_of(group, before, source=source, n=n, k=k)
+            steps_of(group, before, source=source, n=n, k=k, kept=kept)
         )
         last[group.problem] = number, group
     return dict(sorted(counts.items()))

@@ -132,7 +132,7 @@ def read_run(workdir, *, value: str) -> Curves:
             f"{workdir}: holds no rollouts (rollouts/*.jsonl.gz); give the workdir of "
             "a run that dumped them"
         )
-    _check_whole(workdir, rows_at)
+    check_whole(workdir, rows_at)
     return of_cells(cells)
 
 
@@ -236,7 +236,7 @@ def _evaluated(folder: pathlib.Path) -> tuple[int, int]:
     )
 
 
-def _check_whole(workdir, rows_at: Mapping[int, int]) -> None:
+def check_whole(workdir, rows_at: Mapping[int, int]) -> None:
     """InputError where a step's rollouts are gone, or were never all kept."""
     for line in metrics.read_metrics(workdir):
         step, written = line["step"], metrics.number(line, "rollouts") or 1
@@ -244,7 +244,7 @@ def _check_whole(workdir, rows_at: Mapping[int, int]) -> None:
         if rows_at[step] < written:
             raise InputError(
                 f"{workdir}: the dump holds {rows_at[step]} of {written:.0f} rollouts "
-                f"of step {step}, and curves are made of all; run it with "
+                f"of step {step}, and this needs all; run it with "
                 f"dump.rows_per_step=0 and dump.max_bytes={2**62}"
             )
 

@@ -1,11 +1,14 @@
 """Drafts counted by hand, and on a dump as a run writes it."""
 
+import gzip
 import json
+import runpy
 
 import pytest
 from tiny_run import ROOT
 
 from limr_jax.data.tokenizer import load_tokenizer
+from limr_jax.errors import InputError
 from limr_jax.studies.drafts import Group, gain, groups_of, simulate, steps_of
 
 
@@ -33,6 +36,13 @@ def test_the_last_token_is_drawn_and_not_drafted():
     same = group([6, 7, 8, 9])
     for k, steps in ((1, 2), (2, 1), (8, 1)):
         count = steps_of(same, same, source="visit", n=2, k=k)
+        assert count.row_steps == steps
+
+
+def test_only_what_is_kept_of_the_last_visit_is_known():
+    now, last = group([6, 7, 8, 9]), group([1, 2, 3], [6, 7, 8, 9])
+    for kept, steps in ((None, 1), (2, 1), (1, 3)):
+        count = steps_of(now, last, source="visit", n=2, k=4, kept=kept)
         assert count.row_steps == steps
 
 
@@ -90,21 +100,59 @@ def test_gain_of_a_bound(k, tokens, expected):
     )
 
 
-def test_the_launcher(tmp_path, capsys):
-    import gzip
-    import runpy
-
+@pytest.fixture
+def simulated(tmp_path, capsys):
+    """(rows of a dump, lines of metrics.jsonl, the run's rollout section) → result."""
     main = runpy.run_path(str(ROOT / "launch/drafts.py"))["main"]
-    tokenizer = str(ROOT / "limr_jax/assets/arithmetic")
-    (tmp_path / "run.json").write_text(json.dumps({"config": {"tokenizer": tokenizer}}))
-    row = {"id": "a", "prompt": "1+2=", "response": "#### 3", "truncated": False}
-    (tmp_path / "rollouts").mkdir()
-    lines = [json.dumps({"step": step} | row) + "\n" for step in (1, 2)]
-    (tmp_path / "rollouts/00000001.jsonl.gz").write_bytes(
-        b"".join(gzip.compress(line.encode()) for line in lines)
-    )
-    main([str(tmp_path), "--k", "8", "--sources", "visit"])
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    first, second = result["rows"]
+
+    def run(rows, metrics=(), rollout=None):
+        config = {"tokenizer": str(ROOT / "limr_jax/assets/arithmetic")}
+        config["rollout"] = rollout or {}
+        (tmp_path / "run.json").write_text(json.dumps({"config": config}))
+        (tmp_path / "rollouts").mkdir(exist_ok=True)
+        (tmp_path / "rollouts/00000001.jsonl.gz").write_bytes(
+            b"".join(gzip.compress(f"{json.dumps(row)}\n".encode()) for row in rows)
+        )
+        lines = "".join(f"{json.dumps(line)}\n" for line in metrics)
+        (tmp_path / "metrics.jsonl").write_text(lines)
+        main([str(tmp_path), "--k", "8", "--sources", "visit"])
+        return json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+
+    return run
+
+
+def row(step, response="#### 3", *, truncated=False):
+    return {
+        "step": step,
+        "id": "a",
+        "prompt": "1+2=",
+        "response": response,
+        "truncated": truncated,
+    }
+
+
+def test_the_launcher(simulated):
+    first, second = simulated([row(1), row(2)])
     assert (first["visit"], first["tokens_a_step"]) == (1, 1)
     assert second["tokens_a_step"] == second["rollout_tokens"]  # all of it in one step
+
+
+def test_the_launcher_knows_what_the_run_kept(simulated):
+    """At the first visit a second rollout said what comes again; one is kept."""
+    rows = [row(1, "9"), row(1), row(2), row(2)]
+    assert simulated(rows)[1]["tokens_a_step"] > 2
+    assert simulated(rows, rollout={"drafts_kept": 1})[1]["tokens_a_step"] == 1
+
+
+def test_a_dump_of_some_rollouts_is_refused(simulated):
+    with pytest.raises(InputError, match="holds 1 of 2 rollouts of step 2"):
+        simulated([row(1), row(2)], [{"step": x, "rollouts": x} for x in (1, 2)])
+
+
+def test_rollouts_of_one_token_take_no_step(simulated):
+    [only] = simulated([row(1, "3", truncated=True)])
+    assert (only["rollout_tokens"], only["tokens_a_step"], only["longest"]) == (
+        0,
+        None,
+        None,
+    )
