@@ -185,7 +185,11 @@ def main(argv: list[str]) -> int:
     command = shlex.join(["python", *launch_words("launch/arena.py"), *argv])
     # A record may hold regimes of other commands, at other tokens.
     same = {"tokens": options.tokens, "fork_at": options.fork_at}
-    runs = [row for row in grid.record.runs() if row.items() >= same.items()]
+    runs = [
+        row
+        for row in grid.record.runs()
+        if row.items() >= same.items() and row["regime"] in regimes
+    ]
     report = arena.summary(runs, list(ARMS))
     page = arena.markdown(report, tokens=options.tokens, command=command)
     files.write_text(out / "arena.md", page)
@@ -246,6 +250,11 @@ def _check(config, options, *, regimes, arms) -> None:
                 f"{options.config} has {field}={value}, and arms begin from {plain}; "
                 "give another config"
             )
+    if _PROBE_SEED in range(config.seed, config.seed + options.seeds):
+        raise InputError(
+            f"--config.seed={config.seed} with --seeds={options.seeds} has an arm of "
+            f"seed {_PROBE_SEED}, which is the probe's; give a smaller --config.seed"
+        )
     if options.minutes < 0:
         raise InputError(f"--minutes={options.minutes} must be 0 or more")
     if not config.evaluation.every or _ORACLE_EVERY % config.evaluation.every:

@@ -104,6 +104,8 @@ def parse(text: bytes, where: str, remedy: str) -> Any:
     try:
         return json.loads(text.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
+        if text.startswith(b"\x1f\x8b"):
+            raise InputError(f"{where}: is gzip; unpack the file (gunzip)") from None
         raise InputError(
             f"{where}: not UTF-8 (byte {text[error.start]:#04x} at {error.start}); "
             "save the file as UTF-8"

@@ -10,7 +10,7 @@ differences of that figure.
 import dataclasses
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -136,17 +136,19 @@ def figures(workdir, tokens: int = 0) -> dict[str, float]:
     )
 
 
-def compare(values_by_arm: np.ndarray) -> list[dict]:
+def compare(values_by_arm: np.ndarray, same: Collection[int] = ()) -> list[dict]:
     """For each arm: mean and 95 % interval, and those of its difference to the first.
 
     values_by_arm: a figure by arm and seed; not a number where there is no run. A pair
     is of seeds that both have. A difference, None for the first arm, has the p of the
     paired t-test, and `p_holm`, adjusted for the differences of all arms. Of less than
-    two seeds there is no interval and no p: None.
+    two seeds there is no interval and no p: None. same: arms, by their place, whose
+    runs are the first one's own; they are no comparison and have no p.
     """
     differences_by_arm = values_by_arm - values_by_arm[0]
     # The first arm is no comparison: nan, which Holm passes over.
     p_by_arm = [math.nan, *map(statistics.t_test, differences_by_arm[1:])]
+    p_by_arm = [math.nan if a in same else p for a, p in enumerate(p_by_arm)]
     p_holm_by_arm = statistics.holm(p_by_arm)
     figures = []
     for a, value_X in enumerate(values_by_arm):

@@ -231,7 +231,8 @@ def summary(rows: Sequence[Mapping], arms: Sequence[str]) -> dict[str, dict]:
     no run in a regime are left out of it. A difference is paired by seed, with a 95 %
     t interval and Holm's p over the regime's arms. `tokens_to`: tokens at which an arm
     has come to GAIN of what uniform gains in the mean, as a share of those that uniform
-    needs; the median over seeds, None where fewer than half came to it, and how many.
+    needs; the medians over the seeds that both have, None where fewer than half came to
+    it, and how many did. An arm whose runs are uniform's own is no comparison.
     """
     regimes = dict.fromkeys(row["regime"] for row in rows)
     return {
@@ -248,6 +249,7 @@ def _of_regime(rows: Sequence[Mapping], arms: Sequence[str]) -> dict:
     seeds = sorted({row["seed"] for row in rows})
     by_place = {(row["arm"], row["seed"]): row for row in rows}
     result: dict = {"seeds": seeds, "arms": {arm: {} for arm in shown}}
+    same = [a for a, arm in enumerate(shown) if a and _is_first(arm, by_place)]
     for name in FIGURES:
         values_by_arm = np.array(
             [
@@ -260,43 +262,56 @@ def _of_regime(rows: Sequence[Mapping], arms: Sequence[str]) -> dict:
                 for arm in shown
             ]
         )
-        compared = zip(shown, ablation.compare(values_by_arm), values_by_arm)
+        compared = zip(shown, ablation.compare(values_by_arm, same), values_by_arm)
         for arm, figure, value_X in compared:
             # Of each arm alone: one that fails in its own way varies more than others.
             pair = np.array([values_by_arm[0], value_X])
             smallest = {"resolvable": ablation.resolvable(pair)}
             result["arms"][arm][name] = figure | smallest
         if name == "accuracy":
-            result["pairing"] = pairing(values_by_arm)
+            result["pairing"] = pairing(np.delete(values_by_arm, same, axis=0))
     if FIRST in shown:
         _add_tokens(result, by_place)
     return result
+
+
+def _is_first(arm: str, by_place: Mapping) -> bool:
+    """Whether the arm's runs are uniform's own: online LIM's are in its first epoch."""
+    pairs = [
+        (row["digest"], by_place[FIRST, seed]["digest"])
+        for (name, seed), row in by_place.items()
+        if name == arm and (FIRST, seed) in by_place
+    ]
+    return bool(pairs) and all(own == first for own, first in pairs)
 
 
 def _add_tokens(result: dict, by_place: Mapping) -> None:
     """`tokens_to` of each arm, against uniform's."""
 
     def curves(arm):
-        return [_cut(row) for (name, _), row in by_place.items() if name == arm]
+        return {s: _cut(row) for (name, s), row in by_place.items() if name == arm}
 
-    before = np.mean([curve[0][1] for curve in curves(FIRST)])
+    before = np.mean([curve[0][1] for curve in curves(FIRST).values()])
     gain = result["arms"][FIRST]["accuracy"]["mean"] - before
     target = before + GAIN * gain
     needed = {
-        arm: [tokens_to(curve, target) for curve in curves(arm)]
+        arm: {seed: tokens_to(curve, target) for seed, curve in curves(arm).items()}
         for arm in result["arms"]
     }
-    # Who has not come to it needs more than all: an infinity, so that the median is of
-    # all seeds.
-    middle = {arm: np.median(values) for arm, values in needed.items()}
-    for arm, values in needed.items():
-        share = None
-        if math.isfinite(middle[arm]) and math.isfinite(middle[FIRST]):
-            share = float(middle[arm] / middle[FIRST])
+    for arm, own in needed.items():
+        share, both = None, [seed for seed in own if seed in needed[FIRST]]
+        if both:
+            # Who has not come to it needs more than all: an infinity, so that the
+            # median is of all seeds.
+            middle, first = (
+                np.median([x[seed] for seed in both]) for x in (own, needed[FIRST])
+            )
+            if math.isfinite(middle) and math.isfinite(first):
+                share = float(middle / first)
         result["arms"][arm]["tokens_to"] = {
             "share": share,
-            "reached": int(np.isfinite(values).sum()),
-            "runs": len(values),
+            "reached": int(np.isfinite([*own.values()]).sum()),
+            "runs": len(own),
         }
     result["tokens_to_accuracy"] = float(target)
 

@@ -67,6 +67,12 @@ def read(
     rollouts = list(reader(files.local(path, "--run"), reward))
     if not rollouts:
         raise InputError(f"{path}: holds no rollout; give a dump of at least one step")
+    graded = [x.reward for x in rollouts if x.reward is not None]
+    if right_at is not None and graded and max(graded) < right_at - _ROUNDING:
+        raise InputError(
+            f"{path}: the largest of {len(graded):,} rewards is {max(graded):g}, and "
+            f"from --right_at={right_at:g} on a rollout is right; give --right_at"
+        )
     return reward_curves.of_cells(_cells(rollouts, right_at))
 
 
@@ -89,6 +95,9 @@ def _cells(rollouts: list[DumpedRollout], right_at: float | None) -> dict:
 
 
 def _verl(folder: pathlib.Path, reward: str) -> Iterator[DumpedRollout]:
+    # Of a dump that is half packed the rest would be other curves, without a word.
+    for packed in sorted(folder.glob("*.jsonl.gz")):
+        raise InputError(f"{packed}: is gzip; unpack the folder's files (gunzip)")
     paths = _numbered(folder.glob("*.jsonl"), lambda path: path.stem)
     if not paths:
         raise InputError(
@@ -98,6 +107,11 @@ def _verl(folder: pathlib.Path, reward: str) -> Iterator[DumpedRollout]:
     name = reward or "score"
     for step, path in paths:
         for where, row in jsonl.read_rows(path):
+            if row.get("step", step) != step:
+                raise InputError(
+                    f"{where}: is of step {shown(repr(row['step']))}, in the file of "
+                    f"step {step}; give the files the names that verl gave them"
+                )
             value = _reward(row, name, where)
             yield DumpedRollout(_text(row, "input", where), step, step, value)
 
@@ -169,7 +183,8 @@ def _prime_rl(folder: pathlib.Path, reward: str) -> Iterator[DumpedRollout]:
                 failed = row.get("error") is not None
                 value = None if failed else _reward(row, reward or "reward", where)
                 problem = _text(row, "example_id", where)
-                yield DumpedRollout(problem, step, row.get("group_id", step), value)
+                visit = _visit(row.get("group_id"), step=step, where=where)
+                yield DumpedRollout(problem, step, visit, value)
             else:
                 yield from _episode(row, step=step, reward=reward, where=where)
 
@@ -188,8 +203,8 @@ def _episode(
 ) -> Iterator[DumpedRollout]:
     """The rollouts of an episode's traces, or of a line that is a trace itself."""
     group = row.get("group")
-    visit = group.get("id") if isinstance(group, dict) else row.get("group_id")
-    visit = visit if isinstance(visit, str) else step
+    name = group.get("id") if isinstance(group, dict) else row.get("group_id")
+    visit = _visit(name, step=step, where=where)
     problem = _task(row.get("task"), where)
     traces = row.get("traces", [row])
     if not isinstance(traces, list) or not all(isinstance(x, dict) for x in traces):
@@ -208,6 +223,19 @@ def _episode(
         well = trace.get("ok", not trace.get("errors"))
         value = _weighted(trace.get("rewards"), reward, where) if well else None
         yield DumpedRollout(problem, step, visit, value)
+
+
+def _visit(group, *, step: int, where: str) -> int | str:
+    """What rollouts of one visit share: the group's id, or without one the step."""
+    if group is None:
+        return step
+    if type(group) not in (str, int):
+        raise InputError(
+            f"{where}: the group's id {shown(repr(group))} is no text and no whole "
+            "number; give what prime-rl writes"
+        )
+    # As text, so that no group's number is taken for a step.
+    return f"group {group}"
 
 
 def _task(task, where: str) -> str:
@@ -277,12 +305,21 @@ def _numbered(
 ) -> list[tuple[int, pathlib.Path]]:
     """(number, path) of the paths whose name is a number, by number."""
     named = ((name(path), path) for path in paths)
-    return sorted((int(x), path) for x, path in named if x.isascii() and x.isdigit())
+    numbered = sorted(
+        (int(x), path) for x, path in named if x.isascii() and x.isdigit()
+    )
+    for (one, first), (other, second) in zip(numbered, numbered[1:]):
+        if one == other:
+            raise InputError(
+                f"{first} and {second.name} are both of step {one}; keep one of them"
+            )
+    return numbered
 
 
 def _reward(row: dict, name: str, where: str) -> float | None:
-    if name not in row:
+    if name not in row or name == "step":
         others = [key for key, x in row.items() if isinstance(x, int | float)]
+        others = [key for key in others if key != "step"]
         raise InputError(
             f"{where}: has no reward {name!r}; its numbers are "
             f"{shown(', '.join(others)) or 'none'}: name one with --reward"

@@ -299,6 +299,11 @@ def test_no_run_begins_after_the_minutes(command, started, monkeypatch):
             "regime='five' is unknown; did you mean 'ten'? (six, ten)",
         ),
         (["--tokens=0"], "--tokens=0 must be at least 1"),
+        (
+            ["--config.seed=999998", "--seeds=5"],
+            "--config.seed=999998 with --seeds=5 has an arm of seed 1000000, which is "
+            "the probe's; give a smaller --config.seed",
+        ),
         (["--probe_epochs=1"], "--probe_epochs=1 must be at least 2; LIMR has 21"),
         (
             ["--fork_at=3"],

@@ -86,7 +86,7 @@ def row(arm, seed, accuracy, curve=None, regime="hard"):
         "seed": seed,
         "common": "c",
         "settings": "a",
-        "digest": "b",
+        "digest": f"{arm} {seed}",
         "tokens": 100,
         "fork_at": 0,
         "steps": 3,
@@ -125,7 +125,7 @@ def test_tokens_to_the_gain():
     assert math.isinf(arena.tokens_to(curve, 0.9))
     late = [[0.0, 0.2], [90.0, 0.2], [130.0, 0.9]]
     rows = [
-        row("uniform", 0, 0.7, [[0.0, 0.2], [100.0, 0.7]]),
+        *(row("uniform", seed, 0.7, [[0.0, 0.2], [100.0, 0.7]]) for seed in range(3)),
         row("LIM", 0, 0.3, late),
         row("LIM", 1, 0.9, [[0.0, 0.2], [50.0, 0.66]]),
         row("LIM", 2, 0.9, [[0.0, 0.2], [80.0, 0.66]]),
@@ -135,12 +135,48 @@ def test_tokens_to_the_gain():
     # 90 % of uniform's gain is at .65: 90 tokens of its own; of two of LIM's seeds
     # 50 and 80, times .45 / .46. What is beyond 100, where arms are compared, does not
     # count.
-    assert arms["uniform"]["tokens_to"] == {"share": 1.0, "reached": 1, "runs": 1}
+    assert arms["uniform"]["tokens_to"] == {"share": 1.0, "reached": 3, "runs": 3}
     of_lim = arms["LIM"]["tokens_to"]
     assert (
         of_lim["share"] == pytest.approx(80 / 90 * 45 / 46) and of_lim["reached"] == 2
     )
     assert arms["CDAS"]["tokens_to"] == {"share": None, "reached": 0, "runs": 1}
+
+
+def test_an_arm_of_fewer_seeds_is_beside_uniforms_same_seeds():
+    """Half of uniform's tokens in each seed that has run, and none of another's."""
+    rows = [
+        row("uniform", 0, 0.6, [[0.0, 0.2], [40.0, 0.6], [100.0, 0.6]]),
+        row("uniform", 1, 0.6, [[0.0, 0.2], [80.0, 0.6], [100.0, 0.6]]),
+        row("uniform", 2, 0.6, [[0.0, 0.2], [90.0, 0.6], [100.0, 0.6]]),
+        row("LIM", 0, 0.6, [[0.0, 0.2], [20.0, 0.6], [100.0, 0.6]]),
+    ]
+    arms = arena.summary(rows, ["uniform", "LIM"])["hard"]["arms"]
+    assert arms["LIM"]["tokens_to"]["share"] == pytest.approx(0.5)
+
+
+def test_an_arm_of_uniforms_own_runs_is_no_comparison():
+    """Online LIM's are in its first epoch: no p, and none that Holm counts."""
+    accuracies = {
+        "uniform": [0.5, 0.6, 0.7],
+        "LIM": [0.54, 0.65, 0.73],
+        "LIM-online": [0.5, 0.6, 0.7],
+    }
+    rows = [row(arm, s, x) for arm, xs in accuracies.items() for s, x in enumerate(xs)]
+    one, other = (
+        arena.summary(made, list(accuracies))["hard"]
+        for made in (
+            rows[:6],
+            [
+                r | {"digest": r["digest"].replace("LIM-online", "uniform")}
+                for r in rows
+            ],
+        )
+    )
+    assert one["pairing"] == other["pairing"]
+    assert one["arms"]["LIM"] == other["arms"]["LIM"]
+    difference = other["arms"]["LIM-online"]["accuracy"]["difference"]
+    assert (difference["mean"], difference["p_holm"]) == (0.0, None)
 
 
 def test_the_record_is_read_and_added_to(tmp_path):

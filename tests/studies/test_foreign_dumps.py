@@ -1,5 +1,6 @@
 """Dumps of verl, TRL, prime-rl and OpenRLHF, as these write them, become curves."""
 
+import gzip
 import json
 import sys
 
@@ -47,6 +48,38 @@ def test_verl(tmp_path):
     # An overlong penalty makes .6 of 1: `acc` is correctness itself.
     assert curves(tmp_path, "verl", reward="acc")[b] == [0.5, None]
     assert curves(tmp_path, "verl", right_at=None)[b] == [pytest.approx(-0.2), None]
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "reason"),
+    [
+        ("2.jsonl.gz", {}, "2.jsonl.gz: is gzip; unpack the folder's files"),
+        ("01.jsonl", {}, "01.jsonl and 1.jsonl are both of step 1; keep one of them"),
+        ("3.jsonl", {"step": 2}, "3.jsonl:1: is of step 2, in the file of step 3;"),
+    ],
+)
+def test_verl_files_that_are_not_all(tmp_path, name, row, reason):
+    write(tmp_path / "1.jsonl", verl_rows(1, "2+2", 1.0))
+    write(tmp_path / name, [x | row for x in verl_rows(1, "2+2", 1.0)])
+    assert reason in refused(tmp_path, "verl")
+
+
+def test_packed_lines_are_named_as_such(tmp_path):
+    file = tmp_path / "rollouts.jsonl.gz"
+    file.write_bytes(gzip.compress(b'{"step": 1, "prompt": "p", "reward": 1}\n'))
+    assert refused(file, "openrlhf") == f"{file}:1: is gzip; unpack the file (gunzip)"
+
+
+def test_rewards_that_never_reach_what_is_right(tmp_path):
+    file = tmp_path / "rollouts.jsonl"
+    rows = [{"step": 1, "prompt": "p", "reward": x} for x in (0.9, 0.5, None)]
+    write(file, rows)
+    assert refused(file, "openrlhf") == (
+        f"{file}: the largest of 2 rewards is 0.9, and from --right_at=1 on a rollout "
+        "is right; give --right_at"
+    )
+    assert curves(file, "openrlhf", right_at=0.9) == {"p": [0.5]}
+    assert "has no reward 'step'" in refused(file, "openrlhf", reward="step")
 
 
 def test_a_duplicate_prompt_is_one_problem(tmp_path):
@@ -194,6 +227,19 @@ def test_prime_rl_before_july_2026(tmp_path):
     ]
     write(tmp_path / "rollouts/step_1/train_rollouts.jsonl", rows)
     assert curves(tmp_path, "prime-rl") == {"7": [1.0]}
+    # A group's number may stand there, and null where there is none.
+    more = [
+        {"example_id": 7, "reward": float(step > 2), "group_id": group}
+        for step, group in ((2, None), (3, 2), (3, 5))
+    ]
+    for step in (2, 3):
+        file = tmp_path / f"rollouts/step_{step}/train_rollouts.jsonl"
+        write(file, more[:1] if step == 2 else more[1:])
+    assert curves(tmp_path, "prime-rl") == {"7": [1.0, 0.0, 1.0, 1.0]}
+    write(file, [more[1] | {"group_id": [1]}])
+    assert refused(tmp_path, "prime-rl").startswith(f"{file}:1: the group's id [1] is")
+    file.unlink()
+    (tmp_path / "rollouts/step_2/train_rollouts.jsonl").unlink()
     # And in July a line was a trace, whose task was known by its prompt.
     messages = [{"role": "user", "content": "2+2"}]
     line = {"task": {"idx": 0, "prompt": messages}, "group_id": "g"}
