@@ -9,8 +9,9 @@ config.json, model.safetensors (in parts and an index beyond 5 GB), the tokenize
 files, generation_config.json and the chat template. The dtype is the checkpoint's that
 the run started from (float32 after a random start) unless --dtype says otherwise. The
 adapters of a run with LoRA are added to its base; with --peft DIR gets them alone, as
-PEFT's adapter_config.json and adapter_model.safetensors, fp32. The last line is one
-JSON object.
+PEFT's adapter_config.json and adapter_model.safetensors, fp32. --init and --tokenizer
+say where the model and the tokenizer that the run began from lie now, if they have
+moved. The last line is one JSON object.
 """
 
 import json
@@ -57,6 +58,12 @@ def main(argv: list[str]) -> None:
         choices=("float32", "bfloat16", "float16"),
         help="of the weights; default: that of the checkpoint which the run began from",
     )
+    for flag, what in (("init", "model.init"), ("tokenizer", "tokenizer")):
+        parser.add_argument(
+            f"--{flag}",
+            metavar="DIR",
+            help=f"where the run's {what} lies now; default: where it did",
+        )
     parser.add_argument(
         "--peft", action="store_true", help="the adapters alone, as PEFT has them"
     )
@@ -64,7 +71,7 @@ def main(argv: list[str]) -> None:
     start = time.perf_counter()
     out = files.local(options.out, "--out")
     files.refuse_existing(out, "--out")
-    run = trained_policy.read_config(options.workdir)
+    run = _run_of(options)
     tokenizer = load_tokenizer(resolve(run.tokenizer))
     config = read_model_config(run.model, tokenizer.vocab_size)
     step = (
@@ -109,6 +116,25 @@ def main(argv: list[str]) -> None:
         )
     summary["seconds"] = round(time.perf_counter() - start, 2)
     print(json.dumps(summary), flush=True)
+
+
+def _run_of(options):
+    """The run's config, with the places that the options name."""
+    run = trained_policy.read_config(options.workdir)
+    with run.unlocked():
+        run.model.init = options.init or run.model.init
+        run.tokenizer = options.tokenizer or run.tokenizer
+    for flag, name, place in (
+        ("init", "model.init", run.model.init),
+        ("tokenizer", "tokenizer", run.tokenizer),
+    ):
+        if place != "random" and not resolve(place).exists():
+            raise InputError(
+                f"{name}={place} of {options.workdir} is not there; give --{flag}=DIR "
+                "with the place that it has now"
+            )
+    trained_policy.check_same(options.workdir, run.model)
+    return run
 
 
 def _check_peft(run, config, options) -> None:

@@ -540,7 +540,7 @@ JEPO = {"algorithm": "jepo"}
         ),
         (
             {"reward": "math", "judge.init": "nowhere"},
-            "nowhere: no such file or directory; give a tokenizer's path",
+            "judge.init=nowhere has no config.json; give a checkpoint's directory",
         ),
         (
             {"judge.max_length": 0},

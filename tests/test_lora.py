@@ -9,6 +9,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from tiny_policy import QUICK, quick
 from tiny_run import (
     ROOT,
@@ -359,6 +360,47 @@ def test_export_and_begin_from_it(whole, problems, tmp_path, capsys):
     )
     with pytest.raises(InputError, match="was trained on a base of the digest"):
         set_up(other)
+    random = FIELDS | {"model__lora__init": tmp_path / "peft"}
+    with pytest.raises(InputError, match="and model.init is random; give the base"):
+        set_up(configure(problems, **random))
+    _export_from_another_place(tmp_path, base_dir, capsys)
+    _refused_before_anything_is_read(tmp_path / "peft", problems, fields)
+
+
+def _export_from_another_place(tmp_path, base_dir, capsys):
+    """The base of tmp_path/run lies elsewhere now, or another one is given for it."""
+    moved = base_dir.rename(tmp_path / "moved")
+    with pytest.raises(InputError, match=r"model.init=.* is not there; give --init="):
+        exported(tmp_path / "run", tmp_path / "again", capsys=capsys)
+    with pytest.raises(InputError, match="with .*, of other content: its parameters"):
+        place = f"--init={tmp_path / 'other'}"
+        exported(tmp_path / "run", tmp_path / "again", place, capsys=capsys)
+    assert not (tmp_path / "again").exists()
+    again = exported(
+        tmp_path / "run", tmp_path / "again", f"--init={moved}", capsys=capsys
+    )
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert again["params_digest"] == result["params_digest"]
+    moved.rename(base_dir)
+
+
+def _refused_before_anything_is_read(peft_dir, problems, fields):
+    def refused(set_up, line, **changed):
+        config = configure(
+            problems, **fields | {"model__lora__init": peft_dir} | changed
+        )
+        with pytest.raises(InputError, match=line):
+            set_up(config)
+
+    evaluated = {"benchmarks__names": problems}
+    refused(benchmarks.set_up, "alpha=99.0, but", **evaluated, model__lora__alpha=99.0)
+    gone = {"model__lora__init": peft_dir / "gone"}
+    refused(benchmarks.set_up, "has no adapter_config.json", **evaluated, **gone)
+    file = peft_dir / "adapter_model.safetensors"
+    tensors = load_file(file)
+    next(iter(tensors.values()))[0, 0] = np.nan
+    save_file(tensors, file)
+    refused(set_up, "holds nan or inf")
 
 
 def test_a_random_base_has_no_peft_directory(whole, tmp_path):
@@ -407,6 +449,16 @@ def test_a_base_is_loaded_in_its_dtype(whole, problems, tmp_path, capsys):
     steps = load_base(config, model_config, mesh)
     expected = transformer.compute_params(int8.quantise_params(full), "bfloat16")
     jax.tree.map(np.testing.assert_array_equal, steps, expected)
+
+
+@pytest.mark.parametrize("field, value", [("alpha", 512.0), ("scaling", "rs")])
+def test_another_scale_is_another_policy(quantised, problems, field, value):
+    workdir, _, config = quantised
+    config = config.copy_and_resolve_references()
+    config.benchmarks.names = str(problems)
+    config.model.lora[field] = value
+    with pytest.raises(InputError, match=f"model.lora.{field}={value}, and .* was"):
+        benchmarks.set_up(config, str(workdir))
 
 
 def test_an_evaluation_is_of_base_and_adapters(quantised, problems):

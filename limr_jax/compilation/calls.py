@@ -222,7 +222,10 @@ def planned_tokens(config) -> tuple[SpecialTokens, int]:
 def planned_model(model, vocab_size: int) -> ModelConfig:
     """The checkpoint's model; model.preset's where that is not on this machine."""
     if model.init == "random" or resolve(model.init).exists():
-        return from_config.read_model_config(model, vocab_size)
+        config = from_config.read_model_config(model, vocab_size)
+        if model.lora.init and resolve(model.lora.init).exists():
+            from_config.check_adapters(model, config)
+        return config
     if not model.preset:
         raise InputError(
             f"model.init={model.init} is not on this machine; give model.preset for "

@@ -37,6 +37,7 @@ from limr_jax.samplers.from_config import group_filter
 from limr_jax.storage import files
 
 SLOWER = 3  # times its bound, which a real step is taken for
+_MOST_HOURS = 100_000
 MINUTES = 10  # after which no further compile begins
 _BETWEEN = ("old", "reference", "values", "thoughts")
 _NOT_COMPILED = f"not compiled: {MINUTES} minutes are over"
@@ -78,10 +79,11 @@ def parse_goal(text: str) -> Goal:
     """'v5e-8, 9h': a slice, and hours or minutes ('90m'); InputError."""
     name, _, time_text = text.partition(",")
     length = re.fullmatch(r"(\d+(?:\.\d+)?) *(h|m)", time_text.strip())
-    if length is None or not 0 < float(length[1]) < math.inf:
+    seconds = float(length[1]) * {"h": 3600, "m": 60}[length[2]] if length else 0
+    if not 0 < seconds <= 3600 * _MOST_HOURS:
         raise InputError(
-            f"--plan={text!r} is not a slice and a time above 0; write --plan 'v5e-8, "
-            "9h', or 90m for minutes"
+            f"--plan={text!r} is not a slice and a time above 0, of at most "
+            f"{_MOST_HOURS:,} hours; write --plan 'v5e-8, 9h', or 90m for minutes"
         )
     # gcloud's name of what people call v5e-8.
     slice_type = re.sub(r"^v5e-", "v5litepod-", name.strip())
@@ -90,7 +92,7 @@ def parse_goal(text: str) -> Goal:
             f"--plan={text!r}: {name.strip()!r} is not among the slices: "
             f"{', '.join(slices.SLICES)} (v5e-8 is v5litepod-8)"
         )
-    return Goal(slice_type, float(length[1]) * {"h": 3600, "m": 60}[length[2]])
+    return Goal(slice_type, seconds)
 
 
 def plan(
@@ -147,10 +149,11 @@ def _otherwise(config, devices) -> Iterator[dict]:
     changes: dict = {}
     yield changes
     model, rollout = config.model, config.rollout
-    if model.lora.rank and model.base_dtype != "int8":
+    # Adapters that are there already have their base and their rank.
+    if model.lora.rank and model.base_dtype != "int8" and not model.lora.init:
         changes = changes | int8_base(config, devices)
         yield changes
-    if model.lora.rank > 16:
+    if model.lora.rank > 16 and not model.lora.init:
         # Their scale stays: alpha / rank, or alpha / sqrt(rank).
         less = 16 / model.lora.rank
         alpha = model.lora.alpha * (

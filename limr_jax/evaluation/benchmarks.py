@@ -33,6 +33,7 @@ from limr_jax.models import lora, transformer
 from limr_jax.models.attention import kernel_check
 from limr_jax.models.config import ComputeConfig
 from limr_jax.models.from_config import (
+    check_adapters,
     check_length,
     compute_config,
     compute_dtype,
@@ -219,6 +220,10 @@ def set_up(config, workdir: str = "", step: int | None = None) -> BenchmarkSuite
     mesh = make_mesh(**config.mesh)
     tokenizer = load_tokenizer(resolve(config.tokenizer or config.model.init))
     model_config = read_model_config(config.model, tokenizer.vocab_size)
+    if workdir:
+        trained_policy.check_same(workdir, config.model)
+    else:  # a run's adapters lie in its checkpoint
+        check_adapters(config.model, model_config)
 
     compute = compute_config(config.model, model_config, mesh)
     read_base = partial(load_base, config, model_config, mesh)

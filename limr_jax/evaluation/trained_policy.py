@@ -12,6 +12,7 @@ from limr_jax.config.config_file import nested, todays_fields
 from limr_jax.errors import InputError
 from limr_jax.learner.field_limits import check_fields
 from limr_jax.models import lora, transformer
+from limr_jax.models.from_config import init_digest
 from limr_jax.platform import launch_root
 from limr_jax.sharding import param_shardings
 from limr_jax.storage import array_digest, checkpoint
@@ -56,6 +57,31 @@ def latest_step(workdir) -> int:
     if step is None:
         raise InputError(f"{workdir} holds no complete checkpoint yet; wait for one")
     return step
+
+
+def check_same(workdir, section: ConfigDict) -> None:
+    """InputError where `section`, a config's `model`, makes another policy of a run.
+
+    What changes no shape is compared, the rest a checkpoint refuses by itself: LoRA's
+    scale, and the content of model.init, which has the config.json. It may have moved.
+    """
+    own = read_config(workdir).model
+    changes = {}
+    for name in ("alpha", "scaling") if own.lora.rank else ():
+        if section.lora[name] != own.lora[name]:
+            changes[f"model.lora.{name}"] = (section.lora[name], own.lora[name])
+    if section.init == "random" and section.architecture != own.architecture:
+        changes["model.architecture"] = (section.architecture, own.architecture)
+    digest = (read_run(workdir).get("content") or {}).get("model.init")
+    # Where it is as it was nothing is read, and a run of old has no digest.
+    moved = section.init != own.init and digest
+    if moved and (init_digest(section.init) or "")[:16] != digest:
+        changes["model.init"] = (section.init, f"{own.init}, of other content")
+    for name, (here, there) in changes.items():
+        raise InputError(
+            f"{name}={here}, and {workdir} was trained with {there}: its parameters "
+            f"would be another policy; leave {name} as it was"
+        )
 
 
 def load_params(

@@ -70,9 +70,9 @@ def read_model_config(section, vocab_size: int) -> ModelConfig:
 
 
 def check_adapters(section, config: ModelConfig) -> None:
-    """InputError where `model.lora.init` does not fit; nothing is loaded."""
+    """InputError where `model.lora.init` does not fit; nothing is kept of it."""
     if config.lora is not None and section.lora.init:
-        base = init_digest(section.init)
+        base = init_digest(section.init) or "random"
         peft.check_fits(resolve(section.lora.init), config, base=base)
 
 

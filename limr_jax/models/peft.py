@@ -1,6 +1,7 @@
 """Adapters as PEFT keeps them: adapter_config.json and adapter_model.safetensors."""
 
 import hashlib
+import itertools
 import pathlib
 
 import jax
@@ -101,11 +102,12 @@ def load(directory, config: ModelConfig, mesh):
 def check_fits(directory, config: ModelConfig, *, base: str | None = None) -> None:
     """Refuse a directory whose adapters are not of this model.
 
-    base: the digest of the base model; compared where the directory has one.
+    base: the digest of the base model, "random" for one that is not a checkpoint's;
+    compared where the directory has one.
 
     Raises:
       InputError: no such directory; adapters of another rank, scale, targets or shapes,
-        of another base, or of a kind that we do not have.
+        of another base, of a kind that we do not have, or not finite.
     """
     directory = pathlib.Path(directory)
     for name in (CONFIG, WEIGHTS):
@@ -115,13 +117,16 @@ def check_fits(directory, config: ModelConfig, *, base: str | None = None) -> No
                 "PEFT's, or leave it empty"
             )
     _check_config(directory / CONFIG, config)
-    _expected(directory, config)
+    files, expected = _expected(directory, config)
+    # Once more than is needed: what is not finite is refused before a run begins.
+    for tensor in itertools.chain(*expected.values()):
+        files.read(tensor, [(0, size) for size in tensor.shape])
     about = directory / hf_weights.ABOUT
     trained_on = jsonl.read_object(about).get("base") if about.is_file() else None
     if base and trained_on and base != trained_on:
         raise InputError(
             f"model.lora.init={directory} was trained on a base of the digest "
-            f"{shown(trained_on)[:18]}, and model.init has {base[:16]}; give the base "
+            f"{shown(trained_on)[:18]}, and model.init is {base[:16]}; give the base "
             "that it was trained on"
         )
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from limr_jax.errors import InputError
 from limr_jax.models import hf_config
 from limr_jax.models.from_config import DIMENSIONS, compute_dtype
 from limr_jax.platform import resolve
@@ -85,6 +86,11 @@ def make_judge(
     fields = config.judge
     if not fields.init:
         return None
+    if not (resolve(fields.init) / "config.json").is_file():
+        raise InputError(
+            f"judge.init={fields.init} has no config.json; give a checkpoint's "
+            "directory"
+        )
     return judge.Judge(
         resolve(fields.init),
         max_length=fields.max_length,

@@ -216,6 +216,13 @@ def test_a_judge_that_is_the_base_stays_it(config):
     assert list(planner._otherwise(config, DEVICES))[1] == both
 
 
+def test_adapters_that_are_there_keep_base_and_rank(config):
+    config.model.lora.rank, config.model.lora.init = 64, "there"
+    config.rollout.max_response_length = 1024
+    changes = {name for x in planner._otherwise(config, DEVICES) for name in x}
+    assert changes == {"rollout.max_response_length"}
+
+
 def test_a_lower_rank_keeps_the_scale(config):
     config.model.lora.rank, config.model.lora.alpha = 64, 128.0
     last = list(planner._otherwise(config, DEVICES))[-1]
@@ -389,7 +396,8 @@ def test_goals(text, slice_type, seconds):
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("v5e-8", "is not a slice and a time above 0; write --plan 'v5e-8, 9h'"),
+        ("v5e-8", "is not a slice and a time above 0, of at most 100,000 hours"),
+        (f"v5e-8, {'9' * 306}h", "is not a slice and a time above 0"),
         ("v5e-8, 0h", "is not a slice and a time above 0"),
         (f"v5e-8, {'9' * 400}h", "is not a slice and a time above 0"),
         ("v5e-8, 9 days", "is not a slice and a time above 0"),
