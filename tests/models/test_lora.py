@@ -315,7 +315,7 @@ def test_what_peft_says_of_plain_adapters_is_read(tmp_path):
 def test_adapters_of_another_base_or_with_no_number(tmp_path):
     config = with_lora(QWEN)
     saved(tmp_path / "out", config)
-    with pytest.raises(InputError, match="of the digest '?0123.* has 4567"):
+    with pytest.raises(InputError, match="of the digest '?0123.* is 4567"):
         peft.check_fits(tmp_path / "out", config, base="4567")
     # PEFT's own directories say nothing of it, and a random base has no digest.
     peft.check_fits(tmp_path / "out", config)

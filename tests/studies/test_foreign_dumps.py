@@ -109,7 +109,7 @@ def test_a_line_that_is_wrong(tmp_path, row, reason):
 def test_a_reward_that_is_not_there(tmp_path):
     write(tmp_path / "1.jsonl", verl_rows(1, "2+2", 1.0))
     assert refused(tmp_path, "verl", reward="accuracy") == (
-        f"{tmp_path}/1.jsonl:1: has no reward 'accuracy'; its numbers are score, step, "
+        f"{tmp_path}/1.jsonl:1: has no reward 'accuracy'; its numbers are score, "
         "acc: name one with --reward"
     )
 
