@@ -128,11 +128,14 @@ def _run_of(options):
         ("init", "model.init", run.model.init),
         ("tokenizer", "tokenizer", run.tokenizer),
     ):
-        if place != "random" and not resolve(place).exists():
-            raise InputError(
-                f"{name}={place} of {options.workdir} is not there; give --{flag}=DIR "
-                "with the place that it has now"
-            )
+        if place == "random" or resolve(place).exists():
+            continue
+        if getattr(options, flag):
+            raise InputError(f"--{flag}={place} is not there; check the path")
+        raise InputError(
+            f"{name}={place} of {options.workdir} is not there; give --{flag}=DIR with "
+            "the place that it has now"
+        )
     trained_policy.check_same(options.workdir, run.model)
     return run
 

@@ -372,6 +372,8 @@ def _export_from_another_place(tmp_path, base_dir, capsys):
     moved = base_dir.rename(tmp_path / "moved")
     with pytest.raises(InputError, match=r"model.init=.* is not there; give --init="):
         exported(tmp_path / "run", tmp_path / "again", capsys=capsys)
+    with pytest.raises(InputError, match="--init=/nowhere is not there; check"):
+        exported(tmp_path / "run", tmp_path / "again", "--init=/nowhere", capsys=capsys)
     with pytest.raises(InputError, match="with .*, of other content: its parameters"):
         place = f"--init={tmp_path / 'other'}"
         exported(tmp_path / "run", tmp_path / "again", place, capsys=capsys)
