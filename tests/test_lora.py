@@ -1,5 +1,6 @@
 """Runs that learn adapters alone, beside a base that nothing changes."""
 
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -27,6 +28,7 @@ from limr_jax.compilation.calls import plan
 from limr_jax.errors import InputError
 from limr_jax.evaluation import benchmarks, trained_policy
 from limr_jax.models import hf_weights, int8, lora, transformer
+from limr_jax.models.attention import kernel_check
 from limr_jax.models.from_config import load_base
 from limr_jax.sharding import make_mesh
 from limr_jax.storage import array_digest, checkpoint, metrics
@@ -451,6 +453,21 @@ def test_a_base_is_loaded_in_its_dtype(whole, problems, tmp_path, capsys):
     steps = load_base(config, model_config, mesh)
     expected = transformer.compute_params(int8.quantise_params(full), "bfloat16")
     jax.tree.map(np.testing.assert_array_equal, steps, expected)
+
+
+def test_an_evaluation_computes_with_the_kernels_that_were_settled_on(
+    quantised, problems, monkeypatch
+):
+    def settle(model_config, *_, **__):
+        return dataclasses.replace(model_config, attention_kernel=False), {}
+
+    workdir, _, config = quantised
+    config = config.copy_and_resolve_references()
+    config.benchmarks.names, config.model.attention = str(problems), "auto"
+    monkeypatch.setattr(kernel_check, "settle", settle)
+    suite = benchmarks.set_up(config, str(workdir))
+    suite.close()
+    assert suite.compute.model.attention_kernel is False
 
 
 @pytest.mark.parametrize("field, value", [("alpha", 512.0), ("scaling", "rs")])

@@ -225,30 +225,16 @@ def set_up(config, workdir: str = "", step: int | None = None) -> BenchmarkSuite
     else:  # a run's adapters lie in its checkpoint
         check_adapters(config.model, model_config)
 
-    compute = compute_config(config.model, model_config, mesh)
-    read_base = partial(load_base, config, model_config, mesh)
-
-    def load():
-        return lora.join(read_base(), load_learned(config, model_config, mesh))
-
-    if workdir:
-        load = partial(
-            trained_policy.load_params,
-            workdir,
-            step,
-            model_config=model_config,
-            mesh=mesh,
-            load_base=read_base,
+    load_policy = functools.cache(
+        partial(
+            _load_policy,
+            config,
+            model_config,
+            mesh,
+            workdir=workdir,
+            step=step,
         )
-
-    @functools.cache
-    def load_policy():
-        params = load()
-        digest = params_digest(params)
-        with jax.set_mesh(mesh):
-            # Not jitted: what has the dtype of compute is not copied.
-            return digest, transformer.compute_params(params, compute.dtype)
-
+    )
     tasks, close_graders = _tasks(
         config,
         benchmarks,
@@ -291,6 +277,7 @@ def set_up(config, workdir: str = "", step: int | None = None) -> BenchmarkSuite
         stop_ids=tokenizer.stop_ids,
         pad_id=tokenizer.pad_id,
     )
+    compute = compute_config(config.model, model_config, mesh)
     phrase = config.answer_phrase if config.reward == "token" else None
     return BenchmarkSuite(
         mesh=mesh,
@@ -305,6 +292,26 @@ def set_up(config, workdir: str = "", step: int | None = None) -> BenchmarkSuite
         identity={"policy": policy}
         | _identity(config, tasks, longest=longest, compute=compute),
     )
+
+
+def _load_policy(config, model_config, mesh, *, workdir: str, step: int | None):
+    """`BenchmarkSuite.load_policy` of a run's checkpoint, or of the config's model."""
+    read_base = partial(load_base, config, model_config, mesh)
+    if workdir:
+        params = trained_policy.load_params(
+            workdir,
+            step,
+            model_config=model_config,
+            mesh=mesh,
+            load_base=read_base,
+        )
+    else:
+        params = lora.join(read_base(), load_learned(config, model_config, mesh))
+    digest = params_digest(params)
+    dtype = compute_dtype(config.model.dtype, mesh.devices.flat)
+    with jax.set_mesh(mesh):
+        # Not jitted: what has the dtype of compute is not copied.
+        return digest, transformer.compute_params(params, dtype)
 
 
 def _check_policy(config) -> None:

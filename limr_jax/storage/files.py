@@ -128,7 +128,7 @@ def new_folder(path, *, writes: bool = True) -> Iterator[pathlib.Path]:
     path = pathlib.Path(path).absolute()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     refuse_existing(path)
-    made = [parent for parent in path.parents if not parent.exists()] if writes else []
+    absent = [x for x in path.parents if not x.exists()] if writes else []
     try:
         with _terminated_as_interrupted():
             if writes:
@@ -149,7 +149,7 @@ def new_folder(path, *, writes: bool = True) -> Iterator[pathlib.Path]:
     finally:
         if writes:
             shutil.rmtree(temporary, ignore_errors=True)
-            for parent in made:
+            for parent in absent:
                 with contextlib.suppress(OSError):  # of a folder that holds something
                     parent.rmdir()
 
