@@ -5,6 +5,7 @@ import itertools
 import json
 import pathlib
 import runpy
+import shutil
 from functools import partial
 
 import jax
@@ -376,7 +377,8 @@ def _export_from_another_place(tmp_path, base_dir, capsys):
         exported(tmp_path / "run", tmp_path / "again", capsys=capsys)
     with pytest.raises(InputError, match="--init=/nowhere is not there; check"):
         exported(tmp_path / "run", tmp_path / "again", "--init=/nowhere", capsys=capsys)
-    with pytest.raises(InputError, match="with .*, of other content: its parameters"):
+    # The checkpoint has the base's digest, and the run the settings of its config.json.
+    with pytest.raises(InputError, match="adapters are of a base of the digest"):
         place = f"--init={tmp_path / 'other'}"
         exported(tmp_path / "run", tmp_path / "again", place, capsys=capsys)
     assert not (tmp_path / "again").exists()
@@ -386,6 +388,17 @@ def _export_from_another_place(tmp_path, base_dir, capsys):
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert again["params_digest"] == result["params_digest"]
     moved.rename(base_dir)
+    shutil.copytree(base_dir, tmp_path / "turned")
+    file = tmp_path / "turned/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rope_theta": 777.0}))
+    with pytest.raises(
+        InputError, match="rope of model.init=.*would be another policy"
+    ):
+        place = f"--init={tmp_path / 'turned'}"
+        exported(tmp_path / "run", tmp_path / "x", place, capsys=capsys)
+    file.unlink()
+    with pytest.raises(InputError, match="turned is not a checkpoint"):
+        exported(tmp_path / "run", tmp_path / "x", place, capsys=capsys)
 
 
 def _refused_before_anything_is_read(peft_dir, problems, fields):

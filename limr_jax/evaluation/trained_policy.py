@@ -1,5 +1,7 @@
 """A run's policy, for programs that evaluate it: its config and its parameters."""
 
+import dataclasses
+import pathlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -11,9 +13,8 @@ from limr_jax.config import load
 from limr_jax.config.config_file import nested, todays_fields
 from limr_jax.errors import InputError
 from limr_jax.learner.field_limits import check_fields
-from limr_jax.models import lora, transformer
-from limr_jax.models.from_config import init_digest
-from limr_jax.platform import launch_root
+from limr_jax.models import hf_config, lora, transformer
+from limr_jax.platform import launch_root, resolve
 from limr_jax.sharding import param_shardings
 from limr_jax.storage import array_digest, checkpoint
 from limr_jax.storage.checkpoint_record import Damaged
@@ -62,8 +63,10 @@ def latest_step(workdir) -> int:
 def check_same(workdir, section: ConfigDict) -> None:
     """InputError where `section`, a config's `model`, makes another policy of a run.
 
-    What changes no shape is compared, the rest a checkpoint refuses by itself: LoRA's
-    scale, and the content of model.init, which has the config.json. It may have moved.
+    What changes no shape is compared, for a checkpoint refuses the rest: LoRA's scale
+    and, where model.init is another place and the run's is still there, the settings in
+    both config.json. Weights may differ: of all but LoRA's base, whose digest the
+    checkpoint has, the run has its own.
     """
     own = read_config(workdir).model
     changes = {}
@@ -72,16 +75,25 @@ def check_same(workdir, section: ConfigDict) -> None:
             changes[f"model.lora.{name}"] = (section.lora[name], own.lora[name])
     if section.init == "random" and section.architecture != own.architecture:
         changes["model.architecture"] = (section.architecture, own.architecture)
-    digest = (read_run(workdir).get("content") or {}).get("model.init")
-    # Where it is as it was nothing is read, and a run of old has no digest.
-    moved = section.init != own.init and digest
-    if moved and (init_digest(section.init) or "")[:16] != digest:
-        changes["model.init"] = (section.init, f"{own.init}, of other content")
+    if "random" not in (section.init, own.init) and section.init != own.init:
+        changes |= _settings_changed(resolve(section.init), resolve(own.init))
     for name, (here, there) in changes.items():
         raise InputError(
             f"{name}={here}, and {workdir} was trained with {there}: its parameters "
             f"would be another policy; leave {name} as it was"
         )
+
+
+def _settings_changed(place: pathlib.Path, own: pathlib.Path) -> dict:
+    """{model.init's setting: (here, there)}; nothing where the run's own is gone."""
+    if not (own / "config.json").is_file():
+        return {}
+    here, there = (dataclasses.asdict(hf_config.read_config(x)) for x in (place, own))
+    return {
+        f"{name} of model.init": (here[name], there[name])
+        for name in here
+        if here[name] != there[name] and name != "max_length"  # changes no logit
+    }
 
 
 def load_params(

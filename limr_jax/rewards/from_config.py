@@ -60,7 +60,11 @@ def is_base(config, devices) -> bool:
 def _has_its_dimensions(section, directory) -> bool:
     """Whether what the section sets is what the checkpoint's config.json says."""
     own = hf_config.read_config(directory)
-    return all(section.get(name) in (0, getattr(own, name)) for name in DIMENSIONS)
+    # A config that is older lacks some.
+    return all(
+        not section.get(name) or section[name] == getattr(own, name)
+        for name in DIMENSIONS
+    )
 
 
 def int8_base(config, devices) -> dict[str, str]:

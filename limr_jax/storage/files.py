@@ -130,7 +130,8 @@ def new_folder(path, *, writes: bool = True) -> Iterator[pathlib.Path]:
     refuse_existing(path)
     absent = [x for x in path.parents if not x.exists()] if writes else []
     try:
-        with _terminated_as_interrupted():
+        ending = _terminated_as_interrupted() if writes else contextlib.nullcontext()
+        with ending:
             if writes:
                 # What a killed process of the same number has left.
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -172,7 +173,8 @@ def _terminated_as_interrupted() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGTERM) is end:  # nobody has taken it over
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def refuse_existing(path, flag: str = "") -> None:

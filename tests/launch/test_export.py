@@ -116,6 +116,17 @@ def test_the_source_checkpoint_is_taken_over(tmp_path):
     assert set(files.dtype_of.values()) == {"BF16"}
 
 
+def test_weights_of_the_start_model_do_not_matter(tmp_path):
+    """Its settings do: the checkpoint has all parameters, so its export will do."""
+    hf_weights.save_params(tmp_path / "base", params_of(0), CONFIG)
+    init = str(tmp_path / "base")
+    make_run(tmp_path / "run", init=init, **dict.fromkeys(SIZES, 0))
+    run = ("--workdir", tmp_path / "run", "--out")
+    export(*run, tmp_path / "first")
+    export(*run, tmp_path / "second", "--init", tmp_path / "first")
+    jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "second"), params_of(2))
+
+
 @pytest.mark.slow
 def test_two_exports_into_one_folder(tmp_path):
     """The second is refused, however late it comes, and the first stays whole."""
