@@ -4,6 +4,7 @@
     python launch/texts.py plans train.jsonl --out warm.jsonl
     python launch/texts.py right RUN --out own.jsonl
     python launch/texts.py sums 'problems.jsonl[:800]' --count 400 --out warm.jsonl
+    python launch/texts.py expressions 'problems.jsonl[:800]' --out warm.jsonl
 
 `short` keeps the problems of at most --tokens tokens, prompt and reference answer.
 `plans` gives each a solution: a plan of --terms telling words of its reference answer,
@@ -12,7 +13,9 @@ plan. `right` takes the right responses of a folder's dump (RUN/rollouts: of a r
 benchmark's folder of launch/evaluate.py), each text once. `sums` adds --count texts of
 --each sums to problems that have a solution: practice for a model that sets the right
 sum up and cannot compute it; with --steps all solutions go place by place, 28 + 36 by
-28 + 30 = 58 and 58 + 6 = 64. The last line on stdout is one JSON object.
+28 + 30 = 58 and 58 + 6 = 64. `expressions` puts a worked solution's sums into one box,
+33 + 13 = 46 and 46 - 19 = 27 as \\boxed{33 + 13 - 19}, and leaves out what it cannot:
+with reward=math the grader computes. The last line on stdout is one JSON object.
 """
 
 import itertools
@@ -27,7 +30,7 @@ from limr_jax.errors import InputError
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 with platform.importing_jax():
-    from limr_jax.data import sft_texts
+    from limr_jax.data import expressions, sft_texts
     from limr_jax.data.problems import Problems, files_read, load_problems
     from limr_jax.data.tokenizer import load_tokenizer
     from limr_jax.storage import files, rollout_dump
@@ -37,7 +40,7 @@ with platform.importing_jax():
 def _parser() -> Parser:
     parser = Parser("launch/texts.py", __doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("short", "plans", "sums"):
+    for verb in ("short", "plans", "sums", "expressions"):
         each = verbs.add_parser(verb)
         each.add_argument("spec", help="name:split[a:b] or FILE.jsonl[a:b]")
         each.add_argument(
@@ -68,7 +71,7 @@ def _parser() -> Parser:
                 "--steps", action="store_true", help="every sum place by place"
             )
             each.add_argument("--seed", type=int, default=0, help="of the sums")
-        else:
+        elif verb == "plans":
             each.add_argument("--phrase", default="#### ", help="introduces the answer")
             each.add_argument(
                 "--terms", type=int, default=6, help="words of a plan; 0: no plans"
@@ -103,7 +106,13 @@ def main(argv: list[str]) -> None:
             options.spec, data_dir=options.data_dir, manual_dir=options.manual_dir
         )
         files.output(options.out, *read_files)
-    verbs = {"short": _short, "plans": _plans, "right": _right, "sums": _sums}
+    verbs = {
+        "short": _short,
+        "plans": _plans,
+        "right": _right,
+        "sums": _sums,
+        "expressions": _expressions,
+    }
     read, rows = verbs[options.verb](options)
     files.write_rows(options.out, rows)
     print(json.dumps({"read": read, "written": len(rows), "out": options.out}))
@@ -160,19 +169,7 @@ def _sums(options) -> tuple[int, list[dict]]:
     for name in ("count", "each"):
         if (value := getattr(options, name)) < 1:
             raise InputError(f"--{name}={value} must be 1 or more")
-    problems = _problems(options)
-    solutions = problems.columns.get("solution", (None,) * len(problems))
-    for name, solution in zip(problems.ids, solutions, strict=True):
-        if solution is None:
-            raise InputError(
-                f"{options.spec}: problem {name!r} has no solution; add it, or take a "
-                "set that has one of each"
-            )
-        if not isinstance(solution, str):
-            raise InputError(
-                f"{options.spec}: problem {name!r} has a solution that is no text "
-                f"({type(solution).__name__}); put it in quotes"
-            )
+    problems = _solved(options)
     rows = [problems.row(i) for i in range(len(problems))]
     if options.steps:
         for row in rows:
@@ -189,6 +186,37 @@ def _sums(options) -> tuple[int, list[dict]]:
             "would have; take a set without sums, and give --count more"
         )
     return len(rows), [*rows, *practice]
+
+
+def _expressions(options) -> tuple[int, list[dict]]:
+    """(problems read, rows to write)."""
+    problems = _solved(options)
+    rows = list(expressions.boxed_expressions(problems))
+    if not rows:
+        raise InputError(
+            f"{options.spec}: none of {len(problems)} solutions is a chain of sums "
+            "that gives its answer; give some with a sum a line (3 + 4 = 7), or "
+            "between << and >>"
+        )
+    return len(problems), rows
+
+
+def _solved(options) -> Problems:
+    """The problems, each of which has a solution."""
+    problems = _problems(options)
+    solutions = problems.columns.get("solution", (None,) * len(problems))
+    for name, solution in zip(problems.ids, solutions, strict=True):
+        if solution is None:
+            raise InputError(
+                f"{options.spec}: problem {name!r} has no solution; add it, or take a "
+                "set that has one of each"
+            )
+        if not isinstance(solution, str):
+            raise InputError(
+                f"{options.spec}: problem {name!r} has a solution that is no text "
+                f"({type(solution).__name__}); put it in quotes"
+            )
+    return problems
 
 
 if __name__ == "__main__":
