@@ -350,3 +350,34 @@ def test_nothing_is_left_for_later():
     texts = {path: path.read_text(encoding="utf-8") for path in PROGRAMS}
     assert not [path for path, text in texts.items() if "TODO" in text]
     assert not [path for path, text in texts.items() if "FIXME" in text]
+
+
+def pattern_texts(tree: ast.AST):
+    """The text of each string; what is put into one as `(0)`, since it may be long."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(
+                part.value if isinstance(part, ast.Constant) else "(0)"
+                for part in node.values
+            )
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def test_no_bracket_is_repeated_possessively():
+    """CPython reads `(...)*+` wrongly; `(?>(...)*)` says the same and is read rightly.
+
+    Before 3.11.5 it may match nothing for ever, as it does on Debian 12
+    (python/cpython#106052); with a group within it is wrong in 3.13.0 as well. Of one
+    character, as in `[a-z]++`, it is right everywhere.
+    """
+    possessive = re.compile(r"(?<!\\)\)(?:[*+?]|\{[\d,]+\})\+")
+    assert possessive.search(r"(?:a|b)*+") and possessive.search(r"(ab){0,3}+")
+    assert not possessive.search(r"(?>(?:ab)*)") and not possessive.search(r"\)*+")
+    found = {
+        f"{named(path)}: {text}"
+        for path, tree in TREES.items()
+        for text in pattern_texts(tree)
+        if possessive.search(text)
+    }
+    assert not found

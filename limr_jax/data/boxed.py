@@ -9,13 +9,13 @@ import re
 # A run of backslashes is one token: read one at a time, a million of them would be
 # half a billion starts of a box that never comes. `\boxed 7` is how MATH's own
 # solutions have it: all up to a blank or a dollar, if it begins as mathematics does.
-_GROUP = r"\{(?:[^{}]|\{[^{}]*+\})*+\}"
+_GROUP = r"\{(?>(?:[^{}]++|\{[^{}]*+\})*)\}"
 _BARE = (
     # "\boxed x" is a box; "\boxedx" and "\boxed answers" are none: behind a blank a
     # letter must stand alone.
     r"\s*+(?=[-+(\d\\]|(?<=\s)[A-Za-z](?![A-Za-z]))"
     # In "so \boxed 7." the full stop is the sentence's, not the answer's.
-    rf"(?P<bare>(?:(?![.,;:]{{0,3}}+(?:[\s$]|\Z))(?:[^\s${{}}]|{_GROUP})){{1,80}}+)"
+    rf"(?P<bare>(?>(?:(?![.,;:]{{0,3}}+(?:[\s$]|\Z))(?:[^\s${{}}]|{_GROUP})){{1,80}}))"
 )
 _BOX_TOKEN = re.compile(
     rf"(?P<slashes>\\*+)(?P<word>(?:boxed|fbox)(?:\s*+\{{|{_BARE})|[{{}}])|\\++"

@@ -15,8 +15,8 @@ _LONGEST = 40  # marks of one number
 _NUMERAL = rf"[{_HAN}]++"
 _CHINESE = re.compile(
     rf"(?P<sign>负?)(?:(?P<whole>{_NUMERAL})又)?(?P<first>{_NUMERAL})"
-    rf"(?:分之(?P<top>{_NUMERAL}|\d++(?:\.\d++)?+)(?:点(?P<rest>{_NUMERAL}))?+"
-    rf"|点(?P<places>[零〇{_COUNT}]++)(?P<tail>[{_MARKS}]*+))?+"
+    rf"(?>(?:分之(?P<top>{_NUMERAL}|\d++(?>(?:\.\d++)?))(?>(?:点(?P<rest>{_NUMERAL}))?)"
+    rf"|点(?P<places>[零〇{_COUNT}]++)(?P<tail>[{_MARKS}]*+))?)"
     # What goes on, as 十二点三十分 does, is no number that was read to its end.
     rf"(?!\.?\d|[{_HAN}点又]|分之)"
 )

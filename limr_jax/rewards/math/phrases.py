@@ -143,11 +143,11 @@ _PHRASES: list[tuple[re.Pattern, str | Callable[[re.Match], str]]] = [
     (re.compile(rf"(?<![A-Za-z\\]){old}(?![A-Za-z])"), new)
     for old, new in [
         # `2 thousand 5 hundred` is one number, and no product.
-        (rf"(?<=\d) ?({_POWER}(?:[ -]{_POWER})*+)(?![ -](?:\d|{_WORD}))",
+        (rf"(?<=\d) ?({_POWER}(?>(?:[ -]{_POWER})*))(?![ -](?:\d|{_WORD}))",
          _power_of_ten),
         # `two point five million` is 2.5 million, and not 2.5000000.
-        (rf"(?<=point ){_SMALL}(?:[ -]{_SMALL})*+(?=[ -]{_POWER})", _cardinal),
-        (rf"(?:an? (?={_POWER}))?{_WORD}(?:(?:[ -]|{_AND}){_WORD})*+", _cardinal),
+        (rf"(?<=point ){_SMALL}(?>(?:[ -]{_SMALL})*)(?=[ -]{_POWER})", _cardinal),
+        (rf"(?:an? (?={_POWER}))?{_WORD}(?>(?:(?:[ -]|{_AND}){_WORD})*)", _cardinal),
         (rf"(?<![\d.])(?:(\d+) and )?(?:(\d+|an?)[ -]({'|'.join(_PARTS)})(s?)|half)"
          r"(?! root| power)", _part),
         (rf"({'|'.join(_ORDINALS)})( root| power)", _ordinal),
