@@ -15,6 +15,7 @@ from limr_jax.data.problems import Problems
 _ANNOTATION = re.compile(r"<<([^<>]*)>>")
 _NUMBER = re.compile(r"[0-9]*\.?[0-9]+")
 _SUM = re.compile(r"[0-9.+\-*/() ]{1,200}")  # nothing that names or calls anything
+_MOST = 100  # numbers of an expression: results of results grow as powers do
 _VALUE = {
     ast.Add: Fraction.__add__,
     ast.Sub: Fraction.__sub__,
@@ -45,33 +46,55 @@ def as_expression(solution: str, problem: str) -> str | None:
     equations = _ANNOTATION.findall(solution)
     if not equations:
         equations = [line for line in solution.split("\n") if "=" in line]
-    given = {Fraction(number) for number in _NUMBER.findall(problem)}
-    results: dict[Fraction, ast.expr] = {}
-    unused: set[Fraction] = set()
-
-    class Replace(ast.NodeTransformer):
-        """Numbers by the trees that gave them."""
-
-        def visit_Constant(self, node):
-            number = _constant(node)
-            if number not in results or not (number in unused or number not in given):
-                return node
-            unused.discard(number)
-            return results[number]
-
+    results = _Results({Fraction(number) for number in _NUMBER.findall(problem)})
     tree = None
     for equation in equations:
         left, _, right = equation.partition("=")
         if not _SUM.fullmatch(left.strip()) or not _NUMBER.fullmatch(right.strip()):
             return None
         try:
-            tree = Replace().visit(ast.parse(left.strip(), mode="eval").body)
+            tree = results.put_in(ast.parse(left.strip(), mode="eval").body)
         except (SyntaxError, ValueError):
             return None
-        result = Fraction(right.strip())
-        results[result] = tree
-        unused.add(result)
+        results.add(Fraction(right.strip()), tree)
     return ast.unparse(tree) if tree else None
+
+
+class _Results(ast.NodeTransformer):
+    """What the equations so far gave, by its value, and the tree that gave it.
+
+    given: the problem's own numbers.
+    """
+
+    def __init__(self, given: set[Fraction]):
+        self._given = given
+        self._trees: dict[Fraction, tuple[ast.expr, int]] = {}  # and its numbers
+        self._unused: set[Fraction] = set()
+        self._numbers = 0  # of the tree that is being made
+
+    def add(self, result: Fraction, tree: ast.expr) -> None:
+        """The last tree of `put_in` gave this."""
+        self._trees[result] = tree, self._numbers
+        self._unused.add(result)
+
+    def put_in(self, tree: ast.expr) -> ast.expr:
+        """The tree with earlier trees where their results are; ValueError: too long."""
+        self._numbers = 0
+        return self.visit(tree)
+
+    def visit_Constant(self, node: ast.Constant) -> ast.expr:
+        """A number, or the tree that gave it."""
+        number = _constant(node)
+        # By chance a number of the problem may be a result as well.
+        is_result = number in self._unused or number not in self._given
+        found, numbers = node, 1
+        if is_result and number in self._trees:
+            found, numbers = self._trees[number]
+            self._unused.discard(number)
+        self._numbers += numbers
+        if self._numbers > _MOST:
+            raise ValueError(f"an expression of more than {_MOST} numbers")
+        return found
 
 
 def agrees(expression: str, answer: str) -> bool:

@@ -40,7 +40,10 @@ def test_by_hand(solution, problem, expression):
     "solution",
     ["", "#### 27", "the answer is 27", "x + 1 = 3", "f(2) = 4", "2 + = 4", "2 + 2 =",
      "2 + 2 = four", f"{'(' * 5000}1 = 1", "1 + 01 = 2", "(2)(3) = 6", "() = 6",
-     "1 + 1 = 2\nx = 2"],
+     "1 + 1 = 2\nx = 2",
+     # Each result twice in the next: 2^60 numbers.
+     "\n".join(f"{2**k} + {2**k} = {2 ** (k + 1)}" for k in range(4, 64)),
+     "\n".join(f"{k} + 4 = {k + 4}" for k in range(0, 20_000, 4))],
 )  # fmt: skip
 def test_what_is_no_chain_of_sums(solution):
     expression = as_expression(solution, "2 and 3")
