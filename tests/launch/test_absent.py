@@ -70,7 +70,7 @@ def test_the_warm_starts_own_texts_and_model(refused):
     command = ("sft.py", "--config=configs/smollm2_sft.py", "--dry_run")
     line = refused(*command)
     assert "data.train=runs/smollm2/warm.jsonl is not there; make it: python " in line
-    assert "launch/texts.py sums" in line
+    assert "launch/texts.py expressions" in line
     own = "--config.data.train=../mine.jsonl"
     line = refused(*command, own)
     assert "model.init=runs/smollm2/base is not there" in line and BASE in line
@@ -83,7 +83,9 @@ def test_an_evaluation_asks_for_the_policy_alone(refused):
 
 
 def test_the_problems_that_a_warm_start_is_made_of(refused):
-    line = refused("texts.py", "sums", "../shared/x.jsonl[:9]", "--out", "warm.jsonl")
+    line = refused(
+        "texts.py", "expressions", "../shared/x.jsonl[:9]", "--out", "warm.jsonl"
+    )
     said = "../shared/x.jsonl: no such file; check the path, or name a public set "
     assert line == said + "(python launch/data.py list)"
 
