@@ -97,6 +97,7 @@ def test_its_own_checkpoint_then_goes_on(left, tmp_path, capsys):
         train(with_parity(set_up(config)), config, tmp_path / "new")
 
 
+@pytest.mark.slow
 def test_another_sampler_begins_anew_and_what_is_learned_goes_on(
     left, tmp_path, capsys
 ):
@@ -115,6 +116,7 @@ def test_another_sampler_begins_anew_and_what_is_learned_goes_on(
         assert {int(params_of(workdir, step, x)) for x in names} == {6}
 
 
+@pytest.mark.slow
 def test_another_coefficient_counts_from_the_fork_on(left, tmp_path):
     config = of(left.parent, kl__coefficient=0.5)
     go_on(left, 4, config, tmp_path / "new")
@@ -126,6 +128,7 @@ def test_another_coefficient_counts_from_the_fork_on(left, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_other_problems_are_drawn_anew(left, tmp_path, capsys):
     write_problems(tmp_path / "train.jsonl", 8, add=3)
     go_on(left, 6, of(tmp_path, num_steps=7), tmp_path / "new")

@@ -199,6 +199,7 @@ def all_six(copy) -> tuple[pathlib.Path, list[str]]:
     return copy, command(copy, fields)
 
 
+@pytest.mark.slow
 def test_each_does_what_its_readme_says(all_six):
     tree, words = all_six
     python(tree, "-m", "ruff", "check", "--no-cache", ".")

@@ -165,6 +165,7 @@ def test_a_stop_over_an_int8_base_changes_nothing(quantised, whole, tmp_path):
     assert run_records(tmp_path) == run_records(workdir)
 
 
+@pytest.mark.slow
 def test_a_reference_that_is_reset(whole, problems, tmp_path):
     """It is the base, then base and a copy of the adapters; stopped after a reset."""
     config = configure(problems, **FIELDS, kl__reset_every=2)

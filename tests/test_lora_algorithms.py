@@ -58,6 +58,7 @@ def check_stop(whole, workdir, step):
     assert run_records(workdir) == run_records(unbroken)
 
 
+@pytest.mark.slow
 def test_jepo_and_a_stop(quick_compiler, problems, tmp_path):
     """Thoughts and answers are learned by adapters alone, on policy."""
     whole = run_of(JEPO, problems, tmp_path / "whole")

@@ -71,7 +71,15 @@ def test_the_kernels_hold(interpreted, monkeypatch, config, dtype, shape):
     assert all(x.tolerance == (1e-3 if exact else 0.15) for x in found)
 
 
-@pytest.mark.parametrize("tokens, most", [(1, 1), (5, 5), (1, 5), (2, 5)])
+@pytest.mark.parametrize(
+    "tokens, most",
+    [
+        (1, 1),
+        pytest.param(5, 5, marks=pytest.mark.slow),
+        pytest.param(1, 5, marks=pytest.mark.slow),
+        (2, 5),
+    ],
+)
 def test_the_ragged_kernel_holds(interpreted, tokens, most):
     """Windows, whose ring has room for the most tokens that a loop takes a step."""
     rows = dataclasses.replace(DECODE, step_tokens=tokens, most_tokens=most)

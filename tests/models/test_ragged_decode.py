@@ -190,7 +190,9 @@ def test_it_is_attention_to_what_a_row_has(
     assert attend._cache_size() == 1
 
 
-@pytest.mark.parametrize("tokens, window", [(5, None), (2, 380)])
+@pytest.mark.parametrize(
+    "tokens, window", [pytest.param(5, None, marks=pytest.mark.slow), (2, 380)]
+)
 def test_tokens_of_a_step_are_as_many_steps(interpreted, tokens, window):
     """Also where huge numbers lie behind, as a rejected draft may have left them."""
     how = {"window": window, "columns": COLUMNS}

@@ -50,7 +50,12 @@ def plainly(loss, params, so_far):
 
 @pytest.mark.parametrize(
     ("name", "remat"),
-    [("qwen", False), ("qwen", True), ("gemma", False), ("adapters", False)],
+    [
+        ("qwen", False),
+        pytest.param("qwen", True, marks=pytest.mark.slow),
+        pytest.param("gemma", False, marks=pytest.mark.slow),
+        pytest.param("adapters", False, marks=pytest.mark.slow),
+    ],
 )
 def test_is_the_sum_so_far_and_the_gradient(name, remat):
     config = CONFIGS[name]

@@ -123,6 +123,7 @@ def fixed(problems, tmp_path_factory, quick_compiler):
     return {(x["id"], x["sample"]): x for x in run_records(workdir)["rollouts"]}
 
 
+@pytest.mark.slow
 def test_drafts_come_from_every_round(ran, problems, tmp_path):
     """Of each problem the newest rollout at each place, as the dump has it."""
     config = configured(problems, ran.name, rollout__drafts=2)
@@ -273,6 +274,7 @@ def test_nothing_is_compiled_after_the_first_step(ran):
     assert len({row["compile_count"] for row in rows[1:]}) == 1
 
 
+@pytest.mark.slow
 def test_a_knapsack_that_knows_nothing_is_fixed(problems, tmp_path):
     """All pass rates alike: G of each, and the same rollouts.
 

@@ -337,6 +337,7 @@ def test_graded_on_the_hosts(problems, tmp_path, monkeypatch):
         assert row["reward/overlong"] == pytest.approx(part, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_drafts_come_from_groups_that_were_filtered_as_well(problems, whole, tmp_path):
     """Of each problem the newest group, as the dump has it; no rollout changes."""
     config = configured(problems, rollout__drafts=2)
