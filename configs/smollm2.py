@@ -7,15 +7,15 @@
     python launch/sft.py --config configs/smollm2_sft.py --workdir runs/smollm2/warm
     python launch/tpu.py --config configs/smollm2.py
 
-The model writes one expression in a box, such as \\boxed{33 + 13 - 19}, and the grader
-computes it (reward=math): of so few parameters sums of two numbers come out wrong.
+The model writes one expression in a box, such as \\boxed{(33 + 13) - 19}, and the
+grader computes it (reward=math): a model of this size gets sums wrong.
 
 data.train is a JSONL file with `id`, `problem` and `answer` a line: the problems of
 ../shared/data/mwp.jsonl that the warm start has not seen. data.eval is SVAMP, by other
 authors: ../shared/data/svamp.jsonl, no text of which is in both. Elsewhere give your
 own files, or --config.data.train=gsm8k:train[800:] --config.data.eval=gsm8k:test with
---config.rollout.max_prompt_length=256 --config.rollout.max_response_length=64: of 1,401
-of GSM8K's solutions as expressions one in a hundred is longer than 61 tokens.
+--config.rollout.max_prompt_length=256 --config.rollout.max_response_length=64: as
+expressions 1.2 % of GSM8K's solutions are longer (6,991 of 7,473 can be written so).
 
 Got, seed 0, 2026-12-01, in fp32 on an EPYC without AVX-512: SVAMP 24.7 → 28.5 %, right
 of the training problems' rollouts, none asked twice, 49.5 → 71.5 % (ten steps' means),

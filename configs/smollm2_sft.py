@@ -9,7 +9,7 @@
 The problems are a JSONL file with `id`, `problem`, `answer` and a worked `solution` a
 line, with a sum a line or between << and >>. Here they are the first 800 of
 ../shared/data/mwp.jsonl (MAWPS and ASDiv-A); elsewhere give your own, such as
-gsm8k:train[:800]. A solution becomes one expression, such as \\boxed{33 + 13 - 19}.
+gsm8k:train[:800]. A solution becomes one expression, such as \\boxed{(33 + 13) - 19}.
 
 A model that writes sums and computes them itself sets the right equation up and fails
 there: SVAMP 13.2 % (60 updates at 3e-4), and 15.4 % with 4,200 sums to practise on,

@@ -14,7 +14,7 @@ benchmark's folder of launch/evaluate.py), each text once. `sums` adds --count t
 --each sums to problems that have a solution: practice for a model that sets the right
 sum up and cannot compute it; with --steps all solutions go place by place, 28 + 36 by
 28 + 30 = 58 and 58 + 6 = 64. `expressions` puts a worked solution's sums into one box,
-33 + 13 = 46 and 46 - 19 = 27 as \\boxed{33 + 13 - 19}, and leaves out what it cannot:
+33 + 13 = 46 and 46 - 19 = 27 as \\boxed{(33 + 13) - 19}, and leaves out what it cannot:
 with reward=math the grader computes. The last line on stdout is one JSON object.
 """
 

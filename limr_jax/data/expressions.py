@@ -1,7 +1,7 @@
 """Worked solutions → one arithmetic expression each, whose value a grader computes.
 
-The lines 33 + 13 = 46 and 46 - 19 = 27 become 33 + 13 - 19. Equations are read line by
-line, or, as GSM8K has them, between << and >>.
+The lines 33 + 13 = 46 and 46 - 19 = 27 become (33 + 13) - 19. Equations are read line
+by line, or, as GSM8K has them, between << and >>.
 """
 
 import ast
@@ -14,8 +14,10 @@ from limr_jax.data.problems import Problems
 
 _ANNOTATION = re.compile(r"<<([^<>]*)>>")
 _NUMBER = re.compile(r"[0-9]*\.?[0-9]+")
+_RESULT = re.compile(rf"-?{_NUMBER.pattern}")
 _SUM = re.compile(r"[0-9.+\-*/() ]{1,200}")  # nothing that names or calls anything
 _MOST = 100  # numbers of an expression: results of results grow as powers do
+_SIGNS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 _VALUE = {
     ast.Add: Fraction.__add__,
     ast.Sub: Fraction.__sub__,
@@ -50,14 +52,14 @@ def as_expression(solution: str, problem: str) -> str | None:
     tree = None
     for equation in equations:
         left, _, right = equation.partition("=")
-        if not _SUM.fullmatch(left.strip()) or not _NUMBER.fullmatch(right.strip()):
+        if not _SUM.fullmatch(left.strip()) or not _RESULT.fullmatch(right.strip()):
             return None
         try:
             tree = results.put_in(ast.parse(left.strip(), mode="eval").body)
         except (SyntaxError, ValueError):
             return None
         results.add(Fraction(right.strip()), tree)
-    return ast.unparse(tree) if tree else None
+    return _written(tree) if tree else None
 
 
 class _Results(ast.NodeTransformer):
@@ -70,7 +72,7 @@ class _Results(ast.NodeTransformer):
         self._given = given
         self._trees: dict[Fraction, tuple[ast.expr, int]] = {}  # and its numbers
         self._unused: set[Fraction] = set()
-        self._numbers = 0  # of the tree that is being made
+        self._numbers = 0  # and minus signs, of the tree that is being made
 
     def add(self, result: Fraction, tree: ast.expr) -> None:
         """The last tree of `put_in` gave this."""
@@ -78,23 +80,68 @@ class _Results(ast.NodeTransformer):
         self._unused.add(result)
 
     def put_in(self, tree: ast.expr) -> ast.expr:
-        """The tree with earlier trees where their results are; ValueError: too long."""
+        """The tree with earlier trees where their results are.
+
+        ValueError: it is too long, or no tree of the four operations.
+        """
         self._numbers = 0
         return self.visit(tree)
 
+    def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
+        """One of the four operations."""
+        if type(node.op) not in _VALUE:
+            raise ValueError("not one of the four operations")
+        return self.generic_visit(node)
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.expr:
+        """A minus sign, which may be a result's."""
+        if not isinstance(node.op, ast.USub):
+            raise ValueError("not one of the four operations")
+        if isinstance(node.operand, ast.Constant):
+            found = self._earlier(-_constant(node.operand))
+            if found:
+                return found
+        self._count(1)
+        return self.generic_visit(node)
+
     def visit_Constant(self, node: ast.Constant) -> ast.expr:
         """A number, or the tree that gave it."""
-        number = _constant(node)
-        # By chance a number of the problem may be a result as well.
+        found = self._earlier(_constant(node))
+        if not found:
+            self._count(1)
+        return found or node
+
+    def _earlier(self, number: Fraction) -> ast.expr | None:
+        """The tree that gave this number, if it is more likely that than the problem's.
+
+        By chance a number of the problem may be a result as well.
+        """
         is_result = number in self._unused or number not in self._given
-        found, numbers = node, 1
-        if is_result and number in self._trees:
-            found, numbers = self._trees[number]
-            self._unused.discard(number)
-        self._numbers += numbers
+        if not is_result or number not in self._trees:
+            return None
+        tree, numbers = self._trees[number]
+        self._unused.discard(number)
+        self._count(numbers)
+        return tree
+
+    def _count(self, more: int) -> None:
+        self._numbers += more
         if self._numbers > _MOST:
             raise ValueError(f"an expression of more than {_MOST} numbers")
-        return found
+
+
+def _written(node: ast.expr) -> str:
+    """The tree with brackets around each step but the last: what follows what shows."""
+
+    def part(node: ast.expr) -> str:
+        written = _written(node)
+        return f"({written})" if isinstance(node, ast.BinOp) else written
+
+    if isinstance(node, ast.BinOp):
+        return f"{part(node.left)} {_SIGNS[type(node.op)]} {part(node.right)}"
+    if isinstance(node, ast.UnaryOp):
+        return f"-{part(node.operand)}"
+    return ast.unparse(node)
 
 
 def agrees(expression: str, answer: str) -> bool:

@@ -18,18 +18,20 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize(
     ("solution", "problem", "expression"),
     [
-        ("33 + 13 = 46\n46 - 19 = 27\n#### 27", "33, 19 and 13", "33 + 13 - 19"),
-        # Brackets where they are needed, and no others.
+        ("33 + 13 = 46\n46 - 19 = 27\n#### 27", "33, 19 and 13", "(33 + 13) - 19"),
+        # Brackets around each step but the last.
         ("3 + 4 = 7\n2 * 7 = 14", "2, 3 and 4", "2 * (3 + 4)"),
         ("8 - 5 = 3\n9 - 3 = 6", "9, 8 and 5", "9 - (8 - 5)"),
         # GSM8K's annotations, and no other line; a result that is used twice.
-        ("half = 48/2 = <<48/2=24>>24\nin all <<48+24=72>>", "48", "48 + 48 / 2"),
+        ("half = 48/2 = <<48/2=24>>24\nin all <<48+24=72>>", "48", "48 + (48 / 2)"),
         ("<<5+3=8>>\n<<8*8=64>>", "5 and 3", "(5 + 3) * (5 + 3)"),
         # The problem has an 8 of its own.
         ("<<5+3=8>>\n<<8*8=64>>", "5, 3 and 8", "(5 + 3) * 8"),
         # A result that nothing uses is no part of it.
         ("1 + 1 = 2\n4 + 4 = 8", "1 and 4", "4 + 4"),
-        ("0.5 * 10 = 5.0\n5 + 1 = 6", "1, 10", "0.5 * 10 + 1"),
+        ("0.5 * 10 = 5.0\n5 + 1 = 6", "1, 10", "(0.5 * 10) + 1"),
+        ("3 * 4 / -2 = 6", "", "(3 * 4) / -2"),
+        ("9 - 21 = -12\n-12 + 37 = 25", "9, 21 and 37", "(9 - 21) + 37"),
     ],
 )
 def test_by_hand(solution, problem, expression):
@@ -40,7 +42,8 @@ def test_by_hand(solution, problem, expression):
     "solution",
     ["", "#### 27", "the answer is 27", "x + 1 = 3", "f(2) = 4", "2 + = 4", "2 + 2 =",
      "2 + 2 = four", f"{'(' * 5000}1 = 1", "1 + 01 = 2", "(2)(3) = 6", "() = 6",
-     "1 + 1 = 2\nx = 2",
+     "1 + 1 = 2\nx = 2", "2 ** 3 = 8", "7 // 2 = 3", "+2 = 2",
+     "\n".join(f"{'-' * 190}{k % 2 + 1} = {k % 2 + 1}" for k in range(500)),
      # Each result twice in the next: 2^60 numbers.
      "\n".join(f"{2**k} + {2**k} = {2 ** (k + 1)}" for k in range(4, 64)),
      "\n".join(f"{k} + 4 = {k + 4}" for k in range(0, 20_000, 4))],
