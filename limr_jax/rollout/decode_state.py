@@ -22,8 +22,6 @@ from limr_jax.rollout import slots as slots_lib
 from limr_jax.rollout.slots import Slots, first_where
 from limr_jax.sharding import REPLICATED, on_each, row_shards
 
-_UNKNOWN = -1.0  # a share that nothing has said yet
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +94,7 @@ class DecodeState:
     out: dict  # [B, T] arrays: what has been written
     steps_M: jax.Array  # int32: decode steps of each device
     row_steps_M: jax.Array  # int32: its live rows, summed over them
-    # fp32: the share of a device's live rows whose draft began right, lately; _UNKNOWN
-    # until drafts have been looked up.
+    # fp32: the share of a device's live rows whose draft began right, lately.
     hits_M: jax.Array
 
 
@@ -250,14 +247,9 @@ class Batcher:
         )
 
     def _expected_hits(self, slots: Slots) -> jax.Array:
-        """Before the first step: the share of prompts that have been visited.
-
-        Nothing is expected where a try is dear. To try what is always wrong, until that
-        was known, cost a CPU 15 % of a generation of 64 tokens (RECORDS.md): there
-        drafts are looked up once before they are tried.
-        """
-        if self.source_PW is None or drafts.pays_from() > 0.5:
-            return jnp.full(slots.begun_M.shape, _UNKNOWN)
+        """Before the first step: the share of prompts that have been visited."""
+        if self.source_PW is None:
+            return jnp.zeros(slots.begun_M.shape, jnp.float32)
 
         def local(source_PW):
             # A rollout begins behind the end of its prompt, which is there anyway.
@@ -288,20 +280,18 @@ class Batcher:
         live_M = state.slots.live_M
         share_M = right_M / jnp.maximum(live_M, 1)
         moved_M = state.hits_M + (share_M - state.hits_M) * weight
-        moved_M = jnp.where(state.hits_M < 0, share_M, moved_M)
         return jnp.where(live_M > 0, moved_M, state.hits_M)
 
     def probed_hits(self, state: DecodeState, drawn_ZJ) -> jax.Array:
         """`DecodeState.hits_M` after a step without drafts.
 
-        At first and then every few steps drafts are looked up that nothing tries: would
-        they have begun right? The others cost no lookup.
+        Every few steps drafts are looked up that nothing tries: would they have begun
+        right? The others cost no lookup.
         """
         if not self.has_drafts(state.slots.per_device):
             return state.hits_M
-        unknown = jnp.any((state.hits_M < 0) & (state.slots.live_M > 0))
         return jax.lax.cond(
-            unknown | (jnp.max(state.steps_M) % drafts.PROBED == 0),
+            jnp.max(state.steps_M) % drafts.PROBED == 0,
             lambda: self.hits(state, self.draft(state), drawn_ZJ, weight=0.5),
             lambda: state.hits_M,
         )
