@@ -6,7 +6,7 @@ takes a plan for a thought: words that tell most of the reference proof, then th
 phrase, then the proof (limr_jax/data/sft_texts.py). Fine-tuning on such texts comes
 first; from there JEPO, and for comparison fine-tuning on the references alone.
 
-    D=runs/proofs; mkdir -p $D; M='--manual_dir ../shared/data'
+    D=runs/proof_set; mkdir -p $D; M='--manual_dir ../shared/data'
     python launch/tokenizer.py $D/tokenizer.model --texts proofs:valid $M
     python launch/texts.py short proofs:valid $M --tokenizer $D/tokenizer.model \\
         --out $D/train.jsonl
@@ -51,12 +51,12 @@ from configs import base
 
 REMEDIES = {
     "data.train": "make it: python launch/texts.py short proofs:valid --tokenizer "
-    "runs/proofs/tokenizer.model --out runs/proofs/train.jsonl (this file has all the "
-    "commands)",
-    "tokenizer": "make it: python launch/tokenizer.py runs/proofs/tokenizer.model "
+    "runs/proof_set/tokenizer.model --out runs/proof_set/train.jsonl (this file has "
+    "all the commands)",
+    "tokenizer": "make it: python launch/tokenizer.py runs/proof_set/tokenizer.model "
     "--texts proofs:valid (this file has all the commands)",
     "model.init": "make it: python launch/sft.py --config configs/proofs_sft.py "
-    "--workdir runs/proofs/warm",
+    "--workdir runs/proof_set/warm",
 }
 
 
@@ -66,9 +66,9 @@ def get_config():
     c.num_steps = 6
     c.prompts_per_step = 16
     c.group_size = 4
-    c.data.train = "runs/proofs/train.jsonl"
-    c.tokenizer = "runs/proofs/tokenizer.model"
-    c.model.init = "runs/proofs/warm/model"
+    c.data.train = "runs/proof_set/train.jsonl"
+    c.tokenizer = "runs/proof_set/tokenizer.model"
+    c.model.init = "runs/proof_set/warm/model"
     c.rollout.max_prompt_length = 256
     c.rollout.max_response_length = 40
     c.reward = "none"

@@ -1,6 +1,6 @@
 """Fine-tuning on proofs: the small model that configs/proofs.py starts from.
 
-    python launch/sft.py --config configs/proofs_sft.py --workdir runs/proofs/warm
+    python launch/sft.py --config configs/proofs_sft.py --workdir runs/proof_set/warm
 
 configs/proofs.py has the whole pipeline, and what it gave.
 """
@@ -8,9 +8,9 @@ configs/proofs.py has the whole pipeline, and what it gave.
 from configs import sft_base
 
 REMEDIES = {
-    "data.train": "make it: python launch/texts.py plans runs/proofs/train.jsonl "
-    "--out runs/proofs/warm.jsonl (configs/proofs.py has all the commands)",
-    "tokenizer": "make it: python launch/tokenizer.py runs/proofs/tokenizer.model "
+    "data.train": "make it: python launch/texts.py plans runs/proof_set/train.jsonl "
+    "--out runs/proof_set/warm.jsonl (configs/proofs.py has all the commands)",
+    "tokenizer": "make it: python launch/tokenizer.py runs/proof_set/tokenizer.model "
     "--texts proofs:valid (configs/proofs.py has all the commands)",
 }
 
@@ -21,8 +21,8 @@ def get_config():
     c.num_steps = 60
     c.rows = 16
     c.columns = 552  # 512 of problem and proof, a plan, the phrase, the end token
-    c.data.train = "runs/proofs/warm.jsonl"
-    c.tokenizer = "runs/proofs/tokenizer.model"
+    c.data.train = "runs/proof_set/warm.jsonl"
+    c.tokenizer = "runs/proof_set/tokenizer.model"
     c.micro_batch_rows = 4
     c.log_every = 5
     c.model.width = 128

