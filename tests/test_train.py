@@ -28,6 +28,7 @@ from tiny_run import (
 
 from limr_jax import setup
 from limr_jax.errors import InputError
+from limr_jax.rollout import drafts as drafts_lib
 from limr_jax.storage import checkpoint, files, metrics
 from limr_jax.storage.metrics import METRICS
 from limr_jax.storage.workdir import read_result, write_result
@@ -450,8 +451,12 @@ def test_more_steps_go_on(made, config, whole, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recompute", [False, True])
-def test_drafts_change_no_rollout_and_are_resumed(folder, tmp_path, recompute):
+def test_drafts_change_no_rollout_and_are_resumed(
+    folder, tmp_path, recompute, monkeypatch
+):
     """Interrupted in each epoch; the last visits' rollouts are in the checkpoints."""
+    # Half of these drafts begin right, with which a CPU goes on without.
+    monkeypatch.setattr(drafts_lib, "pays_from", lambda: 0.1)
     # One of two words each time, so that a random policy repeats itself.
     fields = {"num_steps": STEPS, "sampler__name": "lim", "rollout__top_k": 2}
     fields |= {"mismatch__recompute": recompute}
@@ -476,8 +481,8 @@ def test_drafts_change_no_rollout_and_are_resumed(folder, tmp_path, recompute):
         digests = (x["result"]["params_digest"] for x in (without, whole))
         assert len({*digests}) == 1
     accepted = [row["drafts/accepted"] for row in whole["metrics"]]
-    # Problems come again from the fourth step on.
-    assert min(accepted[3:]) > 0.1 > max(accepted[:3]), accepted
+    # Some problems of the third step come again, and all of the fourth's.
+    assert min(accepted[2:]) > 0.1 > max(accepted[:2]), accepted
 
 
 def test_drafts_that_no_step_would_try_are_refused(folder):

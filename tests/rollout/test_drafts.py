@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -203,6 +204,28 @@ def test_without_a_table_a_step_is_of_one_token():
     without, with_room = generate(), generate(step_tokens=4)
     same(without, with_room)
     assert steps(without) == steps(with_room)
+
+
+def test_what_is_wrong_from_the_start_is_not_tried(monkeypatch):
+    """On a CPU, where a step of several tokens is dear."""
+    tried, accepted = [], drafts.accepted
+
+    def counted(draft_ZK, drawn_ZJ, ends_ZJ):
+        if draft_ZK.shape[1]:
+            jax.debug.callback(lambda: tried.append(draft_ZK.shape[1]))
+        return accepted(draft_ZK, drawn_ZJ, ends_ZJ)
+
+    monkeypatch.setattr(drafts, "accepted", counted)
+    # Of this length no other test has compiled the program.
+    how = {"response_length": T - 1, "step_tokens": 4}
+    own = tokens_of(generate(response_length=T - 1))
+    wrong = np.where(own >= 0, (own + 1) % QWEN.vocab_size, N).astype(np.int32)
+    behind = np.where(np.arange(T - 1) == 0, own, wrong).astype(np.int32)
+    for draft_PDT, is_tried in [(wrong, False), (own, True), (behind, True)]:
+        tried.clear()
+        generate(draft_PDT=draft_PDT, **how)
+        jax.effects_barrier()
+        assert bool(tried) == is_tried
 
 
 @pytest.mark.slow
