@@ -73,6 +73,12 @@ LONG = (
     "learner/test_jepo.py",
     "samplers/test_group_filter_run.py",
     "storage/test_checkpoint_record.py",
+    "test_lora.py",
+    "test_lora_algorithms.py",
+    "samplers/test_allocation.py",
+    "test_fork.py",
+    "models/test_summed.py",
+    "models/test_kernel_check.py",
     "rewards/math/test_cases.py",
     "models/test_bf16.py",
     "learner/test_critic.py",
@@ -80,6 +86,10 @@ LONG = (
     "launch/test_ablate.py",
     "learner/test_jepo_exact.py",
     "learner/test_update.py",
+    "rollout/test_generate.py",
+    "rollout/test_drafts.py",
+    "test_sft_lora.py",
+    "test_howto.py",
 )
 
 
