@@ -303,7 +303,7 @@ def _check_sampler(config, algorithm: Algorithm, sampler: SamplerRow) -> None:
 def _check_unbiased(config, algorithm: Algorithm, sampler: SamplerRow) -> None:
     """What has no known chance of a draw, or is no mean over problems."""
     name, section = config.sampler.name, config.sampler
-    divided_by = normaliser(config.loss_normaliser, config.algorithm)
+    divided_by = normaliser(config.loss_normaliser, config.algorithm, config.loss)
     # (field, whether it leaves the estimate biased, why and the remedy)
     known = ", ".join(x for x, row in SAMPLERS.items() if row.known_chance)
     for field, wrong, why in (

@@ -307,6 +307,11 @@ JEPO = {"algorithm": "jepo"}
             "tokens of whatever was drawn; take sequence, rollout or constant",
         ),
         (
+            {"sampler.unbiased": True, "loss": "cispo"},
+            "sampler.unbiased=True with loss_normaliser=token, which divides by the "
+            "tokens of whatever was drawn; take sequence, rollout or constant",
+        ),
+        (
             {"sampler.unbiased": True, "algorithm": "reinforce_pp"},
             "sampler.unbiased=True with algorithm=reinforce_pp, whose advantages "
             "compare the problems of a step; take grpo, dr_grpo or rloo",

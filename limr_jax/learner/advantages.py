@@ -149,7 +149,9 @@ ALGORITHMS = {
     "rloo": Algorithm(partial(by_group, estimator=rloo.advantage), "rollout"),
     # The baseline in JEPO's paper: clipped after a division by the group's std.
     "rloo_normalised": Algorithm(
-        partial(by_group, estimator=jepo.normalised_rloo), "rollout"
+        partial(by_group, estimator=jepo.normalised_rloo),
+        "rollout",
+        largest=lambda group: 1.0,
     ),
     # Its estimator is of whole responses, as RLOO's is.
     "maxrl": Algorithm(

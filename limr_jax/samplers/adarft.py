@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from limr_jax.algorithms import curriculum
-from limr_jax.samplers.interface import PromptSampler
+from limr_jax.samplers.interface import PromptSampler, epochs
 
 
 @jax.tree_util.register_dataclass
@@ -58,7 +58,7 @@ def adarft(
     def report(state, ids_P):
         drawn_P = state.difficulty_N[ids_P]
         return {
-            "epoch": state.step / epoch_steps,
+            "epoch": epochs(state.step, epoch_steps),
             "adarft/target": state.target,
             "adarft/drawn_difficulty": jnp.mean(drawn_P),
             "adarft/drawn_gap": jnp.mean(jnp.abs(drawn_P - state.target)),

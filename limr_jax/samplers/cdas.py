@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from limr_jax.algorithms import cdas as cdas_math
-from limr_jax.samplers.interface import PromptSampler, count_right
+from limr_jax.samplers.interface import PromptSampler, count_right, epochs
 from limr_jax.samplers.order import Order, draw_in_order, first_order
 
 
@@ -67,7 +67,7 @@ def cdas(*, problems: int, prompts: int, key, initial_count: float) -> PromptSam
         learned = state.learned
         gap_P = learned.difficulty_N[ids_P] - learned.competence
         return {
-            "epoch": state.step / first_epoch,
+            "epoch": epochs(state.step, first_epoch),
             "cdas/competence": learned.competence,
             "cdas/drawn_difficulty": jnp.mean(learned.difficulty_N[ids_P]),
             "cdas/drawn_gap": jnp.mean(jnp.abs(gap_P)),

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from limr_jax.algorithms import curriculum
-from limr_jax.samplers.interface import PromptSampler
+from limr_jax.samplers.interface import PromptSampler, epochs
 from limr_jax.samplers.order import Order, draw_in_order, first_order
 from limr_jax.samplers.weighted import draw_by_weight
 
@@ -61,7 +61,7 @@ def by_level(
         return {
             "epoch": state.order.epoch
             + state.order.position / problems
-            + since_start / epoch_steps,
+            + epochs(since_start, epoch_steps),
             "curriculum/drawn_level": jnp.mean(state.level_N[ids_P]),
             # `sample` has counted this step already: its weights were those before.
             "curriculum/eligible_share": jnp.mean(weights(state, state.step - 1)),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from limr_jax.algorithms import dps as dps_math
-from limr_jax.samplers.interface import PromptSampler
+from limr_jax.samplers.interface import PromptSampler, epochs
 
 
 @jax.tree_util.register_dataclass
@@ -44,7 +44,7 @@ def dps(*, problems: int, prompts: int, decay: float, prior: float) -> PromptSam
     def report(state, ids_P):
         none_N, between_N, all_N = jnp.unstack(state.learned.next_N3, axis=1)
         return {
-            "epoch": state.step / epoch_steps,
+            "epoch": epochs(state.step, epoch_steps),
             "dps/none_right": jnp.mean(none_N),
             "dps/between": jnp.mean(between_N),
             "dps/all_right": jnp.mean(all_N),

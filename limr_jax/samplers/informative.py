@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from limr_jax.algorithms import informative as informative_math
 from limr_jax.samplers import importance
-from limr_jax.samplers.interface import PromptSampler
+from limr_jax.samplers.interface import PromptSampler, epochs
 from limr_jax.samplers.weighted import draw_by_weight, effective_problems
 
 
@@ -48,7 +48,7 @@ def informative(
         weight_N = weight(state.posterior)
         chance_N = chance(state.posterior.right_N, state.posterior.wrong_N)
         return {
-            "epoch": state.step / epoch_steps,
+            "epoch": epochs(state.step, epoch_steps),
             "informative/chance": jnp.mean(chance_N),
             # What share of the groups is expected to have both outcomes.
             "informative/drawn_chance": jnp.mean(chance_N[ids_P]),

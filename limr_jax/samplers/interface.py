@@ -69,3 +69,12 @@ def count_right(correct_PG, valid_PG):
     """The right responses of each group and the valid ones: right_P, valid_P, fp32."""
     right_P = jnp.sum(valid_PG & (correct_PG > 0), axis=1, dtype=jnp.float32)
     return right_P, jnp.sum(valid_PG, axis=1, dtype=jnp.float32)
+
+
+def epochs(step, epoch_steps: int) -> jax.Array:
+    """fp32: how often the data set has been drawn after so many steps.
+
+    A whole number after whole epochs, for who takes its floor: in a jit a division by a
+    constant is a product with its inverse, and 41 / 41 would be 0.99999994.
+    """
+    return step // epoch_steps + (step % epoch_steps) / epoch_steps

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from limr_jax.algorithms import mopps as mopps_math
-from limr_jax.samplers.interface import PromptSampler
+from limr_jax.samplers.interface import PromptSampler, epochs
 
 
 def draw_pool(key, problems: int, size: int, drawn_N=None) -> jax.Array:
@@ -74,7 +74,7 @@ def mopps(
         alpha_N, beta_N = state.posterior.alpha_N, state.posterior.beta_N
         mean_N = alpha_N / (alpha_N + beta_N)
         return {
-            "epoch": state.step / epoch_steps,
+            "epoch": epochs(state.step, epoch_steps),
             "mopps/pass_rate": jnp.mean(mean_N),
             "mopps/drawn_pass_rate": jnp.mean(mean_N[ids_P]),
             "mopps/drawn_gap": jnp.mean(jnp.abs(mean_N[ids_P] - target)),

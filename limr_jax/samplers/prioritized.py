@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from limr_jax.algorithms import prioritized as prioritized_math
 from limr_jax.samplers import importance
-from limr_jax.samplers.interface import PromptSampler, count_right
+from limr_jax.samplers.interface import PromptSampler, count_right, epochs
 from limr_jax.samplers.weighted import draw_by_weight, effective_problems
 
 
@@ -50,7 +50,7 @@ def prioritized(*, problems: int, prompts: int, floor: float) -> PromptSampler:
     def report(state, ids_P):
         weight_N = weight(state.right_N, state.valid_N)
         return {
-            "epoch": state.step / epoch_steps,
+            "epoch": epochs(state.step, epoch_steps),
             "prioritized/weight_mean": jnp.mean(weight_N),
             "prioritized/drawn_weight": jnp.mean(weight_N[ids_P]),
             "prioritized/unseen_share": jnp.mean(state.valid_N == 0),

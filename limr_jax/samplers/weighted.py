@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from limr_jax.samplers.interface import Earlier, PromptSampler
+from limr_jax.samplers.interface import Earlier, PromptSampler, epochs
 
 
 def log_weight(weight_N: jax.Array) -> jax.Array:
@@ -65,7 +65,7 @@ def weighted(*, weight_N, prompts: int) -> PromptSampler:
 
     def report(state, ids_P):
         return {
-            "epoch": state.step / steps_per_epoch,
+            "epoch": epochs(state.step, steps_per_epoch),
             "lim/kept_share": jnp.mean(state.weight_N >= 1),
             "lim/drawn_kept_share": jnp.mean(state.weight_N[ids_P] >= 1),
         }

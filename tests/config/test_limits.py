@@ -250,6 +250,9 @@ def test_a_filter_that_drops_everything():
         "filter.tau=2.5 with algorithm=grpo and group_size=8 drops every rollout: no "
         "advantage is above 2.475; lower it, or -1 for none"
     )
+    # JEPO's baseline clips them at 1.
+    said = wrong(filter__tau=1.0, algorithm="rloo_normalised")
+    assert "drops every rollout: no advantage is above 1;" in said
     # With an allocation a problem may have more rollouts, and a larger advantage.
     said = wrong(filter__tau=5.5, allocation__name="knapsack")
     assert "groups of up to 32 (allocation.most) drops every rollout" in said

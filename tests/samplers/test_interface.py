@@ -9,6 +9,7 @@ import pytest
 import scipy.stats
 from tiny_policy import QUICK
 
+from limr_jax.samplers.interface import epochs
 from limr_jax.samplers.uniform import uniform
 from limr_jax.samplers.weighted import weighted
 
@@ -84,3 +85,14 @@ def test_given_weights_are_drawn_by_from_the_first_step():
     np.testing.assert_array_equal(state.weight_N, weight_N)
     kept = np.mean(np.concatenate(drawn) < 3)
     assert 0.9 < kept < 1.0
+
+
+def test_whole_epochs_are_whole_numbers():
+    """In a jit 41 / 41 is 0.99999994, whose floor is another epoch."""
+    for epoch_steps in (1, 3, 41, 47, 61, 1000):
+        of = jax.jit(functools.partial(epochs, epoch_steps=epoch_steps))
+        whole = [float(of(jnp.int32(k * epoch_steps))) for k in range(9)]
+        assert whole == [*range(9)]
+        assert 0 < float(of(jnp.int32(1))) <= 1
+        before = float(of(jnp.int32(8 * epoch_steps - 1)))
+        assert 7 <= before < 8 and before == pytest.approx(8 - 1 / epoch_steps)
