@@ -69,10 +69,10 @@ def main(argv: list[str]) -> None:
     for source in sources:
         choose(dict.fromkeys(drafts.SOURCES), source, "--sources")
     stored = read_run(options.run).get("config") or {}
-    if "tokenizer" not in stored:
+    if not isinstance(stored.get("tokenizer"), str):
         raise InputError(f"{options.run} is no run of launch/tpu.py")
     tokenizer = load_tokenizer(resolve(stored["tokenizer"]))
-    dumped = list(rollout_dump.read_dump(options.run))
+    dumped = list(rollout_dump.whole_rows(options.run, drafts.NEEDS))
     if not dumped:
         raise InputError(
             f"{options.run} has no dumped rollouts; give a run with dump.max_bytes "

@@ -344,8 +344,7 @@ def main(argv: list[str]) -> None:
 
 def _refuse_within(out: str, dump: str) -> None:
     """InputError where --out would be one of the files of another framework's dump."""
-    place = pathlib.Path(out).resolve()
-    if place.is_relative_to(pathlib.Path(dump).resolve()):
+    if files.real(out).is_relative_to(files.real(dump)):
         raise InputError(f"--out {out} lies in the dump {dump}; give another file")
 
 

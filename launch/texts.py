@@ -33,7 +33,7 @@ with platform.importing_jax():
     from limr_jax.data import expressions, sft_texts
     from limr_jax.data.problems import Problems, files_read, load_problems
     from limr_jax.data.tokenizer import load_tokenizer
-    from limr_jax.storage import files, rollout_dump
+    from limr_jax.storage import files, gcs, rollout_dump
     from limr_jax.studies import run_files
 
 
@@ -151,9 +151,12 @@ def _plans(options) -> tuple[int, list[dict]]:
 
 def _right(options) -> tuple[int, list[dict]]:
     """(responses read, rows to write)."""
+    if not (gcs.remote(options.run) or os.path.isdir(options.run)):
+        raise InputError(f"{options.run}: no such folder; give a run's")
     counted = itertools.count()
     # zip asks the dump first, so that `counted` stands at the rows that came.
-    dumped = (row for row, _ in zip(rollout_dump.read_dump(options.run), counted))
+    whole = rollout_dump.whole_rows(options.run, sft_texts.RIGHT_NEEDS)
+    dumped = (row for row, _ in zip(whole, counted))
     rows, read = list(sft_texts.right(dumped)), next(counted)
     if not rows:
         below = rollout_dump.below(options.run)
@@ -166,9 +169,9 @@ def _right(options) -> tuple[int, list[dict]]:
 
 def _sums(options) -> tuple[int, list[dict]]:
     """(problems read, rows to write)."""
-    for name in ("count", "each"):
-        if (value := getattr(options, name)) < 1:
-            raise InputError(f"--{name}={value} must be 1 or more")
+    for name, most in (("count", 1_000_000), ("each", 1000)):
+        if not 1 <= (value := getattr(options, name)) <= most:
+            raise InputError(f"--{name}={value} must be from 1 to {most:,}")
     problems = _solved(options)
     rows = [problems.row(i) for i in range(len(problems))]
     if options.steps:

@@ -8,6 +8,7 @@ import decimal
 import json
 import math
 import pathlib
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -147,7 +148,8 @@ def check_row(row: dict, where: str) -> None:
 
 def check_level(level, where: str) -> None:
     """InputError unless it is a number, a text or null: figures are given by it."""
-    number = is_number(level) and math.isfinite(level)
+    # A whole number may be beyond the largest float, too.
+    number = is_number(level) and abs(level) <= sys.float_info.max
     if not (number or level is None or isinstance(level, str)):
         raise InputError(
             f"{where}: the level {shown(json.dumps(level), limit=40)} is none that "
@@ -177,9 +179,10 @@ def answer_text(value, what: str) -> str:
     """
     if isinstance(value, list):
         return ",".join(answer_text(item, f"{what}: an item") for item in value)
-    if is_number(value) and math.isfinite(value):
-        return number_text(value)
-    return text_value(value, what)
+    # isfinite would make a float of a whole number, which may be too large for one.
+    if isinstance(value, float) and not math.isfinite(value):
+        return text_value(value, what)
+    return number_text(value) if is_number(value) else text_value(value, what)
 
 
 def is_number(value) -> bool:

@@ -156,13 +156,17 @@ def sums(count: int, *, each: int, seed: int, steps: bool = False) -> Iterator[d
         }
 
 
+# The fields of a dump's row that `right` reads.
+RIGHT_NEEDS = ("id", "prompt", "response", "correct", "valid", "truncated")
+
+
 def right(rows: Iterable[Mapping]) -> Iterator[dict]:
     """Rows of the dumped responses that are right, whole and valid; each once."""
     seen = set()
     for row in rows:
         # As text, since a set cannot hold a chat's messages.
         text = json.dumps([row["prompt"], row["response"]])
-        good = row["valid"] and row["correct"] >= 1 and not row["truncated"]
+        good = row["valid"] and (row["correct"] or 0) >= 1 and not row["truncated"]
         if good and text not in seen:
             seen.add(text)
             yield {

@@ -10,6 +10,7 @@ from limr_jax.models import hf_config
 from limr_jax.models.from_config import DIMENSIONS, compute_dtype
 from limr_jax.platform import resolve
 from limr_jax.rewards import host, judge
+from limr_jax.storage import files
 
 
 def make_host_reward(config, mesh, load_base: Callable) -> host.HostReward:
@@ -49,7 +50,7 @@ def is_base(config, devices) -> bool:
     place, base = resolve(config.judge.init), resolve(section.init)
     bf16 = compute_dtype(section.dtype, devices) == jnp.bfloat16
     return (
-        place.resolve() == base.resolve()
+        files.real(place) == files.real(base)
         and (_int8(config) == (section.base_dtype == "int8"))
         and (section.base_dtype != "bfloat16" or bf16)
         and len({device.process_index for device in devices}) == 1

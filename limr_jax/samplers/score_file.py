@@ -10,6 +10,9 @@ import numpy as np
 from limr_jax.data import jsonl
 from limr_jax.errors import InputError
 
+# Of the rewards that scores are made of: fp32 holds their squares, summed.
+LARGEST_REWARD = 1_000_000
+
 
 def read_scores(path) -> dict[str, float]:
     """The scores of a JSONL file of {id, lim_score}, by id in the file's order.
@@ -65,18 +68,25 @@ def rows_by_id(path):
         raise InputError(f"{path}: holds no row; give a file with at least one")
 
 
-def number(value, field: str, where: str) -> float | None:
+def number(
+    value, field: str, where: str, *, largest: float = sys.float_info.max
+) -> float | None:
     """The value as a float, None for None; InputError where it is no finite number.
 
-    field, where: what the error names, the field and its place in the file.
+    Nor may it be beyond ±largest. field, where: what the error names, the field and its
+    place in the file.
     """
     if value is None:
         return None
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    # An integer beyond the largest float is no number either.
-    if not is_number or not abs(value) <= sys.float_info.max:
+    # A whole number may be beyond the largest float, too.
+    if not (jsonl.is_number(value) and abs(value) <= largest):
         raise InputError(
-            f"{where}: {json.dumps(value)[:40]} in {field!r} is no finite number; "
-            "write a number, or null for a missing one"
+            f"{where}: {json.dumps(value)[:40]} in {field!r} is no finite number from "
+            f"{-largest:.4g} to {largest:.4g}; write one, or null where it is missing"
         )
     return float(value)
+
+
+def reward(value, field: str, where: str) -> float | None:
+    """As `number`, within what scores can be made of: ±1,000,000."""
+    return number(value, field, where, largest=LARGEST_REWARD)

@@ -23,10 +23,12 @@ from limr_jax.storage import gcs
 def replacing(path) -> Iterator[Any]:
     """Yields a path beside this one; it takes its place when the block has ended well.
 
-    So a reader, or a kill, finds the old file or the new one. path: pathlib's, or
-    epath's for gs://, where an object is seen when it is whole, so that it is yielded
-    itself. InputError: the disk is full, say.
+    So a reader, or a kill, finds the old file or the new one. Of a link it is the file
+    that it leads to. path: pathlib's, or epath's for gs://, where an object is seen
+    when it is whole, so that it is yielded itself. InputError: the disk is full, say.
     """
+    if not gcs.remote(path):
+        path = real(path)
     # In the same folder, so that to replace is to rename.
     name = f".{path.stem}.{os.getpid()}.tmp{path.suffix}"
     temporary = path if gcs.remote(path) else path.with_name(name)
@@ -242,6 +244,14 @@ def local(path, flag: str) -> pathlib.Path:
     return pathlib.Path(path)
 
 
+def real(path) -> pathlib.Path:
+    """The absolute path without links; of a circle of links it is one of these.
+
+    pathlib's `resolve` raises RuntimeError for a circle, before Python 3.13.
+    """
+    return pathlib.Path(os.path.realpath(path))
+
+
 def check_writable(path, flag: str = "--workdir") -> None:
     """InputError where no file of this name can be made; nothing is made.
 
@@ -270,13 +280,19 @@ def output(path, *read, flag: str = "--out") -> pathlib.Path:
     """The file that a flag names, to be written; before anything is done for it.
 
     read: files that are read meanwhile; None where one is not given. InputError: it is
-    one of these, it is a folder, or there is none that it could lie in.
+    one of these, it is a folder or no file (a pipe, a device), a link that leads
+    nowhere, or there is no folder that it could lie in.
     """
     out = local(path, flag)
-    if any(each and pathlib.Path(each).resolve() == out.resolve() for each in read):
+    if any(each and real(each) == real(out) for each in read):
         raise InputError(f"{flag} {path} is what is read; give another file")
     if out.is_dir():
         raise InputError(f"{flag} {path} is a folder; give a file in it")
+    if os.path.lexists(out) and not out.is_file():
+        raise InputError(
+            f"{flag} {path} is a pipe, a device or a link that leads nowhere; give a "
+            "file"
+        )
     if not out.absolute().parent.is_dir():
         raise InputError(f"{flag} {path}: no such folder; make it first")
     return out

@@ -17,10 +17,30 @@ from typing import Any
 import jax
 from etils import epath
 
+from limr_jax.errors import InputError
 from limr_jax.storage import files, gcs, lease
 from limr_jax.storage.gcs_mirror import Mirror
 
 _LARGEST = 2**30  # bytes of a step's text; more is none that was written here
+
+
+def _is_prompt(value) -> bool:
+    """A text, or a chat's messages."""
+    if not isinstance(value, list):
+        return isinstance(value, str)
+    return all(isinstance(x, dict) and isinstance(x.get("content"), str) for x in value)
+
+
+# Fields of a row → whether a value is such as a run writes. An invalid rollout may have
+# no grade.
+_FIELDS = {
+    "id": lambda value: isinstance(value, str),
+    "prompt": _is_prompt,
+    "response": lambda value: isinstance(value, str),
+    "correct": lambda value: isinstance(value, int | float | None),
+    "valid": lambda value: isinstance(value, bool),
+    "truncated": lambda value: isinstance(value, bool),
+}
 
 
 class Dump:
@@ -140,6 +160,24 @@ def read_dump(
         for rows, _ in members(segment):
             if steps is None or rows[0]["step"] in steps:
                 yield from rows
+
+
+def whole_rows(workdir, fields: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """As `read_dump`, of all steps, and each row has these fields, which are checked.
+
+    fields: of id, prompt, response, correct, valid and truncated. InputError where one
+    is missing or of another type, as in a dump that was changed.
+    """
+    fields = {name: _FIELDS[name] for name in fields}
+    for row in read_dump(workdir):
+        for field, is_well in fields.items():
+            if field not in row or not is_well(row[field]):
+                raise InputError(
+                    f"{workdir}: a rollout of step {row['step']} has no {field!r}, or "
+                    "one that no run writes: the dump was changed; take another run's, "
+                    "or make it anew"
+                )
+        yield row
 
 
 def below(workdir, most: int = 3) -> str:

@@ -162,6 +162,10 @@ def simulate(
     return dict(sorted(counts.items()))
 
 
+# The fields of a dump's row that `groups_of` reads.
+NEEDS = ("id", "prompt", "response", "truncated")
+
+
 def groups_of(rows: Iterable[Mapping], tokenizer) -> list[Group]:
     """The groups of a dump's rows, with the texts as the tokenizer's ids.
 

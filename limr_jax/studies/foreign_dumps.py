@@ -29,6 +29,7 @@ which may come in two steps.
 import dataclasses
 import json
 import math
+import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
 
@@ -64,7 +65,10 @@ def read(
     for what is not such a dump.
     """
     reader = choose(READERS, framework, "--from")
-    rollouts = list(reader(files.local(path, "--run"), reward))
+    place = files.local(path, "--run")
+    if not os.path.exists(place):
+        raise InputError(f"{path}: no such file or folder; check --run")
+    rollouts = list(reader(place, reward))
     if not rollouts:
         raise InputError(f"{path}: holds no rollout; give a dump of at least one step")
     graded = [x.reward for x in rollouts if x.reward is not None]
@@ -275,7 +279,7 @@ def _weighted(rewards, name: str, where: str) -> float | None:
             # A reward that was named counts as it is.
             weight = 1.0 if name else value.get("weight", 1.0)
             value = value.get("score")
-        each = [score_file.number(x, key, where) for x in (value, weight)]
+        each = [score_file.reward(x, key, where) for x in (value, weight)]
         if None not in each:
             total = (total or 0.0) + each[0] * each[1]
     return total
@@ -327,7 +331,7 @@ def _reward(row: dict, name: str, where: str) -> float | None:
     value = row[name]
     # verl's `acc`, say, is true or false.
     value = int(value) if isinstance(value, bool) else value
-    return score_file.number(value, name, where)
+    return score_file.reward(value, name, where)
 
 
 def _text(row: dict, name: str, where: str) -> str:

@@ -196,7 +196,7 @@ def _benchmark_folder(folder) -> pathlib.Path:
             "its folder there, or a copy"
         )
     # The result lies in the folder above, which "." does not name.
-    path = pathlib.Path(folder).resolve()
+    path = files.real(folder)
     if not path.is_dir():
         raise InputError(f"{folder}: no such folder; check the path")
     if (path / "rollouts").is_dir():
@@ -297,10 +297,14 @@ def _dumped(row: Mapping, field: str, workdir) -> float | None:
             "--value " + next(name for name in VALUES if VALUES[name] != field)
         )
     value = row[field] if row.get("valid", 1) else None
-    if not isinstance(value, int | float | None):
+    # A grade may be true or false; a whole number may be beyond the largest float.
+    most = score_file.LARGEST_REWARD
+    is_grade = isinstance(value, int | float | None)
+    if not is_grade or (value is not None and not abs(value) <= most):
         raise InputError(
             f"{workdir}: the {field} of {row['id']!r} at step {row['step']} is no "
-            "number; the dump was changed: take another run's, or make it anew"
+            f"number up to {most:,}; the dump was changed: take another run's, or make "
+            "it anew"
         )
     return None if value is None else float(value)
 
@@ -321,7 +325,7 @@ def read_rewards(path) -> Curves:
                 f"{len(curves[0])}; write null for a missing one"
             )
         ids.append(problem)
-        curves.append([score_file.number(entry, "rewards", where) for entry in curve])
+        curves.append([score_file.reward(x, "rewards", where) for x in curve])
     value_NE = np.array(curves, float)  # None becomes nan
     return Curves(tuple(ids), np.nan_to_num(value_NE), ~np.isnan(value_NE))
 

@@ -1,9 +1,7 @@
 """The files that a run keeps in its workdir: nothing made of it takes their place."""
 
-import pathlib
-
 from limr_jax.errors import InputError
-from limr_jax.storage import gcs
+from limr_jax.storage import files, gcs
 
 # Names in a workdir, each a file or a folder (storage/README.md).
 _KEPT = ("run.json", "result.json", "metrics.jsonl", "evals.jsonl", "left_out.json")
@@ -20,9 +18,9 @@ def refuse(out, workdir) -> None:
     if gcs.remote(workdir):
         return
     # Links are followed: another name of a file is that file.
-    place, folder = pathlib.Path(out).resolve(), pathlib.Path(workdir).resolve()
+    place, folder = files.real(out), files.real(workdir)
     for name in _KEPT:
-        if place.is_relative_to((folder / name).resolve()):
+        if place.is_relative_to(files.real(folder / name)):
             raise InputError(
                 f"--out {out} is of the run {workdir} itself ({name}); give another "
                 "file"

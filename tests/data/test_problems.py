@@ -112,14 +112,18 @@ def test_other_ways_to_write_a_row(write):
                 b"  ",
                 {"id": "b", "prompt": chat, "answer": "2"},
                 {"id": "c", "problem": "prove", "reference": "clear"},
+                # Beyond the largest float.
+                {"id": "d", "problem": "10^320?", "answer": 10**320},
+                {"id": "e", "problem": "and 1?", "answer": [10**320, 1]},
             ]
         )
     )
-    assert problems.ids == ("7", "b", "c")
-    assert problems.prompts == ("a", "be brief\n\n1+1", "prove")
-    assert problems.messages == (None, tuple(chat), None)
-    assert problems.answers == ("12", "2", "clear")
-    assert problems.columns["reference"] == (None, None, "clear")
+    assert problems.ids == ("7", "b", "c", "d", "e")
+    assert problems.prompts[:3] == ("a", "be brief\n\n1+1", "prove")
+    assert problems.messages[:3] == (None, tuple(chat), None)
+    assert problems.answers[:3] == ("12", "2", "clear")
+    assert problems.answers[3:] == (str(10**320), f"{10**320},1")
+    assert problems.columns["reference"] == (None, None, "clear", None, None)
 
 
 def test_which_field_is_the_prompt_is_asked_of_each_row(write):
@@ -187,6 +191,7 @@ GOOD = {"id": "a", "problem": "b", "answer": "c"}
         ([GOOD | {"id": 1.5}], "the field 'id' is a JSON number, not text"),
         ([GOOD | {"problem": {}}], "the field 'problem' is a JSON object, not text"),
         ([GOOD | {"problem": ""}], "the field 'problem' is empty"),
+        ([GOOD | {"level": 10**320}], "the level 1000+… is none that"),
         ([GOOD | {"problem": "\ud800"}], "holds a lone surrogate at character 0"),
         ([GOOD | {"prompt": []}], "'prompt' has no messages"),
         ([GOOD | {"prompt": ["hi"]}], "a message of 'prompt' is not an object"),

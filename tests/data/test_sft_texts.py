@@ -104,6 +104,38 @@ def test_a_chat_stays_a_chat(tmp_path):
     assert list(read.messages[0]) == CHAT
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("id", None),
+        ("prompt", 5),
+        ("prompt", [{"role": "user"}]),
+        ("response", 5),
+        ("correct", "1"),
+        ("valid", None),
+        ("truncated", 0),
+    ],
+)
+def test_a_dump_that_was_changed_is_refused(tmp_path, field, value):
+    run, out = tmp_path / "run", tmp_path / "own.jsonl"
+    rollout_dump.Dump(run).add(3, [write("2"), write("2") | {field: value}])
+    with pytest.raises(InputError, match=f"a rollout of step 3 has no '{field}', or"):
+        MAIN(["right", str(run), "--out", str(out)])
+    assert not out.exists()
+
+
+def test_a_valid_rollout_without_a_grade_is_not_right():
+    assert not [*sft_texts.right([write("2", correct=None)])]
+
+
+def test_no_folder_and_too_many_sums(tmp_path):
+    out = ["--out", str(tmp_path / "own.jsonl")]
+    with pytest.raises(InputError, match="nothere: no such folder"):
+        MAIN(["right", str(tmp_path / "nothere"), *out])
+    with pytest.raises(InputError, match="--count=1000000001 must be from 1 to 1,000"):
+        MAIN(["sums", "any.jsonl", "--count", "1000000001", *out])
+
+
 def test_as_a_program(tmp_path, capsys):
     """From problems to texts that fine-tuning reads; what goes wrong is one line."""
     proofs(tmp_path / "p.jsonl", ["gcd gcd", "lcm, and much more"])
@@ -270,7 +302,7 @@ def test_sums_go_behind_the_problems_that_have_a_solution(tmp_path, capsys):
     written = load_problems(str(out), data_dir=None)
     assert written.ids == ("p0", "p1", *(f"sums-{i}" for i in range(4)))
     assert written.columns["solution"][0] == "1 + 1 = 2"
-    with pytest.raises(InputError, match="--each=0 must be 1 or more"):
+    with pytest.raises(InputError, match="--each=0 must be from 1 to 1,000"):
         MAIN(["sums", str(path), "--each", "0", "--out", str(tmp_path / "none.jsonl")])
     assert not (tmp_path / "none.jsonl").exists()
     path.write_text(json.dumps(rows[0] | {"solution": "12 + 34 = 46"}) + "\n")

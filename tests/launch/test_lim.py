@@ -223,8 +223,12 @@ def test_the_curves_of_a_run(tmp_path, epochs):
     ("row", "said"),
     [
         ({"id": 3}, "a rollout of step 1 has no id"),
-        ({"correct": "x"}, "the correct of 'a' at step 1 is no number"),
-        ({"correct": [1]}, "the correct of 'a' at step 1 is no number"),
+        ({"correct": "x"}, "the correct of 'a' at step 1 is no number up to 1,000,000"),
+        ({"correct": [1]}, "the correct of 'a' at step 1 is no number up to 1,000,000"),
+        (
+            {"correct": 10**400},
+            "the correct of 'a' at step 1 is no number up to 1,000,000",
+        ),
     ],
 )
 def test_a_dump_that_was_changed_is_one_line(tmp_path, row, said):

@@ -50,15 +50,30 @@ def test_two_texts_never_share_a_folder(tmp_path):
         ("./folder/../read", "is what is read"),
         ("folder", "--out folder is a folder; give a file in it"),
         ("nowhere/x", "--out nowhere/x: no such folder; make it first"),
+        ("pipe", "--out pipe is a pipe, a device or a link that leads nowhere"),
+        ("/dev/null", "--out /dev/null is a pipe, a device or a link"),
+        ("circle", "--out circle is a pipe, a device or a link that leads nowhere"),
     ],
 )
 def test_what_cannot_be_written_is_refused(tmp_path, monkeypatch, path, said):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "read").write_text("")
+    os.mkfifo("pipe")
+    os.symlink("circle", "circle")
     with pytest.raises(InputError, match=said):
         files.output(path, None, "read")
     assert files.output("folder/new", None, "read") == files.local("folder/new", "")
+
+
+def test_a_link_stays_a_link_to_what_is_written(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/file").write_text("old")
+    (tmp_path / "link").symlink_to("there/file")
+    files.write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "there/file").read_text() == "new"
+    assert len([*(tmp_path / "there").iterdir()]) == 1
 
 
 @pytest.mark.parametrize(

@@ -317,7 +317,8 @@ def test_openrlhf(tmp_path):
 def test_a_folder_without_a_dump(tmp_path, framework, reason):
     gone = tmp_path / "gone"
     assert refused(tmp_path, framework) == f"{tmp_path}: {reason}"
-    assert refused(gone, framework) == f"{gone}: {reason}"
+    said = f"{gone}: no such file or folder; check --run"
+    assert refused(gone, framework) == said
 
 
 def test_a_dump_without_rollouts_or_elsewhere(tmp_path):

@@ -43,3 +43,13 @@ def test_a_new_file_beside_them_is_none(tmp_path):
     run_files.refuse(tmp_path / "run/scores.jsonl", tmp_path / "run")
     run_files.refuse(tmp_path / "run.json", tmp_path / "run")
     run_files.refuse("metrics.jsonl", "gs://bucket/run")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_circle_of_links_is_no_file(tmp_path, monkeypatch, script):
+    """Before Python 3.13 pathlib's `resolve` raises RuntimeError for one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").symlink_to("run")
+    main = runpy.run_path(str(ROOT / f"launch/{script}.py"))["main"]
+    with pytest.raises(InputError):
+        main([*SCRIPTS[script], "--out", "out.jsonl"])
