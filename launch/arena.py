@@ -8,12 +8,13 @@
 --arms A,B        of those below (default: all); differences are to uniform
 --seeds N         runs of each, with the seeds from config.seed on (default 5)
 --tokens N        generated tokens at which arms are compared (default 400,000)
---probe_epochs E  epochs of the run whose curves choose LIM's set and std's (default 10)
+--probe_epochs E  epochs of the run whose curves choose LIM's set and std's (default 10,
+                  at most 1,000)
 --fork_at N       arms but uniform go on from uniform's run after N steps, instead of
                   beginning for themselves; give it another --record and --out. A
                   sampler that visits all problems first (CDAS, LIM-online) does so then
 --record FILE     JSON lines of what is finished (default notebooks/arena.jsonl): what
-                  stands there is not run again, on whichever machine
+                  stands there is not run again, on whichever machine; not in --out
 --out DIR         the runs' own folders, and arena.md (default runs/arena)
 --minutes M       begin no run after so many; 0: no limit
 --run_seconds S   a run that takes longer is killed and has failed; 0: no limit
@@ -102,6 +103,7 @@ _FLAGS = {
 }
 # Of the probe and of RAND: no arm's seed, so that no arm has the probe's noise.
 _PROBE_SEED = 1_000_000
+_EPOCHS = 1_000  # at most, of the probe: what more of them need is no run
 _RESPONSES = 8  # of the base model, a problem, which choose the hardest tenth
 
 
@@ -157,6 +159,12 @@ def main(argv: list[str]) -> int:
     from limr_jax.studies import arena, jobs
 
     jobs.check_options(config.seed, options)
+    files.check_writable(out / "run.json", "--out")
+    if files.real(options.record).is_relative_to(files.real(out)):
+        raise InputError(
+            f"--record={options.record} lies in --out={out}, where the runs' own files "
+            "and arena.md are written; give a file elsewhere"
+        )
     files.output(options.record, flag="--record")
     files.check_writable(options.record, "--record")
     limit = 60 * options.minutes or math.inf
@@ -215,9 +223,10 @@ def _check(config, options, *, regimes, arms) -> None:
         )
     if options.tokens < 1:
         raise InputError(f"--tokens={options.tokens} must be at least 1")
-    if options.probe_epochs < 2:
+    if not 2 <= options.probe_epochs <= _EPOCHS:
         raise InputError(
-            f"--probe_epochs={options.probe_epochs} must be at least 2; LIMR has 21"
+            f"--probe_epochs={options.probe_epochs} must be from 2 to {_EPOCHS}; LIMR "
+            "has 21"
         )
     if options.fork_at < 0 or options.fork_at % max(1, config.evaluation.every):
         raise InputError(

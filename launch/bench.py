@@ -38,18 +38,56 @@ import tempfile
 import time
 
 from limr_jax import platform
+from limr_jax.config import limits
 from limr_jax.config import load as config_lib
+from limr_jax.config.limits import LIMITS, Real, Text, Whole
 from limr_jax.errors import InputError, shown
 from limr_jax.storage import files
 
 BASE = platform.launch_root() / "configs/base.py"
 CACHE = "~/.cache/limr_jax/bench"
-# What this reads of a workload; benchlib has needs of its own.
+# Flag → what it may be.
+_FLAGS = {
+    "repeats": Whole(0, 10_000),
+    "problems": Whole(0, 1_000_000),
+    "kl": LIMITS["kl.coefficient"],
+}
+# What this and benchlib read of a workload, and what it may be; beside them `variants`.
 _NEEDED = {
-    "name", "seed", "model", "tokens", "variants", "repeats", "warmup", "dtype",
-    "sampling", "train", "prompts_per_batch", "prompt_len", "group_size",
-    "max_new_tokens",
-}  # fmt: skip
+    "name": Text(),
+    "seed": LIMITS["seed"],
+    "dtype": LIMITS["model.dtype"],
+    "model.arch": LIMITS["model.architecture"],
+    "model.hidden_size": Whole(1, limits.SIZE),
+    "model.num_layers": Whole(1, 2**12),
+    "model.num_heads": Whole(1, 2**12),
+    "model.num_kv_heads": Whole(1, 2**12),
+    "model.head_dim": Whole(1, 2**12),
+    "model.intermediate_size": Whole(1, limits.SIZE),
+    "model.vocab_size": Whole(1, limits.SIZE * 16),
+    "model.rope_theta": Real(1, 1e12),
+    "model.rms_norm_eps": Real(0, 1),
+    "model.init_std": Real(0, limits.LARGE),
+    "tokens.pad": Whole(0, limits.SIZE * 16),
+    "tokens.bos": Whole(0, limits.SIZE * 16),
+    "tokens.eos": Whole(0, limits.SIZE * 16),
+    "tokens.first_normal": Whole(0, limits.SIZE * 16),
+    "prompts_per_batch": LIMITS["prompts_per_step"],
+    "prompt_len": LIMITS["rollout.max_prompt_length"],
+    "group_size": LIMITS["group_size"],
+    "max_new_tokens": LIMITS["rollout.max_response_length"],
+    "sampling.temperature": LIMITS["rollout.temperature"],
+    "train.lr": LIMITS["optimizer.learning_rate"],
+    "train.adam.0": LIMITS["optimizer.b1"],
+    "train.adam.1": LIMITS["optimizer.b2"],
+    "train.adam.2": LIMITS["optimizer.epsilon"],
+    "train.weight_decay": LIMITS["optimizer.weight_decay"],
+    "train.max_grad_norm": LIMITS["optimizer.clip_norm"],
+    "train.epsilon": LIMITS["clip.low"],
+    "warmup": Whole(1, 10_000),  # the step that compiles is none of the timed ones
+    "repeats": Whole(1, 10_000),
+}
+_MEAN_LENGTH = Real(1, limits.TOKENS)  # of the responses of a variant that has one
 # Figures that `ratios` has, where the peer has them.
 _COMPARED = ("step_s", "generate_s", "peak_rss_mib", "first_step_s")
 
@@ -133,9 +171,9 @@ def _parse(argv):
         "--against", default="", help="peers' results, comma-separated; default: none"
     )
     options, fields = parser.parse_known_args(argv)
-    for name in ("repeats", "problems", "kl"):
-        if not 0 <= (value := getattr(options, name)) < math.inf:
-            raise InputError(f"--{name}={value} must be 0 or more, and finite")
+    limits.check(
+        ((name, getattr(options, name)) for name in _FLAGS), "--{}".format, _FLAGS
+    )
     if bool(options.model) != bool(options.data):
         raise InputError("--model DIR and --data FILE belong together; give both")
     wrong = [field for field in fields if not field.startswith("--config.")]
@@ -146,8 +184,8 @@ def _parse(argv):
 
 def _benchlib(workload: str):
     """The module beside the workload, told to keep its files elsewhere."""
-    folder = pathlib.Path(workload).resolve().parent
-    if not pathlib.Path(workload).is_file() or not (folder / "benchlib.py").is_file():
+    folder = files.real(workload).parent
+    if not os.path.isfile(workload) or not os.path.isfile(folder / "benchlib.py"):
         raise InputError(f"--workload={workload}: no such file with benchlib.py beside")
     cache = pathlib.Path(os.environ.setdefault("BENCH_CACHE", CACHE)).expanduser()
     os.environ["BENCH_CACHE"] = str(cache)
@@ -170,19 +208,68 @@ def read_workload(bl, path: str) -> dict:
     """
     try:
         workload = bl.workload(path)
-        missing = _NEEDED - workload.keys()
-    except (ValueError, AttributeError) as error:  # no JSON, or no object
+    except (ValueError, RecursionError) as error:
         raise InputError(f"--workload={path} is no workload ({shown(error)})") from None
     except OSError as error:
         raise InputError(f"--workload={path}: {error.strerror or error}") from None
-    if missing:
+    if not _is_object(workload):
+        raise InputError(f"--workload={path} is no workload (it is no JSON object)")
+    try:
+        _check_workload(workload)
+    except InputError as error:
         raise InputError(
-            f"--workload={path} lacks {', '.join(sorted(missing))}; take one of "
-            "../shared/bench as a pattern"
-        )
+            f"--workload={path}: {error}; take one of ../shared/bench as a pattern"
+        ) from None
     content = json.dumps(workload, sort_keys=True).encode()
     digest = hashlib.sha256(content).hexdigest()[:8]
     return workload | {"name": f"{workload['name']}-{digest}"}
+
+
+def _check_workload(workload: dict) -> None:
+    """InputError where something that is read of it is missing or cannot be."""
+    values, missing = {}, set()
+    for name in [*_NEEDED, "variants"]:
+        try:
+            values[name] = _at(workload, name)
+        except KeyError:
+            section = name.partition(".")[0]
+            missing.add(name if section in workload else section)
+    if missing:
+        raise InputError(f"it lacks {', '.join(sorted(missing))}")
+    limits.check(values.items(), rows=_NEEDED)
+    variants = values["variants"]
+    if not (_is_object(variants) and variants):
+        raise InputError(f"variants={shown(variants)} must be an object, and not empty")
+    for name, variant in variants.items():
+        if not _is_object(variant):
+            raise InputError(
+                f"variants.{shown(name)}={shown(variant)} must be an object"
+            )
+        mean = variant.get("mean_len", 1)
+        limits.check_value(_MEAN_LENGTH, mean, f"variants.{shown(name)}.mean_len")
+    least = 1 + max(values[name] for name in values if name.startswith("tokens."))
+    if (size := values["model.vocab_size"]) < least:
+        raise InputError(
+            f"model.vocab_size={size} must be at least {least}, for all of its tokens"
+        )
+    heads, kv_heads = values["model.num_heads"], values["model.num_kv_heads"]
+    if heads % kv_heads:
+        raise InputError(
+            f"model.num_heads={heads} must be a multiple of num_kv_heads={kv_heads}"
+        )
+    if (size := values["model.head_dim"]) % 2:
+        raise InputError(f"model.head_dim={size} must be even")
+
+
+def _at(value, name: str):
+    """What a dotted name means in nested objects and lists; KeyError: nothing."""
+    for part in name.split("."):
+        if isinstance(value, list):
+            value = {str(i): element for i, element in enumerate(value)}
+        if not _is_object(value):
+            raise KeyError(name)
+        value = value[part]
+    return value
 
 
 def _config(bl, workload, options, steps: int, fields: list[str]):

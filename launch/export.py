@@ -71,6 +71,7 @@ def main(argv: list[str]) -> None:
     start = time.perf_counter()
     out = files.local(options.out, "--out")
     files.refuse_existing(out, "--out")
+    files.check_writable(out, "--out")
     run = _run_of(options)
     tokenizer = load_tokenizer(resolve(run.tokenizer))
     config = read_model_config(run.model, tokenizer.vocab_size)

@@ -81,14 +81,16 @@ def main(argv: list[str]) -> int | None:
 
 
 def _refuse_several(argv: list[str], options) -> None:
-    """InputError where the command line asks for several things, or an empty plan."""
+    """InputError where it asks for several things, or --plan or --fork is empty."""
     names = ("dry_run", "compile_only", "plan", "first_contact")
     modes = [f"--{name}" for name in names if getattr(options, name)]
     if len(modes) > 1:
         raise InputError(f"{' and '.join(modes)} exclude each other; give one of them")
     # As from a shell's variable that is not set: a run is not what was asked for.
-    if not options.plan and any(x.partition("=")[0] == "--plan" for x in argv):
-        raise InputError("--plan is empty; write --plan 'v5e-8, 9h'")
+    given = {word.partition("=")[0] for word in argv}
+    for name, example in (("plan", "'v5e-8, 9h'"), ("fork", "RUN")):
+        if f"--{name}" in given and not getattr(options, name):
+            raise InputError(f"--{name} is empty; write --{name} {example}")
 
 
 def _run_config(workdir: str):

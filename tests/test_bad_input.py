@@ -835,6 +835,8 @@ def test_anothers_workdir_stays_as_it_is(launch, tmp_path):
         (["--compile_only", "--first_contact"], "--compile_only and --first_contact"),
         (["--plan="], "--plan is empty; write --plan 'v5e-8, 9h'"),
         (["--plan", ""], "--plan is empty"),
+        (["--fork="], "--fork is empty; write --fork RUN"),
+        (["--fork", "", "--workdir=NEW"], "--fork is empty; write --fork RUN"),
     ],
 )
 def test_one_thing_at_a_time(flags, said):

@@ -27,8 +27,8 @@ def replacing(path) -> Iterator[Any]:
     that it leads to. path: pathlib's, or epath's for gs://, where an object is seen
     when it is whole, so that it is yielded itself. InputError: the disk is full, say.
     """
-    if not gcs.remote(path):
-        path = real(path)
+    if os.path.islink(path):
+        path = type(path)(real(path))
     # In the same folder, so that to replace is to rename.
     name = f".{path.stem}.{os.getpid()}.tmp{path.suffix}"
     temporary = path if gcs.remote(path) else path.with_name(name)

@@ -304,7 +304,11 @@ def test_no_run_begins_after_the_minutes(command, started, monkeypatch):
             "--config.seed=999998 with --seeds=5 has an arm of seed 1000000, which is "
             "the probe's; give a smaller --config.seed",
         ),
-        (["--probe_epochs=1"], "--probe_epochs=1 must be at least 2; LIMR has 21"),
+        (["--probe_epochs=1"], "--probe_epochs=1 must be from 2 to 1000; LIMR has 21"),
+        (
+            [f"--probe_epochs={10**12}", "--dry_run"],
+            "--probe_epochs=1000000000000 must be from 2 to 1000; LIMR has 21",
+        ),
         (
             ["--fork_at=3"],
             "--fork_at=3 must be 0, for none, or a multiple of evaluation.every=4",
@@ -344,6 +348,33 @@ def test_wrong_input_is_one_line_and_nothing_starts(flags, line, command, starte
         LAUNCH["main"]([*argv, *flags])
     assert line in str(error.value)
     assert not started and not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["arena.md", "run.json", "ten/other.jsonl"])
+def test_a_record_among_the_runs_is_one_line(command, started, name):
+    """The page would take its place at the end, say, and nothing would be on record."""
+    folder, argv = command
+    out, record = folder / "out", folder / "out" / name
+    for there in (False, True):
+        if there:
+            record.parent.mkdir(parents=True)
+        with pytest.raises(InputError) as error:
+            LAUNCH["main"]([*argv, f"--record={record}", "--dry_run"])
+        assert str(error.value) == (
+            f"--record={record} lies in --out={out}, where the runs' own files and "
+            "arena.md are written; give a file elsewhere"
+        )
+    assert not started
+
+
+def test_an_out_that_is_a_file_is_known_before_a_dry_run_ends(command):
+    folder, argv = command
+    out = folder / "ten.jsonl"
+    with pytest.raises(InputError) as error:
+        LAUNCH["main"]([*argv, f"--out={out}", "--dry_run"])
+    assert str(error.value) == (
+        f"{out}/run.json cannot be written: {out} is no folder; give another --out"
+    )
 
 
 def test_a_regime_in_the_configs_place_is_one_line(command):

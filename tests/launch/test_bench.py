@@ -164,9 +164,14 @@ def test_a_checkpoint_is_asked_real_problems(bench, tmp_path, monkeypatch):
         ),
         (["--variant", "long"], "--variant=long: the workload has fixed or ragged"),
         (["--workers", "2"], "unknown argument '--workers'; see --help"),
-        (["--kl", "-1"], "--kl=-1.0 must be 0 or more, and finite"),
-        (["--kl", "nan"], "--kl=nan must be 0 or more, and finite"),
-        (["--repeats", "-1"], "--repeats=-1 must be 0 or more, and finite"),
+        (["--kl", "-1"], "--kl=-1.0 must be from 0 to 1e+06"),
+        (["--kl", "nan"], "--kl=nan must be from 0 to 1e+06"),
+        (["--repeats", "-1"], "--repeats=-1 must be from 0 to 10000"),
+        (["--repeats", str(10**9)], "--repeats=1000000000 must be from 0 to 10000"),
+        (
+            ["--problems", str(10**12)],
+            "--problems=1000000000000 must be from 0 to 1000000",
+        ),
         (
             ["--problems", "3"],
             "--problems=3 must be at least 8, as many as a step draws",
@@ -197,7 +202,8 @@ def test_what_is_wrong_is_one_line(bench, arguments, said):
     ("text", "said"),
     [
         ("{", "is no workload (Expecting property name"),
-        ("[]", "is no workload ('list' object has no attribute 'keys')"),
+        ("[]", "is no workload (it is no JSON object)"),
+        ("[" * 10**5, "is no workload ("),
         ('{"name": "x", "seed": 0}', "lacks dtype, group_size, max_new_tokens, model,"),
     ],
 )
@@ -206,6 +212,75 @@ def test_no_workload_is_one_line(bench, tmp_path, text, said):
     with pytest.raises(InputError) as error:
         bench()
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"model": {}}, "it lacks model.arch, model.head_dim, model.hidden_size, "),
+        ({"model": 5}, "it lacks model.arch, model.head_dim, model.hidden_size, "),
+        ({"train": {}}, "it lacks train.adam.0, train.adam.1, train.adam.2, "),
+        (
+            {"train": WORKLOAD["train"] | {"adam": [0.9, 0.999]}},
+            "it lacks train.adam.2; take one of ../shared/bench as a pattern",
+        ),
+        ({"name": {"a": 1}}, "name={'a': 1} must be text, not dict; take one of "),
+        ({"warmup": "x"}, "warmup='x' must be a whole number, not str; take one of "),
+        ({"warmup": -5}, "warmup=-5 must be from 1 to 10000; take one of "),
+        ({"variants": 5}, "variants=5 must be an object, and not empty; take one of "),
+        (
+            {"variants": {}},
+            "variants={} must be an object, and not empty; take one of ",
+        ),
+        (
+            {"variants": {"fixed": 1}},
+            "variants.fixed=1 must be an object; take one of ",
+        ),
+        (
+            {"variants": {"ragged": {"mean_len": 0}}},
+            "variants.ragged.mean_len=0 must be from 1 to 1048576; take one of ",
+        ),
+        (
+            {"tokens": WORKLOAD["tokens"] | {"first_normal": 48}},
+            "model.vocab_size=48 must be at least 49, for all of its tokens; take ",
+        ),
+        (
+            {"model": WORKLOAD["model"] | {"num_heads": 3, "num_kv_heads": 2}},
+            "model.num_heads=3 must be a multiple of num_kv_heads=2; take one of ",
+        ),
+        (
+            {"model": WORKLOAD["model"] | {"head_dim": 7}},
+            "model.head_dim=7 must be even; take one of ",
+        ),
+    ],
+)
+def test_a_part_of_a_workload_that_cannot_be(bench, tmp_path, changed, said):
+    path = tmp_path / "bench/workload.json"
+    path.write_text(json.dumps(WORKLOAD | changed))
+    with pytest.raises(InputError) as error:
+        bench()
+    assert str(error.value).startswith(f"--workload={path}: {said}")
+
+
+@pytest.mark.parametrize("name", ["workload.json", "workload_135m.json"])
+def test_the_workloads_that_there_are(shared, tmp_path, monkeypatch, name):
+    path = shared / "bench" / name
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path))
+    monkeypatch.delitem(sys.modules, "benchlib", raising=False)
+    bl = SCRIPT["_benchlib"](str(path))
+    monkeypatch.delitem(sys.modules, "benchlib")  # which knows this test's cache
+    read = SCRIPT["read_workload"](bl, str(path))
+    assert read["model"] == json.loads(path.read_text())["model"]
+
+
+def test_a_circle_of_links_is_no_workload(bench, tmp_path):
+    link = tmp_path / "link.json"
+    link.symlink_to(link)
+    with pytest.raises(InputError) as error:
+        bench("--workload", str(link))
+    assert str(error.value) == (
+        f"--workload={link}: no such file with benchlib.py beside"
+    )
 
 
 def test_another_workload_of_the_same_name_is_another_model(

@@ -175,6 +175,17 @@ def test_what_is_there_is_not_replaced(tmp_path, there):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_place_below_a_file_is_known_at_once(tmp_path):
+    """Before the run is read."""
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(InputError) as raised:
+        export("--workdir", tmp_path / "no-run", "--out", file / "out")
+    assert str(raised.value) == (
+        f"{file}/out cannot be written: {file} is no folder; give another --out"
+    )
+
+
 def test_a_full_disk_leaves_no_export(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
