@@ -19,9 +19,9 @@ expressions 1.2 % of GSM8K's solutions are longer (6,991 of 7,473 can be written
 
 Got, seeds 0 and 1, 2026-12-01, in fp32 on an EPYC without AVX-512: SVAMP 24.7 → 28.5
 and 28.1 %, right of the training problems' rollouts, none asked twice, 49 → 71 % (ten
-steps' means), in 43 minutes of steps. RECORDS.md has the rest, and what a model that computes for
-itself learns. --config.model.dtype=bfloat16 is quicker where the processor multiplies
-bf16 (AMX).
+steps' means), in 43 minutes of steps. RECORDS.md has the rest, and what a model that
+computes for itself learns. --config.model.dtype=bfloat16 is quicker where the processor
+multiplies bf16 (AMX).
 """
 
 from configs import base
