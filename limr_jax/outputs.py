@@ -5,7 +5,6 @@ import itertools
 from collections.abc import Iterator
 
 import jax
-import numpy as np
 
 from limr_jax import console
 from limr_jax.errors import InputError
@@ -92,7 +91,7 @@ def result_of(run: Run, config, workdir, policy, log: metrics.Metrics) -> dict:
     k, epoch = config.evaluation.samples, log.last.get("epoch")
     result = {
         "steps": config.num_steps,
-        "epochs": None if epoch is None else int(np.floor(epoch)),
+        "epochs": None if epoch is None else metrics.whole_epochs(epoch),
         "eval_problems": len(run.eval_set) if run.eval_set else None,
         "eval_accuracy_before": before.get("accuracy"),
         "eval_accuracy_after": after.get("accuracy"),

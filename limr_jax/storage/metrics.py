@@ -318,6 +318,16 @@ def number(row: Mapping[str, Any], name: str) -> float | None:
     return float(value) if drawn else None
 
 
+def whole_epochs(epoch: float) -> int:
+    """How many epochs the metric `epoch` has finished: its floor, but for rounding.
+
+    In fp32 what is whole may be 0.99999994: where `epoch` is a sum of fractions, and of
+    most samplers before 2026-12-01. A step of a run of less than a million steps is
+    more than that.
+    """
+    return math.floor(epoch * (1 + 2.0**-22))
+
+
 def _lines(path) -> Iterator[bytes]:
     """The lines of a file; of one that is longer than `_LONGEST` only its beginning.
 

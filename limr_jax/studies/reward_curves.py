@@ -6,7 +6,6 @@ the mathematics. Nothing here needs the problems themselves, only their ids.
 
 import collections
 import dataclasses
-import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
@@ -262,7 +261,7 @@ def row_epochs(workdir) -> Callable[[Mapping], int]:
     for line in metrics.read_metrics(workdir):
         if (epoch := metrics.number(line, "epoch")) is not None:
             # The number of finished epochs, and behind the point the part of the next.
-            after = math.floor(epoch)
+            after = metrics.whole_epochs(epoch)
             steps[line["step"]] = finished, after > finished
             finished = after
     last: dict[

@@ -330,8 +330,9 @@ def test_rollouts_given_out_in_rounds(folder, tmp_path, quick_compiler):
 @pytest.mark.slow
 def test_drafts_of_two_hosts(folder, tmp_path, quick_compiler):
     """The third step asks some problems again, whose rollouts lie on either host."""
-    # Cold, so that what was written once is written again.
-    few = {"num_steps": 3, "rollout__temperature": 0.02}
+    # Cold, and hardly learning, so that what was written once is written again.
+    few = {"num_steps": 3, "rollout__temperature": 0.005}
+    few["optimizer__learning_rate"] = 1e-6
     given = command(folder, tmp_path / "run", rollout__drafts=3, **few)
     said = start(folder, [given] * 2).wait(900)
     assert [code for code, _ in said] == [0, 0], said
@@ -341,7 +342,8 @@ def test_drafts_of_two_hosts(folder, tmp_path, quick_compiler):
     without = run_records(tmp_path / "without")
     assert here["rollouts"] == there["rollouts"] == without["rollouts"]
     assert_same_numbers(here, there)
-    assert here["metrics"][2]["drafts/accepted"] > 0.1
+    steps = [[x["decode_steps"] for x in r["metrics"]] for r in (here, without)]
+    assert sum(steps[0]) < sum(steps[1])
 
 
 @pytest.mark.soak

@@ -383,3 +383,14 @@ def test_a_dump_stays_within_its_bound_and_keeps_the_newest(tmp_path):
     # A fresh start in a folder that a killed one left.
     rollout_dump.Dump(tmp_path, step=0)
     assert list(rollout_dump.read_dump(tmp_path)) == []
+
+
+@pytest.mark.parametrize("epoch_steps", [1, 7, 41, 47, 61, 4096])
+def test_an_epoch_is_finished_when_its_last_step_is(epoch_steps):
+    """As fp32 has it, rounded either way, and a last digit below."""
+    for whole in (1, 2, 3, 100):
+        below = np.nextafter(np.float32(whole), np.float32(0))
+        assert metrics.whole_epochs(float(below)) == whole
+        assert metrics.whole_epochs(float(whole)) == whole
+        before = np.float32(whole - 1 / epoch_steps)
+        assert metrics.whole_epochs(float(before)) == whole - 1
