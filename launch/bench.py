@@ -32,6 +32,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
 import sys
 import tempfile
@@ -247,6 +248,17 @@ def _check_workload(workload: dict) -> None:
             )
         mean = variant.get("mean_len", 1)
         limits.check_value(_MEAN_LENGTH, mean, f"variants.{shown(name)}.mean_len")
+    if not re.fullmatch(r"\w[\w.-]{0,99}", values["name"]):  # names folders
+        raise InputError(
+            f"name={shown(values['name'])} must be at most 100 letters, digits, dots, "
+            "dashes and underscores"
+        )
+    special = [values[f"tokens.{name}"] for name in ("pad", "bos", "eos")]
+    if len({*special}) < 3 or max(special) >= values["tokens.first_normal"]:
+        raise InputError(
+            f"tokens={shown(workload['tokens'])}: pad, bos and eos must differ, and be "
+            "below first_normal"
+        )
     least = 1 + max(values[name] for name in values if name.startswith("tokens."))
     if (size := values["model.vocab_size"]) < least:
         raise InputError(
@@ -265,10 +277,10 @@ def _at(value, name: str):
     """What a dotted name means in nested objects and lists; KeyError: nothing."""
     for part in name.split("."):
         if isinstance(value, list):
-            value = {str(i): element for i, element in enumerate(value)}
+            value = dict(enumerate(value))
         if not _is_object(value):
             raise KeyError(name)
-        value = value[part]
+        value = value[int(part) if part.isdigit() else part]
     return value
 
 

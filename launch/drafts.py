@@ -60,6 +60,7 @@ def main(argv: list[str]) -> None:
     from limr_jax import console
     from limr_jax.data.tokenizer import load_tokenizer
     from limr_jax.errors import choose
+    from limr_jax.evaluation.trained_policy import read_config
     from limr_jax.platform import resolve
     from limr_jax.storage import rollout_dump
     from limr_jax.storage.workdir import read_run
@@ -68,10 +69,7 @@ def main(argv: list[str]) -> None:
     sources = options.sources.split(",")
     for source in sources:
         choose(dict.fromkeys(drafts.SOURCES), source, "--sources")
-    stored = read_run(options.run).get("config") or {}
-    if not isinstance(stored.get("tokenizer"), str):
-        raise InputError(f"{options.run} is no run of launch/tpu.py")
-    tokenizer = load_tokenizer(resolve(stored["tokenizer"]))
+    tokenizer = load_tokenizer(resolve(read_config(options.run).tokenizer))
     dumped = list(rollout_dump.whole_rows(options.run, drafts.NEEDS))
     if not dumped:
         raise InputError(
@@ -81,7 +79,8 @@ def main(argv: list[str]) -> None:
     at_step = collections.Counter(row["step"] for row in dumped)
     reward_curves.check_whole(options.run, at_step)
     groups = drafts.groups_of(dumped, tokenizer)[: options.groups or None]
-    kept = (stored.get("rollout") or {}).get("drafts_kept")  # an older run: all
+    stored = read_run(options.run)["config"]
+    kept = stored.get("rollout", {}).get("drafts_kept")  # an older run: all
     rows = []
     with console.progress("simulate", len(ns) * len(ks) * len(sources)) as tick:
         for n in ns:

@@ -46,7 +46,10 @@ def main(argv: list[str]) -> None:
             raise InputError(f"--{name}={getattr(options, name)} must be 0 or more")
     if len(options.runs) > 1 and not options.out:
         raise InputError("a page of several runs has no folder; give --out FILE.html")
-    out = files.local(options.out or f"{options.runs[0]}/report.html", "--out")
+    if options.out:
+        out = files.output(options.out)
+    else:
+        out = files.local(f"{options.runs[0]}/report.html", "--out")
     from limr_jax.studies import html_report, run_files
 
     for run in options.runs:

@@ -35,6 +35,7 @@ The last line on stdout is one JSON object, the run's result.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import resource
@@ -49,10 +50,11 @@ def main(argv: list[str]) -> int | None:
     """Parse, check, then train."""
     flags = {"coordinator": "", "processes": 0, "process": -1, "plan": ""}
     flags |= {"compile_only": False, "first_contact": False, "fork": "", "step": -1}
+    _refuse_empty(argv)
     config, options = config_lib.load(
         argv, __doc__, flags=flags, run_config=_run_config, run_flag="fork", kind="base"
     )
-    _refuse_several(argv, options)
+    _refuse_several(options)
     _check_fork(options)
     if options.plan:
         return plan(config, options.workdir, options.plan)
@@ -80,17 +82,23 @@ def main(argv: list[str]) -> int | None:
     return None
 
 
-def _refuse_several(argv: list[str], options) -> None:
-    """InputError where it asks for several things, or --plan or --fork is empty."""
+def _refuse_several(options) -> None:
+    """InputError where the command line asks for several things."""
     names = ("dry_run", "compile_only", "plan", "first_contact")
     modes = [f"--{name}" for name in names if getattr(options, name)]
     if len(modes) > 1:
         raise InputError(f"{' and '.join(modes)} exclude each other; give one of them")
-    # As from a shell's variable that is not set: a run is not what was asked for.
-    given = {word.partition("=")[0] for word in argv}
-    for name, example in (("plan", "'v5e-8, 9h'"), ("fork", "RUN")):
-        if f"--{name}" in given and not getattr(options, name):
-            raise InputError(f"--{name} is empty; write --{name} {example}")
+
+
+def _refuse_empty(argv: list[str]) -> None:
+    """InputError where --plan or --fork is empty, as from a variable that is not set.
+
+    The run that would begin is not what was asked for.
+    """
+    for name, example in (("--plan", "'v5e-8, 9h'"), ("--fork", "RUN")):
+        # As one word, or as two.
+        if f"{name}=" in argv or (name, "") in itertools.pairwise(argv):
+            raise InputError(f"{name} is empty; write {name} {example}")
 
 
 def _run_config(workdir: str):

@@ -73,6 +73,8 @@ def _check_optimizer(optimizer) -> None:
 
 def _check_filter(config, algorithm: Algorithm) -> None:
     """The filter of a group's advantages leaves something where they differ most."""
+    if config.kl.coefficient and config.kl.placement == "reward":
+        return  # a penalty is added behind the bound, and may be of any size
     tau, group = config.filter.tau, largest_group(config)
     groups = f"group_size={group}"
     if group != config.group_size:

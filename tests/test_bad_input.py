@@ -844,6 +844,11 @@ def test_one_thing_at_a_time(flags, said):
         MAIN(["--config", str(ROOT / "configs/tiny.py"), *flags])
 
 
+def test_an_empty_fork_is_what_a_command_line_without_a_config_is_told_of():
+    with pytest.raises(InputError, match="--fork is empty"):
+        MAIN(["--fork", "", "--workdir", "NEW"])
+
+
 @pytest.mark.parametrize("flags", [(), ("--compile_only",)], ids=["train", "compile"])
 def test_a_workdir_that_cannot_be_is_known_at_once(
     launch, tmp_path, monkeypatch, flags

@@ -10,8 +10,8 @@ import numpy as np
 from limr_jax.data import jsonl
 from limr_jax.errors import InputError
 
-# Of the rewards that scores are made of: fp32 holds their squares, summed.
-LARGEST_REWARD = 1_000_000
+# Of the rewards that scores are made of: fp32 holds sums of their squares.
+LARGEST_REWARD = 1e15
 
 
 def read_scores(path) -> dict[str, float]:
@@ -88,5 +88,5 @@ def number(
 
 
 def reward(value, field: str, where: str) -> float | None:
-    """As `number`, within what scores can be made of: ±1,000,000."""
+    """As `number`, within what scores can be made of: ±1e15."""
     return number(value, field, where, largest=LARGEST_REWARD)

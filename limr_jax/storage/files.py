@@ -25,10 +25,12 @@ def replacing(path) -> Iterator[Any]:
 
     So a reader, or a kill, finds the old file or the new one. Of a link it is the file
     that it leads to. path: pathlib's, or epath's for gs://, where an object is seen
-    when it is whole, so that it is yielded itself. InputError: the disk is full, say.
+    when it is whole, so that it is yielded itself. InputError: the disk is full, say,
+    or a pipe, a device or a circle of links stands there.
     """
     if os.path.islink(path):
         path = type(path)(real(path))
+    refuse_special(path)
     # In the same folder, so that to replace is to rename.
     name = f".{path.stem}.{os.getpid()}.tmp{path.suffix}"
     temporary = path if gcs.remote(path) else path.with_name(name)
@@ -252,6 +254,20 @@ def real(path) -> pathlib.Path:
     return pathlib.Path(os.path.realpath(path))
 
 
+def refuse_special(path, name: str = "") -> None:
+    """InputError where a pipe, a device or a link that leads nowhere has this path.
+
+    name: what the error calls it; "": the path. To be replaced by a file would break
+    who reads the pipe, and as root the machine's /dev/null.
+    """
+    there = os.path.lexists(path)
+    if there and not os.path.isfile(path) and not os.path.isdir(path):
+        raise InputError(
+            f"{name or path} is a pipe, a device or a link that "
+            "leads nowhere; give a file"
+        )
+
+
 def check_writable(path, flag: str = "--workdir") -> None:
     """InputError where no file of this name can be made; nothing is made.
 
@@ -280,19 +296,17 @@ def output(path, *read, flag: str = "--out") -> pathlib.Path:
     """The file that a flag names, to be written; before anything is done for it.
 
     read: files that are read meanwhile; None where one is not given. InputError: it is
-    one of these, it is a folder or no file (a pipe, a device), a link that leads
-    nowhere, or there is no folder that it could lie in.
+    one of these, it is a folder, a pipe, a device or a link that leads nowhere, or
+    there is no folder that it could lie in, or no right to write there.
     """
     out = local(path, flag)
     if any(each and real(each) == real(out) for each in read):
         raise InputError(f"{flag} {path} is what is read; give another file")
     if out.is_dir():
         raise InputError(f"{flag} {path} is a folder; give a file in it")
-    if os.path.lexists(out) and not out.is_file():
-        raise InputError(
-            f"{flag} {path} is a pipe, a device or a link that leads nowhere; give a "
-            "file"
-        )
+    refuse_special(out, f"{flag} {path}")
     if not out.absolute().parent.is_dir():
         raise InputError(f"{flag} {path}: no such folder; make it first")
+    # Where it is a link, what it leads to is written.
+    check_writable(real(out), flag)
     return out

@@ -282,7 +282,7 @@ def _weighted(rewards, name: str, where: str) -> float | None:
         each = [score_file.reward(x, key, where) for x in (value, weight)]
         if None not in each:
             total = (total or 0.0) + each[0] * each[1]
-    return total
+    return score_file.reward(total, "rewards, weighted,", where)
 
 
 def _openrlhf(path: pathlib.Path, reward: str) -> Iterator[DumpedRollout]:

@@ -296,15 +296,16 @@ def _dumped(row: Mapping, field: str, workdir) -> float | None:
             "--value " + next(name for name in VALUES if VALUES[name] != field)
         )
     value = row[field] if row.get("valid", 1) else None
-    # A grade may be true or false; a whole number may be beyond the largest float.
-    most = score_file.LARGEST_REWARD
-    is_grade = isinstance(value, int | float | None)
-    if not is_grade or (value is not None and not abs(value) <= most):
+    where = f"{workdir}: the {field} of {row['id']!r} at step {row['step']}"
+    if not isinstance(value, int | float | None):  # a grade may be true or false
         raise InputError(
-            f"{workdir}: the {field} of {row['id']!r} at step {row['step']} is no "
-            f"number up to {most:,}; the dump was changed: take another run's, or make "
+            f"{where} is no number; the dump was changed: take another run's, or make "
             "it anew"
         )
+    most = score_file.LARGEST_REWARD
+    # A whole number may be beyond the largest float, and NaN is beyond all.
+    if value is not None and not abs(value) <= most:
+        raise InputError(f"{where} is beyond ±{most:g}, of which no score is made")
     return None if value is None else float(value)
 
 

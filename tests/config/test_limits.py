@@ -205,8 +205,8 @@ def test_limits_that_people_have_met(field, value, said):
     assert str(caught.value) == said
 
 
-def wrong(**fields) -> str:
-    """What `check` says of base.py with these fields; `a__b` is the field a.b."""
+def base_with(**fields):
+    """base.py with these fields; `a__b` is the field a.b."""
     made, _ = load.load([f"--config={ROOT}/configs/base.py"])
     with made.unlocked():
         made.data.train = made.tokenizer = "there"
@@ -216,8 +216,13 @@ def wrong(**fields) -> str:
             for part in above:
                 section = section[part]
             section[leaf] = value
+    return made
+
+
+def wrong(**fields) -> str:
+    """What `check` says of `base_with` these fields."""
     with pytest.raises(InputError) as caught:
-        check(made)
+        check(base_with(**fields))
     return str(caught.value)
 
 
@@ -253,6 +258,9 @@ def test_a_filter_that_drops_everything():
     # JEPO's baseline clips them at 1.
     said = wrong(filter__tau=1.0, algorithm="rloo_normalised")
     assert "drops every rollout: no advantage is above 1;" in said
+    # A penalty of the reward is added behind that bound.
+    penalty = {"kl__coefficient": 0.1, "kl__placement": "reward"}
+    check(base_with(filter__tau=2.5, **penalty))
     # With an allocation a problem may have more rollouts, and a larger advantage.
     said = wrong(filter__tau=5.5, allocation__name="knapsack")
     assert "groups of up to 32 (allocation.most) drops every rollout" in said

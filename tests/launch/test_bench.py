@@ -226,6 +226,8 @@ def test_no_workload_is_one_line(bench, tmp_path, text, said):
         ),
         ({"name": {"a": 1}}, "name={'a': 1} must be text, not dict; take one of "),
         ({"warmup": "x"}, "warmup='x' must be a whole number, not str; take one of "),
+        ({"name": "../x"}, "name=../x must be at most 100 letters, digits, dots, "),
+        ({"name": "n" * 101}, "name=nnn"),
         ({"warmup": -5}, "warmup=-5 must be from 1 to 10000; take one of "),
         ({"variants": 5}, "variants=5 must be an object, and not empty; take one of "),
         (

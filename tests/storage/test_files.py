@@ -66,6 +66,18 @@ def test_what_cannot_be_written_is_refused(tmp_path, monkeypatch, path, said):
     assert files.output("folder/new", None, "read") == files.local("folder/new", "")
 
 
+def test_no_pipe_is_replaced(tmp_path):
+    """Nor the one that a link leads to."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    (tmp_path / "circle").symlink_to("circle")
+    for name in ("pipe", "link", "circle"):
+        with pytest.raises(InputError, match="is a pipe, a device or a link that"):
+            files.write_text(tmp_path / name, "new")
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
+    assert len([*tmp_path.iterdir()]) == 3
+
+
 def test_a_link_stays_a_link_to_what_is_written(tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "there/file").write_text("old")

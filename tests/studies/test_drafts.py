@@ -156,3 +156,19 @@ def test_rollouts_of_one_token_take_no_step(simulated):
         None,
         None,
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ([1], "run.json holds no config"),
+        ({"tokenizer": 5}, "tokenizer"),
+        ({"tokenizer": "x", "rollout": 5}, "rollout"),
+        ({"tokenizer": "x", "rollout": {"drafts_kept": "y"}}, "drafts_kept"),
+    ],
+)
+def test_a_run_json_that_was_changed_is_one_line(tmp_path, config, said):
+    (tmp_path / "run.json").write_text(json.dumps({"config": config}))
+    main = runpy.run_path(str(ROOT / "launch/drafts.py"))["main"]
+    with pytest.raises(InputError, match=said):
+        main([str(tmp_path)])

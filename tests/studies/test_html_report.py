@@ -188,7 +188,8 @@ def test_the_command(run, tmp_path):
         (["a", "--samples=-1"], "--samples=-1"),
         (["a", "--samples=x"], "invalid int"),
         (["empty"], "has no step of a run yet"),
-        (["run", "--out=no/where.html"], "cannot be written"),
+        (["run", "--out=no/where.html"], "no/where.html: no such folder; make it"),
+        (["run", "--out=/dev/null"], "--out /dev/null is a pipe, a device or a link"),
     ],
 )
 def test_a_mistake_is_one_line(run, tmp_path, monkeypatch, words, said):
